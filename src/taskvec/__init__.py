@@ -1,0 +1,55 @@
+"""Task arithmetic for real checkpoints: add or remove skills layer by layer, without training."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taskvec.engine.api import forget, merge, scan
+    from taskvec.engine.recipe import Family, load_recipe
+    from taskvec.engine.verify import verify
+    from taskvec.errors import TaskvecError
+    from taskvec.methods.lata import lata
+    from taskvec.methods.table import Table, load_table
+    from taskvec.statistics.scan import Scan
+
+_HOMES = {
+    "Family": "taskvec.engine.recipe",
+    "Scan": "taskvec.statistics.scan",
+    "Table": "taskvec.methods.table",
+    "TaskvecError": "taskvec.errors",
+    "forget": "taskvec.engine.api",
+    "lata": "taskvec.methods.lata",
+    "load_recipe": "taskvec.engine.recipe",
+    "load_table": "taskvec.methods.table",
+    "merge": "taskvec.engine.api",
+    "scan": "taskvec.engine.api",
+    "verify": "taskvec.engine.verify",
+}
+
+__all__ = [
+    "Family",
+    "Scan",
+    "Table",
+    "TaskvecError",
+    "forget",
+    "lata",
+    "load_recipe",
+    "load_table",
+    "merge",
+    "scan",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'taskvec' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

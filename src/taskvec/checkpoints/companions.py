@@ -1,0 +1,132 @@
+"""The files of a model folder besides its weights: config, tokenizer, chat template, model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.folder import INDEX, Checkpoint
+from taskvec.dtypes import DType
+
+# What a model needs to be loaded and used; not training state, other formats, READMEs.
+_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
+_LEFT_OUT = (
+    INDEX,
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "adapter_config.json",
+    "taskvec-manifest.json",
+    "pytorch_model.bin.index.json",
+)
+_FOLDERS = ("additional_chat_templates",)
+
+
+def companions(target: Checkpoint, dtype: DType | None) -> dict[str, bytes]:
+    """Files to write beside the weights, by relative name.
+
+    Args:
+        target: The member whose config, tokenizer and chat template the result has.
+        dtype: Element type of the result where it is not the target's own; the config then says so.
+    """
+    found: dict[str, bytes] = {}
+    for pattern in _PATTERNS:
+        for path in sorted(target.path.glob(pattern)):
+            if path.is_file() and path.name not in _LEFT_OUT:
+                found[path.name] = path.read_bytes()
+    for folder in _FOLDERS:
+        for path in sorted((target.path / folder).glob("*")):
+            found[f"{folder}/{path.name}"] = path.read_bytes()
+    if dtype is not None and target.config:
+        config = dict(target.config)
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = dtype.config_name
+        found["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
+    return found
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """Metadata of a model card; empty if there is none that can be read."""
+    import yaml
+
+    try:
+        text = (path / "README.md").read_text()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        data = yaml.safe_load(text[4:].split("\n---", 1)[0])
+    except yaml.YAMLError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def model_card(
+    name: str,
+    members: Mapping[str, Path],
+    *,
+    method: str,
+    formula: str,
+    scales: Mapping[str, float],
+) -> bytes:
+    """README.md with the hub's metadata.
+
+    A licence is given only where all members state the same one; otherwise they are listed.
+
+    Args:
+        name: Title.
+        members: Folder by role, in words.
+        method: Name of the method.
+        formula: The merged model in symbols.
+        scales: λ by task.
+    """
+    import yaml
+
+    licences = {
+        who: str(_front_matter(path).get("license", "not stated")) for who, path in members.items()
+    }
+    agreed = set(licences.values()) if licences else set()
+    metadata: dict[str, Any] = {
+        "base_model": sorted({_hub_name(path) for path in members.values()}),
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["task-arithmetic", "merge", "taskvec", method],
+    }
+    if len(agreed) == 1 and agreed != {"not stated"}:
+        metadata["license"] = agreed.pop()
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=True, allow_unicode=True).strip(),
+        "---",
+        f"# {name}",
+        "",
+        f"Made by [taskvec](https://pypi.org/project/taskvec/) with `{method}`: {formula}.",
+        "",
+        *_table(
+            ("member", "model", "licence"),
+            [(w, _hub_name(p), licences[w]) for w, p in members.items()],
+        ),
+        "",
+        *_table(
+            ("task", "scale λ"), [(task, f"{scale:g}") for task, scale in sorted(scales.items())]
+        ),
+        "",
+        "`taskvec.yaml` is the recipe, `taskvec-manifest.json` what was read and written; "
+        "`taskvec verify` checks this folder against it.",
+        "",
+    ]
+    return "\n".join(lines).encode()
+
+
+def _hub_name(path: Path) -> str:
+    """How a card names a folder: never by where it lay on the machine that merged."""
+    return path.name
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

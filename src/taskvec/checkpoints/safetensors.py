@@ -1,0 +1,183 @@
+"""The safetensors file format: header in, header out.
+
+A file is 8 bytes (little-endian length of the header), the header (JSON: name → dtype, shape,
+data_offsets) and the data. Everything is validated here before a single weight is touched, with the
+same rules as the official library: offsets relative to the end of the header, in order, without gap
+or overlap, up to the end of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from taskvec.dtypes import DTYPES, DType
+from taskvec.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the official library's limit
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies.
+
+    Attributes:
+        name: Parameter name.
+        dtype: Element type.
+        shape: Shape; () for a scalar.
+        offset: First byte, from the start of the file.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.size * self.dtype.bits // 8
+
+
+def read_header(path: Path) -> list[TensorInfo]:
+    """The tensors of one file, in the order of their offsets.
+
+    Raises:
+        CheckpointError: the file cannot be read or breaks a rule of the format.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            prefix = file.read(8)
+            if size < 8:
+                _fail(path, f"file has {size} bytes, too few for a header", "download it again")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > MAX_HEADER_BYTES:
+                _fail(
+                    path,
+                    f"header of {length:,} bytes, at most {MAX_HEADER_BYTES:,} are allowed",
+                    "this is probably not a safetensors file",
+                )
+            if length > size - 8:
+                _fail(
+                    path,
+                    f"header of {length:,} bytes does not fit a file of {size:,} bytes",
+                    "the file is truncated; download it again",
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return _check_layout(path, _parse(path, raw), 8 + length, size)
+
+
+def _fail(path: Path, what: str, remedy: str = "the file is damaged; write it again") -> NoReturn:
+    raise CheckpointError(f"{path}: {what}; {remedy}")
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        _fail(path, f"header names {twice!r} twice")
+    return seen
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    if not raw.startswith(b"{"):
+        _fail(path, "header is not a JSON object", "this is probably not a safetensors file")
+    try:
+        header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
+    except (ValueError, RecursionError) as error:
+        _fail(path, f"header is not JSON ({str(error)[:80]})")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        _fail(path, "__metadata__ in the header is not a map of strings")
+    return header  # type: ignore[no-any-return]
+
+
+def _is_natural(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
+    """dtype, shape and offsets of one header entry, each checked by itself."""
+    where = f"tensor {name!r}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _fail(path, f"{where}: header entry needs dtype, shape and data_offsets and nothing else")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        _fail(
+            path,
+            f"{where}: unknown dtype {str(entry['dtype'])[:40]!r}",
+            f"known: {', '.join(DTYPES)}",
+        )
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or not all(_is_natural(n) for n in shape):
+        _fail(path, f"{where}: shape {str(shape)[:60]} is not a list of natural numbers")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_natural, offsets)):
+        _fail(path, f"{where}: data_offsets {str(offsets)[:60]} are not two natural numbers")
+    begin, end = offsets
+    bits = math.prod(shape) * dtype.bits
+    if bits % 8 or end - begin != bits // 8:
+        _fail(
+            path,
+            f"{where}: data_offsets span {end - begin:,} bytes, "
+            f"{dtype.name} of shape {shape} needs {bits / 8:,.0f}",
+        )
+    return dtype, tuple(shape), begin, end
+
+
+def _check_layout(
+    path: Path, header: dict[str, Any], data_start: int, size: int
+) -> list[TensorInfo]:
+    found = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
+    found.sort(key=lambda item: item[3:])
+    reached, before = 0, ""
+    for name, _, _, begin, end in found:
+        if begin < reached:
+            _fail(path, f"tensor {name!r} overlaps {before!r}")
+        if begin > reached:
+            _fail(path, f"{begin - reached:,} unused bytes before tensor {name!r}")
+        if data_start + end > size:
+            _fail(
+                path,
+                f"tensor {name!r} ends at byte {data_start + end:,} of a file of {size:,} bytes",
+                "the file is truncated; download it again",
+            )
+        reached, before = end, name
+    if data_start + reached != size:
+        _fail(path, f"{size - data_start - reached:,} bytes behind the last tensor")
+    return [
+        TensorInfo(name, dtype, shape, data_start + begin) for name, dtype, shape, begin, _ in found
+    ]
+
+
+def write_header(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> bytes:
+    """The header of a file that holds the tensors in the given order; its data is 8-byte aligned.
+
+    >>> from taskvec.dtypes import DTYPES
+    >>> header = write_header([("w", DTYPES["BF16"], (2, 3))])
+    >>> len(header) % 8, header[8:].decode().strip()[-58:]
+    (0, '"w":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}}')
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, dtype, shape in tensors:
+        end = begin + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

@@ -1,0 +1,264 @@
+"""What several verbs share: the family on the command line, progress bars, tables of text."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.errors import UsageError
+
+if TYPE_CHECKING:
+    from taskvec.engine.recipe import Recipe
+    from taskvec.engine.run import Options
+    from taskvec.methods.table import Table
+
+ROLES = ("base", "instruct", "anchor", "target")
+METHOD_FLAGS = ("scheme", "granularity", "threshold", "normalize_weights")
+
+
+def add_family(parser: argparse.ArgumentParser) -> None:
+    """The flags that can stand for a recipe."""
+    group = parser.add_argument_group("instead of a recipe")
+    group.add_argument(
+        "--base", metavar="DIR", help="model before instruction tuning (LATA needs it)"
+    )
+    group.add_argument("--instruct", metavar="DIR", help="model that the tasks were tuned from")
+    group.add_argument(
+        "--anchor", metavar="DIR", help="the same, for families without instruction tuning"
+    )
+    group.add_argument("--target", metavar="DIR", help="model to edit (default: instruct)")
+    group.add_argument(
+        "--task",
+        metavar="NAME=DIR[:SCALE]",
+        action="append",
+        default=[],
+        help="a fine-tune and its λ; repeatable",
+    )
+    group.add_argument("--method", metavar="NAME", help="see `taskvec methods`")
+    group.add_argument("--scheme", help="lata: linear | logarithmic | threshold")
+    group.add_argument("--granularity", help="lata: tensor | module | block")
+    group.add_argument("--threshold", help="lata: σ, in [-1, 1]")
+    group.add_argument("--normalize-weights", help="lata: none | mean | norm")
+    group.add_argument(
+        "--include", metavar="PATTERN", action="append", default=[], help="tensors to edit"
+    )
+    group.add_argument(
+        "--exclude", metavar="PATTERN", action="append", default=[], help="tensors to leave alone"
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The flags about how a result is written."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--dtype", help="bfloat16 | float16 | float32 | float64 (default: the target's)"
+    )
+    group.add_argument("--shard-size", metavar="SIZE", help="largest file, such as 5GB")
+    group.add_argument("--precision", help="arithmetic: float32 (default) | float64")
+    group.add_argument("--force", action="store_true", help="replace a folder that is not empty")
+    group.add_argument(
+        "--table", metavar="FILE", help="layer weights (CSV or JSON) instead of the method's"
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """The flags about how to run."""
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--threads", type=_positive, metavar="N", help="default: the processors, at most 8"
+    )
+    group.add_argument(
+        "--no-cache", action="store_true", help="neither take nor keep a scan in the cache"
+    )
+    group.add_argument(
+        "--rescan", action="store_true", help="scan anew even if a kept scan looks right"
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0; got {text!r}")
+    return int(text)
+
+
+def recipe_from(
+    args: argparse.Namespace,
+    recipe: str | None,
+    *,
+    needs_scales: bool = True,
+    method: dict[str, Any] | None = None,
+) -> tuple[Recipe, Table | None]:
+    """The recipe of a command: a file, a manifest (with its table), or flags.
+
+    Args:
+        args: Parsed; flags that are given beside a file take its place in the recipe.
+        recipe: Path of a recipe or manifest; None if flags stand for one.
+        needs_scales: Whether a task without λ is an error.
+        method: Method where neither the file nor the flags name one.
+
+    Raises:
+        RecipeError: anything wrong in it.
+        UsageError: neither a recipe nor tasks, or a flag that does not go with it.
+    """
+    from taskvec.engine.located import Document, parse_yaml
+    from taskvec.engine.manifest import MANIFEST_FILE, read_manifest, recipe_of
+    from taskvec.engine.recipe import load_recipe, read_recipe, read_text
+
+    flags = _flags(args)
+    if recipe is not None and Path(recipe).name == MANIFEST_FILE:
+        if flags:
+            raise UsageError(
+                f"{recipe}: a manifest is replayed as it is; remove --{next(iter(flags))}"
+            )
+        return recipe_of(read_manifest(Path(recipe)), recipe)
+    if recipe is None:
+        if "tasks" not in flags:
+            raise UsageError("give a recipe, or --task NAME=DIR[:SCALE] and the roles it needs")
+        flags["method"] = {**(method or {"name": "lata"}), **flags.get("method", {})}
+        return read_recipe(
+            Document(flags, "command line"), Path.cwd(), needs_scales=needs_scales
+        ), None
+    if not flags and method is None:
+        return load_recipe(recipe, needs_scales=needs_scales), None
+    document = parse_yaml(read_text(recipe), recipe)
+    if not isinstance(document.data, dict):
+        document.fail((), "a recipe is a mapping with tasks and a method; this is not")
+    if method is not None:
+        document.data.setdefault("method", method)
+    _overlay(document.data, flags)
+    return read_recipe(document, Path(recipe).absolute().parent, needs_scales=needs_scales), None
+
+
+def _overlay(data: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Flags beside a recipe replace what it says, key by key."""
+    for key, value in flags.items():
+        old = data.get(key)
+        if key == "method" and isinstance(old, str):
+            old = {"name": old}
+        renamed = (
+            key == "method"
+            and isinstance(old, dict)
+            and value.get("name", old.get("name")) != old.get("name")
+        )
+        if isinstance(value, dict) and isinstance(old, dict) and not renamed:
+            data[key] = {**old, **value}
+        else:
+            data[key] = value
+
+
+def _flags(args: argparse.Namespace) -> dict[str, Any]:
+    """A recipe from flags; only the keys that were given."""
+    data: dict[str, Any] = {}
+    for role in ROLES:
+        if getattr(args, role, None) is not None:
+            data[role] = str(Path(getattr(args, role)).expanduser().absolute())
+    for text in getattr(args, "task", []):
+        name, _, rest = text.partition("=")
+        if not name or not rest:
+            raise UsageError(f"--task must be NAME=DIR or NAME=DIR:SCALE; got {text!r}")
+        match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", rest)
+        path, scale = (match[1], float(match[2])) if match else (rest, None)
+        entry: dict[str, Any] = {"model": str(Path(path).expanduser().absolute())}
+        data.setdefault("tasks", {})[name] = entry | ({} if scale is None else {"scale": scale})
+    method = {
+        flag: getattr(args, flag) for flag in METHOD_FLAGS if getattr(args, flag, None) is not None
+    }
+    if getattr(args, "method", None) is not None:
+        method = {"name": args.method} | method
+    if method:
+        data["method"] = method
+    for key in ("include", "exclude"):
+        if getattr(args, key, None):
+            data[key] = getattr(args, key)
+    out = {
+        key: getattr(args, key)
+        for key in ("dtype", "shard_size", "precision")
+        if getattr(args, key, None)
+    }
+    if out:
+        data["out"] = out
+    return data
+
+
+def options_from(args: argparse.Namespace) -> Options:
+    """How to run."""
+    from taskvec.engine.run import Options
+
+    warm_up()
+    return Options(
+        force=getattr(args, "force", False),
+        cache="off" if args.no_cache else "renew" if args.rescan else "use",
+        threads=args.threads,
+        progress=progress_for(args),
+    )
+
+
+def progress_for(args: argparse.Namespace) -> Any:
+    """Bars on standard error, for what takes longer than two seconds."""
+    from taskvec.streaming import silent
+
+    return silent if args.quiet else _bar
+
+
+@contextmanager
+def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total_bytes, desc=label, unit="B", unit_scale=True, delay=2, file=sys.stderr
+    ) as bar:
+        yield bar.update
+
+
+def warm_up() -> None:
+    """Compile the kernels before the work, and say so if that takes a while."""
+    from taskvec.kernels.jit import is_compiled
+
+    if not is_compiled():
+        print("taskvec: compiling kernels, once on this machine …", file=sys.stderr)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Warnings, to standard error."""
+    for text in warnings:
+        print(f"taskvec: warning: {text}", file=sys.stderr)
+
+
+def show(rows: Sequence[Sequence[object]], head: Sequence[str]) -> None:
+    """Print a table with aligned columns; numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
+    right = [
+        all(isinstance(row[i], (int, float, type(None))) for row in rows) for i in range(len(head))
+    ]
+    for line in [list(head), *cells]:
+        fields = [
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)
+        ]
+        print("  ".join(fields).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people.
+
+    >>> gigabytes(2_500_000_000), gigabytes(1_200_000), gigabytes(900)
+    ('2.50 GB', '1.20 MB', '900 B')
+    """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} B"

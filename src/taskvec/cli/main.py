@@ -1,0 +1,75 @@
+"""`taskvec VERB …`: finds the verb, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a known failure, 2 usage or recipe, 3 finished but incomplete, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from taskvec.errors import TaskvecError
+
+VERBS = {
+    "demo": "two skills merged and one removed, on tiny models that ship with taskvec",
+    "scan": "read the weights of a family once; show every layer's similarity and weights",
+    "plan": "say what a merge would read, write and need, from headers alone",
+    "merge": "write a model with the skills of several fine-tunes",
+    "forget": "write a model without the skills of some fine-tunes",
+    "verify": "check a merged folder against its manifest",
+    "methods": "list the methods and their parameters",
+    "zoo": "the tiny models that ship with taskvec: list, copy",
+}
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="taskvec",
+        description="Task arithmetic for real checkpoints: add or remove skills without training.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, text in VERBS.items():
+        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == verb:
+            module = import_module(f"taskvec.cli.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from importlib.metadata import version
+
+        print(version("taskvec"))
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the result is the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = next((a for a in arguments if not a.startswith("-")), None)
+    args = _parser(verb).parse_args(arguments)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except TaskvecError as error:
+        print(f"taskvec: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("taskvec: interrupted; the same command goes on from where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

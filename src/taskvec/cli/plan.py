@@ -1,0 +1,134 @@
+"""`taskvec plan RECIPE [OUT]`: what a merge would do, from headers alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from taskvec.cli import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of this verb."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="recipe; or give --task and roles"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="check this output folder too (default: the current one's disk)",
+    )
+    common.add_family(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--dtype", help="bfloat16 | float16 | float32 | float64 (default: the target's)"
+    )
+    group.add_argument("--shard-size", metavar="SIZE", help="largest file, such as 5GB")
+    group.add_argument("--precision", help="arithmetic: float32 (default) | float64")
+    parser.add_argument(
+        "--threads", type=common._positive, metavar="N", help="default: the processors, at most 8"
+    )
+    parser.add_argument("--json", action="store_true", help="the plan as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run this verb."""
+    from taskvec.checkpoints.staging import free_bytes
+    from taskvec.engine.members import describe
+    from taskvec.engine.plan import check_output, make_plan
+
+    recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False)
+    plan = make_plan(recipe, threads=args.threads)
+    if args.out is not None:
+        check_output(plan, Path(args.out), force=True)
+    members = plan.members
+    modules = Counter(members.keys[name].module for name in members.merged)
+    result: dict[str, Any] = {
+        "inputs": {
+            describe(role): {"path": str(c.path), "tensors": len(c.tensors), "bytes": c.nbytes}
+            for role, c in members.checkpoints.items()
+        },
+        "tensors": {
+            "merged": len(members.merged),
+            "copied": len(members.kept),
+            "compared": len(members.equal),
+        },
+        "modules": dict(sorted(modules.items())),
+        "other": [name for name in members.merged if members.keys[name].module == "other"],
+        "method": {
+            "name": recipe.method.name,
+            "parameters": {t: dict(p) for t, p in recipe.parameters.items()},
+        },
+        "scale": dict(recipe.scales),
+        "decided": _decided(plan) if len(recipe.scales) == len(members.tasks) else None,
+        "shards": [
+            {"file": s.file, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards
+        ],
+        "scan_bytes": plan.scan_bytes,
+        "merge_bytes": plan.merge_bytes,
+        "write_bytes": plan.write_bytes,
+        "free_bytes": free_bytes(Path(args.out or ".").absolute()),
+        "peak_memory_bytes": plan.peak_bytes,
+        "warnings": list(members.warnings),
+    }
+    common.warn(members.warnings)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        _print(result)
+    return 0
+
+
+def _decided(plan: Any) -> dict[str, float] | None:
+    """Coefficient of each task, where the method needs no weights to know it."""
+    table = plan.table_without_weights()
+    if table is None:
+        return None
+    return {
+        t: plan.recipe.scales[t] * float(w.mean())
+        for t, w in zip(table.tasks, table.weights, strict=True)
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    gb = common.gigabytes
+    rows = [(role, m["tensors"], gb(m["bytes"]), m["path"]) for role, m in result["inputs"].items()]
+    common.show(rows, ("input", "tensors", "size", "folder"))
+    tensors = result["tensors"]
+    print(
+        f"\ntensors   {tensors['merged']:,} merged, {tensors['copied']:,} copied from the target, "
+        f"{tensors['compared']:,} compared"
+    )
+    print(
+        "          "
+        + ", ".join(f"{module} {count:,}" for module, count in result["modules"].items())
+    )
+    if result["other"]:
+        print(
+            f"other     {', '.join(result['other'][:5])}{' …' if len(result['other']) > 5 else ''}"
+        )
+    print(f"method    {result['method']['name']}")
+    for task, parameters in result["method"]["parameters"].items():
+        scale = f"{result['scale'][task]:g}" if task in result["scale"] else "not given"
+        words = ", ".join(f"{name} {value}" for name, value in parameters.items())
+        print(f"          {task}: scale {scale}{'; ' + words if words else ''}")
+    if result["decided"] is not None:
+        print(
+            "decided   "
+            + ", ".join(f"{task} × {value:g}" for task, value in result["decided"].items())
+        )
+    else:
+        print(
+            "decided   when the weights are read"
+            if result["scan_bytes"]
+            else "decided   when every scale is given"
+        )
+    scan, merge, write = (gb(result[key]) for key in ("scan_bytes", "merge_bytes", "write_bytes"))
+    print(f"read      {scan} to scan, at most {merge} to merge")
+    shards = result["shards"]
+    print(f"write     {write} in {len(shards)} file{'s' if len(shards) > 1 else ''}")
+    print(f"disk      {gb(result['write_bytes'])} needed, {gb(result['free_bytes'])} free")
+    print(f"memory    about {gb(result['peak_memory_bytes'])} besides the page cache")

@@ -1,0 +1,1 @@
+"""From a recipe to a published folder: recipe, family, plan, run, manifest."""

@@ -1,0 +1,170 @@
+"""The verbs as Python functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from taskvec.engine.located import Document
+from taskvec.engine.members import open_members
+from taskvec.engine.recipe import Family, Recipe, read_recipe
+from taskvec.engine.run import Merged, Options, run
+from taskvec.engine.scans import scan_members
+from taskvec.errors import UsageError
+from taskvec.methods.table import Table
+from taskvec.statistics.scan import Scan
+from taskvec.streaming import Progress, silent
+
+
+def scan(
+    family: Family,
+    *,
+    cache: str = "use",
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Scan:
+    """Read a family's weights once and keep what LATA and its analysis need.
+
+    Args:
+        family: With `instruct` (or `anchor`); with `base` if instruction vectors are wanted.
+        cache: `use` a kept scan if the files look untouched, and keep this one; `renew`: only keep;
+            `off`: neither.
+        threads: Default: the processors there are, at most 8.
+        progress: Told the bytes read.
+
+    Returns:
+        Statistics of every floating-point tensor.
+
+    Raises:
+        TaskvecError: a member is broken or does not fit; NaN or infinite weights.
+    """
+    members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
+    return scan_members(members, cache=cache, threads=threads, progress=progress)
+
+
+def merge(
+    family: Family,
+    table: Table | str | Mapping[str, object],
+    *,
+    scale: Mapping[str, float],
+    out: str | os.PathLike[str],
+    dtype: str | None = None,
+    shard_size: str | int = "5GB",
+    precision: str = "float32",
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Merged:
+    """Write θ_target + Σ_t λ_t w_t τ_t as a Hugging Face folder.
+
+    Args:
+        family: Checkpoints.
+        table: Layer weights, for example from `lata`; or a method, by name or as in a recipe
+            (`"task_arithmetic"`, `{"name": "lata", "scheme": "linear"}`).
+        scale: λ_t by task; negative subtracts.
+        out: Folder to write.
+        dtype: Element type of the result; default: the target's.
+        shard_size: Largest size of one file.
+        precision: Arithmetic, `float32` or `float64`.
+        force: Replace `out` if it is not empty.
+        threads: Default: the processors there are, at most 8.
+        progress: Told what is being done.
+
+    Raises:
+        TaskvecError: anything foreseen; nothing half-written is left.
+    """
+    is_table = isinstance(table, Table)
+    recipe = _recipe(
+        family,
+        "task_arithmetic" if is_table else table,
+        scale,
+        {"shard_size": shard_size, "precision": precision} | ({"dtype": dtype} if dtype else {}),
+    )
+    options = Options(force=force, threads=threads, progress=progress)
+    return run(
+        recipe, Path(out), table=table if isinstance(table, Table) else None, options=options
+    )
+
+
+def forget(
+    family: Family,
+    *,
+    scale: Mapping[str, float],
+    out: str | os.PathLike[str],
+    scheme: str = "threshold",
+    threshold: float = 0.95,
+    granularity: str = "tensor",
+    dtype: str | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Merged:
+    """Write θ_target − Σ_t λ_t w_t τ_t: the skills that the tasks were tuned for are taken out.
+
+    Args:
+        family: With `base`, `instruct` and the unwanted skills as tasks; `target` is edited.
+        scale: λ_t by task, positive.
+        out: Folder to write.
+        scheme: LATA's scheme; the paper forgets by `threshold`.
+        threshold: σ.
+        granularity: `tensor`, `module` or `block`.
+        dtype: Element type of the result; default: the target's.
+        force: Replace `out` if it is not empty.
+        threads: Default: the processors there are, at most 8.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: a scale is negative.
+        TaskvecError: anything foreseen; nothing half-written is left.
+
+    Source: LATA, arXiv:2502.20186, section 4.
+    """
+    method = {"name": "lata", "scheme": scheme, "threshold": threshold, "granularity": granularity}
+    recipe = _recipe(family, method, scale, {"dtype": dtype} if dtype else {})
+    options = Options(force=force, threads=threads, progress=progress)
+    return run(negated(recipe), Path(out), options=options)
+
+
+def negated(recipe: Recipe) -> Recipe:
+    """The recipe that subtracts what this one adds.
+
+    Raises:
+        UsageError: a scale is negative already.
+    """
+    for task, value in recipe.scales.items():
+        if value < 0:
+            raise UsageError(
+                f"forget subtracts: scale of task {task!r} must be positive; got {value:g}"
+            )
+    scales = {task: -value for task, value in recipe.scales.items()}
+    return Recipe(recipe.family, scales, recipe.method, recipe.parameters, recipe.out, recipe.seed)
+
+
+def _recipe(
+    family: Family, method: object, scale: Mapping[str, float], out: Mapping[str, object]
+) -> Recipe:
+    unknown = sorted(scale.keys() - family.tasks.keys())
+    if unknown:
+        raise UsageError(f"scale names {unknown[0]!r}, which is no task of this family")
+    data: dict[str, object] = {
+        role: os.fspath(path)
+        for role, path in (
+            ("base", family.base),
+            ("anchor", family.start),
+            ("target", family.target),
+        )
+        if path is not None
+    }
+    data["tasks"] = {
+        task: {"model": os.fspath(path)} | ({"scale": scale[task]} if task in scale else {})
+        for task, path in family.tasks.items()
+    }
+    data |= {
+        "method": method,
+        "include": list(family.include),
+        "exclude": list(family.exclude),
+        "layers": [dict(entry) for entry in family.layers],
+        "out": dict(out),
+    }
+    return read_recipe(Document(data, "merge"), Path.cwd())

@@ -1,0 +1,104 @@
+"""The manifest: what was read, decided and written, to check or repeat a merge bit for bit."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.fingerprint import fingerprint
+from taskvec.checkpoints.folder import read_json
+from taskvec.engine.apply import Record
+from taskvec.engine.located import Document
+from taskvec.engine.plan import Plan
+from taskvec.engine.recipe import Recipe, read_recipe
+from taskvec.engine.scans import describe_tensors
+from taskvec.errors import CheckpointError
+from taskvec.methods.table import Table, table_from_json
+
+RECIPE_FILE = "taskvec.yaml"
+MANIFEST_FILE = "taskvec-manifest.json"
+FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "taskvec": version("taskvec"),
+        "numpy": version("numpy"),
+        "numba": version("numba"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def make_manifest(plan: Plan, table: Table, records: Mapping[str, Record]) -> dict[str, Any]:
+    """The manifest of a finished merge.
+
+    Args:
+        plan: What was planned.
+        table: What was decided.
+        records: Digests of what was read and written, by tensor, then by role.
+    """
+    known: dict[str, dict[str, str]] = {
+        role: dict(digests) for role, digests in table.digests.items()
+    }
+    for name, record in records.items():
+        for role, digest in record.items():
+            known.setdefault(role, {})[name] = digest
+    output = known.pop("output")
+    shapes = {t.name: (t.dtype.name, t.shape) for shard in plan.shards for t in shard.tensors}
+    return {
+        "format": FORMAT,
+        "versions": versions(),
+        "recipe": plan.recipe.to_dict(),
+        "decided_by": table.origin,
+        "table": table.to_json(),
+        "members": {
+            role: {
+                "path": str(plan.members.checkpoints[role].path),
+                "fingerprint": fingerprint(digests, describe_tensors(plan.members, digests)),
+                "digests": digests,
+            }
+            for role, digests in sorted(known.items())
+        },
+        "output": {
+            "fingerprint": fingerprint(output, shapes),
+            "digests": dict(sorted(output.items())),
+        },
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest from its file, or from the folder that it describes.
+
+    Raises:
+        CheckpointError: there is none, or it is of another format.
+    """
+    file = path / MANIFEST_FILE if path.is_dir() else path
+    if not file.exists():
+        raise CheckpointError(f"{path}: holds no {MANIFEST_FILE}; it was not written by taskvec")
+    data = read_json(file)
+    parts = {"recipe", "table", "members", "output", "versions"}
+    if data.get("format") != FORMAT or not all(isinstance(data.get(part), dict) for part in parts):
+        raise CheckpointError(f"{file}: is not a manifest of format {FORMAT}")
+    return data
+
+
+def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
+    """Recipe and table of a manifest; the table carries the digests that the members must have.
+
+    Raises:
+        RecipeError, UsageError: the manifest was edited into something that is none.
+    """
+    recipe = read_recipe(Document(manifest["recipe"], source), Path("/"))
+    table = table_from_json(manifest["table"], source)
+    digests = {
+        role: dict(member.get("digests", {})) for role, member in manifest["members"].items()
+    }
+    origin = str(manifest.get("decided_by", "given"))
+    return recipe, Table(
+        table.tasks, table.names, table.weights, table.target, digests, origin=origin
+    )

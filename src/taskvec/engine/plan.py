@@ -1,0 +1,142 @@
+"""The plan: what will be read, worked out and written, known from headers alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.staging import (
+    OutputTensor,
+    Shard,
+    free_bytes,
+    lay_out,
+    staging_folder,
+)
+from taskvec.dtypes import FLOATS
+from taskvec.engine.members import Members, describe, open_members
+from taskvec.engine.recipe import Recipe
+from taskvec.errors import OutputError
+from taskvec.methods.method import Inputs
+from taskvec.methods.table import Table
+from taskvec.statistics.collect import roles_of
+from taskvec.streaming import BLOCK, default_threads
+
+# Anonymous memory of the interpreter with numpy, numba and the compiled kernels, and of the
+# bookkeeping for one tensor of one member; both measured, see docs/log.md.
+FIXED_BYTES = 150_000_000
+TENSOR_BYTES = 3_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe whose members were opened and fit together.
+
+    Attributes:
+        recipe: As checked.
+        members: As opened.
+        shards: Files to be written.
+        scan_bytes: What a scan reads; 0 if the method needs none.
+        merge_bytes: What the merge reads at most (layers that get weight 0 are not read from
+            tasks).
+        write_bytes: What is written.
+        peak_bytes: Anonymous memory at the most, estimated.
+    """
+
+    recipe: Recipe
+    members: Members
+    shards: list[Shard]
+    scan_bytes: int
+    merge_bytes: int
+    write_bytes: int
+    peak_bytes: int
+
+    def table_without_weights(self) -> Table | None:
+        """The table, if the method can make it without reading weights."""
+        if self.recipe.method.needs_scan:
+            return None
+        outcome = self.recipe.method.decide(inputs_of(self.recipe, self.members))
+        return outcome if isinstance(outcome, Table) else None
+
+
+def make_plan(recipe: Recipe, *, threads: int | None = None) -> Plan:
+    """Open the members and work out what a merge would do, from headers alone.
+
+    Raises:
+        CheckpointError, FamilyError, UsageError: see `open_members`.
+    """
+    method = recipe.method
+    members = open_members(
+        recipe.family, needs_base=method.needs_base, needs_anchor=method.needs_anchor
+    )
+    shards = lay_out(_outputs(recipe, members), recipe.out.shard_bytes)
+    tensors = members.target.tensors
+    merged = sum(tensors[n].nbytes for n in members.merged)
+    write = sum(s.nbytes for s in shards)
+    readers = len({c.path for role, c in members.checkpoints.items() if role != "base"})
+    workers = threads or default_threads()
+    return Plan(
+        recipe=recipe,
+        members=members,
+        shards=shards,
+        scan_bytes=merged * len(roles_of(members.tasks, method.needs_base))
+        if method.needs_scan
+        else 0,
+        merge_bytes=sum(i.nbytes for i in tensors.values()) * readers,
+        write_bytes=write,
+        peak_bytes=FIXED_BYTES
+        + workers * BLOCK * 8
+        + TENSOR_BYTES * len(tensors) * len(members.checkpoints),
+    )
+
+
+def _outputs(recipe: Recipe, members: Members) -> list[OutputTensor]:
+    wanted = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
+    return [
+        OutputTensor(
+            info.name, wanted if wanted and info.dtype.is_float else info.dtype, info.shape
+        )
+        for info in members.target.tensors.values()
+    ]
+
+
+def inputs_of(recipe: Recipe, members: Members, **known: Any) -> Inputs:
+    """What the method decides on."""
+    return Inputs(members.tasks, members.merged, recipe.scales, recipe.parameters, **known)
+
+
+def check_output(plan: Plan, out: Path, *, force: bool) -> None:
+    """Refuse an output that would harm an input or somebody's folder, or that the disk cannot hold.
+
+    Raises:
+        OutputError: overlaps an input, is a file, is not empty, cannot be written, or does not fit.
+    """
+    real = Path(os.path.realpath(out))
+    for role, checkpoint in plan.members.checkpoints.items():
+        member = Path(os.path.realpath(checkpoint.path))
+        if real == member or member in real.parents or real in member.parents:
+            relation = (
+                "is" if real == member else "is inside" if member in real.parents else "contains"
+            )
+            raise OutputError(
+                f"{out}: {relation} the input folder of {describe(role)} ({checkpoint.path}); "
+                "write elsewhere"
+            )
+    if real.exists() and not real.is_dir():
+        raise OutputError(f"{out}: is a file; give a folder")
+    if real.is_dir() and any(real.iterdir()) and not force:
+        raise OutputError(f"{out}: is not empty; --force replaces the whole folder")
+    parent = real.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: {parent} cannot be written; choose another place")
+    held = staging_folder(real)
+    taken_up = sum(f.stat().st_blocks * 512 for f in held.iterdir()) if held.is_dir() else 0
+    free = free_bytes(real) + taken_up
+    if plan.write_bytes > free:
+        raise OutputError(
+            f"{out}: needs {plan.write_bytes / 1e9:,.2f} GB of disk, {free / 1e9:,.2f} GB are "
+            "free; make room or write elsewhere"
+        )

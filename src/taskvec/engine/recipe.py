@@ -1,0 +1,385 @@
+r"""The recipe: what a user asks for, checked before any file is opened.
+
+```yaml
+base: llama-base                 # folder; only where the method needs it
+instruct: llama-instruct         # folder that task vectors start from (or `anchor:`, the same)
+target: llama-other              # folder that is edited; default: instruct
+tasks:
+  math: {model: llama-math, scale: 0.5}
+  code: {model: llama-code, scale: 0.5, scheme: linear}      # method parameters may differ by task
+method: {name: lata, scheme: logarithmic}
+include: ["model.layers.*"]      # shell patterns of tensor names; the rest stays the target's
+exclude: ["*.embed_tokens.weight"]
+layers:                          # overrides of the table of layer names
+  - {pattern: 'visual\.blocks\.(?P<block>\d+)\.attn\.', tower: vision, module: attention}
+out: {dtype: bfloat16, shard_size: 5GB, precision: float32}
+seed: 0
+```
+
+Relative paths are relative to the folder of the recipe.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskvec.dtypes import FLOATS
+from taskvec.engine.located import Document, Key, parse_yaml
+from taskvec.errors import ParameterError, RecipeError, UsageError
+from taskvec.layers import override
+from taskvec.methods import find_method
+from taskvec.methods.method import Method
+from taskvec.methods.parameters import resolve
+
+TOP = (
+    "base",
+    "instruct",
+    "anchor",
+    "target",
+    "tasks",
+    "method",
+    "include",
+    "exclude",
+    "layers",
+    "out",
+    "seed",
+)
+OUT = ("dtype", "shard_size", "precision")
+PRECISIONS = ("float32", "float64")
+DEFAULT_SHARD_BYTES = 5_000_000_000
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Checkpoints of one architecture, and which of their tensors are meant.
+
+    Attributes:
+        tasks: Folder by task name.
+        instruct: Folder that task vectors start from; `anchor` is the same under its general name.
+        anchor: See `instruct`; give one of them.
+        base: Folder of the model before instruction tuning; LATA needs it.
+        target: Folder that is edited; default: the anchor.
+        include: Shell patterns of tensor names to edit; empty for all.
+        exclude: Shell patterns of tensor names to leave as they are in the target.
+        layers: Overrides of the layer table, as in a recipe.
+    """
+
+    tasks: Mapping[str, str | os.PathLike[str]]
+    instruct: str | os.PathLike[str] | None = None
+    anchor: str | os.PathLike[str] | None = None
+    base: str | os.PathLike[str] | None = None
+    target: str | os.PathLike[str] | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    layers: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.anchor is not None and self.instruct is not None:
+            raise UsageError("anchor and instruct are two names of one role; give one of them")
+        if not self.tasks:
+            raise UsageError("a family needs at least one task")
+
+    @property
+    def start(self) -> str | os.PathLike[str] | None:
+        """The folder that task vectors start from."""
+        return self.anchor if self.anchor is not None else self.instruct
+
+    @property
+    def edited(self) -> str | os.PathLike[str] | None:
+        """The folder that is edited."""
+        return self.target if self.target is not None else self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How the result is written.
+
+    Attributes:
+        dtype: `bfloat16`, `float16`, `float32` or `float64`; None for the target's own, tensor by
+            tensor.
+        shard_bytes: Largest size of one file; a larger tensor gets a file of its own.
+        precision: Arithmetic, `float32` or `float64`.
+    """
+
+    dtype: str | None = None
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        family: Checkpoints.
+        scales: λ by task; every task has one, unless the method has no default and a table is not
+            wanted.
+        method: How weights are decided.
+        parameters: Resolved parameters by task.
+        out: How the result is written.
+        seed: For methods that draw random numbers; recorded in any case.
+    """
+
+    family: Family
+    scales: Mapping[str, float]
+    method: Method
+    parameters: Mapping[str, Mapping[str, Any]]
+    out: Output = field(default_factory=Output)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe with every default filled in, as a mapping that `read_recipe` takes."""
+        family = self.family
+        data: dict[str, Any] = {}
+        for role, path in (
+            ("base", family.base),
+            ("instruct", family.start),
+            ("target", family.edited),
+        ):
+            if path is not None:
+                data[role] = str(Path(path).expanduser().absolute())
+        data["tasks"] = {
+            task: {
+                "model": str(Path(path).expanduser().absolute()),
+                "scale": self.scales[task],
+                **self.parameters[task],
+            }
+            for task, path in sorted(family.tasks.items())
+        }
+        data["method"] = {"name": self.method.name}
+        data["include"], data["exclude"] = list(family.include), list(family.exclude)
+        data["layers"] = [dict(entry) for entry in family.layers]
+        data["out"] = {"shard_size": self.out.shard_bytes, "precision": self.out.precision}
+        if self.out.dtype is not None:
+            data["out"]["dtype"] = self.out.dtype
+        data["seed"] = self.seed
+        return data
+
+
+def load_recipe(path: str | os.PathLike[str], **options: Any) -> Recipe:
+    """Read and check a recipe file.
+
+    Args:
+        path: YAML file.
+        **options: See `read_recipe`.
+
+    Raises:
+        RecipeError: anything wrong in it; the message has file, line and remedy.
+    """
+    return read_recipe(
+        parse_yaml(read_text(path), str(path)), Path(path).absolute().parent, **options
+    )
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Text of a recipe file.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not text in UTF-8") from error
+
+
+def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) -> Recipe:
+    """Check a recipe.
+
+    Args:
+        document: As parsed.
+        folder: What relative paths are relative to.
+        needs_scales: Whether a task without λ is an error; a scan does not need them.
+
+    Raises:
+        RecipeError: anything wrong in it.
+    """
+    data = document.data
+    if not isinstance(data, dict) or not data:
+        document.fail((), "a recipe is a mapping with tasks and a method; this is not")
+    document.check_keys(data, TOP, ())
+    if "anchor" in data and "instruct" in data:
+        document.fail(
+            ("anchor",), "anchor and instruct are two names of one role; give one of them"
+        )
+    roles = {
+        role: _folder(document, (role,), data[role], folder)
+        for role in ("base", "instruct", "anchor", "target")
+        if role in data
+    }
+    method, common = _method(document, data)
+    tasks, scales, parameters = _tasks(document, data, folder, method, common, needs_scales)
+    family = Family(
+        tasks=tasks,
+        base=roles.get("base"),
+        anchor=roles.get("anchor", roles.get("instruct")),
+        target=roles.get("target"),
+        include=_patterns(document, data, "include"),
+        exclude=_patterns(document, data, "exclude"),
+        layers=_layers(document, data),
+    )
+    return Recipe(family, scales, method, parameters, _out(document, data), _seed(document, data))
+
+
+def _folder(document: Document, key: Key, value: object, folder: Path) -> str:
+    if not isinstance(value, str) or not value.strip():
+        document.fail(key, f"{key[-1]} must be a folder; got {value!r}")
+    return str(folder / Path(value).expanduser())
+
+
+def _method(document: Document, data: Mapping[str, Any]) -> tuple[Method, dict[str, object]]:
+    value = data.get("method")
+    if value is None:
+        document.fail((), "method is missing; for example: method: {name: lata}")
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or "name" not in value:
+        document.fail(("method",), "method must be a name or a mapping with a name")
+    try:
+        method = find_method(value["name"])
+    except ParameterError as error:
+        document.fail(("method", "name"), str(error))
+    given = {k: v for k, v in value.items() if k != "name"}
+    document.check_keys(given, tuple(p.name for p in method.parameters), ("method",))
+    return method, given
+
+
+def _tasks(
+    document: Document,
+    data: Mapping[str, Any],
+    folder: Path,
+    method: Method,
+    common: Mapping[str, object],
+    needs_scales: bool,
+) -> tuple[dict[str, str], dict[str, float], dict[str, dict[str, str | float]]]:
+    entries = data.get("tasks")
+    if not isinstance(entries, dict) or not entries:
+        document.fail(
+            ("tasks",),
+            "tasks must name at least one; for example: tasks: {math: {model: DIR, scale: 0.5}}",
+        )
+    names = tuple(p.name for p in method.parameters)
+    paths: dict[str, str] = {}
+    scales: dict[str, float] = {}
+    parameters: dict[str, dict[str, str | float]] = {}
+    for task, given in entries.items():
+        at: Key = ("tasks", task)
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", task):
+            document.fail(at, f"task name {task!r} must be letters, digits and _ . + -")
+        entry = {"model": given} if isinstance(given, str) else given
+        if not isinstance(entry, dict) or "model" not in entry:
+            document.fail(at, f"task {task!r} must be a mapping with a model; got {given!r}")
+        document.check_keys(entry, ("model", "scale", *names), at)
+        paths[task] = _folder(document, (*at, "model"), entry["model"], folder)
+        scale = entry.get("scale", method.default_scale)
+        if scale is not None or "scale" in entry:
+            scales[task] = _scale(document, (*at, "scale"), task, scale, method)
+        elif needs_scales:
+            document.fail(
+                at, f"scale of task {task!r} is missing; {method.name} has no default λ (try 0.5)"
+            )
+        own = {k: v for k, v in entry.items() if k not in ("model", "scale")}
+        for place, part in ((("method",), common), (at, own)):
+            for name, value in part.items():
+                try:
+                    resolve(method.parameters, {name: _numeric(value)}, method.name)
+                except ParameterError as error:
+                    document.fail((*place, name), str(error))
+        merged = {k: _numeric(v) for k, v in {**common, **own}.items()}
+        parameters[task] = resolve(method.parameters, merged, method.name)
+    return paths, scales, parameters
+
+
+def _numeric(value: object) -> object:
+    """YAML 1.1 reads `1e-3` as a word; a word that is a number is meant as one."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
+        return float(value)
+    return value
+
+
+def _scale(document: Document, key: Key, task: str, value: object, method: Method) -> float:
+    number = _numeric(value)
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not math.isfinite(number)
+    ):
+        document.fail(key, f"scale of task {task!r} must be a finite number; got {value!r}")
+    if number < 0 and not method.takes_negative_scale:
+        document.fail(
+            key, f"{method.name} takes no negative scale; got {value!r} for task {task!r}"
+        )
+    return float(number)
+
+
+def _patterns(document: Document, data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = data.get(key, [])
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(p, str) and p for p in value):
+        document.fail((key,), f"{key} must be a list of name patterns; got {value!r}")
+    return tuple(value)
+
+
+def _layers(document: Document, data: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    value = data.get("layers", [])
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        document.fail(("layers",), "layers must be a list of mappings with a pattern")
+    for i, entry in enumerate(value):
+        try:
+            override(entry)
+        except RecipeError as error:
+            document.fail(("layers", i), str(error))
+    return tuple(value)
+
+
+def _out(document: Document, data: Mapping[str, Any]) -> Output:
+    value = data.get("out", {})
+    if not isinstance(value, dict):
+        document.fail(("out",), f"out must be a mapping; got {value!r}")
+    document.check_keys(value, OUT, ("out",))
+    dtype = value.get("dtype")
+    if dtype is not None and dtype not in FLOATS:
+        document.fail(("out", "dtype"), f"dtype must be in {' | '.join(FLOATS)}; got {dtype!r}")
+    precision = value.get("precision", "float32")
+    if precision not in PRECISIONS:
+        document.fail(
+            ("out", "precision"),
+            f"precision must be in {' | '.join(PRECISIONS)}; got {precision!r}",
+        )
+    size = value.get("shard_size", DEFAULT_SHARD_BYTES)
+    return Output(dtype, _bytes(document, ("out", "shard_size"), size), precision)
+
+
+def _bytes(document: Document, key: Key, value: object) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value))
+    if match is None or match[2].upper() not in _UNITS or isinstance(value, bool):
+        document.fail(key, f"shard_size must be like 5GB or 500MB; got {value!r}")
+    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if size < 1:
+        document.fail(key, f"shard_size must be above 0; got {value!r}")
+    return size
+
+
+def _seed(document: Document, data: Mapping[str, Any]) -> int:
+    seed = data.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        document.fail(("seed",), f"seed must be a whole number in [0, 2^64); got {seed!r}")
+    return seed

@@ -1,0 +1,233 @@
+"""Running a recipe: plan, collect, decide, apply, publish."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from taskvec.checkpoints.companions import companions, model_card
+from taskvec.checkpoints.staging import Staging, staged
+from taskvec.checkpoints.views import View
+from taskvec.dtypes import FLOATS
+from taskvec.engine.apply import Edit, Record, apply
+from taskvec.engine.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
+from taskvec.engine.members import Members, describe
+from taskvec.engine.plan import Plan, check_output, inputs_of, make_plan
+from taskvec.engine.recipe import Recipe
+from taskvec.engine.scans import scan_members
+from taskvec.errors import TaskvecError, UsageError
+from taskvec.methods.table import Table, check_table
+from taskvec.statistics.scan import Scan
+from taskvec.streaming import BLOCK, Progress, silent
+
+MAX_PASSES = 3
+# Collectors of further passes that a method may ask for, by the name of what they collect.
+COLLECTORS: dict[str, Callable[[Members, Table], object]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run, as opposed to what.
+
+    Attributes:
+        force: Replace an output folder that is not empty.
+        cache: `use` scans that were kept, and keep new ones; `renew`: keep but do not take; `off`.
+        threads: Default: the processors there are, at most 8.
+        block: Elements worked on at once; changes no bit of the result.
+        progress: Told what is being done.
+    """
+
+    force: bool = False
+    cache: str = "use"
+    threads: int | None = None
+    block: int = BLOCK
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge did.
+
+    Attributes:
+        path: The folder.
+        fingerprint: Identity of its weights by content.
+        table: Weights that were used.
+        warnings: What a user should know.
+    """
+
+    path: Path
+    fingerprint: str
+    table: Table
+    warnings: tuple[str, ...]
+
+
+def run(
+    recipe: Recipe, out: Path, *, table: Table | None = None, options: Options = Options()
+) -> Merged:
+    """Merge by a recipe and publish the folder.
+
+    Args:
+        recipe: Checked recipe.
+        out: Folder to appear.
+        table: Layer weights that take the place of the method's own.
+        options: How to run.
+
+    Raises:
+        TaskvecError: anything foreseen; no output is left, and an output that was there is
+            untouched.
+    """
+    missing = sorted(recipe.family.tasks.keys() - recipe.scales.keys())
+    if missing:
+        raise UsageError(
+            f"scale of task {missing[0]!r} is missing; {recipe.method.name} has no default λ"
+        )
+    plan = make_plan(recipe, threads=options.threads)
+    check_output(plan, out, force=options.force)
+    if table is None:
+        table = decide(plan, options)
+    elif not recipe.method.takes_table and table.origin != recipe.method.name:
+        raise UsageError(f"{recipe.method.name} takes no table; use task_arithmetic or lata")
+    check_table(table, plan.members.tasks, plan.members.merged, "table")
+    edits = edits_of(plan, table)
+    with staged(out, plan.shards, _job(plan, table)) as staging:
+        records = apply(
+            [edits[t.name] for t in staging.tensors],
+            staging,
+            skip={name: dict(record) for name, record in staging.done.items()},
+            precision=recipe.out.precision,
+            threads=options.threads,
+            block=options.block,
+            progress=options.progress,
+        )
+        for checkpoint in plan.members.distinct:
+            checkpoint.check_unchanged()
+        manifest = make_manifest(plan, table, records)
+        _add_companions(staging, plan, table, manifest)
+        staging.publish()
+    warnings = [*plan.members.warnings, *table.warnings, *_identical(records, plan.members)]
+    return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+
+
+def decide(plan: Plan, options: Options = Options(), scan: Scan | None = None) -> Table:
+    """The method's table, from a scan and whatever further passes the method asks for.
+
+    Raises:
+        TaskvecError: the method asks for more than `MAX_PASSES` passes.
+    """
+    recipe, members = plan.recipe, plan.members
+    if recipe.method.needs_scan and scan is None:
+        scan = scan_members(
+            members,
+            cache=options.cache,
+            threads=options.threads,
+            block=options.block,
+            progress=options.progress,
+        )
+    passes: tuple[object, ...] = ()
+    for _ in range(MAX_PASSES + 1):
+        outcome = recipe.method.decide(inputs_of(recipe, members, scan=scan, passes=passes))
+        if isinstance(outcome, Table):
+            return outcome
+        passes = (*passes, COLLECTORS[outcome.statistic](members, outcome.table))
+    raise TaskvecError(f"method {recipe.method.name} asks for more than {MAX_PASSES} passes")
+
+
+def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
+    """What becomes of each tensor of the output, by name."""
+    members, method = plan.members, plan.recipe.method
+    column = {name: i for i, name in enumerate(table.names)}
+    scales = [plan.recipe.scales[task] for task in table.tasks]
+    coefficients = (table.weights.T * scales).tolist()
+    factors = table.target.tolist() if table.target is not None else None
+    weighed = [*(["anchor"] if method.needs_anchor else []), *(f"task:{t}" for t in table.tasks)]
+    same_as_anchor = members.checkpoints.get("anchor") is members.target
+    merged, equal = set(members.merged), set(members.equal)
+    edits = {}
+    for shard in plan.shards:
+        for tensor in shard.tensors:
+            name = tensor.name
+            if name not in merged:
+                roles = ["target", *(members.checkpoints if name in equal else ())]
+                views = members.views(name, dict.fromkeys(roles))
+                edits[name] = Edit(name, tensor.dtype, views, must_equal=name in equal)
+                continue
+            i = column[name]
+            terms = {
+                f"task:{task}": c
+                for task, c in zip(table.tasks, coefficients[i], strict=True)
+                if c != 0
+            }
+            expected = {role: d[name] for role, d in table.digests.items() if name in d}
+            if same_as_anchor and "anchor" in expected:
+                expected["target"] = expected["anchor"]
+            factor = factors[i] if factors is not None else 1.0
+            views = _views(members, name, terms, factor, weighed, expected)
+            edits[name] = Edit(name, tensor.dtype, views, terms, factor, expected=expected)
+    return edits
+
+
+def _views(
+    members: Members,
+    name: str,
+    terms: Mapping[str, float],
+    factor: float,
+    weighed: list[str],
+    expected: Mapping[str, str],
+) -> dict[str, View]:
+    """What is read: what the result is made of, and members whose identity is not known yet."""
+    roles = ["target"] if factor != 0 else []
+    for role in weighed:
+        used = role in terms or (role == "anchor" and bool(terms))
+        if used or role not in expected:
+            roles.append(role)
+    return members.views(name, roles)
+
+
+def _job(plan: Plan, table: Table) -> str:
+    """Identity of a job: recipe, table, inputs as they look, layout of the output."""
+    parts: list[Any] = [
+        plan.recipe.to_dict(),
+        table.to_json(),
+        [(role, str(c.path), c.files) for role, c in plan.members.checkpoints.items()],
+        [shard.header for shard in plan.shards],
+    ]
+    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+
+def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[str, Any]) -> None:
+    recipe, members = plan.recipe, plan.members
+    dtype = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
+    files = companions(members.target, dtype)
+    files["README.md"] = model_card(
+        staging.out.name,
+        {describe(role): c.path for role, c in members.checkpoints.items()},
+        method=recipe.method.name,
+        formula=f"{recipe.method.formula} ({table.origin})",
+        scales=recipe.scales,
+    )
+    files[RECIPE_FILE] = yaml.safe_dump(
+        recipe.to_dict(), sort_keys=False, allow_unicode=True
+    ).encode()
+    files[MANIFEST_FILE] = json.dumps(manifest).encode() + b"\n"
+    for name, content in files.items():
+        staging.add(name, content)
+
+
+def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
+    """Tasks whose every tensor that was read is the anchor's."""
+    found = []
+    for task in members.tasks:
+        pairs = [
+            (record["anchor"], record[f"task:{task}"])
+            for record in records.values()
+            if "anchor" in record and f"task:{task}" in record
+        ]
+        if pairs and all(a == b for a, b in pairs):
+            found.append(f"task {task!r} is identical to the anchor: its task vector is zero")
+    return found

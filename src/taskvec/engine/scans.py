@@ -1,0 +1,118 @@
+"""A family's scan: read from the weights, or taken from the cache where the files look untouched.
+
+The cache is keyed by path, size, times and inode of every weight file; those only say that a scan
+must be made anew. Whether weights still are what was scanned is checked by content when they are
+merged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from taskvec.checkpoints.fingerprint import fingerprint
+from taskvec.engine.members import Members
+from taskvec.errors import TaskvecError
+from taskvec.statistics.collect import Sources, collect, roles_of
+from taskvec.statistics.scan import FORMAT, Member, Scan, read_scan
+from taskvec.streaming import BLOCK, Progress, silent
+
+
+def cache_folder() -> Path:
+    """Where scans are kept: `$TASKVEC_CACHE`, or `taskvec` in the user's cache folder."""
+    given = os.environ.get("TASKVEC_CACHE")
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(given).expanduser() if given else Path(root).expanduser() / "taskvec"
+
+
+def _identity(members: Members, roles: Sequence[str]) -> str:
+    """Key of everything that a scan rests on, from outside."""
+    parts: list[Any] = [FORMAT, members.merged]
+    for role in roles:
+        checkpoint = members.checkpoints[role]
+        parts.append((role, str(checkpoint.path), checkpoint.files))
+    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+
+def scan_members(
+    members: Members,
+    *,
+    cache: str = "use",
+    threads: int | None = None,
+    block: int = BLOCK,
+    progress: Progress = silent,
+) -> Scan:
+    """The scan of an opened family.
+
+    Args:
+        members: Opened with the base, if there is one.
+        cache: `use` a kept scan and keep this one; `renew`: only keep; `off`: neither.
+        threads: Default: the processors there are, at most 8.
+        block: Elements worked on at once; changes no bit of the result.
+        progress: Told the bytes read.
+
+    Raises:
+        CheckpointError: NaN or infinite weights.
+    """
+    with_base = "base" in members.checkpoints
+    roles = roles_of(members.tasks, with_base)
+    kept = cache_folder() / f"scan-{_identity(members, roles)}.json"
+    keys = [members.keys[name] for name in members.merged]
+    if cache == "use" and kept.exists():
+        with contextlib.suppress(TaskvecError, KeyError, TypeError, ValueError):
+            return Scan.from_json(read_scan(kept), keys)
+    sources = [Sources(name, members.views(name, roles)) for name in members.merged]
+    collected = collect(
+        sources, members.tasks, with_base=with_base, threads=threads, block=block, progress=progress
+    )
+    for checkpoint in members.distinct:
+        checkpoint.check_unchanged()
+    scan = Scan(
+        tasks=members.tasks,
+        names=members.merged,
+        shapes=tuple(members.target.tensors[name].shape for name in members.merged),
+        keys=tuple(keys),
+        has_base=with_base,
+        gram=collected.gram,
+        agree=collected.agree,
+        support=collected.support,
+        members={
+            role: Member(
+                str(members.checkpoints[role].path),
+                fingerprint(digests, describe_tensors(members, digests)),
+                digests,
+            )
+            for role, digests in collected.digests.items()
+        },
+    )
+    if cache != "off":
+        _keep(kept, scan)
+    return scan
+
+
+def describe_tensors(members: Members, names: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of tensors, as fingerprints take them; members agree on them."""
+    return {
+        n: (members.target.tensors[n].dtype.name, members.target.tensors[n].shape) for n in names
+    }
+
+
+def save_scan(scan: Scan, path: Path) -> None:
+    """Write a scan file, whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
+        json.dump(scan.to_json(), file)
+    Path(file.name).replace(path)
+
+
+def _keep(path: Path, scan: Scan) -> None:
+    """Keep a scan in the cache; a cache that cannot be written is no error."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_scan(scan, path)

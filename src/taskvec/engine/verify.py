@@ -1,0 +1,124 @@
+"""Checking an output folder against its manifest: its weights, its inputs, the merge done again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
+from taskvec.engine.apply import Edit, Record, apply
+from taskvec.engine.manifest import read_manifest, recipe_of
+from taskvec.engine.plan import make_plan
+from taskvec.engine.run import edits_of
+from taskvec.errors import CheckpointError, TaskvecError
+from taskvec.streaming import Progress, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        what: `output`, `replay` or the role of a member.
+        outcome: `same`, `different` or `absent`.
+        detail: What was compared, or what differs.
+    """
+
+    what: str
+    outcome: str
+    detail: str
+
+
+class _Nowhere:
+    """A sink that keeps nothing: digests are all that is wanted."""
+
+    def write(self, tensor: int, start: int, block: np.ndarray[Any, Any]) -> None:
+        """Drop the block."""
+
+    def complete(self, tensor: int, record: Record) -> None:
+        """Nothing to do."""
+
+
+def verify(
+    folder: str | os.PathLike[str],
+    *,
+    inputs: bool = True,
+    replay: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> list[Check]:
+    """Check a folder that taskvec wrote.
+
+    Args:
+        folder: With a manifest.
+        inputs: Whether to read the members too.
+        replay: Whether to work out the merge again (nothing is written) and compare.
+        threads: Default: the processors there are, at most 8.
+        progress: Told the bytes read.
+
+    Raises:
+        CheckpointError: no manifest, or the folder cannot be read at all.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+
+    def compare(what: str, checkpoint: Checkpoint, expected: Mapping[str, str]) -> Check:
+        missing = sorted(expected.keys() - checkpoint.tensors.keys())
+        if missing:
+            return Check(
+                what, "different", f"lacks {missing[0]!r} ({len(missing)} tensors missing)"
+            )
+        edits = [
+            Edit(name, checkpoint.tensors[name].dtype, {"target": checkpoint.view(name)})
+            for name in expected
+        ]
+        got = apply(edits, _Nowhere(), threads=threads, progress=progress)
+        return _compared(what, {name: record["output"] for name, record in got.items()}, expected)
+
+    output = open_checkpoint(path)
+    expected = manifest["output"]["digests"]
+    checks = [compare("output", output, expected)]
+    extra = sorted(output.tensors.keys() - expected.keys())
+    if extra:
+        checks = [
+            Check("output", "different", f"has {extra[0]!r}, which the manifest does not know")
+        ]
+    for role, member in manifest["members"].items() if inputs else ():
+        try:
+            checks.append(compare(role, open_checkpoint(member["path"]), member["digests"]))
+        except CheckpointError as error:
+            checks.append(Check(role, "absent", str(error)))
+    if replay:
+        checks.append(_replay(manifest, path, threads, progress))
+    return checks
+
+
+def _replay(
+    manifest: Mapping[str, Any], path: Path, threads: int | None, progress: Progress
+) -> Check:
+    recipe, table = recipe_of(manifest, str(path))
+    try:
+        plan = make_plan(recipe)
+        edits = list(edits_of(plan, table).values())
+        got = apply(
+            edits, _Nowhere(), precision=recipe.out.precision, threads=threads, progress=progress
+        )
+    except TaskvecError as error:
+        return Check("replay", "absent", str(error))
+    return _compared(
+        "replay", {n: r["output"] for n, r in got.items()}, manifest["output"]["digests"]
+    )
+
+
+def _compared(what: str, got: Mapping[str, str], expected: Mapping[str, str]) -> Check:
+    wrong = sorted(name for name in expected if got.get(name) != expected[name])
+    if wrong:
+        return Check(
+            what, "different", f"tensor {wrong[0]!r} ({len(wrong)} of {len(expected)} differ)"
+        )
+    return Check(what, "same", f"{len(expected)} tensors")

@@ -1,0 +1,79 @@
+"""The merged block: θ = c_target θ_target + Σ_t c_t (θ_ft,t − θ_pre), rounded once.
+
+c_t is the scaling coefficient times the layer weight, λ_t w_t. Without an anchor the sum is over
+θ_ft,t themselves, which is a weighted average of models. Arithmetic is float32 (or float64 where
+the scratch is), in the order written, so that neither threads nor block sizes change a bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from taskvec.kernels.convert import narrow, widen
+from taskvec.kernels.gram import STRETCH
+from taskvec.kernels.jit import jit, jit_reduction
+
+Array = np.ndarray[Any, Any]
+
+TARGET, ANCHOR, TASKS = 0, 1, 2  # rows of `addresses`, `codes` and `coefficients`
+
+
+@jit_reduction
+def probe(values: Array, count: int) -> Any:
+    """Zero if every element is finite, NaN otherwise."""
+    total = values[0] * values.dtype.type(0)
+    for i in range(1, count):
+        total += values[i] * values.dtype.type(0)
+    return total
+
+
+@jit
+def combine(
+    addresses: Array,
+    codes: Array,
+    coefficients: Array,
+    count: int,
+    scratch: Array,
+    out_address: int,
+    out_code: int,
+) -> bool:
+    """One block of the merged tensor; False if an element of it is not finite.
+
+    Args:
+        addresses: Where the block begins in target, anchor (0: none), tasks: shape (2 + T,), int64.
+        codes: Element types (`taskvec.dtypes`), shape (2 + T,), int64.
+        coefficients: c_target, unused, c_t …: shape (2 + T,), type of the scratch.
+        count: Elements in the block.
+        scratch: Working space, shape (3, STRETCH), float32 or float64.
+        out_address: Where the result goes; may not overlap an input.
+        out_code: Element type of the result.
+    """
+    total, anchor, task = scratch[0], scratch[1], scratch[2]
+    finite = True
+    for start in range(0, count, STRETCH):
+        length = min(STRETCH, count - start)
+        if coefficients[TARGET] == 0:
+            total[:length] = 0
+        else:
+            widen(codes[TARGET], addresses[TARGET], start, length, total)
+            if coefficients[TARGET] != 1:
+                for i in range(length):
+                    total[i] = coefficients[TARGET] * total[i]
+        if addresses[ANCHOR] == 0:
+            anchor[:length] = 0
+        elif addresses.shape[0] > TASKS:
+            widen(codes[ANCHOR], addresses[ANCHOR], start, length, anchor)
+        for t in range(TASKS, addresses.shape[0]):
+            coefficient = coefficients[t]
+            widen(codes[t], addresses[t], start, length, task)
+            for i in range(length):
+                total[i] = total[i] + coefficient * (task[i] - anchor[i])
+        narrow(out_code, total, out_address, start, length)
+        widen(
+            out_code, out_address, start, length, total
+        )  # finite as stored: float16 overflows earlier
+        if probe(total, length) != 0:
+            finite = False
+    return finite

@@ -1,0 +1,160 @@
+"""Stored bits to floating point and back: bfloat16, float16, float32, float64.
+
+Everything here is a loop over one block. Widening is exact; narrowing rounds once, to nearest, ties
+to even. Blocks are given as addresses so that one compiled kernel serves every mixture of element
+types; whoever calls keeps the arrays alive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from taskvec.dtypes import BF16, F16, F32
+from taskvec.kernels.jit import jit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typing_context: Any, address: Any) -> Any:
+    """The integer address as a pointer that `carray` takes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(address), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float_from_bits(typing_context: Any, bits: Any) -> Any:
+    """The float32 whose bits are the given uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_from_float(typing_context: Any, value: Any) -> Any:
+    """The bits of a float32 as uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_SIGN = np.uint32(0x80000000)
+_INFINITY = np.uint32(0x7F800000)
+_HALF_SCALE = np.float32(2.0**112)  # difference of the exponent biases of float32 and float16
+_HALF_OVERFLOW = np.uint32(0x477FF000)  # 65520: rounds to infinity in float16
+_HALF_NORMAL = np.uint32(0x38800000)  # 2^-14: smallest normal float16
+_HALF_SUBNORMAL_MAGIC = np.uint32(
+    0x3F000000
+)  # 0.5: adding it aligns the last bit of a subnormal float16
+
+
+@jit
+def widen_half(bits: np.uint32) -> np.float32:
+    """One float16 (as bits) to float32, subnormals, infinities and NaN included."""
+    magnitude = (bits & np.uint32(0x7FFF)) << np.uint32(13)
+    value = bits_from_float(float_from_bits(magnitude) * _HALF_SCALE)
+    if magnitude >= np.uint32(0x0F800000):
+        value = magnitude | _INFINITY
+    return float_from_bits(value | ((bits & np.uint32(0x8000)) << np.uint32(16)))  # type: ignore[no-any-return]
+
+
+@jit
+def narrow_half(value: np.float32) -> np.uint16:
+    """One float32 to float16 bits."""
+    bits = bits_from_float(value)
+    magnitude = bits & _MAGNITUDE
+    odd = (magnitude >> np.uint32(13)) & np.uint32(1)
+    normal = (magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13)
+    aligned = float_from_bits(magnitude) + float_from_bits(_HALF_SUBNORMAL_MAGIC)
+    half = normal
+    if magnitude < _HALF_NORMAL:
+        half = bits_from_float(aligned) - _HALF_SUBNORMAL_MAGIC
+    if magnitude >= _HALF_OVERFLOW:
+        half = np.uint32(0x7C00)
+    if magnitude > _INFINITY:
+        half = np.uint32(0x7E00)
+    return np.uint16(half | ((bits & _SIGN) >> np.uint32(16)))
+
+
+@jit
+def narrow_brain(value: np.float32) -> np.uint16:
+    """One float32 to bfloat16 bits."""
+    bits = bits_from_float(value)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    if (bits & _MAGNITUDE) > _INFINITY:
+        rounded = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.uint16(rounded)
+
+
+@jit
+def to_odd(value: np.float64) -> np.float32:
+    """float64 to float32, rounded to odd: a further rounding to 16 bits is then the only one."""
+    nearest = np.float32(value)
+    error = np.float64(nearest) - value
+    bits = bits_from_float(nearest)
+    if error != 0.0 and np.isfinite(nearest):
+        if (error > 0.0) == (nearest > 0.0) and (bits & _MAGNITUDE) != np.uint32(0):
+            bits -= np.uint32(1)  # towards zero
+        bits |= np.uint32(1)
+    return float_from_bits(bits)  # type: ignore[no-any-return]
+
+
+@jit
+def widen(code: int, address: int, first: int, count: int, out: np.ndarray[Any, Any]) -> None:
+    """Elements [first, first + count) of the block at `address` into `out`, shape (≥ count,)."""
+    if code == BF16:
+        brain = carray(pointer(address + 2 * first), (count,), np.uint16)
+        for i in range(count):
+            out[i] = float_from_bits(np.uint32(brain[i]) << np.uint32(16))
+    elif code == F16:
+        half = carray(pointer(address + 2 * first), (count,), np.uint16)
+        for i in range(count):
+            out[i] = widen_half(np.uint32(half[i]))
+    elif code == F32:
+        single = carray(pointer(address + 4 * first), (count,), np.float32)
+        for i in range(count):
+            out[i] = single[i]
+    else:
+        double = carray(pointer(address + 8 * first), (count,), np.float64)
+        for i in range(count):
+            out[i] = double[i]
+
+
+@jit
+def narrow(code: int, values: np.ndarray[Any, Any], address: int, first: int, count: int) -> None:
+    """`values`, shape (≥ count,), into elements [first, first + count) of the block `address`."""
+    if code == BF16:
+        brain = carray(pointer(address + 2 * first), (count,), np.uint16)
+        if values.itemsize == 4:
+            for i in range(count):
+                brain[i] = narrow_brain(np.float32(values[i]))
+        else:
+            for i in range(count):
+                brain[i] = narrow_brain(to_odd(np.float64(values[i])))
+    elif code == F16:
+        half = carray(pointer(address + 2 * first), (count,), np.uint16)
+        if values.itemsize == 4:
+            for i in range(count):
+                half[i] = narrow_half(np.float32(values[i]))
+        else:
+            for i in range(count):
+                half[i] = narrow_half(to_odd(np.float64(values[i])))
+    elif code == F32:
+        single = carray(pointer(address + 4 * first), (count,), np.float32)
+        for i in range(count):
+            single[i] = values[i]
+    else:
+        double = carray(pointer(address + 8 * first), (count,), np.float64)
+        for i in range(count):
+            double[i] = values[i]

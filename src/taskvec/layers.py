@@ -1,0 +1,606 @@
+r"""Which layer of a model a tensor belongs to, read from its name.
+
+`classify` maps a tensor's name to a `LayerKey`: tower, block, module, projection, expert. What is
+known about names is one table, `_FAMILIES`, at the end of this file. It holds names as checkpoints
+have them on disk and as `state_dict()` gives them (transformers 5 renames some on loading, and back
+on saving). A name that fits nothing is `other`, a layer of its own; nothing is guessed. Models that
+the table does not know are described in a recipe, by overrides.
+
+What a module holds:
+
+- `attention`: projections of self- and cross-attention (`cross_q` ...), their relative position
+  biases and mask buffers, and the scale of the attention's output (DINOv2's `layer_scale1`).
+- `mlp`: the feed-forward part, likewise with its scale; in a mixture of experts all experts, the
+  shared expert and the router (projection `router`).
+- `norm`: every normalisation, also of queries and keys (projection `q`, `k`), also outside the
+  blocks if it stands before them. `final_norm` is the one after the last block.
+- `embedding`: tokens, positions, patches, class and mask tokens.
+- `head`: what follows the final norm (language model heads, classifiers, poolers, projections into
+  a common space, the logit scale), norms inside it included.
+
+The tower is `model` in models with one tower, and for tensors that belong to none (T5's shared
+embedding, heads). Vision-language models have `vision` and `text`, encoder-decoders `encoder` and
+`decoder`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Final, NamedTuple
+
+from taskvec.errors import ParameterError, RecipeError, nearest
+
+GRANULARITIES: Final = ("tensor", "module", "block")
+MODULES: Final = ("attention", "mlp", "norm", "embedding", "final_norm", "head", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKey:
+    """Where a tensor sits in its model.
+
+    `block` counts from 0 within the tower and is None outside the blocks. `projection` is None
+    where there is none. `expert` is None for experts fused into one tensor and for the shared
+    expert (whose projections are `shared_gate`, `shared_up`, `shared_down`).
+    """
+
+    tower: str
+    block: int | None
+    module: str
+    projection: str | None
+    expert: int | None
+
+    def at(self, granularity: str, name: str) -> str:
+        """Identifier of the layer that tensor `name`, whose key this is, belongs to.
+
+        Tensors outside the blocks and tensors classified `other` are layers of their own at every
+        granularity.
+
+        >>> name = "model.layers.3.mlp.up_proj.weight"
+        >>> [classify(name).at(granularity, name) for granularity in GRANULARITIES]
+        ['model.layers.3.mlp.up_proj.weight', 'model/3/mlp', 'model/3']
+
+        Raises:
+            ParameterError: `granularity` is not one of GRANULARITIES.
+        """
+        if granularity not in GRANULARITIES:
+            raise ParameterError(
+                f"granularity: got {granularity!r}; {nearest(str(granularity), GRANULARITIES)}"
+            )
+        if granularity == "tensor" or self.block is None or self.module == "other":
+            return name
+        block = f"{self.tower}/{self.block}"
+        return block if granularity == "block" else f"{block}/{self.module}"
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    r"""Names that a recipe classifies itself; made by `override`.
+
+    The pattern is looked for anywhere in a name (`re.search`): anchor it with `^` and `$`, and end
+    an index with `\.`, where that matters. Its optional named groups `block` and `expert` must
+    capture whole numbers.
+    """
+
+    pattern: re.Pattern[str]
+    tower: str
+    module: str
+    projection: str | None
+
+    def match(self, name: str) -> LayerKey | None:
+        """The key of `name`, or None if the pattern is not found in it.
+
+        Raises:
+            RecipeError: a named group captured something else than a whole number.
+        """
+        found = self.pattern.search(name)
+        if found is None:
+            return None
+        indices: dict[str, int | None] = {"block": None, "expert": None}
+        for group, text in found.groupdict().items():
+            if text is not None and not _whole_number(text):
+                raise RecipeError(
+                    f"override {self.pattern.pattern!r}: group {group!r} captured {text!r} in "
+                    f"tensor {name!r}, expected a whole number; let it match \\d+ only"
+                )
+            indices[group] = None if text is None else int(text)
+        return LayerKey(
+            self.tower, indices["block"], self.module, self.projection, indices["expert"]
+        )
+
+
+def classify(name: str, overrides: Sequence[Override] = ()) -> LayerKey:
+    """The place of tensor `name` in its model.
+
+    Overrides are tried first and in their order, then the table of known architectures.
+
+    >>> classify("model.layers.3.self_attn.q_proj.weight")
+    LayerKey(tower='model', block=3, module='attention', projection='q', expert=None)
+    >>> classify("transformer.h.3.odd.weight")
+    LayerKey(tower='model', block=None, module='other', projection=None, expert=None)
+
+    Raises:
+        RecipeError: a group of an override captured something else than a whole number. Without
+            overrides no name fails.
+    """
+    for rule in overrides:
+        key = rule.match(name)
+        if key is not None:
+            return key
+    parts = _INDEX_SEGMENT.split(name)  # literal text and indices take turns
+    place = _place(tuple(parts[::2]))
+    indices = parts[1::2]
+    return LayerKey(
+        place.tower,
+        None if place.block is None else int(indices[place.block]),
+        place.module,
+        place.projection,
+        None if place.expert is None else int(indices[place.expert]),
+    )
+
+
+def override(entry: Mapping[str, object]) -> Override:
+    r"""An override from its entry in a recipe.
+
+    >>> rule = override(
+    ...     {
+    ...         "pattern": r"visual\.blocks\.(?P<block>\d+)\.attn\.",
+    ...         "tower": "vision",
+    ...         "module": "attention",
+    ...         "projection": "qkv",
+    ...     }
+    ... )
+    >>> classify("visual.blocks.7.attn.qkv.weight", [rule])
+    LayerKey(tower='vision', block=7, module='attention', projection='qkv', expert=None)
+
+    Args:
+        entry: `pattern` and `module` are required; `tower` is `model` and `projection` None unless
+            given.
+
+    Raises:
+        RecipeError: a key is unknown, missing or of the wrong type, the pattern is no regular
+            expression or has a named group other than `block` and `expert`, or the module is none
+            of MODULES.
+    """
+    if not isinstance(entry, Mapping):
+        raise RecipeError(f"override: got {entry!r}, expected a mapping with pattern and module")
+    for key in entry:
+        if key not in _OVERRIDE_KEYS:
+            raise RecipeError(f"override: unknown key {key!r}; {nearest(str(key), _OVERRIDE_KEYS)}")
+    for key in ("pattern", "module"):
+        if key not in entry:
+            raise RecipeError(f"override: key {key!r} is missing in {dict(entry)!r}")
+    text = _text(entry, "pattern")
+    module = _text(entry, "module")
+    if module not in MODULES:
+        raise RecipeError(
+            f"override {text!r}: unknown module {module!r}; {nearest(module, MODULES)}"
+        )
+    tower = _word(entry, "tower") if "tower" in entry else "model"
+    projection = _word(entry, "projection") if entry.get("projection") is not None else None
+    return Override(_pattern(text), tower, module, projection)
+
+
+_OVERRIDE_KEYS: Final = ("pattern", "tower", "module", "projection")
+
+
+def _text(entry: Mapping[str, object], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"override: {key} must be text that is not empty, got {value!r}")
+    return value
+
+
+def _word(entry: Mapping[str, object], key: str) -> str:
+    """A value that becomes part of layer identifiers, so it must not contain their separator."""
+    value = _text(entry, key)
+    if not value.isidentifier():
+        raise RecipeError(
+            f"override: {key} must be a word of letters, digits and underscores, got {value!r}"
+        )
+    return value
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text)
+    except (re.error, OverflowError, RecursionError) as problem:
+        raise RecipeError(
+            f"override {text!r}: pattern is not a valid regular expression: {problem}"
+        ) from problem
+    for group in pattern.groupindex:
+        if group not in ("block", "expert"):
+            raise RecipeError(
+                f"override {text!r}: group {group!r} means nothing; "
+                f"{nearest(group, ('block', 'expert'))}"
+            )
+    return pattern
+
+
+def _whole_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 9
+
+
+# Looking names up. A model has many tensors but few kinds of names: what is left when the indices
+# are taken out (20,000 names of a mixture of experts leave about twenty). So each kind is searched
+# for once, and the rest is a lookup.
+
+
+class _Place(NamedTuple):
+    """A key with open indices: `block` and `expert` say which of the name's indices they are."""
+
+    tower: str
+    block: int | None
+    module: str
+    projection: str | None
+    expert: int | None
+
+
+class _Row(NamedTuple):
+    pattern: str
+    module: str
+    projection: str | None = None
+
+
+class _Family(NamedTuple):
+    """Architectures that name their tensors alike.
+
+    A name is `root + blocks + "." + index + "." + row` for a row of `inside`, or `root + row` for a
+    row of `outside`. Every root comes with its tower.
+    """
+
+    roots: tuple[tuple[str, str], ...]
+    blocks: str = ""
+    inside: tuple[_Row, ...] = ()
+    outside: tuple[_Row, ...] = ()
+
+
+# Not "007", and nothing so long that it is no index.
+_INDEX: Final = "(?:0|[1-9][0-9]{0,4})"
+_INDEX_SEGMENT: Final = re.compile(rf"(?<=\.)({_INDEX})(?=\.)")
+_NOWHERE: Final = _Place("model", None, "other", None, None)
+_compiled = cache(re.compile)
+
+
+@lru_cache(maxsize=8192)
+def _place(literals: tuple[str, ...]) -> _Place:
+    """The place of all names that consist of these literal texts with any indices between them."""
+    probe = literals[0] + "".join(f"{i}{text}" for i, text in enumerate(literals[1:]))
+    for family in _FAMILIES:
+        for tower, root in family.roots:
+            start = _compiled(root).match(probe)
+            if start is None:
+                continue
+            for rest, block, rows in _rests(family, probe, start.end()):
+                for row in rows:
+                    found = _compiled(row.pattern).fullmatch(rest)
+                    if found is not None:
+                        expert = found.groupdict().get("expert")
+                        return _Place(
+                            tower,
+                            block,
+                            row.module,
+                            row.projection,
+                            None if expert is None else int(expert),
+                        )
+    return _NOWHERE
+
+
+def _rests(
+    family: _Family, probe: str, start: int
+) -> Iterator[tuple[str, int | None, tuple[_Row, ...]]]:
+    """What follows the root, and what follows a block's index if there is one, with their rows."""
+    yield probe[start:], None, family.outside
+    if family.inside:
+        block = _compiled(rf"{family.blocks}\.({_INDEX})\.").match(probe, start)
+        if block is not None:
+            yield probe[block.end() :], int(block[1]), family.inside
+
+
+# The table. Together, root, blocks and row match a whole name. Indices are matched by _INDEX and
+# _EXPERT only: patterns are tried on a name whose indices are replaced by their positions, so they
+# must not tell indices apart. The first family that fits wins.
+
+_WB: Final = r"\.(?:weight|bias)"
+_EXPERT: Final = rf"(?P<expert>{_INDEX})\."
+_NORM: Final = r"\.(?:weight|bias|gamma|beta)"  # gamma, beta: BERT from TensorFlow checkpoints
+
+_SELF_ATTENTION: Final = (
+    _Row(rf"self_attn\.q_proj{_WB}", "attention", "q"),
+    _Row(rf"self_attn\.k_proj{_WB}", "attention", "k"),
+    _Row(rf"self_attn\.v_proj{_WB}", "attention", "v"),
+)
+
+_FAMILIES: Final[tuple[_Family, ...]] = (
+    # Llama, Mistral, Mixtral, Qwen2, Qwen2-MoE, Qwen3, Qwen3-MoE, Gemma 2, Gemma 3, Phi-3. The
+    # first two roots are the language model inside Gemma 3 with images, in memory and on disk.
+    _Family(
+        roots=(
+            ("text", r"model\.language_model\."),
+            ("text", r"language_model\.model\."),
+            ("model", r"(?:model\.)?"),
+        ),
+        blocks="layers",
+        inside=(
+            *_SELF_ATTENTION,
+            _Row(rf"self_attn\.o_proj{_WB}", "attention", "o"),
+            _Row(rf"self_attn\.qkv_proj{_WB}", "attention", "qkv"),  # Phi-3
+            _Row(r"self_attn\.rotary_emb\.inv_freq", "attention"),  # buffer, old Llama checkpoints
+            _Row(r"self_attn\.q_norm\.weight", "norm", "q"),  # Qwen3, Gemma 3
+            _Row(r"self_attn\.k_norm\.weight", "norm", "k"),
+            _Row(rf"mlp\.gate_proj{_WB}", "mlp", "gate"),
+            _Row(rf"mlp\.up_proj{_WB}", "mlp", "up"),
+            _Row(rf"mlp\.down_proj{_WB}", "mlp", "down"),
+            _Row(rf"mlp\.gate_up_proj{_WB}", "mlp", "gate_up"),  # Phi-3
+            # Qwen-MoE and Mixtral in memory (transformers 5): all experts in one tensor.
+            _Row(r"mlp\.experts\.gate_up_proj", "mlp", "gate_up"),
+            _Row(r"mlp\.experts\.down_proj", "mlp", "down"),
+            # Qwen-MoE on disk.
+            _Row(r"mlp\.gate\.weight", "mlp", "router"),
+            _Row(rf"mlp\.experts\.{_EXPERT}gate_proj\.weight", "mlp", "gate"),
+            _Row(rf"mlp\.experts\.{_EXPERT}up_proj\.weight", "mlp", "up"),
+            _Row(rf"mlp\.experts\.{_EXPERT}down_proj\.weight", "mlp", "down"),
+            _Row(r"mlp\.shared_expert\.gate_proj\.weight", "mlp", "shared_gate"),
+            _Row(r"mlp\.shared_expert\.up_proj\.weight", "mlp", "shared_up"),
+            _Row(r"mlp\.shared_expert\.down_proj\.weight", "mlp", "shared_down"),
+            _Row(r"mlp\.shared_expert_gate\.weight", "mlp", "shared_router"),
+            # Mixtral on disk.
+            _Row(r"block_sparse_moe\.gate\.weight", "mlp", "router"),
+            _Row(rf"block_sparse_moe\.experts\.{_EXPERT}w1\.weight", "mlp", "gate"),
+            _Row(rf"block_sparse_moe\.experts\.{_EXPERT}w3\.weight", "mlp", "up"),
+            _Row(rf"block_sparse_moe\.experts\.{_EXPERT}w2\.weight", "mlp", "down"),
+            _Row(r"(?:input|post_attention)_layernorm\.weight", "norm"),
+            _Row(r"(?:pre|post)_feedforward_layernorm\.weight", "norm"),  # Gemma
+        ),
+        outside=(
+            _Row(r"embed_tokens\.weight", "embedding"),
+            _Row(r"norm\.weight", "final_norm"),
+        ),
+    ),
+    # GPT-2.
+    _Family(
+        roots=(("model", r"(?:transformer\.)?"),),
+        blocks="h",
+        inside=(
+            _Row(rf"attn\.c_attn{_WB}", "attention", "qkv"),
+            _Row(rf"attn\.c_proj{_WB}", "attention", "o"),
+            _Row(r"attn\.(?:bias|masked_bias)", "attention"),  # buffers of the causal mask
+            _Row(rf"crossattention\.q_attn{_WB}", "attention", "cross_q"),
+            _Row(rf"crossattention\.c_attn{_WB}", "attention", "cross_kv"),
+            _Row(rf"crossattention\.c_proj{_WB}", "attention", "cross_o"),
+            _Row(rf"mlp\.c_fc{_WB}", "mlp", "up"),
+            _Row(rf"mlp\.c_proj{_WB}", "mlp", "down"),
+            _Row(rf"ln_(?:1|2|cross_attn){_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"w[tp]e\.weight", "embedding"),
+            _Row(rf"ln_f{_WB}", "final_norm"),
+        ),
+    ),
+    # GPT-NeoX, Pythia.
+    _Family(
+        roots=(("model", r"(?:gpt_neox\.)?"),),
+        blocks="layers",
+        inside=(
+            _Row(rf"attention\.query_key_value{_WB}", "attention", "qkv"),
+            _Row(rf"attention\.dense{_WB}", "attention", "o"),
+            # Buffers of older checkpoints.
+            _Row(r"attention\.(?:bias|masked_bias|rotary_emb\.inv_freq)", "attention"),
+            _Row(rf"mlp\.dense_h_to_4h{_WB}", "mlp", "up"),
+            _Row(rf"mlp\.dense_4h_to_h{_WB}", "mlp", "down"),
+            _Row(rf"(?:input|post_attention)_layernorm{_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"embed_in\.weight", "embedding"),
+            _Row(rf"final_layer_norm{_WB}", "final_norm"),
+        ),
+    ),
+    # T5: version 1.0 (wi), version 1.1 and Flan (wi_0, wi_1), encoder alone, classifier (root
+    # transformer). Before OPT, whose bare decoder.embed_tokens and decoder.final_layer_norm.weight
+    # are also T5's: they get T5's tower, which changes no layer.
+    _Family(
+        roots=(
+            ("encoder", r"(?:transformer\.)?encoder\."),
+            ("decoder", r"(?:transformer\.)?decoder\."),
+        ),
+        blocks="block",
+        inside=(
+            _Row(rf"layer\.{_INDEX}\.SelfAttention\.q\.weight", "attention", "q"),
+            _Row(rf"layer\.{_INDEX}\.SelfAttention\.k\.weight", "attention", "k"),
+            _Row(rf"layer\.{_INDEX}\.SelfAttention\.v\.weight", "attention", "v"),
+            _Row(rf"layer\.{_INDEX}\.SelfAttention\.o\.weight", "attention", "o"),
+            _Row(
+                rf"layer\.{_INDEX}\.SelfAttention\.relative_attention_bias\.weight",
+                "attention",
+                "relative_bias",
+            ),
+            _Row(rf"layer\.{_INDEX}\.EncDecAttention\.q\.weight", "attention", "cross_q"),
+            _Row(rf"layer\.{_INDEX}\.EncDecAttention\.k\.weight", "attention", "cross_k"),
+            _Row(rf"layer\.{_INDEX}\.EncDecAttention\.v\.weight", "attention", "cross_v"),
+            _Row(rf"layer\.{_INDEX}\.EncDecAttention\.o\.weight", "attention", "cross_o"),
+            _Row(  # unused, but in the first checkpoints
+                rf"layer\.{_INDEX}\.EncDecAttention\.relative_attention_bias\.weight",
+                "attention",
+                "cross_relative_bias",
+            ),
+            _Row(rf"layer\.{_INDEX}\.DenseReluDense\.wi_0\.weight", "mlp", "gate"),
+            _Row(rf"layer\.{_INDEX}\.DenseReluDense\.wi(?:_1)?\.weight", "mlp", "up"),
+            _Row(rf"layer\.{_INDEX}\.DenseReluDense\.wo\.weight", "mlp", "down"),
+            _Row(rf"layer\.{_INDEX}\.layer_norm\.weight", "norm"),
+        ),
+        outside=(
+            _Row(r"embed_tokens\.weight", "embedding"),
+            _Row(r"final_layer_norm\.weight", "final_norm"),
+        ),
+    ),
+    _Family(
+        roots=(("model", r"(?:transformer\.)?"),),
+        outside=(_Row(r"shared\.weight", "embedding"),),
+    ),
+    # OPT. Its final_layer_norm inside a block is the norm before the block's MLP.
+    _Family(
+        roots=(("model", r"(?:model\.)?decoder\."),),
+        blocks="layers",
+        inside=(
+            *_SELF_ATTENTION,
+            _Row(rf"self_attn\.out_proj{_WB}", "attention", "o"),
+            _Row(rf"fc1{_WB}", "mlp", "up"),
+            _Row(rf"fc2{_WB}", "mlp", "down"),
+            _Row(rf"(?:self_attn|final)_layer_norm{_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"embed_(?:tokens|positions)\.weight", "embedding"),
+            _Row(r"project_in\.weight", "embedding"),
+            _Row(r"project_out\.weight", "head"),
+            _Row(rf"final_layer_norm{_WB}", "final_norm"),
+        ),
+    ),
+    # BERT, RoBERTa.
+    _Family(
+        roots=(("model", r"(?:(?:bert|roberta)\.)?"),),
+        blocks=r"encoder\.layer",
+        inside=(
+            _Row(rf"attention\.self\.query{_WB}", "attention", "q"),
+            _Row(rf"attention\.self\.key{_WB}", "attention", "k"),
+            _Row(rf"attention\.self\.value{_WB}", "attention", "v"),
+            _Row(rf"attention\.output\.dense{_WB}", "attention", "o"),
+            _Row(rf"crossattention\.self\.query{_WB}", "attention", "cross_q"),
+            _Row(rf"crossattention\.self\.key{_WB}", "attention", "cross_k"),
+            _Row(rf"crossattention\.self\.value{_WB}", "attention", "cross_v"),
+            _Row(rf"crossattention\.output\.dense{_WB}", "attention", "cross_o"),
+            _Row(rf"intermediate\.dense{_WB}", "mlp", "up"),
+            _Row(rf"output\.dense{_WB}", "mlp", "down"),
+            _Row(rf"(?:(?:cross)?attention\.)?output\.LayerNorm{_NORM}", "norm"),
+        ),
+        outside=(
+            _Row(r"embeddings\.(?:word|position|token_type)_embeddings\.weight", "embedding"),
+            _Row(r"embeddings\.(?:position|token_type)_ids", "embedding"),  # buffers
+            _Row(rf"embeddings\.LayerNorm{_NORM}", "norm"),
+            _Row(rf"pooler\.dense{_WB}", "head"),
+        ),
+    ),
+    # ViT and DINOv2 (with registers, with SwiGLU): attention.attention.query on disk and in
+    # transformers 4, attention.q_proj in memory since transformers 5.
+    _Family(
+        roots=(("model", r"(?:(?:vit|dinov2|dinov2_with_registers)\.)?"),),
+        blocks=r"(?:encoder\.layer|layers)",
+        inside=(
+            _Row(rf"attention\.(?:attention\.query|q_proj){_WB}", "attention", "q"),
+            _Row(rf"attention\.(?:attention\.key|k_proj){_WB}", "attention", "k"),
+            _Row(rf"attention\.(?:attention\.value|v_proj){_WB}", "attention", "v"),
+            _Row(rf"attention\.(?:output\.dense|o_proj){_WB}", "attention", "o"),
+            _Row(r"layer_scale1\.lambda1", "attention", "scale"),
+            _Row(rf"(?:intermediate\.dense|mlp\.fc1){_WB}", "mlp", "up"),
+            _Row(rf"(?:output\.dense|mlp\.fc2){_WB}", "mlp", "down"),
+            _Row(rf"mlp\.weights_in{_WB}", "mlp", "gate_up"),
+            _Row(rf"mlp\.gate_proj{_WB}", "mlp", "gate"),
+            _Row(rf"mlp\.up_proj{_WB}", "mlp", "up"),
+            _Row(rf"mlp\.(?:weights_out|down_proj){_WB}", "mlp", "down"),
+            _Row(r"layer_scale2\.lambda1", "mlp", "scale"),
+            _Row(rf"(?:layernorm_before|layernorm_after|norm1|norm2){_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"embeddings\.(?:cls_token|mask_token|register_tokens)", "embedding"),
+            _Row(r"embeddings\.position_embeddings", "embedding"),
+            _Row(rf"embeddings\.patch_embeddings\.projection{_WB}", "embedding"),
+            _Row(rf"layernorm{_WB}", "final_norm"),
+            _Row(rf"pooler\.dense{_WB}", "head"),
+        ),
+    ),
+    # CLIP and SigLIP as transformers names them, and the vision tower of Gemma 3 in memory and on
+    # disk. One tower alone has no root since transformers 5.
+    _Family(
+        roots=(
+            ("text", r"text_model\."),
+            ("vision", r"vision_model\."),
+            ("vision", r"(?:model\.)?vision_tower\.(?:vision_model\.)?"),
+            ("model", ""),
+        ),
+        blocks=r"encoder\.layers",
+        inside=(
+            *_SELF_ATTENTION,
+            _Row(rf"self_attn\.out_proj{_WB}", "attention", "o"),
+            _Row(rf"mlp\.fc1{_WB}", "mlp", "up"),
+            _Row(rf"mlp\.fc2{_WB}", "mlp", "down"),
+            _Row(rf"layer_norm[12]{_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"embeddings\.class_embedding", "embedding"),
+            _Row(rf"embeddings\.patch_embedding{_WB}", "embedding"),
+            _Row(r"embeddings\.(?:token|position)_embedding\.weight", "embedding"),
+            _Row(r"embeddings\.position_ids", "embedding"),  # buffer
+            _Row(rf"pre_layrnorm{_WB}", "norm"),  # the spelling is theirs
+            _Row(rf"(?:post_layernorm|final_layer_norm){_WB}", "final_norm"),
+            # SigLIP: a projection (text), attention pooling (vision).
+            _Row(rf"head{_WB}", "head"),
+            _Row(r"head\.(?:probe|attention\.in_proj_(?:weight|bias))", "head"),
+            _Row(rf"head\.(?:attention\.out_proj|layernorm|mlp\.fc1|mlp\.fc2){_WB}", "head"),
+        ),
+    ),
+    # CLIP with a vision transformer as OpenAI and open_clip name it; the root text is open_clip's
+    # CustomTextCLIP.
+    _Family(
+        roots=(("vision", r"visual\."), ("text", r"(?:text\.)?")),
+        blocks=r"transformer\.resblocks",
+        inside=(
+            _Row(r"attn\.in_proj_(?:weight|bias)", "attention", "qkv"),
+            _Row(rf"attn\.out_proj{_WB}", "attention", "o"),
+            _Row(r"ls_1\.gamma", "attention", "scale"),
+            _Row(rf"mlp\.c_fc{_WB}", "mlp", "up"),
+            _Row(rf"mlp\.c_proj{_WB}", "mlp", "down"),
+            _Row(r"ls_2\.gamma", "mlp", "scale"),
+            _Row(rf"ln_[12]{_WB}", "norm"),
+        ),
+    ),
+    _Family(
+        roots=(("vision", r"visual\."),),
+        outside=(
+            _Row(r"class_embedding|positional_embedding|conv1\.weight", "embedding"),
+            _Row(rf"ln_pre{_WB}", "norm"),
+            _Row(rf"ln_post{_WB}", "final_norm"),
+            _Row(r"proj", "head"),
+            _Row(r"attn_pool\.(?:query|attn\.(?:in|q|k|v)_proj_(?:weight|bias))", "head"),
+            _Row(rf"attn_pool\.(?:attn\.out_proj|ln_q|ln_k){_WB}", "head"),
+        ),
+    ),
+    _Family(
+        roots=(("text", r"(?:text\.)?"),),
+        outside=(
+            _Row(r"token_embedding\.weight|positional_embedding|cls_emb", "embedding"),
+            _Row(rf"ln_final{_WB}", "final_norm"),
+            _Row(rf"text_projection(?:{_WB})?", "head"),  # CLIP of transformers too
+        ),
+    ),
+    # What leads out of a vision tower: CLIP of transformers, Gemma 3.
+    _Family(
+        roots=(("vision", ""),),
+        outside=(
+            _Row(r"visual_projection\.weight", "head"),
+            _Row(r"(?:model\.)?multi_modal_projector\.mm_input_projection_weight", "head"),
+            _Row(r"(?:model\.)?multi_modal_projector\.mm_soft_emb_norm\.weight", "head"),
+        ),
+    ),
+    # Heads that stand beside the model: causal (Llama and its like, GPT-2, OPT; embed_out is
+    # GPT-NeoX on disk), masked (RoBERTa: lm_head.dense; BERT: cls), classification, question
+    # answering, CLIP's logit scale.
+    _Family(
+        roots=(("text", r"language_model\."), ("model", "")),
+        outside=(_Row(rf"lm_head{_WB}", "head"),),
+    ),
+    _Family(
+        roots=(("model", ""),),
+        outside=(
+            _Row(r"embed_out\.weight", "head"),
+            _Row(rf"lm_head\.(?:dense|layer_norm|decoder){_WB}", "head"),
+            _Row(rf"cls\.predictions\.(?:decoder|transform\.dense){_WB}", "head"),
+            _Row(rf"cls\.predictions\.transform\.LayerNorm{_NORM}", "head"),
+            _Row(r"cls\.predictions\.bias", "head"),
+            _Row(rf"cls\.seq_relationship{_WB}", "head"),
+            _Row(rf"(?:score|classifier|qa_outputs){_WB}", "head"),
+            _Row(rf"(?:classifier|classification_head)\.(?:dense|out_proj){_WB}", "head"),
+            _Row(r"logit_scale|logit_bias", "head"),
+        ),
+    ),
+)

@@ -1,0 +1,43 @@
+"""Weighted average of the task models: θ = Σ_t λ_t θ_ft,t / Σ_t |λ_t|.
+
+Source: Model soups, arXiv:2203.05482, section 2 (uniform soup where all λ are equal). Needs no
+anchor, and the target's weights do not enter. Negative weights are refused: there is no meaning to
+an average with them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from taskvec.errors import ParameterError
+from taskvec.methods.method import Inputs, Method
+from taskvec.methods.table import Table
+
+
+def decide(inputs: Inputs) -> Table:
+    """Weight 1 / Σ|λ| for every task and tensor; the target's own factor is 0.
+
+    Raises:
+        ParameterError: every λ is 0.
+    """
+    total = sum(abs(scale) for scale in inputs.scales.values())
+    if total == 0:
+        raise ParameterError(
+            "scale of average must be above 0 for one task at least; got 0 for all"
+        )
+    shape = (len(inputs.tasks), len(inputs.names))
+    weights, target = np.full(shape, 1 / total), np.zeros(shape[1])
+    return Table(inputs.tasks, inputs.names, weights, target, origin="average")
+
+
+METHOD = Method(
+    name="average",
+    summary="weighted average of the task models",
+    source="arXiv:2203.05482",
+    formula="θ = Σ_t λ_t θ_ft,t / Σ_t |λ_t|",
+    decide=decide,
+    needs_anchor=False,
+    default_scale=1.0,
+    takes_negative_scale=False,
+    takes_table=False,
+)

@@ -1,0 +1,175 @@
+"""The table: one weight for every task and tensor, and what a method hands to the engine.
+
+A table can be printed, saved as CSV or JSON, edited by hand and given to any method that takes
+layer weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvec.errors import UsageError, nearest
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Layer weights of K tasks for N tensors.
+
+    Attributes:
+        tasks: Task names, sorted.
+        names: Tensor names, sorted.
+        weights: w_t of each tensor, shape (K, N), float64; the engine multiplies them with λ_t.
+        target: Factor of the target's own tensor, shape (N,), float64; None for 1 everywhere.
+        digests: By role and tensor, what the weights of the members were when the table was worked
+            out; empty if it rests on no reading. The engine compares them with what it reads.
+        warnings: What a user should know before relying on this table.
+        origin: How it was made, in words for cards and manifests.
+    """
+
+    tasks: tuple[str, ...]
+    names: tuple[str, ...]
+    weights: Array
+    target: Array | None = None
+    digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    origin: str = "given"
+
+    def of(self, task: str) -> dict[str, float]:
+        """Weight by tensor name of one task."""
+        return dict(zip(self.names, self.weights[self.tasks.index(task)].tolist(), strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: task → tensor → weight, and the target's factors where there are any."""
+        out: dict[str, Any] = {"weights": {task: self.of(task) for task in self.tasks}}
+        if self.target is not None:
+            out["target"] = dict(zip(self.names, self.target.tolist(), strict=True))
+        return out
+
+    def save(self, path: str | Path) -> None:
+        """Write as CSV (`tensor`, one column a task) or, if the name ends in `.json`, as JSON."""
+        path = Path(path)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        columns = [self.weights] if self.target is None else [self.weights, self.target[None]]
+        writer.writerow(["tensor", *self.tasks, *(["(target)"] if self.target is not None else [])])
+        for name, row in zip(self.names, np.concatenate(columns).T.tolist(), strict=True):
+            writer.writerow([name, *row])
+        path.write_text(text.getvalue())
+
+
+def table_from_json(data: Mapping[str, Any], where: str) -> Table:
+    """The table that `Table.to_json` gave.
+
+    Raises:
+        UsageError: not such an object, tensors differ between tasks, or a weight is not finite.
+    """
+    weights = data.get("weights")
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(w, dict) for w in weights.values())
+    ):
+        raise UsageError(f"{where}: is not a table; expected weights by task and tensor")
+    columns = dict(weights)
+    if data.get("target") is not None:
+        columns["(target)"] = data["target"]
+    return _build(columns, where)
+
+
+def load_table(path: str | Path) -> Table:
+    """A table from a CSV or JSON file.
+
+    Raises:
+        UsageError: the file cannot be read, or is not a table of finite numbers.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a table: {error}") from error
+    if path.suffix == ".json":
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}: is not JSON ({str(error)[:80]})") from error
+        if not isinstance(data, dict):
+            raise UsageError(f"{path}: is not a JSON object")
+        return table_from_json(data, str(path))
+    rows = list(csv.reader(io.StringIO(text)))
+    if not rows or rows[0][:1] != ["tensor"] or len(rows[0]) < 2:
+        raise UsageError(f"{path}: is not a table; the first line must be: tensor,TASK,…")
+    header = rows[0][1:]
+    columns: dict[str, dict[str, object]] = {task: {} for task in header}
+    if len(columns) != len(header):
+        raise UsageError(f"{path}: a task stands twice in the first line")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(rows[0]):
+            raise UsageError(f"{path}:{number}: {len(row)} fields, expected {len(rows[0])}")
+        if row[0] in columns[header[0]]:
+            raise UsageError(f"{path}:{number}: tensor {row[0]!r} stands twice")
+        for task, value in zip(header, row[1:], strict=True):
+            columns[task][row[0]] = value
+    return _build(columns, str(path))
+
+
+def _build(columns: Mapping[str, Mapping[str, object]], where: str) -> Table:
+    names = tuple(sorted(next(iter(columns.values()))))
+    tasks = tuple(sorted(c for c in columns if c != "(target)"))
+    for task, column in columns.items():
+        if set(column) != set(names):
+            name = min(set(column) ^ set(names))
+            raise UsageError(
+                f"{where}: tensor {name!r} has no weight for every task (see {task!r})"
+            )
+    if not tasks:
+        raise UsageError(f"{where}: holds no task")
+    values = {
+        column: np.array([_number(columns[column][n], where, column, n) for n in names])
+        for column in columns
+    }
+    return Table(tasks, names, np.stack([values[t] for t in tasks]), values.get("(target)"))
+
+
+def _number(value: object, where: str, task: str, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(
+            f"{where}: weight of {task!r} for {name!r} must be a finite number; got {value!r}"
+        )
+    return number
+
+
+def check_table(table: Table, tasks: tuple[str, ...], names: tuple[str, ...], where: str) -> None:
+    """Raise `UsageError` if a table does not fit the tasks and tensors of a merge."""
+    if set(table.tasks) != set(tasks):
+        raise UsageError(
+            f"{where}: has tasks {', '.join(table.tasks)}; the merge has {', '.join(tasks)}"
+        )
+    extra = sorted(set(table.names) - set(names))
+    if extra:
+        hint = nearest(extra[0], names)
+        hint = f"; {hint}" if hint.startswith("did") else ""
+        raise UsageError(f"{where}: tensor {extra[0]!r} is not one that is merged{hint}")
+    missing = sorted(set(names) - set(table.names))
+    if missing:
+        raise UsageError(
+            f"{where}: no weight for tensor {missing[0]!r} ({len(missing)} missing); "
+            "give 0 to leave it alone"
+        )

@@ -1,0 +1,1 @@
+"""Figures. Needs the extra `report`."""

@@ -1,0 +1,120 @@
+"""Figures drawn with matplotlib, without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import OutputError, UsageError
+from taskvec.extras import require
+
+FORMATS = (".png", ".svg", ".pdf")
+MARKERS = "osD^vPX*"
+
+
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes, shape (rows, columns).
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require("matplotlib", "report")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure in the format that its name says.
+
+    Raises:
+        UsageError: another format than PNG, SVG or PDF.
+        OutputError: the file cannot be written.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path}: a figure's name must end in {', '.join(FORMATS)}")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def draw_similarity(scan: dict[str, Any], path: Path) -> None:
+    """Similarity against depth by module kind, a panel a task; rank correlation between tasks.
+
+    After figure 5 of LATA, arXiv:2502.20186.
+
+    Args:
+        scan: What `taskvec scan --json` prints.
+        path: File to write.
+    """
+    tasks = list(scan["summary"]["tasks"])
+    towers = sorted({row["tower"] for row in scan["layers"] if row["block"] is not None}) or [
+        "model"
+    ]
+    extra = 1 if len(tasks) > 1 else 0
+    figure, axes = new_figure(
+        4.6 * len(tasks) + 3.6 * extra, 3.8 * len(towers), len(tasks) + extra, len(towers)
+    )
+    for j, tower in enumerate(towers):
+        for i, task in enumerate(tasks):
+            rows = [r for r in scan["layers"] if r["task"] == task and r["tower"] == tower]
+            _panel(axes[j][i], rows, scan["threshold"])
+            axes[j][i].set_title(f"{task} ({tower})" if len(towers) > 1 else task)
+        if extra:
+            axes[j][-1].set_visible(j == 0)
+    axes[0][0].set_ylabel("cos(τ_comp, τ_instr)")
+    if extra:
+        _correlation(figure, axes[0][-1], tasks, scan["summary"]["rank_correlation"])
+    save_figure(figure, path)
+
+
+def _panel(axis: Any, rows: list[dict[str, Any]], threshold: float) -> None:
+    kinds = sorted({row["module"] or "block" for row in rows if row["block"] is not None})
+    for kind, marker in zip(kinds, MARKERS, strict=False):
+        points = [
+            (row["block"], row["similarity"])
+            for row in rows
+            if (row["module"] or "block") == kind
+            and row["block"] is not None
+            and row["similarity"] is not None
+        ]
+        axis.scatter(
+            *zip(*points, strict=True), s=18, marker=marker, alpha=0.75, label=kind
+        ) if points else None
+        depths = sorted({block for block, _ in points})
+        means = [
+            sum(s for b, s in points if b == d) / sum(b == d for b, _ in points) for d in depths
+        ]
+        axis.plot(depths, means, linewidth=1, alpha=0.6)
+    axis.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"σ = {threshold:g}")
+    axis.set_xlabel("block")
+    axis.legend(fontsize=7, loc="lower left")
+
+
+def _correlation(
+    figure: Any, axis: Any, tasks: list[str], matrix: dict[str, dict[str, float | None]]
+) -> None:
+    values = [[_number(matrix[a][b]) for b in tasks] for a in tasks]
+    image = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu")
+    axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
+    axis.set_yticks(range(len(tasks)), tasks)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            axis.text(
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="white" if abs(value) > 0.6 else "black",
+            )
+    axis.set_title("rank correlation\nof similarity (Spearman)", fontsize=9)
+    figure.colorbar(image, ax=axis, shrink=0.7)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

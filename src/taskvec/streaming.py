@@ -1,0 +1,146 @@
+"""The streaming loop: tensors cut into units of bounded size, units worked on by a few threads.
+
+A unit is a stretch of one large tensor or a run of whole small ones, so that neither a large tensor
+nor twenty thousand small ones cost more than their bytes. Results come back in whatever order the
+threads finish; what is done with them must not depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Protocol, TypeVar
+
+CHUNK = (
+    65_536  # elements; reductions and digests run over chunks counted from the start of a tensor
+)
+BLOCK = 16 * CHUNK  # elements of a large tensor that are worked on at once
+
+R = TypeVar("R")
+
+
+class Stretch(NamedTuple):
+    """Elements [start, stop) of the tensor with the given index."""
+
+    tensor: int
+    start: int
+    stop: int
+
+
+Unit = list[Stretch]
+
+
+class Progress(Protocol):
+    """Told what is being done; the command line shows a bar."""
+
+    def __call__(
+        self, label: str, total_bytes: int
+    ) -> AbstractContextManager[Callable[[int], object]]:
+        """Begin a stage; the context gives a function to call with the bytes done since."""
+
+
+def silent(label: str, total_bytes: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Progress that nobody sees."""
+    return nullcontext(lambda advanced_bytes: None)
+
+
+def default_threads() -> int:
+    """Processors this process may use, at most 8: beyond that disk or memory is the limit."""
+    return max(
+        1,
+        min(
+            8,
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1,
+        ),
+    )
+
+
+def cut(sizes: Sequence[int], block: int = BLOCK) -> Iterator[Unit]:
+    """Units that cover every element of every tensor once, in order.
+
+    Args:
+        sizes: Elements of each tensor. Empty tensors get one empty stretch, so that every tensor is
+            seen.
+        block: Largest number of elements in a unit; a multiple of `CHUNK`.
+
+    >>> list(cut([3, 100_000, 5], block=65_536))
+    [[Stretch(tensor=0, start=0, stop=3)], [Stretch(tensor=1, start=0, stop=65536)], \
+[Stretch(tensor=1, start=65536, stop=100000)], [Stretch(tensor=2, start=0, stop=5)]]
+    """
+    unit: Unit = []
+    held = 0
+    for tensor, size in enumerate(sizes):
+        if unit and held + size > block:
+            yield unit
+            unit, held = [], 0
+        if size <= block:
+            unit.append(Stretch(tensor, 0, size))
+            held += size
+            continue
+        for start in range(0, size, block):
+            yield [Stretch(tensor, start, min(start + block, size))]
+    if unit:
+        yield unit
+
+
+def stream(
+    units: Iterator[Unit], make_worker: Callable[[], Callable[[Unit], R]], threads: int
+) -> Iterator[R]:
+    """Work on units in threads and give the results as they come.
+
+    Args:
+        units: Taken by one thread at a time.
+        make_worker: Called once in each thread, so that a worker may keep scratch space.
+        threads: How many.
+
+    Raises:
+        Whatever a worker raises; the other threads then stop after their unit.
+    """
+    results: queue.Queue[R | BaseException | None] = queue.Queue(maxsize=4 * threads)
+    lock = threading.Lock()
+    stop = threading.Event()
+
+    def put(item: R | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                results.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            break
+
+    def run() -> None:
+        try:
+            worker = make_worker()
+            while not stop.is_set():
+                with lock:
+                    unit = next(units, None)
+                if unit is None:
+                    break
+                put(worker(unit))
+        except BaseException as error:
+            put(error)
+        else:
+            put(None)
+
+    pool = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
+    for thread in pool:
+        thread.start()
+    try:
+        running = threads
+        while running:
+            item = results.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        stop.set()
+        for thread in pool:
+            thread.join()
