@@ -6,7 +6,7 @@ Names are the format's own (`BF16`). numpy has no bfloat16, so its elements are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class DType:
         code: Number that the kernels know it by; −1 for types that are not computed with.
         config_name: Name in a Hugging Face `config.json`; None for types that models are not kept
             in.
+        itemsize: Bytes of one element; 0 for packed types.
     """
 
     name: str
@@ -27,11 +28,10 @@ class DType:
     storage: str
     code: int = -1
     config_name: str | None = None
+    itemsize: int = field(init=False)
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return self.bits // 8
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "itemsize", self.bits // 8)
 
     @property
     def is_float(self) -> bool:

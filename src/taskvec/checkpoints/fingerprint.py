@@ -23,6 +23,8 @@ def chunk_digests(block: np.ndarray[Any, Any]) -> bytes:
     Args:
         block: Stored elements, shape (n,); begins at a multiple of `CHUNK` elements of its tensor.
     """
+    if block.size <= CHUNK:
+        return xxhash.xxh3_128_digest(block.data) if block.size else b""
     view = block.view(np.uint8).data
     step = CHUNK * block.itemsize
     return b"".join(xxhash.xxh3_128_digest(view[i : i + step]) for i in range(0, view.nbytes, step))

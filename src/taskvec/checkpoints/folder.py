@@ -60,6 +60,7 @@ class Checkpoint:
     files: tuple[FileIdentity, ...]
     _file_of: dict[str, str]
     _mapped: dict[str, mmap.mmap] = field(default_factory=dict)
+    _views: dict[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -68,11 +69,15 @@ class Checkpoint:
 
     def view(self, name: str) -> StoredTensor:
         """The named tensor, mapped into memory."""
-        info = self.tensors[name]
-        file = self._file_of[name]
-        if file not in self._mapped:
-            self._mapped[file] = _map(self.path / file)
-        return StoredTensor(info.dtype, info.shape, self._mapped[file], info.offset)
+        if name not in self._views:
+            info = self.tensors[name]
+            file = self._file_of[name]
+            if file not in self._mapped:
+                self._mapped[file] = _map(self.path / file)
+            self._views[name] = StoredTensor(
+                info.dtype, info.shape, self._mapped[file], info.offset
+            )
+        return self._views[name]
 
     def check_unchanged(self) -> None:
         """Raise `StaleError` if a weight file is not what it was when it was opened."""

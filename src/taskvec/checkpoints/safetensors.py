@@ -85,6 +85,17 @@ def _fail(path: Path, what: str, remedy: str = "the file is damaged; write it ag
     raise CheckpointError(f"{path}: {what}; {remedy}")
 
 
+def _is_plain(raw: bytes, entries: int) -> bool:
+    """Whether a header cannot name anything twice, told without looking at every pair.
+
+    Looking at pairs takes most of the time of reading a header of 20,000 tensors. Without escapes,
+    a key that stands as often as there are entries stands once in each.
+    """
+    entries -= b'"__metadata__"' in raw
+    keys = (b'"dtype"', b'"shape"', b'"data_offsets"')
+    return b"\\" not in raw and all(raw.count(key) == entries for key in keys)
+
+
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen = dict(pairs)
     if len(seen) != len(pairs):
@@ -98,7 +109,9 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         _fail(path, "header is not a JSON object", "this is probably not a safetensors file")
     try:
-        header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
+        header = json.loads(raw)
+        if not _is_plain(raw, len(header)):
+            header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
     except (ValueError, RecursionError) as error:
         _fail(path, f"header is not JSON ({str(error)[:80]})")
     metadata = header.pop("__metadata__", {})
@@ -107,8 +120,10 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return header  # type: ignore[no-any-return]
 
 
-def _is_natural(value: object) -> bool:
-    return type(value) is int and value >= 0
+def _are_natural(values: object) -> bool:
+    if type(values) is not list:
+        return False
+    return all([type(value) is int and value >= 0 for value in values])  # noqa: C419 (half the time)
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
@@ -124,9 +139,9 @@ def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...]
             f"known: {', '.join(DTYPES)}",
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or not all(_is_natural(n) for n in shape):
+    if not _are_natural(shape):
         _fail(path, f"{where}: shape {str(shape)[:60]} is not a list of natural numbers")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_natural, offsets)):
+    if not _are_natural(offsets) or len(offsets) != 2:
         _fail(path, f"{where}: data_offsets {str(offsets)[:60]} are not two natural numbers")
     begin, end = offsets
     bits = math.prod(shape) * dtype.bits

@@ -18,6 +18,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import threading
@@ -53,7 +54,7 @@ class OutputTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

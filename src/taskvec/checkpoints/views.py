@@ -31,9 +31,12 @@ class View(Protocol):
         """Elements [start, stop) in row-major order, shape (stop − start,), as `dtype.storage`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """A tensor as it lies in a memory-mapped file; blocks are read without copying."""
+    """A tensor as it lies in a memory-mapped file; blocks are read without copying.
+
+    Two views are the same where they are one object, so that roles that share a folder read once.
+    """
 
     dtype: DType
     shape: tuple[int, ...]

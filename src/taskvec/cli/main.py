@@ -7,6 +7,7 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((a for a in arguments if not a.startswith("-")), None)
     args = _parser(verb).parse_args(arguments)
+    # Headers and digests are many small objects without cycles; with 20,000 tensors, looking for
+    # cycles among them took a third of the time of a merge.
+    gc.disable()
     try:
         code: int = args.run(args)
         sys.stdout.flush()

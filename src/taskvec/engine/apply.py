@@ -13,7 +13,7 @@ from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DType
 from taskvec.engine.members import describe
 from taskvec.errors import FamilyError, OutputError, StaleError
-from taskvec.statistics.collect import refuse_non_finite
+from taskvec.statistics.collect import address, refuse_non_finite
 from taskvec.streaming import BLOCK, Progress, Unit, cut, default_threads, silent, stream
 
 Array = np.ndarray[Any, Any]
@@ -56,8 +56,8 @@ class Edit:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that are read for it; views of one tensor of one file count once."""
-        return sum(size(v) * v.dtype.itemsize for v in _distinct(self.views).values())
+        """Bytes that are read for it; a view that two roles share counts once."""
+        return size(self.like) * sum(view.dtype.itemsize for view in set(self.views.values()))
 
 
 class Sink(Protocol):
@@ -122,7 +122,7 @@ def apply(
                 held = waiting.setdefault(part.tensor, [])
                 held.append(part)
                 edit = edits[part.tensor]
-                if sum(p.elements for p in held) < size(edit.like):
+                if sum([p.elements for p in held]) < size(edit.like):
                     continue
                 held.sort(key=lambda p: p.start)
                 records[edit.name] = _record(edit, held)
@@ -133,20 +133,14 @@ def apply(
 
 
 def _record(edit: Edit, parts: Sequence[_Part]) -> Record:
-    record = {role: tensor_digest(p.digests[role] for p in parts) for role in edit.views}
+    record = {role: tensor_digest([p.digests[role] for p in parts]) for role in edit.views}
     for role, digest in record.items():
         if edit.expected.get(role, digest) != digest:
             raise StaleError(
                 f"{describe(role)}: weights of tensor {edit.name!r} are not those that were "
                 "measured before; scan again (--rescan)"
             )
-    return record | {"output": tensor_digest(p.output for p in parts)}
-
-
-def _distinct(views: Mapping[str, View]) -> dict[str, View]:
-    """One role for each view; stored tensors are equal if file and place are."""
-    seen: dict[Any, str] = {}
-    return {role: view for role, view in views.items() if seen.setdefault(view, role) == role}
+    return record | {"output": tensor_digest([p.output for p in parts])}
 
 
 def _make_worker(
@@ -195,8 +189,8 @@ def _result(edit: Edit, blocks: Mapping[str, Array], start: int, scratch: Array)
         for role, block in blocks.items():
             if not np.array_equal(block, blocks["target"]):
                 raise FamilyError(
-                    f"{describe(role)}: {reference.dtype.name} tensor {edit.name!r} differs "
-                    "from the target's; tensors that are not floating-point must be equal, or be excluded"
+                    f"{describe(role)}: {reference.dtype.name} tensor {edit.name!r} differs from "
+                    "the target's; what is not floating-point must be equal, or be excluded"
                 )
     if edit.is_copy:
         if edit.dtype.is_float:
@@ -228,8 +222,3 @@ def _combine(edit: Edit, blocks: Mapping[str, Array], scratch: Array, out: Array
             codes[row] = edit.views[role].dtype.code
     coefficients[TASKS:] = list(edit.terms.values())
     return combine(addresses, codes, coefficients, len(out), scratch, address(out), edit.dtype.code)
-
-
-def address(block: Array) -> int:
-    """Where the elements of a contiguous array begin."""
-    return block.__array_interface__["data"][0]  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,6 +29,12 @@ class Sources:
     name: str
     views: Mapping[str, View]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in all members."""
+        views = self.views.values()
+        return size(next(iter(views))) * sum([view.dtype.itemsize for view in views])
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
@@ -49,7 +56,8 @@ class Collected:
 
 class _Part(NamedTuple):
     tensor: int
-    chunk: int
+    start: int
+    elements: int
     products: Array
     signs: Array
     digests: list[bytes]
@@ -89,31 +97,25 @@ def collect(
     digests: dict[str, dict[str, str]] = {role: {} for role in roles}
     sizes = [size(s.views["anchor"]) for s in sources]
     waiting: dict[int, list[_Part]] = {}
-    total = sum(
-        n * sum(s.views[r].dtype.itemsize for r in roles)
-        for n, s in zip(sizes, sources, strict=True)
-    )
+    total = sum([source.nbytes for source in sources])
     with progress("scan", total) as advance:
         worker = _make_worker(sources, roles, k)
         for parts in stream(cut(sizes, block), worker, threads or default_threads()):
             for part in parts:
-                source = sources[part.tensor]
                 held = waiting.setdefault(part.tensor, [])
                 held.append(part)
-                chunks = -(-sizes[part.tensor] // CHUNK)
-                if sum(len(p.products) for p in held) < chunks:
+                if sum([p.elements for p in held]) < sizes[part.tensor]:
                     continue
-                held.sort(key=lambda p: p.chunk)
-                for p in held:
-                    for (
-                        products
-                    ) in p.products:  # one after the other, so that the order of adding is fixed
-                        gram[part.tensor] += products
-                    signs[part.tensor] += p.signs
-                for r, role in enumerate(roles):
-                    digests[role][source.name] = tensor_digest(p.digests[r] for p in held)
-                advance(sizes[part.tensor] * sum(source.views[r].dtype.itemsize for r in roles))
                 del waiting[part.tensor]
+                held.sort(key=lambda p: p.start)
+                for p in held:
+                    for products in p.products:  # one by one: the order of adding is fixed
+                        gram[part.tensor] += products
+                    signs[part.tensor] += p.signs.sum(0)
+                source = sources[part.tensor]
+                for r, role in enumerate(roles):
+                    digests[role][source.name] = tensor_digest([p.digests[r] for p in held])
+                advance(source.nbytes)
     gram += np.triu(gram, 1).transpose(0, 2, 1)
     signs += np.triu(signs.transpose(3, 0, 1, 2), 1).transpose(1, 3, 2, 0)
     return Collected(gram, signs[..., 0], signs[..., 1], digests)
@@ -124,45 +126,49 @@ def _make_worker(
 ) -> Callable[[], Callable[[Unit], list[_Part]]]:
     from taskvec.kernels.gram import STRETCH, gram
 
-    rows = [0 if role == "anchor" else 1 if role == "base" else None for role in roles]
-    places = [row if row is not None else 2 + i - (len(roles) - k) for i, row in enumerate(rows)]
+    rows = [0, *([1] if "base" in roles else []), *range(2, 2 + k)]  # of each role in the kernel
 
     def make() -> Callable[[Unit], list[_Part]]:
-        scratch = np.zeros((2 + k, STRETCH), np.float32)
-        wide = np.zeros((2 + k, STRETCH), np.float64)
+        single = np.zeros((2 + k, STRETCH), np.float32)
+        double = np.zeros((2 + k, STRETCH), np.float64)
+        addresses = np.zeros(2 + k, np.int64)
+        codes = np.zeros(2 + k, np.int64)
 
-        def part_of(tensor: int, start: int, stop: int) -> _Part:
-            views = sources[tensor].views
-            blocks = [views[role].read(start, stop) for role in roles]
-            addresses = np.zeros(2 + k, np.int64)
-            codes = np.zeros(2 + k, np.int64)
-            for place, role, block in zip(places, roles, blocks, strict=True):
-                addresses[place] = block.ctypes.data
-                codes[place] = views[role].dtype.code
-            chunks = -(-(stop - start) // CHUNK)
-            products = np.empty((chunks, 2 + k, 2 + k))
-            signs = np.empty((chunks, k, k, 2), np.int64)
-            is_double = any(views[role].dtype.itemsize == 8 for role in roles)
-            gram(addresses, codes, stop - start, wide if is_double else scratch, products, signs)
-            if not np.isfinite(products.sum()):
-                _check_finite(sources[tensor], roles, blocks, start)
-                gram(
-                    addresses, codes, stop - start, wide, products, signs
-                )  # squares overflowed float32
-            return _Part(
-                tensor, start // CHUNK, products, signs.sum(0), [chunk_digests(b) for b in blocks]
-            )
+        def work(unit: Unit) -> list[_Part]:
+            chunks = [-(-(stop - start) // CHUNK) for _, start, stop in unit]
+            products = np.empty((sum(chunks), 2 + k, 2 + k))
+            signs = np.empty((sum(chunks), k, k, 2), np.int64)
+            parts = []
+            first = 0
+            for (tensor, start, stop), count in zip(unit, chunks, strict=True):
+                source = sources[tensor]
+                views = [source.views[role] for role in roles]
+                blocks = [view.read(start, stop) for view in views]
+                for row, view, block in zip(rows, views, blocks, strict=True):
+                    addresses[row] = address(block)
+                    codes[row] = view.dtype.code
+                wide = max([view.dtype.itemsize for view in views]) == 8
+                mine = slice(first, first + count)
+                out = products[mine], signs[mine]
+                gram(addresses, codes, stop - start, double if wide else single, *out)
+                if not math.isfinite(out[0].sum()):
+                    for role, view, block in zip(roles, views, blocks, strict=True):
+                        refuse_non_finite(source.name, role, view, block, start)
+                    # The weights are finite; their squares overflow float32.
+                    gram(addresses, codes, stop - start, double, *out)
+                digests = [chunk_digests(block) for block in blocks]
+                parts.append(_Part(tensor, start, stop - start, *out, digests))
+                first += count
+            return parts
 
-        return lambda unit: [part_of(*stretch) for stretch in unit]
+        return work
 
     return make
 
 
-def _check_finite(
-    source: Sources, roles: Sequence[str], blocks: Sequence[Array], start: int
-) -> None:
-    for role, block in zip(roles, blocks, strict=True):
-        refuse_non_finite(source.name, role, source.views[role], block, start)
+def address(block: Array) -> int:
+    """Where the elements of a contiguous array begin."""
+    return block.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 def refuse_non_finite(name: str, role: str, view: View, block: Array, start: int) -> None:

@@ -1,0 +1,1 @@
+"""Speed and memory against mergekit and the raw floor: `make bench`, see README.md here."""

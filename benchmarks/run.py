@@ -1,0 +1,353 @@
+"""Speed and memory of taskvec against mergekit and the raw floor, printed as ratios.
+
+    python -m benchmarks.run [--quick] [--runs 3] [--only NAME]... [--json FILE]
+
+It measures and prints; it asserts nothing. README.md in this folder says how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks import floor, machine, synthetic
+from benchmarks.measure import Command, Job, interleave
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = ("lata", "merge", "scan", "memory", "tensors", "startup")
+MERGEKIT_FLAGS = {
+    "default flags": [],
+    "async write": ["--async-write", "--write-threads", "{threads}", "--quiet"],
+}
+LATA = {"name": "lata", "scheme": "logarithmic"}
+PLAIN = {"name": "task_arithmetic"}
+SPARE_BYTES = 1 << 30
+
+
+@dataclass
+class Bench:
+    """The settings of one invocation and all that it measured."""
+
+    work: Path
+    taskvec: Path
+    mergekit: Path
+    threads: int
+    runs: int
+    quick: bool
+
+    def __post_init__(self) -> None:
+        self.title = ""
+        self.jobs: list[dict[str, Any]] = []
+        self.figures: list[dict[str, Any]] = []
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def has_mergekit(self) -> bool:
+        return self.mergekit.exists()
+
+    @cached_property
+    def family(self) -> Family:
+        return Family(self, "tiny") if self.quick else Family(self, "1b")
+
+    def heading(self, title: str) -> None:
+        self.title = title
+        print(f"\n{title}", flush=True)
+
+    def run(self, jobs: Sequence[Job], *, runs: int | None = None) -> None:
+        """Measure the jobs interleaved and print one line for each."""
+        interleave(jobs, runs=runs or self.runs, log=self.work / "stderr.log")
+        print(f"  {'job':<44}{'wall s':>8}  {'min – max':<18}{'RSS MB':>8}{'RssAnon MB':>12}")
+        for job in jobs:
+            kept = {"failed": bool(job.error), "runs": [asdict(run) for run in job.runs]}
+            self.jobs.append({"section": self.title, "name": job.name, **kept})
+            if job.error:
+                print(f"  {job.name:<44}{'failed':>8}")
+                continue
+            walls = [run.wall_s for run in job.runs]
+            span = f"{min(walls):.2f} – {max(walls):.2f}"
+            rss, anon = job.rss_bytes() / 1e6, job.anon_bytes() / 1e6
+            print(f"  {job.name:<44}{job.median_s():>8.2f}  {span:<18}{rss:>8.0f}{anon:>12.0f}")
+
+    def compare(self, job: Job, others: Sequence[Job], target: str = "") -> None:
+        """Print the ratio of medians of `job` to the fastest of `others`, and its range by round.
+
+        Rounds are paired, so a slow moment of the machine that covers both drops out of the range.
+        """
+        others = [other for other in others if not other.error]
+        if job.error or not others:
+            print(f"  {job.name}: no ratio, one side is missing")
+            return
+        best = min(others, key=Job.median_s)
+        pairs = [a.wall_s / b.wall_s for a, b in zip(job.runs, best.runs, strict=True)]
+        ratio = job.median_s() / best.median_s()
+        self.state(f"{job.name} / {best.name}", ratio, target, by_round=pairs)
+
+    def state(
+        self, name: str, value: float, target: str = "", *, by_round: Sequence[float] = ()
+    ) -> None:
+        """Print and keep one figure with its target."""
+        figure = {"name": name, "value": value, "target": target, "by_round": by_round}
+        self.figures.append({"section": self.title, **figure})
+        span = f" ({min(by_round):.3g} – {max(by_round):.3g})" if by_round else ""
+        print(f"  → {name} = {value:.3g}{span}" + (f", target {target}" if target else ""))
+
+
+class Family:
+    """A synthetic family on disk with the commands that are measured on it."""
+
+    def __init__(self, bench: Bench, name: str) -> None:
+        self.bench, self.name = bench, name
+        self.shapes = synthetic.named(name)
+        self.folder = bench.work / name
+        self.bytes = synthetic.family_bytes(self.shapes)
+        self.out = bench.work / "out"
+        _need_disk(self)
+        _in_own_process(synthetic.write_family, self.shapes, self.folder)
+        floor.read_files(self.files(*synthetic.MEMBERS), threads=bench.threads)
+
+    def __str__(self) -> str:
+        tensors = len(self.shapes.tensors())
+        return f"{self.name}: 4 members of {self.bytes / 1e9:.3f} GB, {tensors} tensors"
+
+    def files(self, *members: str) -> list[str]:
+        return [str(f) for m in members for f in sorted((self.folder / m).glob("*.safetensors"))]
+
+    def merge(self, method: dict[str, str], *flags: str) -> Job:
+        threads = ["--threads", str(self.bench.threads)]
+        recipe = self._recipe(method)
+        command: Command = [
+            self.bench.taskvec,
+            "merge",
+            recipe,
+            self.out,
+            "--force",
+            *threads,
+            *flags,
+        ]
+        return self._job(f"taskvec merge {method['name']}", command, writes=True)
+
+    def scan(self) -> Job:
+        command: Command = [self.bench.taskvec, "scan", self._recipe(LATA), "--json", "--no-cache"]
+        command += ["--threads", str(self.bench.threads)]
+        return self._job("taskvec scan", command)
+
+    def plan(self) -> Job:
+        command: Command = [self.bench.taskvec, "plan", self._recipe(PLAIN), "--json"]
+        return self._job("taskvec plan", command)
+
+    def peers(self) -> list[Job]:
+        """mergekit's task arithmetic of the same two tasks, under each set of flags."""
+        config = {
+            "merge_method": "task_arithmetic",
+            "base_model": str(self.folder / "instruct"),
+            "models": [
+                {"model": str(self.folder / task), "parameters": {"weight": 0.5}}
+                for task in ("math", "code")
+            ],
+            "parameters": {"normalize": False},
+            "dtype": "bfloat16",
+        }
+        file = self._yaml("mergekit", config)
+        jobs = []
+        for label, template in MERGEKIT_FLAGS.items() if self.bench.has_mergekit else ():
+            flags = [flag.format(threads=self.bench.threads) for flag in template]
+            command: Command = [self.bench.mergekit, file, self.out, *flags]
+            jobs.append(self._job(f"mergekit task_arithmetic, {label}", command, writes=True))
+        return jobs
+
+    def floor(self, *members: str, writes: bool) -> Job:
+        command: Command = [sys.executable, floor.__file__, "--threads", str(self.bench.threads)]
+        command += ["--read", *self.files(*members)]
+        if writes:
+            command += ["--write", str(self.out), "--bytes", str(self.bytes)]
+        name = f"floor: read {len(members)}" + (", write 1" if writes else "")
+        return self._job(name, command, writes=writes)
+
+    def _job(self, name: str, command: Command, *, writes: bool = False) -> Job:
+        return Job(name, command, *((self.out, self.bytes) if writes else ()))
+
+    def _recipe(self, method: dict[str, str]) -> Path:
+        """Only LATA is given the base; the merge pass alone has no use for it."""
+        tasks = {t: {"model": str(self.folder / t), "scale": 0.5} for t in ("math", "code")}
+        roles = {"anchor": str(self.folder / "instruct")}
+        if method is LATA:
+            roles = {role: str(self.folder / role) for role in ("base", "instruct")}
+        return self._yaml(method["name"], {**roles, "tasks": tasks, "method": method})
+
+    def _yaml(self, name: str, content: dict[str, Any]) -> Path:
+        """JSON, which is YAML too."""
+        path = self.folder / f"{name}.yml"
+        path.write_text(json.dumps(content, indent=2))
+        return path
+
+
+def speed(bench: Bench, wanted: set[str]) -> None:
+    """LATA against mergekit, merge pass and scan against their floors, in the same rounds."""
+    family = bench.family
+    bench.heading(f"speed, {family}; {bench.runs} interleaved runs, warm cache")
+    lata, merge, scan = family.merge(LATA, "--no-cache"), family.merge(PLAIN), family.scan()
+    peers = family.peers() if wanted & {"lata", "merge"} else []
+    merge_floor = family.floor("instruct", "math", "code", writes=True)
+    scan_floor = family.floor(*synthetic.MEMBERS, writes=False)
+    by_section = {"lata": [lata], "merge": [merge, merge_floor], "scan": [scan, scan_floor]}
+    jobs = [job for section, part in by_section.items() if section in wanted for job in part]
+    bench.run([*jobs, *peers])
+    if "lata" in wanted:
+        bench.compare(lata, peers, "≤ 0.40")
+    if "merge" in wanted:
+        bench.compare(merge, [merge_floor], "≤ 2.00")
+        bench.compare(merge, peers)
+    if "scan" in wanted:
+        bench.compare(scan, [scan_floor], "≤ 2.00")
+
+
+def memory(bench: Bench) -> None:
+    """Peak anonymous memory, and the same for a family of twice the size."""
+    peaks: list[list[Job]] = []
+    double = Family(bench, "tiny2" if bench.quick else "2b")
+    for family in (bench.family, double):
+        bench.heading(f"memory, {family}; one run")
+        jobs = [family.merge(LATA, "--no-cache"), family.merge(PLAIN), family.scan()]
+        bench.run(jobs, runs=1)
+        peaks.append(jobs)
+    for small, large in zip(*peaks, strict=True):
+        if small.error or large.error:
+            continue
+        bench.state(f"{small.name}, RssAnon MB", small.anon_bytes() / 1e6, "< 500")
+        growth = large.anon_bytes() / small.anon_bytes()
+        bench.state(f"{small.name}, RssAnon at twice the size", growth, "0.90 – 1.10")
+
+
+def tensors(bench: Bench, *, with_mergekit: bool) -> None:
+    """Cost of the number of tensors: three sizes of a family of experts, linear if growth is 1."""
+    scale = 10 if bench.quick else 1
+    sizes = [size // scale for size in (5_000, 10_000, 20_000)]
+    by_size: list[list[Job]] = []
+    for size in sizes:
+        family = Family(bench, f"moe-{size}")
+        bench.heading(f"tensors, {family}")
+        jobs = [family.plan(), family.merge(PLAIN), family.merge(LATA, "--no-cache")]
+        bench.run(jobs)
+        by_size.append(jobs)
+    for small, middle, large in zip(*by_size, strict=True):
+        if small.error or middle.error or large.error:
+            continue
+        bench.state(f"{large.name}, {sizes[2]} tensors, s", large.median_s(), "< 3.00")
+        # Differences of short times: the fastest runs, because noise only ever adds.
+        walls = [min(run.wall_s for run in job.runs) for job in (small, middle, large)]
+        per_tensor_us = (walls[2] - walls[1]) / (sizes[2] - sizes[1]) * 1e6
+        bench.state(f"{large.name}, µs for one more tensor", per_tensor_us)
+        growth = (walls[2] - walls[1]) / (2 * (walls[1] - walls[0]))
+        bench.state(f"{large.name}, growth of that cost per doubling", growth, "about 1")
+    family = Family(bench, f"moe-{sizes[-1]}-sharded")
+    bench.heading(f"tensors, {family}; about 20 shards a member")
+    bench.run([family.plan(), family.merge(PLAIN)])
+    if with_mergekit:
+        _peer_tensors(bench, [size // scale for size in (1_000, 2_000, 4_000)])
+
+
+def _peer_tensors(bench: Bench, sizes: Sequence[int]) -> None:
+    """A Llama of very many blocks, since mergekit has no definition for loose experts."""
+    for size in sizes:
+        family = Family(bench, f"deep-{size}")
+        bench.heading(f"tensors against mergekit, {family}")
+        merge, peers = family.merge(PLAIN), family.peers()[:1]
+        bench.run([merge, *peers], runs=1)
+        bench.compare(merge, peers)
+
+
+def startup(bench: Bench) -> None:
+    """What every call costs before it works, with kernels compiled by an earlier call."""
+    family = Family(bench, "tiny")
+    bench.heading(f"start-up, {family}; compiled kernels cached")
+    usage = Job("taskvec --help", [bench.taskvec, "--help"])
+    merge, peers = family.merge(PLAIN), family.peers()[:1]
+    bench.run([usage, merge, *peers], runs=max(5, bench.runs))
+    if not usage.error:
+        bench.state("taskvec --help, s", usage.median_s(), "< 0.30")
+
+
+def _need_disk(family: Family) -> None:
+    """Stop before anything is written when members and one output do not fit."""
+    there = (family.folder / "complete.json").exists()
+    need = family.bytes * (1 if there else 1 + len(synthetic.MEMBERS)) + SPARE_BYTES
+    free = shutil.disk_usage(family.bench.work).free
+    if free < need:
+        sys.exit(
+            f"not enough disk for family {family.name}: {need / 1e9:.1f} GB needed, "
+            f"{free / 1e9:.1f} GB free; choose another place with --work, or run less with "
+            "--quick or --only"
+        )
+
+
+def _in_own_process(function: Callable[..., None], *arguments: object) -> None:
+    """So that its memory is not ours: a child's peak (ru_maxrss) starts from its parent's."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{function.__name__} failed")
+
+
+def _warm_up(bench: Bench) -> None:
+    """Compile kernels and fill caches of code, so that no measured run pays for it."""
+    family = Family(bench, "tiny")
+    bench.heading(f"first calls, not counted below, {family}")
+    jobs = [family.merge(LATA, "--no-cache"), family.merge(PLAIN), family.scan()]
+    bench.run([*jobs, *family.peers()], runs=1)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--quick", action="store_true", help="tiny sizes: does everything run? figures mean little")
+    add("--runs", type=int, default=3, help="interleaved runs of each job (default 3)")
+    add("--only", choices=SECTIONS, action="append", help="one section; may be repeated")
+    add("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for families")
+    add("--json", type=Path, metavar="FILE", help="write everything measured there too")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    add("--mergekit-tensors", action="store_true", help="many tensors in mergekit too: minutes")
+    add("--taskvec", type=Path, default=Path(sys.executable).with_name("taskvec"))
+    add("--mergekit", type=Path, default=ROOT / ".venv-mergekit" / "bin" / "mergekit-yaml")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _options()
+    wanted = set(options.only or SECTIONS)
+    bench = Bench(
+        work=options.work.resolve(),
+        taskvec=options.taskvec.absolute(),  # not resolved: a link into an environment stays there
+        mergekit=options.mergekit.absolute(),
+        threads=options.threads,
+        runs=options.runs,
+        quick=options.quick,
+    )
+    facts = machine.facts(threads=bench.threads, mergekit=bench.mergekit)
+    print("\n".join(f"{name:<12} {value}" for name, value in facts.items()))
+    _warm_up(bench)
+    if wanted & {"lata", "merge", "scan"}:
+        speed(bench, wanted)
+    if "memory" in wanted:
+        memory(bench)
+    if "tensors" in wanted:
+        tensors(bench, with_mergekit=options.mergekit_tensors)
+    if "startup" in wanted:
+        startup(bench)
+    if options.json:
+        content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
+        options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
