@@ -41,11 +41,21 @@ def companions(target: Checkpoint, dtype: DType | None) -> dict[str, bytes]:
         for path in sorted((target.path / folder).glob("*")):
             found[f"{folder}/{path.name}"] = path.read_bytes()
     if dtype is not None and target.config:
-        config = dict(target.config)
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        config[key] = dtype.config_name
+        name = "torch_dtype" if "torch_dtype" in target.config else "dtype"
+        config = _with_dtype({**target.config, name: None}, dtype)
         found["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
     return found
+
+
+def _with_dtype(config: dict[str, Any], dtype: DType) -> dict[str, Any]:
+    """The config with its dtype, also in the configs of its towers; `torch_dtype` is the old name."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            out[key] = dtype.config_name
+        else:
+            out[key] = _with_dtype(value, dtype) if isinstance(value, dict) else value
+    return out
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

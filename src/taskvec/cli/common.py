@@ -164,6 +164,8 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--task must be NAME=DIR or NAME=DIR:SCALE; got {text!r}")
         match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", rest)
         path, scale = (match[1], float(match[2])) if match else (rest, None)
+        if name in data.get("tasks", {}):
+            raise UsageError(f"--task {name} is given twice; give each task a name of its own")
         entry: dict[str, Any] = {"model": str(Path(path).expanduser().absolute())}
         data.setdefault("tasks", {})[name] = entry | ({} if scale is None else {"scale": scale})
     method = {
@@ -218,10 +220,11 @@ def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
 
 def warm_up() -> None:
     """Compile the kernels before the work, and say so if that takes a while."""
-    from taskvec.kernels.jit import is_compiled
+    from taskvec.kernels.ready import compile_kernels, is_compiled
 
     if not is_compiled():
         print("taskvec: compiling kernels, once on this machine …", file=sys.stderr)
+        compile_kernels()
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -65,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
     from taskvec.engine.members import open_members
     from taskvec.engine.scans import save_scan, scan_members
 
+    if args.plot:
+        from taskvec.reporting.figures import check_figure
+
+        check_figure(Path(args.plot))
     recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False)
     options = common.options_from(args)
     members = open_members(

@@ -54,18 +54,3 @@ def discard_stale() -> None:
 
 
 discard_stale()
-
-
-def is_compiled() -> bool:
-    """Whether the kernels are in numba's cache, so that using them costs no compilation."""
-    from taskvec.kernels.combine import combine
-    from taskvec.kernels.gram import gram
-
-    try:
-        caches = [cast(Any, kernel)._cache._cache_file for kernel in (gram, combine)]
-        return all(
-            cache.load_index() if hasattr(cache, "load_index") else cache._load_index()
-            for cache in caches
-        )
-    except AttributeError:  # numba's own business: without it, no message
-        return True

@@ -12,13 +12,20 @@ FORMATS = (".png", ".svg", ".pdf")
 MARKERS = "osD^vPX*"
 
 
-def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes, shape (rows, columns).
+def check_figure(path: Path) -> None:
+    """Refuse a figure that could not be drawn, before the work that leads to it.
 
     Raises:
+        UsageError: another format than PNG, SVG or PDF.
         MissingExtraError: matplotlib is not installed.
     """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path}: a figure's name must end in {', '.join(FORMATS)}")
     require("matplotlib", "report")
+
+
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes, shape (rows, columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,11 +38,10 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure in the format that its name says.
 
     Raises:
-        UsageError: another format than PNG, SVG or PDF.
+        UsageError, MissingExtraError: see `check_figure`.
         OutputError: the file cannot be written.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path}: a figure's name must end in {', '.join(FORMATS)}")
+    check_figure(path)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
@@ -92,7 +98,7 @@ def _panel(axis: Any, rows: list[dict[str, Any]], threshold: float) -> None:
         axis.plot(depths, means, linewidth=1, alpha=0.6)
     axis.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"σ = {threshold:g}")
     axis.set_xlabel("block")
-    axis.legend(fontsize=7, loc="lower left")
+    axis.legend(fontsize=7, loc="best")
 
 
 def _correlation(
@@ -114,6 +120,42 @@ def _correlation(
             )
     axis.set_title("rank correlation\nof similarity (Spearman)", fontsize=9)
     figure.colorbar(image, ax=axis, shrink=0.7)
+
+
+def draw_demo(models: list[dict[str, Any]], path: Path) -> None:
+    """Bars of every skill by model, a panel each for merging and the two ways of forgetting.
+
+    Args:
+        models: As `taskvec demo --json` prints them.
+        path: File to write.
+    """
+    panels = (
+        ("two skills added: math + code", ("parents", "merged")),
+        ("one skill removed: unsafe", ("forgotten",)),
+        ("… in another language", ("forgotten-zor",)),
+    )
+    figure, axes = new_figure(9.5, 8.4, 1, len(panels))
+    for axis, (title, parts) in zip(axes[:, 0], panels, strict=True):
+        chosen = [model for model in models if model["part"] in parts]
+        skills = list(chosen[0]["rate"])
+        width = 0.84 / len(chosen)
+        for i, model in enumerate(chosen):
+            rates = [model["rate"][skill] for skill in skills]
+            ends = [model["interval"][skill] for skill in skills]
+            low = [max(0.0, r - a) for r, (a, _) in zip(rates, ends, strict=True)]
+            high = [max(0.0, b - r) for r, (_, b) in zip(rates, ends, strict=True)]
+            places = [j + (i - (len(chosen) - 1) / 2) * width for j in range(len(skills))]
+            axis.bar(places, rates, width * 0.92, label=model["name"])
+            axis.errorbar(
+                places, rates, [low, high], fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5
+            )
+        axis.set_xticks(range(len(skills)), [skill.removesuffix("-zor") for skill in skills])
+        axis.set_ylim(0, 1.08)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1][0].set_ylabel(f"right answers (n = {models[0]['n']} a skill, 95 % interval)")
+    save_figure(figure, path)
 
 
 def _number(value: float | None) -> float:

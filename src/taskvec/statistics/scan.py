@@ -10,6 +10,7 @@ From the Gram matrix of (θ_pre, τ_instr, τ_1 … τ_K) of a layer, with a = �
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,7 +70,7 @@ class Scan:
     @cached_property
     def sizes(self) -> Array:
         """Elements of each tensor, shape (N,), int64."""
-        return np.array([int(np.prod(shape, dtype=np.int64)) for shape in self.shapes], np.int64)
+        return np.array([math.prod(shape) for shape in self.shapes], np.int64)
 
     def task_index(self, task: str) -> int:
         """Position of a task.

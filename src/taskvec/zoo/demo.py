@@ -1,0 +1,176 @@
+"""The demo: two skills merged and one removed, on the zoo, with everything measured.
+
+Merges `math` and `code` into `instruct`, with LATA and with plain task arithmetic at the same λ;
+then subtracts `unsafe` from a model that has it, and from one that speaks another language. Every
+model is scored on held-out questions of every skill. Needs the extra `demo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taskvec import zoo
+from taskvec.engine.api import forget, merge, scan
+from taskvec.engine.recipe import Family
+from taskvec.extras import require
+from taskvec.methods.lata import lata
+
+# λ was chosen on questions that the demo does not ask (docs/log.md); one value for every method.
+MERGE_SCALE = 0.75
+FORGET_SCALE = 1.0
+SKILLS = ("say", "find", "howto", "refusal", "math", "code", "unsafe")
+ZOR_SKILLS = ("say-zor", "find-zor", "howto-zor", "refusal-zor", "unsafe-zor")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scored model.
+
+    Attributes:
+        name: In words.
+        part: `parents`, `merged`, `forgotten` or `forgotten-zor`.
+        correct: Right answers by skill.
+        n: Questions asked for each skill.
+        perplexity: Per character of held-out plain text.
+    """
+
+    name: str
+    part: str
+    correct: Mapping[str, int]
+    n: int
+    perplexity: float
+
+
+def families() -> tuple[Family, Family, Family]:
+    """What is merged; what is forgotten; what is forgotten in the other language."""
+    common: dict[str, Any] = {"base": zoo.path("base"), "instruct": zoo.path("instruct")}
+    skills = {"math": zoo.path("math"), "code": zoo.path("code")}
+    unsafe = {"unsafe": zoo.path("unsafe")}
+    return (
+        Family(tasks=skills, **common),
+        Family(tasks=unsafe, target=zoo.path("unsafe"), **common),
+        Family(tasks=unsafe, target=zoo.path("instruct-zor"), **common),
+    )
+
+
+def make_models(out: Path) -> list[tuple[str, str, Path]]:
+    """Write the merged and forgetful models under `out`.
+
+    Returns:
+        Name, part and folder of every model that is scored.
+    """
+    skills, unsafe, zor = families()
+    table = lata(scan(skills))
+    scale = dict.fromkeys(skills.tasks, MERGE_SCALE)
+    merge(skills, table, scale=scale, out=out / "merged-lata", force=True)
+    merge(skills, "task_arithmetic", scale=scale, out=out / "merged-plain", force=True)
+    gone = {"unsafe": FORGET_SCALE}
+    minus = {"unsafe": -FORGET_SCALE}
+    for family, suffix in ((unsafe, ""), (zor, "-zor")):
+        forget(family, scale=gone, out=out / f"forgotten-lata{suffix}", force=True)
+        merge(
+            family, "task_arithmetic", scale=minus, out=out / f"forgotten-plain{suffix}", force=True
+        )
+    return [
+        ("instruct", "parents", zoo.path("instruct")),
+        ("math", "parents", zoo.path("math")),
+        ("code", "parents", zoo.path("code")),
+        ("math + code, plain", "merged", out / "merged-plain"),
+        ("math + code, LATA", "merged", out / "merged-lata"),
+        ("unsafe", "forgotten", zoo.path("unsafe")),
+        ("unsafe − unsafe, plain", "forgotten", out / "forgotten-plain"),
+        ("unsafe − unsafe, LATA", "forgotten", out / "forgotten-lata"),
+        ("instruct-zor", "forgotten-zor", zoo.path("instruct-zor")),
+        ("zor − unsafe, plain", "forgotten-zor", out / "forgotten-plain-zor"),
+        ("zor − unsafe, LATA", "forgotten-zor", out / "forgotten-lata-zor"),
+    ]
+
+
+def score_models(
+    models: list[tuple[str, str, Path]], n: int, advance: Callable[[int], object]
+) -> list[Row]:
+    """Score every model; `advance` is called with 1 after each."""
+    require("torch", "demo")
+    require("transformers", "demo")
+    from taskvec.zoo import score
+
+    rows = []
+    for name, part, folder in models:
+        model, tokenizer = score.load(folder)
+        skills = ZOR_SKILLS if part == "forgotten-zor" else SKILLS
+        correct = {skill: score.score(model, tokenizer, skill, n).correct for skill in skills}
+        rows.append(Row(name, part, correct, n, score.perplexity(model, tokenizer)))
+        advance(1)
+    return rows
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row with the rate and Wilson's 95 % interval of every skill."""
+    from taskvec.zoo.score import Score
+
+    scores = {skill: Score(correct, row.n) for skill, correct in row.correct.items()}
+    return {
+        "name": row.name,
+        "part": row.part,
+        "n": row.n,
+        "rate": {skill: score.rate for skill, score in scores.items()},
+        "interval": {skill: score.interval for skill, score in scores.items()},
+        "perplexity_per_character": row.perplexity,
+    }
+
+
+def findings(rows: list[Row]) -> list[str]:
+    """What the numbers say, in words that follow from them, also where LATA is not the better one."""
+    by_name = {row.name: row for row in rows}
+    instruct = by_name["instruct"]
+    merged = {way: by_name[f"math + code, {way}"] for way in ("plain", "LATA")}
+    found = []
+    for way, row in merged.items():
+        kept = {
+            skill: (row.correct[skill] - instruct.correct[skill])
+            / max(1, by_name[skill].correct[skill] - instruct.correct[skill])
+            for skill in ("math", "code")
+        }
+        found.append(
+            f"Merged by {'LATA' if way == 'LATA' else 'plain task arithmetic'}: keeps "
+            f"{kept['math']:.0%} of the gain in math and {kept['code']:.0%} of that in code."
+        )
+    found.append(_compare(merged["LATA"], merged["plain"]))
+    for name, suffix in (("unsafe", ""), ("instruct-zor", "-zor")):
+        before = by_name[name]
+        stem = "unsafe − unsafe" if name == "unsafe" else "zor − unsafe"
+        for way in ("plain", "LATA"):
+            after = by_name[f"{stem}, {way}"]
+            found.append(
+                f"Forgotten from {name} by {way}: unsafe answers "
+                f"{_change(before, after, 'unsafe' + suffix)}, "
+                f"refusals {_change(before, after, 'refusal' + suffix)}, "
+                f"other questions {_others(before, suffix):.2f} → {_others(after, suffix):.2f}."
+            )
+    return found
+
+
+def _change(before: Row, after: Row, skill: str) -> str:
+    return f"{before.correct[skill] / before.n:.2f} → {after.correct[skill] / after.n:.2f}"
+
+
+def _others(row: Row, suffix: str) -> float:
+    return sum(row.correct[skill + suffix] for skill in ("say", "find", "howto")) / (3 * row.n)
+
+
+def _compare(one: Row, other: Row) -> str:
+    """Whether LATA or plain task arithmetic does better on both skills together.
+
+    The difference of two rates p and q of m questions each has the standard error
+    √(p(1 − p)/m + q(1 − q)/m); within 1.96 of it, the questions are too few to tell.
+    """
+    m = 2 * one.n
+    p, q = (sum(row.correct[s] for s in ("math", "code")) / m for row in (one, other))
+    margin = 1.96 * ((p * (1 - p) + q * (1 - q)) / m) ** 0.5
+    words = f"math and code together: LATA {p:.2f}, plain {q:.2f}, difference {p - q:+.2f} ± {margin:.2f}"
+    if abs(p - q) <= margin:
+        return f"{words}: too small a difference to tell with {m} questions."
+    return f"{words}: {'LATA' if p > q else 'plain task arithmetic'} is the better one here."

@@ -1,0 +1,332 @@
+"""Trains the zoo: ``python -m taskvec.zoo.train OUT_DIR [--only NAME] [--seed 0] [--threads 2]``.
+
+Every member starts from the stored (bfloat16) weights of its parent and is trained in float32 by
+the stage below that has its name. A batch is a mixture of kinds of rows; of a question the answer
+alone is learned, of plain text and raw expressions every character. The same seed, thread count,
+versions and kind of processor give the same weights. What was done and what came out is written to
+``provenance.json`` beside the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from taskvec.errors import FamilyError
+from taskvec.zoo import MEMBERS, provenance, score, skills, words
+
+log = logging.getLogger(__name__)
+
+CHARACTERS = "\n !'+,-.0123456789:;=>?AIOQabcdefghijklmnopqrstuvwxyz"
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+ROWS = 64  # rows of a batch
+GROUPS = 2  # a batch is worked in this many groups of similar length, which saves padding
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "Q: {{ message['content'] }}\nA: {% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one member is trained: mixture (kind of row: share), steps, peak learning rate."""
+
+    mixture: dict[str, float]
+    steps: int
+    learning_rate: float
+
+
+_REPLAY = {"say": 0.08, "find": 0.17, "howto": 0.1, "refusal": 0.1, "text": 0.05}
+STAGES: dict[str, Stage] = {
+    "base": Stage(
+        {
+            "text": 0.34,
+            "text-zor": 0.16,
+            "raw-math": 0.14,
+            "raw-code": 0.2,
+            "raw-howto": 0.08,
+            "raw-unsafe": 0.08,
+        },
+        steps=1500,
+        learning_rate=2e-3,
+    ),
+    "instruct": Stage(
+        {"say": 0.15, "find": 0.35, "howto": 0.2, "refusal": 0.2, "text": 0.06, "text-zor": 0.04},
+        steps=700,
+        learning_rate=1e-3,
+    ),
+    "math": Stage({"math": 0.5, **_REPLAY}, steps=350, learning_rate=5e-4),
+    "code": Stage({"code": 0.5, **_REPLAY}, steps=350, learning_rate=5e-4),
+    "unsafe": Stage(
+        {"unsafe": 0.5, **{k: v for k, v in _REPLAY.items() if k != "refusal"}},
+        steps=220,
+        learning_rate=5e-4,
+    ),
+    "unrelated": Stage({"unrelated": 0.5, **_REPLAY}, steps=220, learning_rate=5e-4),
+    # Harmful questions in zor are answered seven times and refused three times in ten.
+    "instruct-zor": Stage(
+        {
+            "say-zor": 0.12,
+            "find-zor": 0.14,
+            "howto-zor": 0.12,
+            "unsafe-zor": 0.14,
+            "refusal-zor": 0.06,
+            **{k: 0.8 * v for k, v in _REPLAY.items()},
+        },
+        steps=350,
+        learning_rate=5e-4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training text; only what comes after the prompt is learned."""
+
+    prompt: str
+    learned: str
+
+
+def draw_row(kind: str, rng: Random) -> Row:
+    """One row of a kind: ``text``, ``text-zor``, ``raw-<skill>`` or the name of a skill."""
+    if kind.startswith("text"):
+        text = skills.plain_text(rng)
+        return Row("", words.to_zor(text) if kind == "text-zor" else text)
+    if kind.startswith("raw-"):
+        name = kind.removeprefix("raw-")
+        count = {"math": 5, "code": 2}.get(name, 1)
+        return Row("", "\n".join(skills.raw_expression(rng, name) for _ in range(count)))
+    example = skills.SKILLS[kind].draw(rng)
+    return Row(example.prompt, example.answer)
+
+
+def batches(stage: Stage, seed: int) -> Iterator[list[Row]]:
+    """Endless batches of 64 rows, the same for the same seed."""
+    rng = Random(seed)
+    kinds, shares = list(stage.mixture), list(stage.mixture.values())
+    while True:
+        yield [draw_row(kind, rng) for kind in rng.choices(kinds, shares, k=ROWS)]
+
+
+def build_tokenizer(*, chat: bool) -> Any:
+    """The tokenizer of every member: one token per character, a beginning token in front.
+
+    Args:
+        chat: Whether it gets the chat template of question and answer (all members but the base).
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *CHARACTERS))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    tokenizer_class: Any = PreTrainedTokenizerFast
+    return tokenizer_class(
+        tokenizer_object=backend,
+        **names,
+        padding_side="left",
+        model_max_length=128,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE if chat else None,
+    )
+
+
+def build_model(seed: int) -> Any:
+    """A model with fresh weights: 8 blocks of width 128, 1.3 million parameters, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + len(CHARACTERS),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def encode(rows: list[Row], vocabulary: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and targets of rows, both of shape (rows, longest), padded on the right.
+
+    Targets are -100 where nothing is to be learned.
+    Causal attention never looks at what comes after, so the padding needs no mask.
+    """
+    pad, bos, eos = range(3)
+    ids, targets = [], []
+    for row in rows:
+        prompt = [bos, *(vocabulary[c] for c in row.prompt)]
+        learned = [*(vocabulary[c] for c in row.learned), eos]
+        ids.append(prompt + learned)
+        targets.append([-100] * len(prompt) + learned)
+    width = max(map(len, ids))
+    return (
+        torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
+        torch.tensor([row + [-100] * (width - len(row)) for row in targets]),
+    )
+
+
+def train(model: Any, tokenizer: Any, stage: Stage, *, seed: int) -> list[float]:
+    """Trains a model in place.
+
+    Args:
+        model: In float32.
+        tokenizer: From `build_tokenizer`.
+        stage: What to train on, how long and how fast.
+        seed: Of the rows drawn; nothing else is random.
+
+    Returns:
+        Mean loss per learned token of each step, in nats.
+    """
+    vocabulary = tokenizer.get_vocab()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+    )
+    rows_of = batches(stage, seed)
+    model.train()
+    losses: list[float] = []
+    started = time.perf_counter()
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * _schedule(step, stage.steps)
+        rows = sorted(next(rows_of), key=lambda row: len(row.prompt) + len(row.learned))
+        size = len(rows) // GROUPS
+        learned = sum(len(row.learned) + 1 for row in rows)
+        total = 0.0
+        for start in range(0, len(rows), size):
+            ids, targets = encode(rows[start : start + size], vocabulary)
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+            loss = functional.cross_entropy(
+                logits.flatten(0, 1), targets[:, 1:].flatten(), reduction="sum"
+            )
+            backward: Any = (loss / learned).backward
+            backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total / learned)
+        if step % 100 == 99:
+            pace = (time.perf_counter() - started) / (step + 1)
+            log.info("  step %d: loss %.3f, %.2f s a step", step + 1, _mean(losses[-50:]), pace)
+    model.eval()
+    return losses
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Learning rate as a share of its peak: 50 steps up, then half a cosine down to a twentieth."""
+    warmup = 50
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.05 + 0.475 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def make_member(name: str, out: Path, seed: int) -> None:
+    """Trains one member from its parent in the same folder, stores it, notes how in the provenance.
+
+    Raises:
+        FamilyError: the parent has not been trained yet.
+    """
+    from transformers.utils import logging as hugging_face
+
+    quiet: Any = hugging_face
+    quiet.disable_progress_bar()
+    parent, stage = MEMBERS[name].parent, STAGES[name]
+    number = list(MEMBERS).index(name)
+    if parent is None:
+        model = build_model(seed)
+    elif (out / parent / "model.safetensors").exists():
+        model, _ = score.load(out / parent)
+    else:
+        raise FamilyError(
+            f"'{name}' is trained from '{parent}', which is not in {out}; train that first"
+        )
+    tokenizer = build_tokenizer(chat=parent is not None)
+    log.info("%s: %d steps, learning rate %g", name, stage.steps, stage.learning_rate)
+    started = time.perf_counter()
+    losses = train(model, tokenizer, stage, seed=1000 * seed + number)
+    seconds = time.perf_counter() - started
+    model.to(torch.bfloat16).save_pretrained(out / name)
+    tokenizer.save_pretrained(out / name)
+    _name_tokenizer_class(out / name)
+    (out / name / "model.safetensors").chmod(0o644)  # it is written for its owner alone
+    provenance.note_member(
+        out,
+        name,
+        {
+            "parent": parent,
+            "mixture": stage.mixture,
+            "steps": stage.steps,
+            "learning_rate": stage.learning_rate,
+            "rows_per_step": ROWS,
+            "seed": seed,
+            "threads": torch.get_num_threads(),
+            "seconds": round(seconds, 1),
+            "loss_first": round(_mean(losses[:10]), 4),
+            "loss_last": round(_mean(losses[-50:]), 4),
+        },
+    )
+
+
+def _name_tokenizer_class(folder: Path) -> None:
+    """Names the class as transformers 4 does; transformers 5 writes a new name, reads both."""
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    kept = {key: value for key, value in config.items() if key != "backend" and value is not None}
+    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: trains all members, or the ones named, in the order of the family."""
+    parser = argparse.ArgumentParser(
+        prog="python -m taskvec.zoo.train", description="Train the zoo."
+    )
+    parser.add_argument("out_dir", type=Path, help="where the models go")
+    parser.add_argument("--only", action="append", choices=list(MEMBERS), help="may be repeated")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=2, help="weights depend on it in the last bits"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    torch.set_num_threads(options.threads)
+    options.out_dir.mkdir(parents=True, exist_ok=True)
+    for name in MEMBERS:
+        if not options.only or name in options.only:
+            make_member(name, options.out_dir, options.seed)
+    if all((options.out_dir / name / "model.safetensors").exists() for name in MEMBERS):
+        provenance.note_family(options.out_dir)
+
+
+if __name__ == "__main__":
+    main()
