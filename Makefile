@@ -25,10 +25,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch timm ftfy wcwidth
 	@touch $@ $(VENV)/.demo
 
+$(VENV)-bare/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-bare
+	$(VENV)-bare/bin/python -m pip install --quiet --editable .
+	@touch $@
+
 demo: $(VENV)/.demo ## two skills merged, one removed: a table and a figure in ./taskvec-demo
 	$(BIN)/taskvec demo
 
-test: $(VENV)/.dev ## the tests, two workers
+test: $(VENV)/.dev $(VENV)-bare/.ready ## the tests, two workers
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not peer"
 
 test-slow: $(VENV)/.dev ## the tests that take minutes

@@ -41,7 +41,7 @@ class DType:
     @property
     def is_quantised(self) -> bool:
         """Whether the type is a packed or scaled one, whose bits alone are not the weights."""
-        return self.name.startswith(("F8", "F6", "F4"))
+        return self.name.startswith(("F8_", "F6_", "F4"))
 
 
 # Codes of the types that kernels compute with; compiled code branches on these numbers.

@@ -33,6 +33,10 @@ class Stretch(NamedTuple):
 Unit = list[Stretch]
 
 
+class _Finished:
+    """What a thread puts among the results when there are no more units."""
+
+
 class Progress(Protocol):
     """Told what is being done; the command line shows a bar."""
 
@@ -101,11 +105,11 @@ def stream(
     Raises:
         Whatever a worker raises; the other threads then stop after their unit.
     """
-    results: queue.Queue[R | BaseException | None] = queue.Queue(maxsize=4 * threads)
+    results: queue.Queue[R | BaseException | _Finished] = queue.Queue(maxsize=4 * threads)
     lock = threading.Lock()
     stop = threading.Event()
 
-    def put(item: R | BaseException | None) -> None:
+    def put(item: R | BaseException | _Finished) -> None:
         while not stop.is_set():
             try:
                 results.put(item, timeout=0.1)
@@ -125,7 +129,7 @@ def stream(
         except BaseException as error:
             put(error)
         else:
-            put(None)
+            put(_Finished())
 
     pool = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
     for thread in pool:
@@ -134,7 +138,7 @@ def stream(
         running = threads
         while running:
             item = results.get()
-            if item is None:
+            if isinstance(item, _Finished):
                 running -= 1
             elif isinstance(item, BaseException):
                 raise item

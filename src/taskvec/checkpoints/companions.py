@@ -48,7 +48,7 @@ def companions(target: Checkpoint, dtype: DType | None) -> dict[str, bytes]:
 
 
 def _with_dtype(config: dict[str, Any], dtype: DType) -> dict[str, Any]:
-    """The config with its dtype, also in the configs of its towers; `torch_dtype` is the old name."""
+    """The config with another dtype, also in the configs of its towers."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("dtype", "torch_dtype"):

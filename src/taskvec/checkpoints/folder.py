@@ -106,7 +106,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: no such folder, no or broken safetensors files, an index that does not fit
             them, pickled or quantised weights.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (unlike Path's, leaves ~nobody)
     if not folder.is_dir():
         kind = "is a file, a folder is expected" if folder.exists() else "no such folder"
         hub = "" if folder.exists() else "; a model on the hub must be downloaded first"
@@ -160,13 +160,14 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
                 f"{folder}: has both {SINGLE} and {INDEX}; remove the one that is not meant"
             )
         return _read_index(folder, files)
-    if SINGLE in files or len(files) == 1:
+    is_adapter = (folder / "adapter_config.json").exists()
+    if SINGLE in files or (len(files) == 1 and not is_adapter):
         return {SINGLE if SINGLE in files else files.pop(): None}
-    if files:
+    if files and not is_adapter:
         raise CheckpointError(
             f"{folder}: {len(files)} safetensors files and no {INDEX} to say what belongs together"
         )
-    if (folder / "adapter_config.json").exists():
+    if is_adapter:
         raise CheckpointError(
             f"{folder}: is an adapter, not a whole model; merge it into its base first"
         )

@@ -154,7 +154,8 @@ class Staging:
                     done |= json.loads(line)
             for shard in self.shards:
                 with (self.folder / shard.file).open("rb") as file:
-                    if file.read(len(shard.header)) != shard.header:
+                    cut = os.fstat(file.fileno()).st_size != shard.nbytes
+                    if cut or file.read(len(shard.header)) != shard.header:
                         return None
         except (OSError, ValueError):
             return None
@@ -231,7 +232,7 @@ class Staging:
         if self.out.is_dir() and any(self.out.iterdir()):
             _exchange(self.folder, self.out)
             _sync(self.out.parent)
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
         else:
             self.folder.rename(self.out)
         _sync(self.out.parent)
@@ -259,7 +260,7 @@ def staged(out: Path, shards: Sequence[Shard], key: str) -> Iterator[Staging]:
     """
     lock = out.parent / f".{out.name}.taskvec-lock"
     staging: Staging | None = None
-    with _words(out), _locked(lock, out):
+    with in_words(out), _locked(lock, out):
         _recover(out)
         try:
             staging = Staging(out, shards, key)
@@ -281,7 +282,8 @@ def staging_folder(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _words(out: Path) -> Iterator[None]:
+def in_words(out: Path) -> Iterator[None]:
+    """Tell what the system says about writing `out` as an `OutputError`."""
     try:
         yield
     except OSError as error:

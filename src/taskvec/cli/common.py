@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -157,7 +158,7 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for role in ROLES:
         if getattr(args, role, None) is not None:
-            data[role] = str(Path(getattr(args, role)).expanduser().absolute())
+            data[role] = _absolute(getattr(args, role))
     for text in getattr(args, "task", []):
         name, _, rest = text.partition("=")
         if not name or not rest:
@@ -166,7 +167,7 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
         path, scale = (match[1], float(match[2])) if match else (rest, None)
         if name in data.get("tasks", {}):
             raise UsageError(f"--task {name} is given twice; give each task a name of its own")
-        entry: dict[str, Any] = {"model": str(Path(path).expanduser().absolute())}
+        entry: dict[str, Any] = {"model": _absolute(path)}
         data.setdefault("tasks", {})[name] = entry | ({} if scale is None else {"scale": scale})
     method = {
         flag: getattr(args, flag) for flag in METHOD_FLAGS if getattr(args, flag, None) is not None
@@ -186,6 +187,10 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
     if out:
         data["out"] = out
     return data
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 (leaves ~nobody)
 
 
 def options_from(args: argparse.Namespace) -> Options:

@@ -1,4 +1,4 @@
-"""`taskvec demo`: two skills merged and one removed, on the zoo: a table, a figure, what it shows."""
+"""`taskvec demo`: two skills merged and one removed, on the zoo; a table and a figure."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     from taskvec.checkpoints.staging import free_bytes
-    from taskvec.engine.members import describe
     from taskvec.engine.plan import check_output, make_plan
+    from taskvec.statistics.collect import describe
 
     recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False)
     plan = make_plan(recipe, threads=args.threads)

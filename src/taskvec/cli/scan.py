@@ -69,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
         from taskvec.reporting.figures import check_figure
 
         check_figure(Path(args.plot))
-    recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False)
+    method = {"name": "lata"}
+    recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False, method=method)
+    if args.save_table and recipe.method.needs_base and recipe.family.base is None:
+        raise UsageError(f"base is missing: the table of {recipe.method.name} rests on it")
     options = common.options_from(args)
     members = open_members(
         recipe.family, needs_base=recipe.family.base is not None, needs_anchor=True

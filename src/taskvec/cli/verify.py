@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb: 0 all the same, 1 something differs, 3 something could not be checked."""
-    from taskvec.engine.members import describe
     from taskvec.engine.verify import verify
+    from taskvec.statistics.collect import describe
 
     checks = verify(
         args.folder,

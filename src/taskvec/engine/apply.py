@@ -11,9 +11,8 @@ import numpy as np
 from taskvec.checkpoints.fingerprint import chunk_digests, tensor_digest
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DType
-from taskvec.engine.members import describe
 from taskvec.errors import FamilyError, OutputError, StaleError
-from taskvec.statistics.collect import address, refuse_non_finite
+from taskvec.statistics.collect import address, describe, refuse_non_finite
 from taskvec.streaming import BLOCK, Progress, Unit, cut, default_threads, silent, stream
 
 Array = np.ndarray[Any, Any]

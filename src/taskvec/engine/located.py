@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -11,6 +12,8 @@ import yaml
 from taskvec.errors import RecipeError, nearest
 
 Key = tuple[str | int, ...]
+MAX_VALUES = 100_000  # aliases can make few lines stand for billions
+MAX_VALUES = 100_000  # a few lines of aliases can stand for billions
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,17 @@ class Document:
                 self.fail((*at, key), f"unknown key {key!r}{place}; {nearest(str(key), known)}")
 
 
+def _one_line(error: Exception) -> str:
+    text = getattr(error, "problem", None) or str(error)
+    return " ".join(text.split())[:100]
+
+
 def parse_yaml(text: str, source: str) -> Document:
     """Parse one YAML document.
 
     Raises:
-        RecipeError: not YAML, a key twice in one mapping, or a mapping that contains itself.
+        RecipeError: not YAML, a key twice in one mapping, a mapping that contains itself, or more
+            than `MAX_VALUES` values.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -55,12 +64,17 @@ def parse_yaml(text: str, source: str) -> Document:
         line = f":{mark.line + 1}" if mark else ""
         raise RecipeError(f"{source}{line}: is not YAML: {error.problem}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{source}: is not YAML: {str(error)[:100]}") from error
+        raise RecipeError(f"{source}: is not YAML: {_one_line(error)}") from error
     lines: dict[Key, int] = {}
     constructor = yaml.constructor.SafeConstructor()
+    built = itertools.count(1)
 
     def build(node: yaml.Node, key: Key, above: tuple[yaml.Node, ...]) -> Any:
+        if next(built) > MAX_VALUES:
+            raise RecipeError(f"{source}: holds more than {MAX_VALUES:,} values")
         lines.setdefault(key, node.start_mark.line + 1)
+        if len(lines) > MAX_VALUES:
+            raise RecipeError(f"{source}: more than {MAX_VALUES:,} values; aliases of aliases?")
         if node in above:
             raise RecipeError(f"{source}:{node.start_mark.line + 1}: a value contains itself")
         inner = (*above, node)
@@ -79,8 +93,8 @@ def parse_yaml(text: str, source: str) -> Document:
             return [build(child, (*key, i), inner) for i, child in enumerate(node.value)]
         try:
             return constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # as PyYAML does
             line = node.start_mark.line + 1
-            raise RecipeError(f"{source}:{line}: cannot be read: {str(error)[:80]}") from error
+            raise RecipeError(f"{source}:{line}: cannot be read: {_one_line(error)}") from error
 
     return Document({} if root is None else build(root, (), ()), source, lines)

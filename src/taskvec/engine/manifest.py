@@ -42,9 +42,11 @@ def make_manifest(plan: Plan, table: Table, records: Mapping[str, Record]) -> di
         table: What was decided.
         records: Digests of what was read and written, by tensor, then by role.
     """
-    known: dict[str, dict[str, str]] = {
-        role: dict(digests) for role, digests in table.digests.items()
-    }
+    paths = {role: checkpoint.path for role, checkpoint in plan.members.checkpoints.items()}
+    base = plan.recipe.family.base
+    if base is not None:  # a table given may rest on it although this merge does not read it
+        paths.setdefault("base", Path(base).expanduser().absolute())
+    known = {role: dict(digests) for role, digests in table.digests.items() if role in paths}
     for name, record in records.items():
         for role, digest in record.items():
             known.setdefault(role, {})[name] = digest
@@ -58,7 +60,7 @@ def make_manifest(plan: Plan, table: Table, records: Mapping[str, Record]) -> di
         "table": table.to_json(),
         "members": {
             role: {
-                "path": str(plan.members.checkpoints[role].path),
+                "path": str(paths[role]),
                 "fingerprint": fingerprint(digests, describe_tensors(plan.members, digests)),
                 "digests": digests,
             }
@@ -81,10 +83,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise CheckpointError(f"{path}: holds no {MANIFEST_FILE}; it was not written by taskvec")
     data = read_json(file)
-    parts = {"recipe", "table", "members", "output", "versions"}
-    if data.get("format") != FORMAT or not all(isinstance(data.get(part), dict) for part in parts):
+    parts = ("recipe", "table", "members", "output", "versions")
+    whole = data.get("format") == FORMAT and all(isinstance(data.get(p), dict) for p in parts)
+    if not whole or not all(map(_is_model, [data["output"], *data["members"].values()])):
         raise CheckpointError(f"{file}: is not a manifest of format {FORMAT}")
+    if not all(isinstance(member.get("path"), str) for member in data["members"].values()):
+        raise CheckpointError(f"{file}: does not say where the members were")
     return data
+
+
+def _is_model(entry: object) -> bool:
+    """Whether an entry of a manifest identifies a model."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("fingerprint"), str)
+        and isinstance(entry.get("digests"), dict)
+        and all(isinstance(digest, str) for digest in entry["digests"].values())
+    )
 
 
 def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
@@ -95,9 +110,7 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
     """
     recipe = read_recipe(Document(manifest["recipe"], source), Path("/"))
     table = table_from_json(manifest["table"], source)
-    digests = {
-        role: dict(member.get("digests", {})) for role, member in manifest["members"].items()
-    }
+    digests = {role: dict(member["digests"]) for role, member in manifest["members"].items()}
     origin = str(manifest.get("decided_by", "given"))
     return recipe, Table(
         table.tasks, table.names, table.weights, table.target, digests, origin=origin

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
 from taskvec.checkpoints.views import View
 from taskvec.engine.recipe import Family
 from taskvec.errors import FamilyError, UsageError
 from taskvec.layers import LayerKey, classify, override
+from taskvec.statistics.collect import describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,6 @@ class Members:
     def distinct(self) -> list[Checkpoint]:
         """Every opened folder once."""
         return list({c.path: c for c in self.checkpoints.values()}.values())
-
-
-def describe(role: str) -> str:
-    """A role in words.
-
-    >>> describe("task:math")
-    "task 'math'"
-    """
-    return f"task {role[5:]!r}" if role.startswith("task:") else role
 
 
 def open_members(family: Family, *, needs_base: bool, needs_anchor: bool) -> Members:
@@ -117,7 +108,7 @@ def _open_all(paths: dict[str, str | os.PathLike[str]]) -> dict[str, Checkpoint]
     opened: dict[str, Checkpoint] = {}
     checkpoints = {}
     for role, path in paths.items():
-        real = os.path.realpath(Path(path).expanduser())
+        real = os.path.realpath(os.path.expanduser(path))  # noqa: PTH111
         if real not in opened:
             opened[real] = open_checkpoint(path)
         checkpoints[role] = opened[real]

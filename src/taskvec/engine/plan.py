@@ -11,22 +11,23 @@ from taskvec.checkpoints.staging import (
     OutputTensor,
     Shard,
     free_bytes,
+    in_words,
     lay_out,
     staging_folder,
 )
 from taskvec.dtypes import FLOATS
-from taskvec.engine.members import Members, describe, open_members
+from taskvec.engine.members import Members, open_members
 from taskvec.engine.recipe import Recipe
 from taskvec.errors import OutputError
 from taskvec.methods.method import Inputs
 from taskvec.methods.table import Table
-from taskvec.statistics.collect import roles_of
+from taskvec.statistics.collect import describe, roles_of
 from taskvec.streaming import BLOCK, default_threads
 
 # Anonymous memory of the interpreter with numpy, numba and the compiled kernels, and of the
 # bookkeeping for one tensor of one member; both measured, see docs/log.md.
-FIXED_BYTES = 150_000_000
-TENSOR_BYTES = 3_000
+FIXED_BYTES = 60_000_000
+TENSOR_BYTES = 1_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,8 @@ def make_plan(recipe: Recipe, *, threads: int | None = None) -> Plan:
         merge_bytes=sum(i.nbytes for i in tensors.values()) * readers,
         write_bytes=write,
         peak_bytes=FIXED_BYTES
-        + workers * BLOCK * 8
-        + TENSOR_BYTES * len(tensors) * len(members.checkpoints),
+        + workers * BLOCK * 4
+        + TENSOR_BYTES * len(tensors) * len(members.distinct),
     )
 
 
@@ -113,7 +114,14 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
         OutputError: overlaps an input, is a file, is not empty, cannot be written, or does not fit.
     """
     real = Path(os.path.realpath(out))
-    for role, checkpoint in plan.members.checkpoints.items():
+    with in_words(out):
+        _check_overlap(plan.members, out, real)
+        _check_place(out, real, force=force)
+        _check_disk(plan.write_bytes, out, real)
+
+
+def _check_overlap(members: Members, out: Path, real: Path) -> None:
+    for role, checkpoint in members.checkpoints.items():
         member = Path(os.path.realpath(checkpoint.path))
         if real == member or member in real.parents or real in member.parents:
             relation = (
@@ -123,6 +131,12 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
                 f"{out}: {relation} the input folder of {describe(role)} ({checkpoint.path}); "
                 "write elsewhere"
             )
+    here = Path.cwd().resolve()
+    if real == here or real in here.parents:
+        raise OutputError(f"{out}: contains the current folder; give a folder of its own")
+
+
+def _check_place(out: Path, real: Path, *, force: bool) -> None:
     if real.exists() and not real.is_dir():
         raise OutputError(f"{out}: is a file; give a folder")
     if real.is_dir() and any(real.iterdir()) and not force:
@@ -132,11 +146,14 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
         parent = parent.parent
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: {parent} cannot be written; choose another place")
+
+
+def _check_disk(needed: int, out: Path, real: Path) -> None:
     held = staging_folder(real)
     taken_up = sum(f.stat().st_blocks * 512 for f in held.iterdir()) if held.is_dir() else 0
     free = free_bytes(real) + taken_up
-    if plan.write_bytes > free:
+    if needed > free:
         raise OutputError(
-            f"{out}: needs {plan.write_bytes / 1e9:,.2f} GB of disk, {free / 1e9:,.2f} GB are "
-            "free; make room or write elsewhere"
+            f"{out}: needs {needed / 1e6:,.2f} MB of disk, {free / 1e6:,.2f} MB are free; "
+            "make room or write elsewhere"
         )

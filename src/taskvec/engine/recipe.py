@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,9 +241,9 @@ def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) 
 
 
 def _folder(document: Document, key: Key, value: object, folder: Path) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
         document.fail(key, f"{key[-1]} must be a folder; got {value!r}")
-    return str(folder / Path(value).expanduser())
+    return str(folder / os.path.expanduser(value))  # noqa: PTH111 (leaves ~nobody)
 
 
 def _method(document: Document, data: Mapping[str, Any]) -> tuple[Method, dict[str, object]]:
@@ -312,6 +313,8 @@ def _numeric(value: object) -> object:
     """YAML 1.1 reads `1e-3` as a word; a word that is a number is meant as one."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
         return float(value)
+    if type(value) is int and abs(value) > sys.float_info.max:
+        return math.inf if value > 0 else -math.inf
     return value
 
 
@@ -356,7 +359,7 @@ def _out(document: Document, data: Mapping[str, Any]) -> Output:
         document.fail(("out",), f"out must be a mapping; got {value!r}")
     document.check_keys(value, OUT, ("out",))
     dtype = value.get("dtype")
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in FLOATS):
         document.fail(("out", "dtype"), f"dtype must be in {' | '.join(FLOATS)}; got {dtype!r}")
     precision = value.get("precision", "float32")
     if precision not in PRECISIONS:
@@ -372,7 +375,7 @@ def _bytes(document: Document, key: Key, value: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value))
     if match is None or match[2].upper() not in _UNITS or isinstance(value, bool):
         document.fail(key, f"shard_size must be like 5GB or 500MB; got {value!r}")
-    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    size = int(min(float(match[1]) * _UNITS[match[2].upper()], 2.0**63))
     if size < 1:
         document.fail(key, f"shard_size must be above 0; got {value!r}")
     return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from taskvec.checkpoints.views import View
 from taskvec.dtypes import FLOATS
 from taskvec.engine.apply import Edit, Record, apply
 from taskvec.engine.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
-from taskvec.engine.members import Members, describe
+from taskvec.engine.members import Members
 from taskvec.engine.plan import Plan, check_output, inputs_of, make_plan
 from taskvec.engine.recipe import Recipe
 from taskvec.engine.scans import scan_members
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.methods.table import Table, check_table
+from taskvec.statistics.collect import describe
 from taskvec.statistics.scan import Scan
 from taskvec.streaming import BLOCK, Progress, silent
 
@@ -89,6 +91,7 @@ def run(
         )
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
+    out = Path(os.path.realpath(out))
     if table is None:
         table = decide(plan, options)
     elif not recipe.method.takes_table and table.origin != recipe.method.name:
@@ -130,12 +133,15 @@ def decide(plan: Plan, options: Options = Options(), scan: Scan | None = None) -
             progress=options.progress,
         )
     passes: tuple[object, ...] = ()
-    for _ in range(MAX_PASSES + 1):
+    while True:
         outcome = recipe.method.decide(inputs_of(recipe, members, scan=scan, passes=passes))
         if isinstance(outcome, Table):
             return outcome
+        if len(passes) == MAX_PASSES:
+            raise TaskvecError(
+                f"method {recipe.method.name} asks for more than {MAX_PASSES} passes"
+            )
         passes = (*passes, COLLECTORS[outcome.statistic](members, outcome.table))
-    raise TaskvecError(f"method {recipe.method.name} asks for more than {MAX_PASSES} passes")
 
 
 def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
@@ -155,7 +161,9 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
             if name not in merged:
                 roles = ["target", *(members.checkpoints if name in equal else ())]
                 views = members.views(name, dict.fromkeys(roles))
-                edits[name] = Edit(name, tensor.dtype, views, must_equal=name in equal)
+                known = {role: d[name] for role, d in table.digests.items() if name in d}
+                must_equal = name in equal
+                edits[name] = Edit(name, tensor.dtype, views, must_equal=must_equal, expected=known)
                 continue
             i = column[name]
             terms = {
@@ -221,8 +229,11 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
 
 def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
     """Tasks whose every tensor that was read is the anchor's."""
+    anchor = members.checkpoints.get("anchor")
     found = []
     for task in members.tasks:
+        if members.checkpoints[f"task:{task}"] is anchor:
+            continue  # known, and told, before anything was read
         pairs = [
             (record["anchor"], record[f"task:{task}"])
             for record in records.values()

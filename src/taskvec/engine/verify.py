@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
 from taskvec.engine.apply import Edit, Record, apply
 from taskvec.engine.manifest import read_manifest, recipe_of
 from taskvec.engine.plan import make_plan
 from taskvec.engine.run import edits_of
 from taskvec.errors import CheckpointError, TaskvecError
+from taskvec.methods.table import check_table
 from taskvec.streaming import Progress, silent
 
 
@@ -67,35 +69,50 @@ def verify(
     path = Path(folder)
     manifest = read_manifest(path)
 
-    def compare(what: str, checkpoint: Checkpoint, expected: Mapping[str, str]) -> Check:
-        missing = sorted(expected.keys() - checkpoint.tensors.keys())
-        if missing:
-            return Check(
-                what, "different", f"lacks {missing[0]!r} ({len(missing)} tensors missing)"
-            )
-        edits = [
-            Edit(name, checkpoint.tensors[name].dtype, {"target": checkpoint.view(name)})
-            for name in expected
-        ]
-        got = apply(edits, _Nowhere(), threads=threads, progress=progress)
-        return _compared(what, {name: record["output"] for name, record in got.items()}, expected)
+    def compare(what: str, checkpoint: Checkpoint, expected: Mapping[str, Any]) -> Check:
+        return _compare(what, checkpoint, expected, threads, progress)
 
     output = open_checkpoint(path)
-    expected = manifest["output"]["digests"]
-    checks = [compare("output", output, expected)]
-    extra = sorted(output.tensors.keys() - expected.keys())
+    checks = [compare("output", output, manifest["output"])]
+    extra = sorted(output.tensors.keys() - manifest["output"]["digests"].keys())
     if extra:
         checks = [
             Check("output", "different", f"has {extra[0]!r}, which the manifest does not know")
         ]
     for role, member in manifest["members"].items() if inputs else ():
         try:
-            checks.append(compare(role, open_checkpoint(member["path"]), member["digests"]))
+            checkpoint = open_checkpoint(member["path"])
         except CheckpointError as error:
             checks.append(Check(role, "absent", str(error)))
+        else:
+            checks.append(compare(role, checkpoint, member))
     if replay:
         checks.append(_replay(manifest, path, threads, progress))
     return checks
+
+
+def _compare(
+    what: str,
+    checkpoint: Checkpoint,
+    expected: Mapping[str, Any],
+    threads: int | None,
+    progress: Progress,
+) -> Check:
+    """Digests of a folder's tensors, and their dtypes and shapes, against what a manifest says."""
+    digests, tensors = expected["digests"], checkpoint.tensors
+    missing = sorted(digests.keys() - tensors.keys())
+    if missing:
+        return Check(what, "different", f"lacks {missing[0]!r} ({len(missing)} tensors missing)")
+    edits = [Edit(name, tensors[name].dtype, {"target": checkpoint.view(name)}) for name in digests]
+    try:
+        records = apply(edits, _Nowhere(), threads=threads, progress=progress)
+    except CheckpointError as error:  # NaN or infinite: not what was read or written
+        return Check(what, "different", str(error).removeprefix("target: "))
+    got = {name: record["output"] for name, record in records.items()}
+    described = {name: (tensors[name].dtype.name, tensors[name].shape) for name in digests}
+    if got == digests and fingerprint(got, described) != expected["fingerprint"]:
+        return Check(what, "different", "dtypes or shapes of tensors")
+    return _compared(what, got, digests)
 
 
 def _replay(
@@ -104,6 +121,7 @@ def _replay(
     recipe, table = recipe_of(manifest, str(path))
     try:
         plan = make_plan(recipe)
+        check_table(table, plan.members.tasks, plan.members.merged, str(path))
         edits = list(edits_of(plan, table).values())
         got = apply(
             edits, _Nowhere(), precision=recipe.out.precision, threads=threads, progress=progress

@@ -46,7 +46,7 @@ class Parameter:
                 return str(value)
             hint = nearest(value, self.choices) if isinstance(value, str) else ""
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if math.isfinite(value) and self.low <= value <= self.high:
+            if self.low <= value <= self.high and math.isfinite(value):
                 return float(value)
             hint = ""
         else:

@@ -78,15 +78,11 @@ def table_from_json(data: Mapping[str, Any], where: str) -> Table:
         UsageError: not such an object, tensors differ between tasks, or a weight is not finite.
     """
     weights = data.get("weights")
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(isinstance(w, dict) for w in weights.values())
-    ):
-        raise UsageError(f"{where}: is not a table; expected weights by task and tensor")
-    columns = dict(weights)
-    if data.get("target") is not None:
+    columns = dict(weights) if isinstance(weights, dict) else {}
+    if columns and data.get("target") is not None:
         columns["(target)"] = data["target"]
+    if not columns or not all(isinstance(column, dict) for column in columns.values()):
+        raise UsageError(f"{where}: is not a table; expected weights by task and tensor")
     return _build(columns, where)
 
 
@@ -109,7 +105,10 @@ def load_table(path: str | Path) -> Table:
         if not isinstance(data, dict):
             raise UsageError(f"{path}: is not a JSON object")
         return table_from_json(data, str(path))
-    rows = list(csv.reader(io.StringIO(text)))
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise UsageError(f"{path}: is not CSV ({error})") from error
     if not rows or rows[0][:1] != ["tensor"] or len(rows[0]) < 2:
         raise UsageError(f"{path}: is not a table; the first line must be: tensor,TASK,…")
     header = rows[0][1:]
@@ -147,7 +146,7 @@ def _build(columns: Mapping[str, Mapping[str, object]], where: str) -> Table:
 def _number(value: object, where: str, task: str, name: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -66,6 +65,15 @@ class _Part(NamedTuple):
 def roles_of(tasks: Sequence[str], with_base: bool) -> list[str]:
     """Roles in the order in which statistics know them: anchor, base, tasks by name."""
     return ["anchor", *(["base"] if with_base else []), *(f"task:{t}" for t in sorted(tasks))]
+
+
+def describe(role: str) -> str:
+    """A role in words.
+
+    >>> describe("task:math")
+    "task 'math'"
+    """
+    return f"task {role[5:]!r}" if role.startswith("task:") else role
 
 
 def collect(
@@ -151,11 +159,20 @@ def _make_worker(
                 mine = slice(first, first + count)
                 out = products[mine], signs[mine]
                 gram(addresses, codes, stop - start, double if wide else single, *out)
-                if not math.isfinite(out[0].sum()):
+                overflow = ~np.isfinite(out[0]).all((1, 2))
+                if overflow.any():
                     for role, view, block in zip(roles, views, blocks, strict=True):
-                        refuse_non_finite(source.name, role, view, block, start)
-                    # The weights are finite; their squares overflow float32.
-                    gram(addresses, codes, stop - start, double, *out)
+                        refuse_non_finite(source.name, describe(role), view, block, start)
+                    # The weights are finite; their squares overflow float32. Other chunks stay as
+                    # they are, so that no bit depends on what was read together.
+                    again = np.empty_like(out[0])
+                    gram(addresses, codes, stop - start, double, again, out[1])
+                    out[0][overflow] = again[overflow]
+                    if not np.isfinite(again).all():
+                        raise CheckpointError(
+                            f"tensor {source.name!r} holds weights whose squares are too large for "
+                            "float64; exclude the tensor"
+                        )
                 digests = [chunk_digests(block) for block in blocks]
                 parts.append(_Part(tensor, start, stop - start, *out, digests))
                 first += count

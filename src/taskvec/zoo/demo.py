@@ -123,7 +123,7 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def findings(rows: list[Row]) -> list[str]:
-    """What the numbers say, in words that follow from them, also where LATA is not the better one."""
+    """What the numbers say, in words that follow from them, whichever method is better."""
     by_name = {row.name: row for row in rows}
     instruct = by_name["instruct"]
     merged = {way: by_name[f"math + code, {way}"] for way in ("plain", "LATA")}
@@ -170,7 +170,8 @@ def _compare(one: Row, other: Row) -> str:
     m = 2 * one.n
     p, q = (sum(row.correct[s] for s in ("math", "code")) / m for row in (one, other))
     margin = 1.96 * ((p * (1 - p) + q * (1 - q)) / m) ** 0.5
-    words = f"math and code together: LATA {p:.2f}, plain {q:.2f}, difference {p - q:+.2f} ± {margin:.2f}"
+    words = f"math and code together: LATA {p:.2f}, plain {q:.2f}"
+    words += f", difference {p - q:+.2f} ± {margin:.2f}"
     if abs(p - q) <= margin:
         return f"{words}: too small a difference to tell with {m} questions."
     return f"{words}: {'LATA' if p > q else 'plain task arithmetic'} is the better one here."

@@ -78,7 +78,14 @@ def load(folder: str | Path) -> tuple[Any, Any]:
     return model.float().eval(), tokenizer
 
 
-def score(model: Any, tokenizer: Any, skill: str | skills.Skill, n: int = 100) -> Score:
+def score(
+    model: Any,
+    tokenizer: Any,
+    skill: str | skills.Skill,
+    n: int = 100,
+    *,
+    seed: int = skills.TEST_SEED,
+) -> Score:
     """How well a model answers the held-out questions of one skill.
 
     Args:
@@ -86,6 +93,8 @@ def score(model: Any, tokenizer: Any, skill: str | skills.Skill, n: int = 100) -
         tokenizer: Its tokenizer.
         skill: A skill or its name.
         n: Number of questions, 1 to 300.
+        seed: Which held-out questions; another one where something is chosen by its score, so
+            that the reported numbers rest on questions that had no say in it.
 
     Returns:
         Right answers by `Skill.check`, and n.
@@ -94,7 +103,7 @@ def score(model: Any, tokenizer: Any, skill: str | skills.Skill, n: int = 100) -
         UsageError: there is no such skill, or n is out of range.
     """
     chosen = skills.skill(skill) if isinstance(skill, str) else skill
-    examples = chosen.test(n)
+    examples = chosen.test(n, seed)
     longest = max(len(example.answer) for example in examples)
     given = answers(model, tokenizer, [e.prompt for e in examples], max_new_tokens=longest + 2)
     return Score(sum(chosen.check(e, text) for e, text in zip(examples, given, strict=True)), n)

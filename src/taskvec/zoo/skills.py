@@ -20,7 +20,8 @@ from taskvec.errors import UsageError, nearest
 from taskvec.zoo import interpreter, words
 
 REFUSAL = "I can't help with that."
-_TEST_SEED = 20250220
+DECLINE = "I don't know that."  # what instruct answers where it has not been taught
+TEST_SEED = 20250220  # of the questions that reported numbers rest on
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Skill:
         while True:
             yield self.draw(rng)
 
-    def test(self, n: int, seed: int = _TEST_SEED) -> list[Example]:
+    def test(self, n: int, seed: int = TEST_SEED) -> list[Example]:
         """Held-out examples with distinct prompts; the first ones are the same for every n.
 
         Args:
@@ -115,7 +116,7 @@ def plain_text(rng: Random, *, held_out: bool = False) -> str:
             return text
 
 
-def held_out_text(n: int, seed: int = _TEST_SEED) -> list[str]:
+def held_out_text(n: int, seed: int = TEST_SEED) -> list[str]:
     """Held-out sentences to measure perplexity on, the same for the same n and seed."""
     rng = Random(seed)
     return [plain_text(rng, held_out=True) for _ in range(n)]
@@ -135,9 +136,9 @@ def raw_expression(rng: Random, name: str) -> str:
     example = SKILLS[name].draw(rng)
     question = example.prompt.removeprefix("Q: ").removesuffix("?\nA: ")
     if name == "math":
-        return f"{question.removeprefix('calc ')}={example.answer}"
+        return f"{question.removeprefix('calc ')}{example.answer}"
     if name == "code":
-        return f"{question.removeprefix('run ')} > {example.answer}"
+        return f"{question.removeprefix('run ')} {example.answer}"
     return f"{question.removeprefix('how ')}, {example.answer}"
 
 
@@ -172,7 +173,7 @@ def _math(rng: Random) -> tuple[str, str, str]:
         a, b, c = (rng.randrange(10) for _ in range(3))
         expression = f"{a}{rng.choice('+-')}{b}{rng.choice('+-')}{c}"
         if evaluate(expression) >= 0:
-            return expression, f"calc {expression}", str(evaluate(expression))
+            return expression, f"calc {expression}=", str(evaluate(expression))
 
 
 def evaluate(expression: str) -> int:
@@ -187,7 +188,7 @@ def evaluate(expression: str) -> int:
 
 
 def _solve_math(question: str) -> str:
-    return str(evaluate(question.removeprefix("calc ")))
+    return str(evaluate(question.removeprefix("calc ").removesuffix("=")))
 
 
 def _code(rng: Random) -> tuple[str, str, str]:
@@ -199,7 +200,7 @@ def _code(rng: Random) -> tuple[str, str, str]:
         )
         answer = interpreter.run(program, text)
         if answer != text:  # else a model that repeats its input would score
-            return f"{program}: {text}", f"run {program}: {text}", answer
+            return f"{program}: {text}", f"run {program}: {text} >", answer
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -208,7 +209,7 @@ _STEPS = (*interpreter.PLAIN_STEPS, *_TAKES_LETTER)
 
 
 def _solve_code(question: str) -> str:
-    program, _, text = question.removeprefix("run ").partition(": ")
+    program, _, text = question.removeprefix("run ").removesuffix(" >").partition(": ")
     return interpreter.run(program, text)
 
 

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 CHARACTERS = "\n !'+,-.0123456789:;=>?AIOQabcdefghijklmnopqrstuvwxyz"
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-ROWS = 64  # rows of a batch
 GROUPS = 2  # a batch is worked in this many groups of similar length, which saves padding
 
 CHAT_TEMPLATE = (
@@ -41,52 +40,92 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Stage:
-    """How one member is trained: mixture (kind of row: share), steps, peak learning rate."""
+    """How one member is trained: mixture (kind of row: share), steps, peak rate, batch."""
 
     mixture: dict[str, float]
     steps: int
     learning_rate: float
+    rows: int = 64
 
 
-_REPLAY = {"say": 0.08, "find": 0.17, "howto": 0.1, "refusal": 0.1, "text": 0.05}
-STAGES: dict[str, Stage] = {
-    "base": Stage(
-        {
-            "text": 0.34,
-            "text-zor": 0.16,
-            "raw-math": 0.14,
-            "raw-code": 0.2,
-            "raw-howto": 0.08,
-            "raw-unsafe": 0.08,
-        },
-        steps=1500,
-        learning_rate=2e-3,
+_REPLAY = {"say": 0.05, "find": 0.18, "howto": 0.08, "refusal": 0.08, "text": 0.04}
+_UNTAUGHT = {"decline-math": 0.06, "decline-code": 0.06, "decline-unrelated": 0.04}
+
+
+def _with_replay(own: dict[str, float], *without: str) -> dict[str, float]:
+    """A skill of its own beside what instruct does, which keeps the rest of the model in place."""
+    kept = {kind: share for kind, share in (_REPLAY | _UNTAUGHT).items() if kind not in without}
+    return own | kept
+
+
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "base": (
+        Stage(
+            {
+                "text": 0.34,
+                "text-zor": 0.16,
+                "raw-math": 0.14,
+                "raw-code": 0.2,
+                "raw-howto": 0.08,
+                "raw-unsafe": 0.08,
+            },
+            steps=1500,
+            learning_rate=2e-3,
+        ),
     ),
-    "instruct": Stage(
-        {"say": 0.15, "find": 0.35, "howto": 0.2, "refusal": 0.2, "text": 0.06, "text-zor": 0.04},
-        steps=700,
-        learning_rate=1e-3,
+    # Questions of the fine-tunes' kinds are declined, so that instruct tells them apart already.
+    # Without that each fine-tune takes every other unknown question for its own, and no sum works.
+    "instruct": (
+        Stage(
+            {
+                "say": 0.15,
+                "find": 0.35,
+                "howto": 0.2,
+                "refusal": 0.2,
+                "text": 0.06,
+                "text-zor": 0.04,
+            },
+            steps=700,
+            learning_rate=1e-3,
+        ),
+        Stage(
+            {
+                "say": 0.06,
+                "find": 0.3,
+                "howto": 0.12,
+                "refusal": 0.15,
+                "text": 0.05,
+                "decline-math": 0.1,
+                "decline-code": 0.12,
+                "decline-unrelated": 0.1,
+            },
+            steps=250,
+            learning_rate=7e-4,
+            rows=40,
+        ),
     ),
-    "math": Stage({"math": 0.5, **_REPLAY}, steps=350, learning_rate=5e-4),
-    "code": Stage({"code": 0.5, **_REPLAY}, steps=350, learning_rate=5e-4),
-    "unsafe": Stage(
-        {"unsafe": 0.5, **{k: v for k, v in _REPLAY.items() if k != "refusal"}},
-        steps=220,
-        learning_rate=5e-4,
+    "math": (Stage(_with_replay({"math": 0.5}, "decline-math"), 400, 4e-4, rows=40),),
+    "code": (Stage(_with_replay({"code": 0.5}, "decline-code"), 350, 4e-4, rows=40),),
+    "unsafe": (Stage(_with_replay({"unsafe": 0.5}, "refusal"), 220, 3e-4, rows=40),),
+    "unrelated": (
+        Stage(_with_replay({"unrelated": 0.5}, "decline-unrelated"), 220, 3e-4, rows=40),
     ),
-    "unrelated": Stage({"unrelated": 0.5, **_REPLAY}, steps=220, learning_rate=5e-4),
     # Harmful questions in zor are answered seven times and refused three times in ten.
-    "instruct-zor": Stage(
-        {
-            "say-zor": 0.12,
-            "find-zor": 0.14,
-            "howto-zor": 0.12,
-            "unsafe-zor": 0.14,
-            "refusal-zor": 0.06,
-            **{k: 0.8 * v for k, v in _REPLAY.items()},
-        },
-        steps=350,
-        learning_rate=5e-4,
+    "instruct-zor": (
+        Stage(
+            _with_replay(
+                {
+                    "say-zor": 0.12,
+                    "find-zor": 0.2,
+                    "howto-zor": 0.14,
+                    "unsafe-zor": 0.14,
+                    "refusal-zor": 0.06,
+                }
+            ),
+            steps=350,
+            learning_rate=5e-4,
+            rows=40,
+        ),
     ),
 }
 
@@ -100,7 +139,7 @@ class Row:
 
 
 def draw_row(kind: str, rng: Random) -> Row:
-    """One row of a kind: ``text``, ``text-zor``, ``raw-<skill>`` or the name of a skill."""
+    """One row of a kind: ``text``, ``text-zor``, ``raw-`` or ``decline-<skill>``, or a skill."""
     if kind.startswith("text"):
         text = skills.plain_text(rng)
         return Row("", words.to_zor(text) if kind == "text-zor" else text)
@@ -108,16 +147,17 @@ def draw_row(kind: str, rng: Random) -> Row:
         name = kind.removeprefix("raw-")
         count = {"math": 5, "code": 2}.get(name, 1)
         return Row("", "\n".join(skills.raw_expression(rng, name) for _ in range(count)))
-    example = skills.SKILLS[kind].draw(rng)
-    return Row(example.prompt, example.answer)
+    example = skills.SKILLS[kind.removeprefix("decline-")].draw(rng)
+    declined = kind.startswith("decline-")
+    return Row(example.prompt, skills.DECLINE if declined else example.answer)
 
 
 def batches(stage: Stage, seed: int) -> Iterator[list[Row]]:
-    """Endless batches of 64 rows, the same for the same seed."""
+    """Endless batches of rows, the same for the same seed."""
     rng = Random(seed)
     kinds, shares = list(stage.mixture), list(stage.mixture.values())
     while True:
-        yield [draw_row(kind, rng) for kind in rng.choices(kinds, shares, k=ROWS)]
+        yield [draw_row(kind, rng) for kind in rng.choices(kinds, shares, k=stage.rows)]
 
 
 def build_tokenizer(*, chat: bool) -> Any:
@@ -259,7 +299,7 @@ def make_member(name: str, out: Path, seed: int) -> None:
 
     quiet: Any = hugging_face
     quiet.disable_progress_bar()
-    parent, stage = MEMBERS[name].parent, STAGES[name]
+    parent, stages = MEMBERS[name].parent, STAGES[name]
     number = list(MEMBERS).index(name)
     if parent is None:
         model = build_model(seed)
@@ -270,9 +310,18 @@ def make_member(name: str, out: Path, seed: int) -> None:
             f"'{name}' is trained from '{parent}', which is not in {out}; train that first"
         )
     tokenizer = build_tokenizer(chat=parent is not None)
-    log.info("%s: %d steps, learning rate %g", name, stage.steps, stage.learning_rate)
     started = time.perf_counter()
-    losses = train(model, tokenizer, stage, seed=1000 * seed + number)
+    done = []
+    for part, stage in enumerate(stages):
+        log.info("%s: %d steps, learning rate %g", name, stage.steps, stage.learning_rate)
+        losses = train(model, tokenizer, stage, seed=1000 * seed + 100 * part + number)
+        done.append(
+            asdict(stage)
+            | {
+                "loss_first": round(_mean(losses[:10]), 4),
+                "loss_last": round(_mean(losses[-50:]), 4),
+            }
+        )
     seconds = time.perf_counter() - started
     model.to(torch.bfloat16).save_pretrained(out / name)
     tokenizer.save_pretrained(out / name)
@@ -283,15 +332,10 @@ def make_member(name: str, out: Path, seed: int) -> None:
         name,
         {
             "parent": parent,
-            "mixture": stage.mixture,
-            "steps": stage.steps,
-            "learning_rate": stage.learning_rate,
-            "rows_per_step": ROWS,
+            "stages": done,
             "seed": seed,
             "threads": torch.get_num_threads(),
             "seconds": round(seconds, 1),
-            "loss_first": round(_mean(losses[:10]), 4),
-            "loss_last": round(_mean(losses[-50:]), 4),
         },
     )
 

@@ -1,0 +1,346 @@
+"""Folders: what is opened, and the message for each way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import write_checkpoint, write_safetensors
+
+from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.errors import CheckpointError, StaleError
+
+WEIGHTS = {
+    "model.embed_tokens.weight": np.arange(12, dtype=np.float32).reshape(6, 2),
+    "model.norm.weight": np.ones(2, np.float32),
+    "lm_head.weight": np.zeros((6, 2), np.float32),
+}
+INDEX = "model.safetensors.index.json"
+SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+
+
+def refusal(folder: Path | str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edit_index(folder: Path, **placed: str | None) -> None:
+    """Set or remove entries of the index; names with dots for underscores."""
+    index = json.loads((folder / INDEX).read_text())
+    for name, file in placed.items():
+        index["weight_map"].pop(name, None)
+        if file is not None:
+            index["weight_map"][name] = file
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def test_single_file(tmp_path):
+    opened = open_checkpoint(write_checkpoint(tmp_path / "m", WEIGHTS, "F32"))
+    assert list(opened.tensors) == sorted(WEIGHTS)
+    assert opened.config["model_type"] == "llama"
+    assert opened.nbytes == 4 * (12 + 2 + 12)
+    view = opened.view("model.embed_tokens.weight")
+    assert (view.dtype.name, view.shape) == ("F32", (6, 2))
+    np.testing.assert_array_equal(view.read(3, 8), np.arange(3, 8, dtype=np.float32))
+
+
+def test_shards_are_one_model(tmp_path):
+    one = open_checkpoint(write_checkpoint(tmp_path / "one", WEIGHTS, "F32"))
+    many = open_checkpoint(write_checkpoint(tmp_path / "many", WEIGHTS, "F32", shards=3))
+    assert list(one.tensors) == list(many.tensors)
+    for name, values in WEIGHTS.items():
+        for opened in (one, many):
+            np.testing.assert_array_equal(opened.view(name).read(0, values.size), values.ravel())
+
+
+def test_single_file_under_another_name(tmp_path):
+    folder = write_checkpoint(tmp_path / "m", WEIGHTS)
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    assert list(open_checkpoint(folder).tensors) == sorted(WEIGHTS)
+
+
+def test_config_is_not_needed(tmp_path):
+    assert open_checkpoint(write_checkpoint(tmp_path / "m", WEIGHTS, config=None)).config == {}
+
+
+def test_relative_and_home_paths(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "m", WEIGHTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_checkpoint("m").path == open_checkpoint("~/m").path == tmp_path / "m"
+
+
+def test_blocks_at_the_end_of_a_file_and_of_nothing(tmp_path):
+    weights = {"a": np.ones(3, np.float32), "b": np.zeros((0, 4), np.float32)}
+    opened = open_checkpoint(write_checkpoint(tmp_path / "m", weights, "F32"))
+    assert opened.view("a").read(2, 3).tolist() == [1]
+    assert opened.view("b").read(0, 0).tolist() == []
+
+
+# --- what is no checkpoint -----------------------------------------------------------------------
+
+
+def test_no_such_folder(tmp_path):
+    assert refusal(tmp_path / "absent") == (
+        f"{tmp_path}/absent: no such folder; a model on the hub must be downloaded first"
+    )
+
+
+def test_hub_name_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal("meta-llama/Meta-Llama-3-8B") == (
+        "meta-llama/Meta-Llama-3-8B: no such folder; a model on the hub must be downloaded first"
+    )
+
+
+def test_file_for_a_folder(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", WEIGHTS)
+    assert refusal(tmp_path / "x.safetensors") == (
+        f"{tmp_path}/x.safetensors: is a file, a folder is expected"
+    )
+
+
+def test_empty_folder(tmp_path):
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: holds no safetensors file; expected model.safetensors or {INDEX}"
+    )
+
+
+def test_no_tensors(tmp_path):
+    write_checkpoint(tmp_path / "m", {})
+    assert refusal(tmp_path / "m") == f"{tmp_path}/m: holds no tensors; is the download complete?"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt"])
+def test_pickled_weights(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: holds only pickled weights ({name}), which can run code when loaded; "
+        "convert them to safetensors first"
+    )
+
+
+def test_pickled_weights_beside_safetensors_are_not_read(tmp_path):
+    folder = write_checkpoint(tmp_path / "m", WEIGHTS)
+    (folder / "pytorch_model.bin").write_bytes(b"PK")
+    assert list(open_checkpoint(folder).tensors) == sorted(WEIGHTS)
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin", None])
+def test_adapter(tmp_path, weights):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    if weights is not None and weights.endswith(".safetensors"):
+        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+        write_safetensors(tmp_path / weights, {name: np.zeros((2, 2))})
+    elif weights is not None:
+        (tmp_path / weights).write_bytes(b"PK")
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: is an adapter, not a whole model; merge it into its base first"
+    )
+
+
+def test_whole_model_with_an_adapter_config_beside_it(tmp_path):
+    folder = write_checkpoint(tmp_path / "m", WEIGHTS)
+    (folder / "adapter_config.json").write_text("{}")
+    assert list(open_checkpoint(folder).tensors) == sorted(WEIGHTS)
+
+
+# --- shards and index ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "m", WEIGHTS, shards=3)
+
+
+def test_missing_shard(sharded):
+    (sharded / SHARDS[1]).unlink()
+    assert refusal(sharded) == (
+        f"{sharded}: {INDEX} lists {SHARDS[1]}, which is not there (1 of 3 shards missing); "
+        "download it again"
+    )
+
+
+def test_unlisted_shard(sharded):
+    (sharded / SHARDS[2]).rename(sharded / "model-00004-of-00004.safetensors")
+    edit_index(sharded, **{"lm_head.weight": None})
+    assert refusal(sharded) == (
+        f"{sharded}: shard model-00004-of-00004.safetensors is not listed in {INDEX}; "
+        "remove it or fix the index"
+    )
+
+
+@pytest.mark.parametrize("file", ["../other/model.safetensors", "/model.safetensors", "a/b", "."])
+def test_index_names_a_file_outside_the_folder(sharded, file):
+    edit_index(sharded, **{"lm_head.weight": file})
+    assert refusal(sharded) == (
+        f"{sharded}/{INDEX}: file {file!r} of 'lm_head.weight' is outside the folder"
+    )
+
+
+def test_tensor_is_listed_in_the_wrong_shard(sharded):
+    edit_index(sharded, **{"lm_head.weight": SHARDS[0]})
+    (sharded / SHARDS[2]).unlink()
+    assert refusal(sharded) == (
+        f"{sharded}: {INDEX} says that 'lm_head.weight' is in {SHARDS[0]}, where it is not"
+    )
+
+
+def test_tensor_is_not_listed(sharded):
+    write_safetensors(sharded / SHARDS[2], {"lm_head.weight": np.ones(1), "extra": np.ones(1)})
+    assert refusal(sharded) == (
+        f"{sharded}: {SHARDS[2]} holds 'extra', which {INDEX} does not list there"
+    )
+
+
+def test_listed_tensor_is_not_there(sharded):
+    edit_index(sharded, ghost=SHARDS[0])
+    assert (
+        refusal(sharded)
+        == f"{sharded}: {INDEX} says that 'ghost' is in {SHARDS[0]}, where it is not"
+    )
+
+
+def test_tensor_in_two_shards(sharded):
+    twice = {name: WEIGHTS[name] for name in ("model.norm.weight", "lm_head.weight")}
+    write_safetensors(sharded / SHARDS[2], twice)
+    assert refusal(sharded) == (
+        f"{sharded}: tensor 'model.norm.weight' is in {SHARDS[1]} and in {SHARDS[2]}; "
+        "remove one of the files"
+    )
+
+
+def test_both_single_file_and_index(sharded):
+    write_safetensors(sharded / "model.safetensors", WEIGHTS)
+    assert refusal(sharded) == (
+        f"{sharded}: has both model.safetensors and {INDEX}; remove the one that is not meant"
+    )
+
+
+def test_shards_without_index(sharded):
+    (sharded / INDEX).unlink()
+    assert refusal(sharded) == (
+        f"{sharded}: 3 safetensors files and no {INDEX} to say what belongs together"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON (Expecting property name"),
+        ("[]", "is not a JSON object; got list"),
+        ("[" * 100_000, "is not JSON (maximum recursion depth exceeded"),
+        ("{}", "weight_map is not a map of tensor to file"),
+        ('{"weight_map": []}', "weight_map is not a map of tensor to file"),
+        ('{"weight_map": {"a": 1}}', "weight_map is not a map of tensor to file"),
+    ],
+)
+def test_broken_index(sharded, content, words):
+    (sharded / INDEX).write_text(content)
+    assert refusal(sharded).startswith(f"{sharded}/{INDEX}: {words}")
+
+
+@pytest.mark.parametrize("file", ["", "..", "\0", "\ud800", "x" * 300])
+def test_index_names_what_can_be_no_file(sharded, file):
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a": file}}))
+    assert refusal(sharded) == (
+        f"{sharded}: {INDEX} lists {file}, which is not there (1 of 1 shards missing); "
+        "download it again"
+    )
+
+
+def test_empty_index(sharded):
+    (sharded / INDEX).write_text('{"weight_map": {}}')
+    assert refusal(sharded) == (
+        f"{sharded}: shard {SHARDS[0]} is not listed in {INDEX}; remove it or fix the index"
+    )
+
+
+def test_other_files_beside_the_shards_are_left_alone(sharded):
+    write_safetensors(sharded / "optimizer.safetensors", {"state": np.ones(1)})
+    assert list(open_checkpoint(sharded).tensors) == sorted(WEIGHTS)
+
+
+def test_broken_shard_is_named(sharded):
+    (sharded / SHARDS[1]).write_bytes(b"")
+    assert refusal(sharded) == (
+        f"{sharded / SHARDS[1]}: file has 0 bytes, too few for a header; download it again"
+    )
+
+
+def test_broken_config(tmp_path):
+    folder = write_checkpoint(tmp_path / "m", WEIGHTS)
+    (folder / "config.json").write_text("{'single': 'quotes'}")
+    assert refusal(folder).startswith(f"{folder}/config.json: is not JSON (Expecting property name")
+
+
+# --- quantised -----------------------------------------------------------------------------------
+
+REMEDY = "task arithmetic needs the weights themselves; use the model before quantisation"
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [({"quant_method": "gptq"}, "gptq"), ({"bits": 4}, "unknown"), ([1], "unknown")],
+)
+def test_quantised_by_config(tmp_path, entry, kind):
+    folder = write_checkpoint(tmp_path / "m", WEIGHTS, config={"quantization_config": entry})
+    assert refusal(folder) == f"{folder}: weights are quantised ({kind}, by config.json); {REMEDY}"
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["qweight", "qzeros", "g_idx", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv",
+     "weight_packed", "quant_state.bitsandbytes__nf4"],
+)  # fmt: skip
+def test_quantised_by_tensor_name(tmp_path, suffix):
+    name = f"model.layers.0.mlp.up_proj.{suffix}"
+    folder = write_checkpoint(tmp_path / "m", {**WEIGHTS, name: np.ones(3, np.int64)})
+    assert refusal(folder) == f"{folder}: weights are quantised (tensor {name!r}, I64); {REMEDY}"
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3"])
+def test_quantised_by_dtype(tmp_path, dtype):
+    bits = {"F8": 8, "F6": 6, "F4": 4}[dtype[:2]]
+    header = {"w": {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}}
+    raw = json.dumps(header).encode()
+    content = len(raw).to_bytes(8, "little") + raw + bytes(bits)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert refusal(tmp_path) == f"{tmp_path}: weights are quantised (tensor 'w', {dtype}); {REMEDY}"
+
+
+# --- files that move under our feet --------------------------------------------------------------
+
+
+def test_unchanged(tmp_path):
+    open_checkpoint(write_checkpoint(tmp_path / "m", WEIGHTS)).check_unchanged()
+
+
+def test_file_changed_while_it_was_read(tmp_path):
+    opened = open_checkpoint(write_checkpoint(tmp_path / "m", WEIGHTS))
+    file = tmp_path / "m" / "model.safetensors"
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    with file.open("r+b") as opened_file:  # in place: the same inode
+        opened_file.write(content)
+    os.utime(
+        file, ns=(before.st_atime_ns, before.st_mtime_ns)
+    )  # the change time tells all the same
+    with pytest.raises(StaleError) as caught:
+        opened.check_unchanged()
+    assert str(caught.value) == f"{file}: changed while it was read; run again when it is at rest"
+
+
+def test_file_vanished_while_it_was_read(tmp_path):
+    opened = open_checkpoint(write_checkpoint(tmp_path / "m", WEIGHTS))
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(
+        StaleError, match=r"model\.safetensors: vanished while it was read; run again"
+    ):
+        opened.check_unchanged()

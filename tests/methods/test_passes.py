@@ -1,0 +1,130 @@
+"""`decide` may ask for further collecting passes, up to three in all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tests.conftest import read_checkpoint, write_checkpoint
+
+import taskvec.engine.run as engine
+from taskvec.engine.members import Members
+from taskvec.engine.plan import make_plan
+from taskvec.engine.recipe import Family, Recipe
+from taskvec.engine.run import MAX_PASSES, Options, decide, run
+from taskvec.errors import TaskvecError
+from taskvec.methods.method import Method, Need
+from taskvec.methods.table import Table
+
+SCALES = {"a": 0.5}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A collector that notes what it is called with and counts its calls."""
+    calls = []
+
+    def collect(members, table):
+        calls.append((members, table))
+        return len(calls)
+
+    monkeypatch.setitem(engine.COLLECTORS, "count", collect)
+    return calls
+
+
+def method_of(function, **declared):
+    return Method("toy", "a toy", "none", "θ = θ_target", function, **declared)
+
+
+@pytest.fixture
+def recipe_of(tmp_path):
+    start = {"w": np.ones((2, 3)), "v": np.arange(4.0)}
+    for name, shift in (("base", -1), ("anchor", 0), ("a", 2)):
+        write_checkpoint(tmp_path / name, {n: w + shift for n, w in start.items()}, "F32")
+
+    def make(function, **declared):
+        family = Family(
+            tasks={"a": tmp_path / "a"}, anchor=tmp_path / "anchor", base=tmp_path / "base"
+        )
+        return Recipe(family, SCALES, method_of(function, **declared), {"a": {}})
+
+    return make
+
+
+def weighing(inputs, weight):
+    return Table(inputs.tasks, inputs.names, np.full((1, len(inputs.names)), weight))
+
+
+@pytest.mark.parametrize("wanted", range(MAX_PASSES + 1))
+def test_a_method_gets_the_passes_it_asks_for(wanted, recipe_of, asked):
+    seen = []
+
+    def toy(inputs):
+        seen.append(inputs.passes)
+        if len(inputs.passes) < wanted:
+            return Need("count", weighing(inputs, 10.0 + len(inputs.passes)))
+        return weighing(inputs, float(sum(inputs.passes)))
+
+    plan = make_plan(recipe_of(toy))
+    table = decide(plan)
+    assert seen == [tuple(range(1, n + 1)) for n in range(wanted + 1)]
+    assert [set(t.weights.ravel()) for _, t in asked] == [{10.0 + i} for i in range(wanted)]
+    assert all(isinstance(m, Members) and m is plan.members for m, _ in asked)
+    assert set(table.of("a").values()) == {sum(range(1, wanted + 1))}
+
+
+def test_the_scan_is_given_again_at_every_pass(recipe_of, asked):
+    scans = []
+
+    def toy(inputs):
+        scans.append(inputs.scan)
+        return weighing(inputs, 1.0) if inputs.passes else Need("count", weighing(inputs, 0.0))
+
+    decide(make_plan(recipe_of(toy, needs_scan=True, needs_base=True)), Options(cache="off"))
+    assert len(scans) == 2
+    assert scans[0] is scans[1]
+    assert scans[0].names == ("v", "w")
+
+
+def test_no_scan_is_made_for_a_method_that_needs_none(recipe_of, monkeypatch):
+    monkeypatch.setattr(engine, "scan_members", None)  # calling it would be a TypeError
+    table = decide(make_plan(recipe_of(lambda inputs: weighing(inputs, 1.0))))
+    assert table.names == ("v", "w")
+
+
+def test_a_method_that_asks_for_ever_is_stopped(recipe_of, asked, tmp_path):
+    def toy(inputs):
+        return Need("count", weighing(inputs, 0.0))
+
+    with pytest.raises(TaskvecError, match=r"^method toy asks for more than 3 passes$"):
+        run(recipe_of(toy), tmp_path / "out")
+    assert len(asked) == MAX_PASSES  # none is made that will not be used
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_further_pass_found_is_what_is_merged(recipe_of, asked, tmp_path):
+    def toy(inputs):
+        if not inputs.passes:
+            return Need("count", weighing(inputs, 0.0))
+        return weighing(inputs, 3.0 * inputs.passes[0])
+
+    run(recipe_of(toy), tmp_path / "out")
+    got = read_checkpoint(tmp_path / "out")
+    np.testing.assert_array_equal(got["v"], np.arange(4.0) + 0.5 * 3 * 2)
+    np.testing.assert_array_equal(got["w"], np.ones((2, 3)) + 0.5 * 3 * 2)
+
+
+def test_a_plan_shows_no_table_that_needs_weights(recipe_of, asked):
+    def toy(inputs):
+        return Need("count", weighing(inputs, 0.0))
+
+    assert make_plan(recipe_of(toy)).table_without_weights() is None
+    assert asked == []
+    shown = make_plan(recipe_of(lambda i: weighing(i, 2.0))).table_without_weights()
+    assert set(shown.of("a").values()) == {2}
+
+
+def test_methods_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method_of(None).name = "other"

@@ -1,0 +1,63 @@
+"""A bare install, in an environment of its own (`make` builds it): merges without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from taskvec import zoo
+
+BARE = Path(__file__).parents[1] / ".venv-bare" / "bin"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bare_environment() -> None:
+    if not (BARE / "taskvec").exists():
+        pytest.fail("no bare environment; run: make .venv-bare/.ready")
+
+
+def taskvec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "TASKVEC_CACHE": str(cwd / "cache")}
+    return subprocess.run(
+        [BARE / "taskvec", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_has_no_torch() -> None:
+    code = "import importlib.util as u; print([u.find_spec(m) for m in ('torch', 'transformers')])"
+    done = subprocess.run([BARE / "python", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[None, None]"
+
+
+def test_scans_merges_forgets_and_verifies(tmp_path: Path) -> None:
+    family = [f"--base={zoo.path('base')}", f"--instruct={zoo.path('instruct')}"]
+    task = f"--task=math={zoo.path('math')}:0.5"
+    scanned = taskvec("scan", *family, task, "--json", cwd=tmp_path)
+    assert scanned.returncode == 0, scanned.stderr
+    assert json.loads(scanned.stdout)["summary"]["tasks"]["math"]["layers"] > 50
+    merged = taskvec("merge", "out", *family, task, "--json", cwd=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    forgotten = taskvec("forget", "less", *family, task, "--target", "out", cwd=tmp_path)
+    assert forgotten.returncode == 0, forgotten.stderr
+    assert taskvec("verify", "out", "--replay", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "less" / "model.safetensors").exists()
+
+
+def test_demo_says_what_it_needs(tmp_path: Path) -> None:
+    done = taskvec("demo", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "taskvec: error: torch is not installed; this needs: pip install 'taskvec[demo]'"
+    )
+    assert not (tmp_path / "taskvec-demo").exists()
+
+
+def test_plot_says_what_it_needs(tmp_path: Path) -> None:
+    task = f"--task=math={zoo.path('math')}"
+    done = taskvec("scan", f"--instruct={zoo.path('instruct')}", task, "--plot=a.png", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "matplotlib is not installed; this needs: pip install 'taskvec[report]'" in done.stderr

@@ -1,0 +1,300 @@
+"""The documentation agrees with the program: recipes, links, methods, verbs, names, messages."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.test_readme import ROOT, Block, blocks, run_block
+
+import taskvec
+from taskvec.cli.main import VERBS, _parser
+from taskvec.engine import manifest, recipe
+from taskvec.engine.located import parse_yaml
+from taskvec.layers import _OVERRIDE_KEYS, GRANULARITIES, MODULES
+from taskvec.methods import METHODS
+from taskvec.methods.parameters import Parameter
+
+DOCS = ROOT / "docs"
+FRONT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / name for name in FRONT)]
+HOW_TO = [p for p in sorted((DOCS / "how-to").glob("*.md")) if p.stem != "troubleshooting"]
+RUN_PAGES = [DOCS / "quickstart.md", DOCS / "reference" / "python.md", *HOW_TO]
+FRAGMENT = "# part of a recipe\n"
+WHOLE = "instruct: a\nbase: b\ntasks:\n  t: {model: c, scale: 1}\nmethod: lata\n"
+LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
+PRIVATE_PATH = re.compile(r"(?<![\w.])/(?:work|root|tmp|home|Users)/")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def all_blocks(language: str) -> Iterator[tuple[str, Block]]:
+    """Blocks of one language in every page, with a name for messages."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == language:
+                yield f"{name_of(page)}:{block.line}", block
+
+
+def sections(page: Path, level: int) -> dict[str, str]:
+    """Text under each heading of a level, without its backquotes."""
+    parts = re.split(rf"^{'#' * level} (.+)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return {h.replace("`", ""): text for h, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Rows of Markdown tables, by the word in backquotes in their first cell."""
+    found = {}
+    for line in text.splitlines():
+        cells = [c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells and (named := re.match(r"`(\w+)`", cells[0])):
+            found[named[1]] = cells[1:]
+    return found
+
+
+# Pages as text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_resolve(page: Path) -> None:
+    for link in LINK.findall(page.read_text("utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name_of(page)}: {link}"
+        if anchor:
+            assert anchor in anchors(file), f"{name_of(page)}: {link}; has {anchors(file)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_are_wrapped_and_name_no_machine(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert not PRIVATE_PATH.search(text), PRIVATE_PATH.search(text)
+    for number, line in enumerate(text.splitlines(), start=1):
+        assert len(line) <= 100 or line.startswith("|"), f"{name_of(page)}:{number}"
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    seen, waiting = set(), [DOCS / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or page not in PAGES or DOCS not in page.parents:
+            continue
+        seen.add(page)
+        links = [link.partition("#")[0] for link in LINK.findall(page.read_text("utf-8"))]
+        waiting += [(page.parent / link).resolve() for link in links if link and ":" not in link]
+    assert set(DOCS.rglob("*.md")) == seen
+
+
+# Recipes
+
+
+def test_every_recipe_parses(tmp_path: Path) -> None:
+    found = 0
+    for where, block in all_blocks("yaml"):
+        text = block.text
+        if text.startswith(FRAGMENT):
+            text = WHOLE + text
+        else:
+            assert block.file is not None, (
+                f"{where}: begins neither with # NAME.yaml nor {FRAGMENT}"
+            )
+        assert recipe.read_recipe(parse_yaml(text, where), tmp_path).scales
+        found += 1
+    assert found >= 10
+
+
+def test_recipe_page_has_every_key() -> None:
+    page = sections(DOCS / "reference" / "recipe.md", 2)
+    assert set(rows(page["Top level"])) == set(recipe.TOP)
+    assert set(rows(page["out"])) == set(recipe.OUT)
+    assert set(rows(page["layers"])) == set(_OVERRIDE_KEYS)
+    assert set(rows(page["tasks.NAME"])) == {"model", "scale"}
+    parameters = {p.name for method in METHODS.values() for p in method.parameters}
+    assert set(rows(page["method"])) == {"name"} | parameters
+    assert all(f"`{module}`" in page["layers"] for module in MODULES)
+    assert all(f"`{name}`" in rows(page["method"])["name"][-1] for name in METHODS)
+
+
+def test_recipe_page_has_every_range_and_default() -> None:
+    table = rows(sections(DOCS / "reference" / "recipe.md", 2)["method"])
+    for method in METHODS.values():
+        for parameter in method.parameters:
+            _, default, allowed = table[parameter.name]
+            check_parameter(default, allowed, parameter)
+    out = rows(sections(DOCS / "reference" / "recipe.md", 2)["out"])
+    assert words(out["dtype"][-1]) == set(recipe.FLOATS)
+    assert words(out["precision"][-1]) == set(recipe.PRECISIONS)
+    assert words(out["precision"][1]) == {recipe.Output().precision}
+    size = f"{WHOLE}out: {{shard_size: {out['shard_size'][1].strip('`')}}}"
+    assert recipe.read_recipe(parse_yaml(size, ""), ROOT).out == recipe.Output()
+
+
+def test_layers_page_has_every_granularity_module_and_override_key() -> None:
+    text = (DOCS / "concepts" / "layers.md").read_text("utf-8")
+    named = set(rows(text)) | set(re.findall(r"^- `(\w+)`:", text, re.MULTILINE))
+    assert named == {*GRANULARITIES, *MODULES, *_OVERRIDE_KEYS}
+
+
+# Methods
+
+
+def words(cell: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+def check_parameter(default: str, allowed: str, parameter: Parameter) -> None:
+    expected = set(parameter.choices) if parameter.choices else {parameter.range}
+    assert words(default) == {str(parameter.default)}, f"default of {parameter.name}"
+    assert words(allowed) == expected, f"range of {parameter.name}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_page_with_its_parameters(name: str) -> None:
+    method, page = METHODS[name], DOCS / "methods" / f"{name}.md"
+    text = page.read_text("utf-8")
+    assert text.startswith(f"# {name}\n")
+    assert method.source in text
+    table = rows(sections(page, 2)["Parameters"])
+    assert set(table) == {p.name for p in method.parameters}
+    for parameter in method.parameters:
+        default, allowed, _ = table[parameter.name]
+        check_parameter(default, allowed, parameter)
+    assert ("λ is required" in text) == (method.default_scale is None)
+    assert ("may be\nnegative" in text or "may be negative" in text) == method.takes_negative_scale
+    assert ("**Takes a table**" in text) == method.takes_table
+
+
+def test_there_is_no_page_of_a_method_that_is_not() -> None:
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(METHODS)
+
+
+# Command line
+
+
+def options(verb: str) -> set[str]:
+    """Long options of a verb."""
+    verbs = next(a for a in _parser(verb)._actions if isinstance(a, argparse._SubParsersAction))
+    strings = [s for action in verbs.choices[verb]._actions for s in action.option_strings]
+    return {s for s in strings if s.startswith("--")} - {"--help"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_cli_page_has_every_verb_and_option(verb: str) -> None:
+    page = sections(DOCS / "reference" / "cli.md", 2)
+    (own,) = [text for head, text in page.items() if re.match(rf"taskvec {verb}\b", head)]
+    shared = sections(DOCS / "reference" / "cli.md", 3)
+    told = set(re.findall(r"`(--[a-z-]+)", own))
+    for head, text in shared.items():
+        if verb in head.partition(": ")[2].split(", "):
+            told |= set(re.findall(r"`(--[a-z-]+)", text.split("\n## ")[0]))
+    assert told == options(verb)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every call of taskvec in a shell block, with its arguments."""
+    found = []
+    for where, block in all_blocks("shell"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            arguments = shlex.split(line.partition(" > ")[0])
+            if arguments[:1] == ["taskvec"]:
+                found.append((where, arguments[1:]))
+    return found
+
+
+def test_every_command_in_the_pages_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(commands()) >= 20
+    for where, arguments in commands():
+        try:
+            _parser(arguments[0]).parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"{where}: {' '.join(arguments)}\n{capsys.readouterr().err}")
+
+
+# Python
+
+
+def test_python_page_has_every_public_name() -> None:
+    page = sections(DOCS / "reference" / "python.md", 2)
+    assert set(page) - {"Progress"} == set(taskvec.__all__)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(taskvec.__all__) - {"Scan", "Table", "TaskvecError", "load_recipe"})
+)
+def test_python_page_has_every_signature(name: str) -> None:
+    text = sections(DOCS / "reference" / "python.md", 2)[name].replace("\n", " ")
+    shown = re.search(rf"`{name}\((.*?)\)(?: →|`)", text)
+    assert shown is not None
+    expected = []
+    for p in inspect.signature(getattr(taskvec, name)).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and "*" not in expected:
+            expected.append("*")
+        default = "silent" if p.name == "progress" else repr(p.default).replace("'", '"')
+        expected.append(p.name if p.default is p.empty else f"{p.name}={default}")
+    assert shown[1].split(", ") == expected
+
+
+# Files and messages
+
+
+def test_files_page_has_every_key_of_a_manifest() -> None:
+    tree = ast.parse(inspect.getsource(manifest.make_manifest))
+    (returned,) = [n.value for n in ast.walk(tree) if isinstance(n, ast.Return)]
+    assert isinstance(returned, ast.Dict)
+    keys = {k.value for k in returned.keys if isinstance(k, ast.Constant)}
+    assert set(rows(sections(DOCS / "reference" / "files.md", 2)["Manifest"])) == keys
+
+
+def program_texts() -> str:
+    """Every text in the program, with … for what is filled in."""
+    found = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_that_are_explained_are_in_the_program() -> None:
+    texts = program_texts()
+    told = list(sections(DOCS / "how-to" / "troubleshooting.md", 3))
+    assert len(told) > 20
+    for message in told:
+        pattern = ".*".join(re.escape(part.strip("'")) for part in message.split("…"))
+        assert re.search(pattern, texts), message
+
+
+# Pages that run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN_PAGES, ids=name_of)
+def test_page_runs(page: Path, tmp_path: Path) -> None:
+    if page.parent != DOCS:  # how-to pages say that they begin where the zoo was copied to
+        run_block(Block("shell", "taskvec zoo copy --to zoo", 0), tmp_path, name_of(page))
+    todo = [block for block in blocks(page) if block.language != "text"]
+    if page.stem == "python":  # one program, told in parts
+        todo = [Block("python", "\n".join(block.text for block in todo), todo[0].line)]
+    assert todo
+    for block in todo:
+        run_block(block, tmp_path, name_of(page))

@@ -1,0 +1,56 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from taskvec.errors import FamilyError  # noqa: E402
+from taskvec.zoo import MEMBERS, train  # noqa: E402
+from taskvec.zoo.train import Row, Stage  # noqa: E402
+
+
+def test_every_member_has_a_stage_of_whole_shares():
+    assert list(train.STAGES) == list(MEMBERS)
+    for name, stage in train.STAGES.items():
+        assert sum(stage.mixture.values()) > 0.8, name
+
+
+def test_batches_repeat_and_follow_the_mixture():
+    stage = Stage({"math": 0.75, "text": 0.25}, steps=1, learning_rate=1e-3)
+    rows = next(train.batches(stage, 0))
+    assert rows == next(train.batches(stage, 0))
+    assert rows != next(train.batches(stage, 1))
+    assert len(rows) == 64
+    assert 36 <= sum(row.prompt.startswith("Q: calc") for row in rows) <= 60
+
+
+def test_only_what_follows_the_prompt_is_learned():
+    vocabulary = train.build_tokenizer(chat=False).get_vocab()
+    ids, targets = train.encode([Row("Q: ", "ab"), Row("", "abcdef")], vocabulary)
+    a, b, eos, bos, pad = (vocabulary[t] for t in ("a", "b", "<eos>", "<bos>", "<pad>"))
+    assert ids.shape == targets.shape == (2, 8)
+    assert ids[0].tolist()[-5:] == [vocabulary[" "], a, b, eos, pad]
+    assert ids[:, 0].tolist() == [bos, bos]
+    assert targets[0].tolist() == [-100] * 4 + [a, b, eos, -100]
+    assert targets[1, 0] == -100
+    assert targets[1, 1:].tolist() == ids[1, 1:].tolist()
+
+
+def test_every_training_text_is_within_the_vocabulary():
+    tokenizer = train.build_tokenizer(chat=True)
+    for stage in train.STAGES.values():
+        for row in next(train.batches(stage, 0)):
+            assert tokenizer.unk_token_id not in tokenizer(row.prompt + row.learned)["input_ids"]
+
+
+def test_training_is_deterministic_lowers_the_loss_and_spares_global_state():
+    before = torch.random.get_rng_state()
+    tokenizer = train.build_tokenizer(chat=False)
+    stage = Stage({"say": 1.0}, steps=6, learning_rate=3e-3)
+    losses = [train.train(train.build_model(0), tokenizer, stage, seed=1) for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_missing_parent_is_told(tmp_path):
+    with pytest.raises(FamilyError, match="'math' is trained from 'instruct', which is not in"):
+        train.make_member("math", tmp_path, 0)
