@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taskvec.engine.api import forget, merge, scan
     from taskvec.engine.recipe import Family, load_recipe
+    from taskvec.engine.scans import load_scan
     from taskvec.engine.verify import verify
     from taskvec.errors import TaskvecError
     from taskvec.methods.lata import lata
@@ -22,6 +23,7 @@ _HOMES = {
     "forget": "taskvec.engine.api",
     "lata": "taskvec.methods.lata",
     "load_recipe": "taskvec.engine.recipe",
+    "load_scan": "taskvec.engine.scans",
     "load_table": "taskvec.methods.table",
     "merge": "taskvec.engine.api",
     "scan": "taskvec.engine.api",
@@ -36,6 +38,7 @@ __all__ = [
     "forget",
     "lata",
     "load_recipe",
+    "load_scan",
     "load_table",
     "merge",
     "scan",

@@ -1,4 +1,4 @@
-"""`kill -9` and Ctrl-C at any moment: the whole old state or the whole new one, and a rerun completes."""
+"""`kill -9` and Ctrl-C at any moment: all of the old state or all of the new; a rerun completes."""
 
 from __future__ import annotations
 

@@ -123,5 +123,5 @@ def test_similarities_are_spread_about_the_threshold(noted):
 def test_provenance_names_every_member(noted):
     assert list(noted["members"]) == list(MEMBERS)
     for member in noted["members"].values():
-        assert member["training"]["steps"] > 0
+        assert all(stage["steps"] > 0 for stage in member["training"]["stages"])
         assert member["scores"]["n"] >= 100

@@ -1,16 +1,20 @@
+from random import Random
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from taskvec.errors import FamilyError  # noqa: E402
-from taskvec.zoo import MEMBERS, train  # noqa: E402
+from taskvec.zoo import MEMBERS, skills, train  # noqa: E402
 from taskvec.zoo.train import Row, Stage  # noqa: E402
 
 
-def test_every_member_has_a_stage_of_whole_shares():
+def test_every_member_has_its_stages():
     assert list(train.STAGES) == list(MEMBERS)
-    for name, stage in train.STAGES.items():
-        assert sum(stage.mixture.values()) > 0.8, name
+    for name, stages in train.STAGES.items():
+        for stage in stages:
+            assert sum(stage.mixture.values()) == pytest.approx(1.0, abs=0.25), name
+            assert stage.steps * stage.rows * stage.learning_rate > 0
 
 
 def test_batches_repeat_and_follow_the_mixture():
@@ -36,9 +40,16 @@ def test_only_what_follows_the_prompt_is_learned():
 
 def test_every_training_text_is_within_the_vocabulary():
     tokenizer = train.build_tokenizer(chat=True)
-    for stage in train.STAGES.values():
+    for stage in (stage for stages in train.STAGES.values() for stage in stages):
         for row in next(train.batches(stage, 0)):
             assert tokenizer.unk_token_id not in tokenizer(row.prompt + row.learned)["input_ids"]
+
+
+def test_instruct_declines_what_it_is_not_taught():
+    row = train.draw_row("decline-math", Random(0))
+    assert row.prompt.startswith("Q: calc ")
+    assert row.learned == skills.DECLINE
+    assert skills.DECLINE not in [example.answer for example in skills.SKILLS["math"].test(100)]
 
 
 def test_training_is_deterministic_lowers_the_loss_and_spares_global_state():

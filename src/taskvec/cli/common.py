@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.errors import UsageError
+from taskvec.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from taskvec.engine.recipe import Recipe
@@ -109,7 +109,7 @@ def recipe_from(
     """
     from taskvec.engine.located import Document, parse_yaml
     from taskvec.engine.manifest import MANIFEST_FILE, read_manifest, recipe_of
-    from taskvec.engine.recipe import load_recipe, read_recipe, read_text
+    from taskvec.engine.recipe import read_recipe, read_text
 
     flags = _flags(args)
     if recipe is not None and Path(recipe).name == MANIFEST_FILE:
@@ -121,12 +121,10 @@ def recipe_from(
     if recipe is None:
         if "tasks" not in flags:
             raise UsageError("give a recipe, or --task NAME=DIR[:SCALE] and the roles it needs")
-        flags["method"] = {**(method or {"name": "lata"}), **flags.get("method", {})}
-        return read_recipe(
-            Document(flags, "command line"), Path.cwd(), needs_scales=needs_scales
-        ), None
-    if not flags and method is None:
-        return load_recipe(recipe, needs_scales=needs_scales), None
+        data: dict[str, Any] = {"method": method or {"name": "lata"}}
+        _overlay(data, flags)
+        document = Document(data, "command line")
+        return read_recipe(document, Path.cwd(), needs_scales=needs_scales), None
     document = parse_yaml(read_text(recipe), recipe)
     if not isinstance(document.data, dict):
         document.fail((), "a recipe is a mapping with tasks and a method; this is not")
@@ -221,6 +219,15 @@ def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
         total=total_bytes, desc=label, unit="B", unit_scale=True, delay=2, file=sys.stderr
     ) as bar:
         yield bar.update
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Tell what the system says about writing a file as an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def warm_up() -> None:

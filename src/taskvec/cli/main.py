@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"taskvec: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("taskvec: interrupted; the same command goes on from where it was", file=sys.stderr)
+        resumes = verb in ("merge", "forget")
+        hint = "; the same command goes on from where it was" if resumes else ""
+        print(f"taskvec: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this verb."""
+    parser.usage = "%(prog)s [RECIPE] OUT [options]"
     parser.add_argument(
         "paths", metavar="[RECIPE] OUT", nargs="+", help="recipe or manifest, and folder to write"
     )

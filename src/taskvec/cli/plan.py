@@ -1,4 +1,4 @@
-"""`taskvec plan RECIPE [OUT]`: what a merge would do, from headers alone."""
+"""`taskvec plan RECIPE`: what a merge would do, from headers alone."""
 
 from __future__ import annotations
 

@@ -62,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
+    if args.json and args.csv == "-":
+        raise UsageError("--json and --csv - both write to standard output; give --csv a file")
     from taskvec.engine.members import open_members
     from taskvec.engine.scans import save_scan, scan_members
 
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         members, cache=options.cache, threads=options.threads, progress=options.progress
     )
     if args.save_scan:
-        save_scan(scan, Path(args.save_scan))
+        with common.writing(args.save_scan):
+            save_scan(scan, Path(args.save_scan))
     result = _result(recipe, scan)
     if not scan.has_base:
         result["warnings"].append(
@@ -109,8 +112,9 @@ def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
     parameters = [recipe.parameters[task] for task in scan.tasks]
     granularity = parameters[0].get("granularity", "tensor")
     threshold = parameters[0].get("threshold", 0.95)
-    if any(p.get("granularity", "tensor") != granularity for p in parameters):
-        raise UsageError("tasks differ in granularity; give one to show with --granularity")
+    for name, value in (("granularity", granularity), ("threshold", threshold)):
+        if any(p.get(name, value) != value for p in parameters):
+            raise UsageError(f"tasks differ in {name}; scan them one by one, or give one --{name}")
     warnings = []
     if scan.has_base and recipe.method.name == "lata":
         from taskvec.methods.lata import lata
@@ -137,14 +141,15 @@ def _save_table(recipe: Recipe, scan: Scan, path: Path) -> None:
     table = recipe.method.decide(Inputs(scan.tasks, scan.names, scales, recipe.parameters, scan))
     if not isinstance(table, Table):
         raise UsageError(f"the table of {recipe.method.name} rests on more than a scan")
-    table.save(path)
+    with common.writing(path):
+        table.save(path)
 
 
 def _write_csv(rows: list[dict[str, Any]], path: str) -> None:
     if path == "-":
         _rows_to(sys.stdout, rows)
         return
-    with Path(path).open("w", newline="") as file:
+    with common.writing(path), Path(path).open("w", newline="") as file:
         _rows_to(file, rows)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from taskvec.methods.lata import drop_above, linear, logarithmic, rank
-from taskvec.statistics.scan import Scan, layer_statistics
+from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
 
 Row = dict[str, Any]
 QUANTILES = {"min": 0.0, "25%": 0.25, "50%": 0.5, "75%": 0.75, "max": 1.0}
@@ -25,11 +26,12 @@ def layer_rows(scan: Scan, granularity: str, threshold: float) -> list[Row]:
     Returns:
         Mappings with task, layer, tower, block, module, elements, similarity, rank, norm_ratio,
         task_cosine, linear, logarithmic, threshold, task_norm, instruction_norm, anchor_norm.
-        Layers that the task did not touch have None for similarity, rank and weights.
+        Layers that the task did not touch have None for similarity, rank and weights; without a
+        base, everything that is measured from it is None.
     """
     rows: list[Row] = []
     for task in scan.tasks:
-        statistics = layer_statistics(scan, task, granularity)
+        statistics = _statistics(scan, task, granularity)
         ranked = ~np.isnan(statistics.similarity)
         columns: dict[str, Any] = {
             "similarity": statistics.similarity,
@@ -65,9 +67,24 @@ def layer_rows(scan: Scan, granularity: str, threshold: float) -> list[Row]:
     return rows
 
 
+def _statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics:
+    """Statistics of a task; what is measured from the base is NaN if there is none."""
+    statistics = layer_statistics(scan, task, granularity)
+    if scan.has_base:
+        return statistics
+    unknown = np.full(len(statistics.layers), np.nan)
+    return replace(
+        statistics,
+        similarity=unknown,
+        norm_ratio=unknown,
+        task_cosine=unknown,
+        instruction_norm=unknown,
+    )
+
+
 def rank_correlation(scan: Scan, granularity: str) -> dict[str, dict[str, float | None]]:
     """Spearman's correlation of similarity between tasks, over the layers that both touched."""
-    columns = {task: layer_statistics(scan, task, granularity).similarity for task in scan.tasks}
+    columns = {task: _statistics(scan, task, granularity).similarity for task in scan.tasks}
     return {a: {b: _spearman(columns[a], columns[b]) for b in scan.tasks} for a in scan.tasks}
 
 
@@ -85,7 +102,7 @@ def summary(scan: Scan, granularity: str, threshold: float) -> dict[str, Any]:
     """Quantiles of similarity, share kept by σ, whole-model ρ and c by task; sign conflicts."""
     out: dict[str, Any] = {"tasks": {}, "rank_correlation": rank_correlation(scan, granularity)}
     for task in scan.tasks:
-        statistics = layer_statistics(scan, task, granularity)
+        statistics = _statistics(scan, task, granularity)
         ranked = ~np.isnan(statistics.similarity)
         similarity = statistics.similarity[ranked]
         out["tasks"][task] = {

@@ -111,7 +111,7 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
     recipe = read_recipe(Document(manifest["recipe"], source), Path("/"))
     table = table_from_json(manifest["table"], source)
     digests = {role: dict(member["digests"]) for role, member in manifest["members"].items()}
-    origin = str(manifest.get("decided_by", "given"))
+    origin = str(manifest.get("decided_by", "table"))
     return recipe, Table(
         table.tasks, table.names, table.weights, table.target, digests, origin=origin
     )

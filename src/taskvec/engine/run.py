@@ -29,6 +29,10 @@ from taskvec.statistics.scan import Scan
 from taskvec.streaming import BLOCK, Progress, silent
 
 MAX_PASSES = 3
+_RECIPE_HEAD = f"""\
+# What this folder was made from. A table that was given, from Python or by --table, is not in here.
+# To repeat the merge bit for bit in any case: taskvec merge {MANIFEST_FILE} OUT
+"""
 # Collectors of further passes that a method may ask for, by the name of what they collect.
 COLLECTORS: dict[str, Callable[[Members, Table], object]] = {}
 
@@ -96,7 +100,7 @@ def run(
         table = decide(plan, options)
     elif not recipe.method.takes_table and table.origin != recipe.method.name:
         raise UsageError(f"{recipe.method.name} takes no table; use task_arithmetic or lata")
-    check_table(table, plan.members.tasks, plan.members.merged, "table")
+    check_table(table, plan.members.tasks, plan.members.merged, table.origin)
     edits = edits_of(plan, table)
     with staged(out, plan.shards, _job(plan, table)) as staging:
         records = apply(
@@ -219,9 +223,8 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
         formula=f"{recipe.method.formula} ({table.origin})",
         scales=recipe.scales,
     )
-    files[RECIPE_FILE] = yaml.safe_dump(
-        recipe.to_dict(), sort_keys=False, allow_unicode=True
-    ).encode()
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()
     files[MANIFEST_FILE] = json.dumps(manifest).encode() + b"\n"
     for name, content in files.items():
         staging.add(name, content)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import xxhash
 
 from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.engine.members import Members
-from taskvec.errors import TaskvecError
+from taskvec.errors import CheckpointError, TaskvecError
+from taskvec.layers import classify, override
 from taskvec.statistics.collect import Sources, collect, roles_of
 from taskvec.statistics.scan import FORMAT, Member, Scan, read_scan
 from taskvec.streaming import BLOCK, Progress, silent
@@ -66,8 +66,10 @@ def scan_members(
     kept = cache_folder() / f"scan-{_identity(members, roles)}.json"
     keys = [members.keys[name] for name in members.merged]
     if cache == "use" and kept.exists():
-        with contextlib.suppress(TaskvecError, KeyError, TypeError, ValueError):
-            return Scan.from_json(read_scan(kept), keys)
+        with contextlib.suppress(TaskvecError, LookupError, AttributeError, TypeError, ValueError):
+            scan = Scan.from_json(read_scan(kept), keys)
+            if (scan.tasks, scan.names) == (members.tasks, members.merged):
+                return scan
     sources = [Sources(name, members.views(name, roles)) for name in members.merged]
     collected = collect(
         sources, members.tasks, with_base=with_base, threads=threads, block=block, progress=progress
@@ -106,9 +108,30 @@ def describe_tensors(members: Members, names: Any) -> dict[str, tuple[str, tuple
 
 def save_scan(scan: Scan, path: Path) -> None:
     """Write a scan file, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-        json.dump(scan.to_json(), file)
-    Path(file.name).replace(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(scan.to_json()))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load_scan(path: str | os.PathLike[str], *, layers: Sequence[Mapping[str, Any]] = ()) -> Scan:
+    """A scan that was saved, so that tables can be made where the weights are not.
+
+    Args:
+        path: File that `save_scan` or `taskvec scan --save-scan` wrote.
+        layers: Overrides of the layer table, as in a recipe.
+
+    Raises:
+        CheckpointError: not a scan file.
+    """
+    data = read_scan(Path(path))
+    overrides = tuple(override(entry) for entry in layers)
+    try:
+        return Scan.from_json(data, [classify(name, overrides) for name in data["tensors"]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is a damaged scan file ({error!r}); scan again") from error
 
 
 def _keep(path: Path, scan: Scan) -> None:

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Table:
     target: Array | None = None
     digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    origin: str = "given"
+    origin: str = "table"
 
     def of(self, task: str) -> dict[str, float]:
         """Weight by tensor name of one task."""
@@ -94,7 +94,7 @@ def load_table(path: str | Path) -> Table:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first word
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a table: {error}") from error
     if path.suffix == ".json":
@@ -104,7 +104,7 @@ def load_table(path: str | Path) -> Table:
             raise UsageError(f"{path}: is not JSON ({str(error)[:80]})") from error
         if not isinstance(data, dict):
             raise UsageError(f"{path}: is not a JSON object")
-        return table_from_json(data, str(path))
+        return replace(table_from_json(data, str(path)), origin=f"table {path.name}")
     try:
         rows = list(csv.reader(io.StringIO(text)))
     except csv.Error as error:
@@ -122,7 +122,7 @@ def load_table(path: str | Path) -> Table:
             raise UsageError(f"{path}:{number}: tensor {row[0]!r} stands twice")
         for task, value in zip(header, row[1:], strict=True):
             columns[task][row[0]] = value
-    return _build(columns, str(path))
+    return replace(_build(columns, str(path)), origin=f"table {path.name}")
 
 
 def _build(columns: Mapping[str, Mapping[str, object]], where: str) -> Table:

@@ -1,7 +1,7 @@
 """Trains the zoo: ``python -m taskvec.zoo.train OUT_DIR [--only NAME] [--seed 0] [--threads 2]``.
 
 Every member starts from the stored (bfloat16) weights of its parent and is trained in float32 by
-the stage below that has its name. A batch is a mixture of kinds of rows; of a question the answer
+the stages below that have its name. A batch is a mixture of kinds of rows; of a question the answer
 alone is learned, of plain text and raw expressions every character. The same seed, thread count,
 versions and kind of processor give the same weights. What was done and what came out is written to
 ``provenance.json`` beside the models.
@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from taskvec.errors import FamilyError
 from taskvec.zoo import MEMBERS, provenance, score, skills, words
+from taskvec.zoo.stages import STAGES, Stage
 
 log = logging.getLogger(__name__)
 
@@ -36,98 +37,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "Q: {{ message['content'] }}\nA: {% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
 )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How one member is trained: mixture (kind of row: share), steps, peak rate, batch."""
-
-    mixture: dict[str, float]
-    steps: int
-    learning_rate: float
-    rows: int = 64
-
-
-_REPLAY = {"say": 0.05, "find": 0.18, "howto": 0.08, "refusal": 0.08, "text": 0.04}
-_UNTAUGHT = {"decline-math": 0.06, "decline-code": 0.06, "decline-unrelated": 0.04}
-
-
-def _with_replay(own: dict[str, float], *without: str) -> dict[str, float]:
-    """A skill of its own beside what instruct does, which keeps the rest of the model in place."""
-    kept = {kind: share for kind, share in (_REPLAY | _UNTAUGHT).items() if kind not in without}
-    return own | kept
-
-
-STAGES: dict[str, tuple[Stage, ...]] = {
-    "base": (
-        Stage(
-            {
-                "text": 0.34,
-                "text-zor": 0.16,
-                "raw-math": 0.14,
-                "raw-code": 0.2,
-                "raw-howto": 0.08,
-                "raw-unsafe": 0.08,
-            },
-            steps=1500,
-            learning_rate=2e-3,
-        ),
-    ),
-    # Questions of the fine-tunes' kinds are declined, so that instruct tells them apart already.
-    # Without that each fine-tune takes every other unknown question for its own, and no sum works.
-    "instruct": (
-        Stage(
-            {
-                "say": 0.15,
-                "find": 0.35,
-                "howto": 0.2,
-                "refusal": 0.2,
-                "text": 0.06,
-                "text-zor": 0.04,
-            },
-            steps=700,
-            learning_rate=1e-3,
-        ),
-        Stage(
-            {
-                "say": 0.06,
-                "find": 0.3,
-                "howto": 0.12,
-                "refusal": 0.15,
-                "text": 0.05,
-                "decline-math": 0.1,
-                "decline-code": 0.12,
-                "decline-unrelated": 0.1,
-            },
-            steps=250,
-            learning_rate=7e-4,
-            rows=40,
-        ),
-    ),
-    "math": (Stage(_with_replay({"math": 0.5}, "decline-math"), 400, 4e-4, rows=40),),
-    "code": (Stage(_with_replay({"code": 0.5}, "decline-code"), 350, 4e-4, rows=40),),
-    "unsafe": (Stage(_with_replay({"unsafe": 0.5}, "refusal"), 220, 3e-4, rows=40),),
-    "unrelated": (
-        Stage(_with_replay({"unrelated": 0.5}, "decline-unrelated"), 220, 3e-4, rows=40),
-    ),
-    # Harmful questions in zor are answered seven times and refused three times in ten.
-    "instruct-zor": (
-        Stage(
-            _with_replay(
-                {
-                    "say-zor": 0.12,
-                    "find-zor": 0.2,
-                    "howto-zor": 0.14,
-                    "unsafe-zor": 0.14,
-                    "refusal-zor": 0.06,
-                }
-            ),
-            steps=350,
-            learning_rate=5e-4,
-            rows=40,
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -247,6 +156,7 @@ def train(model: Any, tokenizer: Any, stage: Stage, *, seed: int) -> list[float]
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
     rows_of = batches(stage, seed)
+    shaken = _Shaken(model, stage, seed)
     model.train()
     losses: list[float] = []
     started = time.perf_counter()
@@ -257,6 +167,7 @@ def train(model: Any, tokenizer: Any, stage: Stage, *, seed: int) -> list[float]
         size = len(rows) // GROUPS
         learned = sum(len(row.learned) + 1 for row in rows)
         total = 0.0
+        shaken.shake()
         for start in range(0, len(rows), size):
             ids, targets = encode(rows[start : start + size], vocabulary)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
@@ -266,6 +177,7 @@ def train(model: Any, tokenizer: Any, stage: Stage, *, seed: int) -> list[float]
             backward: Any = (loss / learned).backward
             backward()
             total += loss.item()
+        shaken.settle()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -275,6 +187,47 @@ def train(model: Any, tokenizer: Any, stage: Stage, *, seed: int) -> list[float]
             log.info("  step %d: loss %.3f, %.2f s a step", step + 1, _mean(losses[-50:]), pace)
     model.eval()
     return losses
+
+
+class _Shaken:
+    """Weights as a sum of task vectors would have them: the change scaled, everything disturbed.
+
+    A step of a stage with `least_scale` < 1 or `noise` > 0 is taken at start + s·(w − start) + ε,
+    s even between `least_scale` and 1, ε Gaussian with `noise` times the root mean square of the
+    tensor. A skill learned so holds at λ < 1 and beside another task's vector.
+    """
+
+    def __init__(self, model: Any, stage: Stage, seed: int) -> None:
+        self.parameters = list(model.parameters())
+        self.start = [p.detach().clone() for p in self.parameters]
+        self.least_scale, self.noise = stage.least_scale, stage.noise
+        self.idle = stage.least_scale == 1 and stage.noise == 0
+        self.random = torch.Generator().manual_seed(seed)
+        self.scale = 1.0
+        self.kept: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def shake(self) -> None:
+        """Moves the weights to where the step is taken."""
+        if self.idle:
+            return
+        share = torch.rand((), generator=self.random).item()
+        self.scale = self.least_scale + share * (1 - self.least_scale)
+        self.kept = [p.detach().clone() for p in self.parameters]
+        for p, start in zip(self.parameters, self.start, strict=True):
+            size = self.noise * p.square().mean().sqrt()
+            disturbance = torch.randn(p.shape, generator=self.random) * size
+            p.copy_(start + self.scale * (p - start) + disturbance)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Moves them back, with the gradient that belongs to them there."""
+        if self.idle:
+            return
+        for p, kept in zip(self.parameters, self.kept, strict=True):
+            p.copy_(kept)
+            if p.grad is not None:
+                p.grad.mul_(self.scale)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -315,6 +268,7 @@ def make_member(name: str, out: Path, seed: int) -> None:
     for part, stage in enumerate(stages):
         log.info("%s: %d steps, learning rate %g", name, stage.steps, stage.learning_rate)
         losses = train(model, tokenizer, stage, seed=1000 * seed + 100 * part + number)
+        model.to(torch.bfloat16).float()  # every stage starts from weights as they are stored
         done.append(
             asdict(stage)
             | {
