@@ -21,7 +21,11 @@ def bare_environment() -> None:
 
 
 def taskvec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "TASKVEC_CACHE": str(cwd / "cache")}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(cwd),
+        "TASKVEC_CACHE": str(cwd / "cache"),
+    }
     return subprocess.run(
         [BARE / "taskvec", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )

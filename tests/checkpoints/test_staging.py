@@ -248,6 +248,18 @@ def test_journal_names_only_what_was_synced(tmp_path, monkeypatch):
         raise Killed
 
 
+def test_two_runs_at_once(tmp_path):
+    out, shards = tmp_path / "out", lay_out(TENSORS, 20)
+    with staged(out, shards, "first") as first:
+        with pytest.raises(OutputError) as caught, staged(out, shards, "second"):
+            pass
+        assert str(caught.value) == f"{out}: another run is writing there; wait for it"
+        write(first, set(VALUES))
+        first.publish()
+    assert read_raw(out)["b"][2] == VALUES["b"].tobytes()
+    assert names_in(tmp_path) == ["out"]
+
+
 def test_failure_removes_the_staging_folder(tmp_path):
     shards = lay_out(TENSORS, 20)
     with pytest.raises(ValueError, match="mine"), staged(tmp_path / "out", shards, "key"):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -551,13 +552,13 @@ def test_table_that_cannot_be_read(tmp_path, cli, flags):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda w: w.pop("code"), "table: has tasks math; the merge has code, math"),
+        (lambda w: w.pop("code"), "table t.json: has tasks math; the merge has code, math"),
         (lambda w: w.update(third=w["math"]),
-         "table: has tasks code, math, third; the merge has code, math"),
+         "table t.json: has tasks code, math, third; the merge has code, math"),
         (lambda w: [c.update({"odt": 1}) for c in w.values()],
-         "table: tensor 'odt' is not one that is merged; did you mean 'odd'?"),
+         "table t.json: tensor 'odt' is not one that is merged; did you mean 'odd'?"),
         (lambda w: [c.pop("odd") for c in w.values()],
-         "table: no weight for tensor 'odd' (1 missing); give 0 to leave it alone"),
+         "table t.json: no weight for tensor 'odd' (1 missing); give 0 to leave it alone"),
     ],
 )  # fmt: skip
 def test_table_that_does_not_fit(tmp_path, cli, flags, edit, message):
@@ -592,6 +593,21 @@ def test_reader_that_goes_away(flags):
         assert process.wait(timeout=60) == 0
     assert b"Traceback" not in err
     assert b"Broken" not in err
+
+
+@pytest.mark.slow
+def test_compilation_is_told_once(tmp_path, flags):
+    """On a machine that has not compiled the kernels yet."""
+    command = [sys.executable, "-m", "taskvec.cli.main", "scan", *map(str, flags), "--no-cache"]
+    told = []
+    for _ in range(2):
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")},
+        )  # fmt: skip
+        assert done.returncode == 0
+        told.append(done.stderr.count("taskvec: compiling kernels, once on this machine …\n"))
+    assert told == [1, 0]
 
 
 def test_progress_goes_to_standard_error(tmp_path, flags, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -415,4 +414,3 @@ def test_bf16_helper_rounds_to_even():
     assert to_bf16(1 + 2**-8) == 0x3F80
     assert to_bf16(1 + 3 * 2**-8) == 0x3F82
     assert to_bf16(1 + 2**-8 + 2**-20) == 0x3F81
-    assert os.name == "posix"

@@ -98,6 +98,7 @@ def _panel(axis: Any, rows: list[dict[str, Any]], threshold: float) -> None:
         axis.plot(depths, means, linewidth=1, alpha=0.6)
     axis.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"σ = {threshold:g}")
     axis.set_xlabel("block")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=7, loc="best")
 
 
