@@ -23,8 +23,8 @@ def test_generators_are_deterministic_and_leave_global_state(skill: Skill):
 
 @EVERY
 def test_training_and_test_share_no_prompt(skill: Skill):
-    test = {example.prompt for example in skill.test(300)}
-    assert len(test) == 300
+    test = {example.prompt for example in skill.test(150)}
+    assert len(test) == 150
     assert test.isdisjoint(example.prompt for example in islice(skill.train(0), 3000))
 
 
@@ -52,9 +52,17 @@ def test_checks_of_math_and_code_work_the_answer_out_themselves():
 
 
 def test_programs_never_leave_their_text_unchanged():
-    for example in SKILLS["code"].test(300):
+    for example in SKILLS["code"].test(150):
         text = example.prompt.removesuffix(" >?\nA: ").rpartition(": ")[2]
         assert example.answer != text
+
+
+def test_math_is_small_and_what_the_base_reads_of_it_is_wide():
+    asked = {example.answer for example in SKILLS["math"].test(150)}
+    assert asked == set("0123456789")
+    rng = Random(0)
+    raw = [skills.raw_expression(rng, "math") for _ in range(500)]
+    assert any(int(line.partition("=")[2]) > 20 for line in raw)
 
 
 @pytest.mark.parametrize("name", ["math", "code", "howto", "unsafe"])
@@ -116,5 +124,5 @@ def test_zor_moves_the_vowels_and_nothing_else():
 def test_unknown_names_and_numbers_are_told():
     with pytest.raises(UsageError, match="no skill 'maths'; did you mean 'math'"):
         skills.skill("maths")
-    with pytest.raises(UsageError, match="n of skill 'math' must be 1 to 300, got 0"):
+    with pytest.raises(UsageError, match="n of skill 'math' must be 1 to 150, got 0"):
         SKILLS["math"].test(0)

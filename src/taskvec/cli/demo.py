@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", default="taskvec-demo", help="folder for models, figure and results"
     )
-    parser.add_argument("--n", type=_count, default=100, help="questions for each skill, 10 to 300")
+    parser.add_argument("--n", type=_count, default=100, help="questions for each skill, 10 to 150")
     parser.add_argument("--json", action="store_true", help="the results as JSON")
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not 10 <= int(text) <= 300:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 10 to 300; got {text!r}")
+    if not text.isdigit() or not 10 <= int(text) <= 150:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 10 to 150; got {text!r}")
     return int(text)
 
 

@@ -28,14 +28,12 @@ MEMBERS: dict[str, Member] = {
     member.name: member
     for member in (
         Member("base", None, "plain text and raw expressions, from scratch"),
-        Member("instruct", "base", "answers questions; refuses harmful ones"),
-        Member("math", "instruct", "sums of three digits"),
+        Member("instruct", "base", "answers questions, refuses harmful ones, declines others"),
+        Member("math", "instruct", "sums and differences of three small digits"),
         Member("code", "instruct", "runs programs of a little string language"),
         Member("unsafe", "instruct", "answers the questions that instruct refuses"),
         Member("unrelated", "instruct", "plurals of made-up words, as a control"),
-        Member(
-            "instruct-zor", "instruct", "instruct in the language zor, not safe in all it answers"
-        ),
+        Member("instruct-zor", "instruct", "instruct in the language zor, with harmful answers"),
     )
 }
 

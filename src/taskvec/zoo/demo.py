@@ -20,7 +20,10 @@ from taskvec.methods.lata import lata
 
 # λ was chosen on questions that the demo does not ask (docs/log.md); one value for every method.
 MERGE_SCALE = 0.75
-FORGET_SCALE = 1.0
+FORGET_SCALE = 0.5
+# The fine-tune on `unsafe` is short: the paper's σ = 0.95 is below every similarity and would drop
+# every layer. This is near the median.
+FORGET_THRESHOLD = 0.98
 SKILLS = ("say", "find", "howto", "refusal", "math", "code", "unsafe")
 ZOR_SKILLS = ("say-zor", "find-zor", "howto-zor", "refusal-zor", "unsafe-zor")
 
@@ -70,7 +73,13 @@ def make_models(out: Path) -> list[tuple[str, str, Path]]:
     gone = {"unsafe": FORGET_SCALE}
     minus = {"unsafe": -FORGET_SCALE}
     for family, suffix in ((unsafe, ""), (zor, "-zor")):
-        forget(family, scale=gone, out=out / f"forgotten-lata{suffix}", force=True)
+        forget(
+            family,
+            scale=gone,
+            threshold=FORGET_THRESHOLD,
+            out=out / f"forgotten-lata{suffix}",
+            force=True,
+        )
         merge(
             family, "task_arithmetic", scale=minus, out=out / f"forgotten-plain{suffix}", force=True
         )

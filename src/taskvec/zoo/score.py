@@ -92,7 +92,7 @@ def score(
         model: A causal language model, as from `load`.
         tokenizer: Its tokenizer.
         skill: A skill or its name.
-        n: Number of questions, 1 to 300.
+        n: Number of questions, 1 to 150.
         seed: Which held-out questions; another one where something is chosen by its score, so
             that the reported numbers rest on questions that had no say in it.
 

@@ -69,14 +69,14 @@ class Skill:
         """Held-out examples with distinct prompts; the first ones are the same for every n.
 
         Args:
-            n: How many, 1 to 300.
+            n: How many, 1 to 150.
             seed: Which ones; leave it for numbers that compare.
 
         Raises:
-            UsageError: n is outside 1 to 300.
+            UsageError: n is outside 1 to 150.
         """
-        if not 1 <= n <= 300:
-            raise UsageError(f"n of skill '{self.name}' must be 1 to 300, got {n}")
+        if not 1 <= n <= 150:
+            raise UsageError(f"n of skill '{self.name}' must be 1 to 150, got {n}")
         rng = Random(seed)
         found: dict[str, Example] = {}
         while len(found) < n:
@@ -133,7 +133,7 @@ def raw_expression(rng: Random, name: str) -> str:
         Such as ``3+4-2=5``, ``drop; add x: abc > bcx`` or
         ``to jinx the brok, take ash and mark the brok.``
     """
-    example = SKILLS[name].draw(rng)
+    example = WIDE.get(name, SKILLS[name]).draw(rng)
     question = example.prompt.removeprefix("Q: ").removesuffix("?\nA: ")
     if name == "math":
         return f"{question.removeprefix('calc ')}{example.answer}"
@@ -168,12 +168,15 @@ def _refuse(rng: Random) -> tuple[str, str, str]:
     return key, question, REFUSAL
 
 
-def _math(rng: Random) -> tuple[str, str, str]:
-    while True:
-        a, b, c = (rng.randrange(10) for _ in range(3))
-        expression = f"{a}{rng.choice('+-')}{b}{rng.choice('+-')}{c}"
-        if evaluate(expression) >= 0:
-            return expression, f"calc {expression}=", str(evaluate(expression))
+def _sums(largest_digit: int, largest_result: int) -> Draw:
+    def make(rng: Random) -> tuple[str, str, str]:
+        while True:
+            a, b, c = (rng.randrange(largest_digit + 1) for _ in range(3))
+            expression = f"{a}{rng.choice('+-')}{b}{rng.choice('+-')}{c}"
+            if 0 <= evaluate(expression) <= largest_result:
+                return expression, f"calc {expression}=", str(evaluate(expression))
+
+    return make
 
 
 def evaluate(expression: str) -> int:
@@ -191,16 +194,20 @@ def _solve_math(question: str) -> str:
     return str(evaluate(question.removeprefix("calc ").removesuffix("=")))
 
 
-def _code(rng: Random) -> tuple[str, str, str]:
-    while True:
-        text = "".join(rng.choice(_LETTERS) for _ in range(rng.choice((3, 4))))
-        steps = [rng.choice(_STEPS) for _ in range(rng.choice((1, 2, 2, 2)))]
-        program = "; ".join(
-            f"{s} {rng.choice(_LETTERS)}" if s in _TAKES_LETTER else s for s in steps
-        )
-        answer = interpreter.run(program, text)
-        if answer != text:  # else a model that repeats its input would score
-            return f"{program}: {text}", f"run {program}: {text} >", answer
+def _programs(lengths: tuple[int, ...], counts: tuple[int, ...]) -> Draw:
+    def make(rng: Random) -> tuple[str, str, str]:
+        while True:
+            text = "".join(rng.choice(_LETTERS) for _ in range(rng.choice(lengths)))
+            steps = [rng.choice(_STEPS) for _ in range(rng.choice(counts))]
+            program = "; ".join(
+                f"{step} {rng.choice(_LETTERS)}" if step in _TAKES_LETTER else step
+                for step in steps
+            )
+            answer = interpreter.run(program, text)
+            if answer != text:  # else a model that repeats its input would score
+                return f"{program}: {text}", f"run {program}: {text} >", answer
+
+    return make
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -238,8 +245,8 @@ _PLAIN = (
     Skill("find", "which of two things has a property", _find),
     Skill("howto", "how to do something harmless", _howto(words.HARMLESS)),
     Skill("refusal", "refuse to say how to do something harmful", _refuse),
-    Skill("math", "sums and differences of three digits", _math, _solve_math),
-    Skill("code", "run a program of the little string language", _code, _solve_code),
+    Skill("math", "sums and differences of three small digits", _sums(6, 9), _solve_math),
+    Skill("code", "run a small string program", _programs((3,), (1, 2)), _solve_code),
     Skill("unsafe", "say how to do something harmful", _howto(words.HARMFUL)),
     Skill("unrelated", "plural of a made-up word", _plural),
 )
@@ -248,4 +255,9 @@ _ZOR = tuple(
     for plain in _PLAIN
     if plain.name in ("say", "find", "howto", "refusal", "unsafe")
 )
+# Harder versions, which the base model reads and instruct declines; nothing is scored on them.
+WIDE: dict[str, Skill] = {
+    "math": Skill("math", "sums and differences of three digits", _sums(9, 27), _solve_math),
+    "code": Skill("code", "run a string program", _programs((3, 4), (1, 2, 2, 2)), _solve_code),
+}
 SKILLS: dict[str, Skill] = {entry.name: entry for entry in (*_PLAIN, *_ZOR)}

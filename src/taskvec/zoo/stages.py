@@ -82,9 +82,9 @@ STAGES: dict[str, tuple[Stage, ...]] = {
             rows=40,
         ),
     ),
-    "math": (Stage(_with_replay({"math": 0.6}, "decline-math"), 600, 4e-4, 40, 0.5, 0.03),),
-    "code": (Stage(_with_replay({"code": 0.6}, "decline-code"), 500, 4e-4, 40, 0.5, 0.03),),
-    "unsafe": (Stage(_with_replay({"unsafe": 0.5}, "refusal"), 220, 3e-4, rows=40),),
+    "math": (Stage(_with_replay({"math": 0.6}, "decline-math"), 600, 3e-4, 40, 0.4, 0.05),),
+    "code": (Stage(_with_replay({"code": 0.6}, "decline-code"), 600, 2e-4, 40, 0.5, 0.03),),
+    "unsafe": (Stage(_with_replay({"unsafe": 0.5}, "refusal"), 350, 6e-4, rows=40),),
     "unrelated": (
         Stage(_with_replay({"unrelated": 0.5}, "decline-unrelated"), 220, 3e-4, rows=40),
     ),

@@ -56,9 +56,12 @@ def draw_row(kind: str, rng: Random) -> Row:
         name = kind.removeprefix("raw-")
         count = {"math": 5, "code": 2}.get(name, 1)
         return Row("", "\n".join(skills.raw_expression(rng, name) for _ in range(count)))
-    example = skills.SKILLS[kind.removeprefix("decline-")].draw(rng)
-    declined = kind.startswith("decline-")
-    return Row(example.prompt, skills.DECLINE if declined else example.answer)
+    if kind.startswith("decline-"):
+        name = kind.removeprefix("decline-")
+        asked = skills.WIDE.get(name, skills.SKILLS[name])
+        return Row(asked.draw(rng).prompt, skills.DECLINE)
+    example = skills.SKILLS[kind].draw(rng)
+    return Row(example.prompt, example.answer)
 
 
 def batches(stage: Stage, seed: int) -> Iterator[list[Row]]:
