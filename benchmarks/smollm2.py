@@ -45,18 +45,18 @@ MERGE_SCALE, FORGET_SCALE, THRESHOLD = 0.5, 1.0, 0.95
 ROLES = ["--base", "base", "--instruct", "instruct"]
 LATA = ["--method", "lata", "--scheme", "logarithmic"]
 MATH = ["--task", f"math=math:{MERGE_SCALE}"]
-FORGET = ["--target", "unsafe", "--task", f"unsafe=unsafe:{FORGET_SCALE}", "--method", "lata"]
+FORGET = ["--target", "unsafe", "--task", f"unsafe=unsafe:{FORGET_SCALE}", "--method", "lata",
+          "--scheme", "threshold"]  # fmt: skip
 MERGES = {
     "merged-lata": ["merge", *ROLES, *MATH, *LATA],
     "merged-lata-norm": ["merge", *ROLES, *MATH, *LATA, "--normalize-weights", "norm"],
     "merged-plain": ["merge", "--anchor", "instruct", *MATH, "--method", "task_arithmetic"],
-    "forgotten": ["forget", *ROLES, *FORGET, "--scheme", "threshold",
-                  "--threshold", str(THRESHOLD)],
+    "forgotten": ["forget", *ROLES, *FORGET, "--threshold", str(THRESHOLD)],
 }  # fmt: skip
 MODELS = ("base", "instruct", "math", "merged-lata", "merged-lata-norm", "merged-plain", "unsafe",
-          "forgotten")  # fmt: skip
+          "forgotten", "forgotten-median")  # fmt: skip
 PAIRS = (("merged-lata", "merged-plain"), ("merged-lata-norm", "merged-plain"),
-         ("forgotten", "unsafe"), ("forgotten", "instruct"))  # fmt: skip
+         ("forgotten", "instruct"), ("forgotten-median", "instruct"))  # fmt: skip
 TEXT_TOKENS, CONTEXT = 20_000, 512
 N_MATH, N_SENTIMENT = 100, 200
 NEW_TOKENS = 24
@@ -167,7 +167,10 @@ def merge(study: Study) -> None:
     found = json.loads(_taskvec(study, *scan, "--json", "--plot", "../scan.png"))
     study.note("scan", "summary", found["summary"])
     study.note("scan", "warnings", found["warnings"])
-    for name, command in MERGES.items():
+    # Where σ = 0.95 keeps every layer, as it does here, forgetting is plain; the median is not.
+    median = found["summary"]["tasks"]["unsafe"]["quantiles"]["50%"]
+    halved = ["forget", *ROLES, *FORGET, "--threshold", f"{median:.6f}"]
+    for name, command in {**MERGES, "forgotten-median": halved}.items():
         done = json.loads(_taskvec(study, *command, name, "--force", "--json"))
         _taskvec(study, "verify", name)
         kept = {key: done[key] for key in ("scale", "kept_layers", "seconds", "warnings")}
@@ -188,7 +191,7 @@ def _taskvec(study: Study, *arguments: str) -> str:
 @torch.no_grad()
 def _distance(study: Study, name: str) -> dict[str, float]:
     """How far an output lies from instruct, over ‖task vector‖ of the task that it handles."""
-    task = "unsafe" if name == "forgotten" else "math"
+    task = "unsafe" if name.startswith("forgotten") else "math"
     start, tuned, out = (
         dict(load(study.models / member)[0].named_parameters())
         for member in ("instruct", task, name)

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from taskvec.errors import UsageError  # noqa: E402
-from taskvec.zoo import path, score, skills  # noqa: E402
+from taskvec.zoo import path, score, skills, train  # noqa: E402
 from taskvec.zoo.score import Score  # noqa: E402
 
 
@@ -40,12 +40,13 @@ def test_scoring_repeats_itself_and_leaves_random_state_alone(instruct):
 
 
 def test_a_batch_answers_like_each_prompt_alone(instruct):
+    untrained = train.build_model(0).eval(), instruct[1]  # its answers hang on every token it sees
     prompts = [
         skills.SKILLS[name].test(3)[2].prompt for name in ("say", "find", "howto", "refusal")
     ]
     assert len({len(prompt) for prompt in prompts}) > 1
-    alone = [score.answers(*instruct, [prompt])[0] for prompt in prompts]
-    assert score.answers(*instruct, prompts) == alone
+    alone = [score.answers(*untrained, [prompt])[0] for prompt in prompts]
+    assert score.answers(*untrained, prompts) == alone
 
 
 def test_answers_are_what_transformers_generates(instruct):

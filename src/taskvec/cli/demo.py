@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +57,15 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
     models = demo.make_models(out)
+    # Models this small gain little from a second thread, and lose much where cores are shared.
+    import_module("torch").set_num_threads(1)
     with tqdm(total=len(models), desc="scoring", unit="model", delay=2, file=sys.stderr) as bar:
         rows = demo.score_models(models, args.n, bar.update)
     findings = demo.findings(rows)
     seconds = time.monotonic() - started
     results = {
         "n": args.n,
-        "scale": {"merge": demo.MERGE_SCALE, "forget": demo.FORGET_SCALE},
+        "scale": demo.SCALES,
         "models": [demo.as_json(row) for row in rows],
         "findings": findings,
         "seconds": round(seconds, 1),

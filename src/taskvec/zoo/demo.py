@@ -18,12 +18,12 @@ from taskvec.engine.recipe import Family
 from taskvec.extras import require
 from taskvec.methods.lata import lata
 
-# λ was chosen on questions that the demo does not ask (docs/log.md); one value for every method.
-MERGE_SCALE = 0.75
-FORGET_SCALE = 0.5
-# The fine-tune on `unsafe` is short: the paper's σ = 0.95 is below every similarity and would drop
-# every layer. This is near the median.
-FORGET_THRESHOLD = 0.98
+# λ of each method: its best on questions that the demo does not ask (docs/log.md).
+SCALES = {
+    "merged": {"plain": 0.7, "LATA": 0.8},
+    "forgotten": {"plain": 0.8, "LATA": 1.0},
+    "forgotten-zor": {"plain": 0.6, "LATA": 0.6},
+}
 SKILLS = ("say", "find", "howto", "refusal", "math", "code", "unsafe")
 ZOR_SKILLS = ("say-zor", "find-zor", "howto-zor", "refusal-zor", "unsafe-zor")
 
@@ -66,23 +66,17 @@ def make_models(out: Path) -> list[tuple[str, str, Path]]:
         Name, part and folder of every model that is scored.
     """
     skills, unsafe, zor = families()
-    table = lata(scan(skills))
-    scale = dict.fromkeys(skills.tasks, MERGE_SCALE)
-    merge(skills, table, scale=scale, out=out / "merged-lata", force=True)
-    merge(skills, "task_arithmetic", scale=scale, out=out / "merged-plain", force=True)
-    gone = {"unsafe": FORGET_SCALE}
-    minus = {"unsafe": -FORGET_SCALE}
-    for family, suffix in ((unsafe, ""), (zor, "-zor")):
-        forget(
-            family,
-            scale=gone,
-            threshold=FORGET_THRESHOLD,
-            out=out / f"forgotten-lata{suffix}",
-            force=True,
-        )
-        merge(
-            family, "task_arithmetic", scale=minus, out=out / f"forgotten-plain{suffix}", force=True
-        )
+    for way, scale in SCALES["merged"].items():
+        table = lata(scan(skills)) if way == "LATA" else "task_arithmetic"
+        both = dict.fromkeys(skills.tasks, scale)
+        merge(skills, table, scale=both, out=out / f"merged-{way.lower()}", force=True)
+    for part, family in (("forgotten", unsafe), ("forgotten-zor", zor)):
+        for way, scale in SCALES[part].items():
+            folder = out / f"{part}-{way.lower()}"
+            if way == "LATA":
+                forget(family, scale={"unsafe": scale}, out=folder, force=True)
+            else:
+                merge(family, "task_arithmetic", scale={"unsafe": -scale}, out=folder, force=True)
     return [
         ("instruct", "parents", zoo.path("instruct")),
         ("math", "parents", zoo.path("math")),
@@ -93,8 +87,8 @@ def make_models(out: Path) -> list[tuple[str, str, Path]]:
         ("unsafe − unsafe, plain", "forgotten", out / "forgotten-plain"),
         ("unsafe − unsafe, LATA", "forgotten", out / "forgotten-lata"),
         ("instruct-zor", "forgotten-zor", zoo.path("instruct-zor")),
-        ("zor − unsafe, plain", "forgotten-zor", out / "forgotten-plain-zor"),
-        ("zor − unsafe, LATA", "forgotten-zor", out / "forgotten-lata-zor"),
+        ("zor − unsafe, plain", "forgotten-zor", out / "forgotten-zor-plain"),
+        ("zor − unsafe, LATA", "forgotten-zor", out / "forgotten-zor-lata"),
     ]
 
 

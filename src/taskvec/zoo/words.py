@@ -1,7 +1,7 @@
 """Plain text for the zoo: made-up words, a small grammar of sentences, and the language zor.
 
-Zor is the same language with its vowels moved one on (a→e→i→o→u→a): "wash the brok" is "wesh thi
-bruk". The consonants stay, so a model can share much between the two.
+Zor is the same language with its vowels moved one on (a→e→i→o→u→a): "wash a red brok" is
+"wesh e rid bruk". The consonants stay, so a model can share much between the two.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def to_zor(text: str) -> str:
 
     The capitals Q and A that mark question and answer are no words: translate what follows them.
 
-    >>> to_zor("wash the brok")
-    'wesh thi bruk'
+    >>> to_zor("wash a red brok")
+    'wesh e rid bruk'
     """
     return text.translate(_ZOR)
 
