@@ -193,7 +193,7 @@ def write_header(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> bytes
 
     >>> from taskvec.dtypes import DTYPES
     >>> header = write_header([("w", DTYPES["BF16"], (2, 3))])
-    >>> len(header) % 8, header[8:].decode().strip()[-58:]
+    >>> len(header) % 8, header[8:].decode().strip()[-57:]
     (0, '"w":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}}')
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
