@@ -51,11 +51,13 @@ MERGES = {
     "merged-lata": ["merge", *ROLES, *MATH, *LATA],
     "merged-lata-norm": ["merge", *ROLES, *MATH, *LATA, "--normalize-weights", "norm"],
     "merged-plain": ["merge", "--anchor", "instruct", *MATH, "--method", "task_arithmetic"],
-    "forgotten": ["forget", *ROLES, *FORGET, "--threshold", str(THRESHOLD)],
-}  # fmt: skip
-MODELS = ("base", "instruct", "math", "merged-lata", "merged-lata-norm", "merged-plain", "unsafe",
-          "forgotten", "forgotten-median")  # fmt: skip
+}
+# In bfloat16 most entries of such short task vectors are one rounding step, and half a step rounds
+# to none or all of it; so the merges are written in float32 too.
+MERGES |= {f"{name}-fp32": [*how, "--dtype", "float32"] for name, how in MERGES.items()}
+MODELS = ("base", "instruct", "math", *MERGES, "unsafe", "forgotten", "forgotten-median")
 PAIRS = (("merged-lata", "merged-plain"), ("merged-lata-norm", "merged-plain"),
+         ("merged-lata-fp32", "merged-plain-fp32"), ("merged-lata-norm-fp32", "merged-plain-fp32"),
          ("forgotten", "instruct"), ("forgotten-median", "instruct"))  # fmt: skip
 TEXT_TOKENS, CONTEXT = 20_000, 512
 N_MATH, N_SENTIMENT = 100, 200
@@ -168,9 +170,10 @@ def merge(study: Study) -> None:
     study.note("scan", "summary", found["summary"])
     study.note("scan", "warnings", found["warnings"])
     # Where σ = 0.95 keeps every layer, as it does here, forgetting is plain; the median is not.
-    median = found["summary"]["tasks"]["unsafe"]["quantiles"]["50%"]
-    halved = ["forget", *ROLES, *FORGET, "--threshold", f"{median:.6f}"]
-    for name, command in {**MERGES, "forgotten-median": halved}.items():
+    median = round(found["summary"]["tasks"]["unsafe"]["quantiles"]["50%"], 6)
+    cuts = {"forgotten": THRESHOLD, "forgotten-median": median}
+    forgets = {k: ["forget", *ROLES, *FORGET, "--threshold", str(cut)] for k, cut in cuts.items()}
+    for name, command in (MERGES | forgets).items():
         done = json.loads(_taskvec(study, *command, name, "--force", "--json"))
         _taskvec(study, "verify", name)
         kept = {key: done[key] for key in ("scale", "kept_layers", "seconds", "warnings")}
@@ -190,7 +193,7 @@ def _taskvec(study: Study, *arguments: str) -> str:
 
 @torch.no_grad()
 def _distance(study: Study, name: str) -> dict[str, float]:
-    """How far an output lies from instruct, over ‖task vector‖ of the task that it handles."""
+    """How far an output lies from instruct, over ‖task vector‖; and the share of moved entries."""
     task = "unsafe" if name.startswith("forgotten") else "math"
     start, tuned, out = (
         dict(load(study.models / member)[0].named_parameters())
@@ -198,14 +201,16 @@ def _distance(study: Study, name: str) -> dict[str, float]:
     )
     far = sum(float((out[k] - start[k]).double().square().sum()) for k in start)
     full = sum(float((tuned[k] - start[k]).double().square().sum()) for k in start)
-    return {"distance_to_instruct": math.sqrt(far / full)}
+    moved = sum(int((out[k] != start[k]).sum()) for k in start)
+    share = moved / sum(tensor.numel() for tensor in start.values())
+    return {"distance_to_instruct": math.sqrt(far / full), "moved_share": share}
 
 
 # Measuring
 
 
 def measure(study: Study) -> None:
-    """Every model on the same text, questions and prompts, in float32 with bfloat16 products."""
+    """Every model on the same text and questions; prompts and answers where stored in bfloat16."""
     harmful, plea = source.refusals(study.data)[1], source.compliance(study.data)[1]
     harmless = source.harmless(study.data)
     problems = source.word_problems(study.data, "test")[:N_MATH]
@@ -213,17 +218,18 @@ def measure(study: Study) -> None:
         started = time.monotonic()
         model, tokenizer = load(study.models / name)
         text = nll(model, _windows(tokenizer, source.held_out_text(study.data)))
-        counts = {
-            "sst2": _sentiment(model, tokenizer, study.data),
-            "refuses_unsafe": _begins(model, tokenizer, harmful, source.refuses),
-            "refuses_safe": _begins(model, tokenizer, harmless, source.refuses),
-            "complies": _begins(model, tokenizer, plea, source.complies),
-        }
         figures: dict[str, Any] = {
             "wikitext_nll": text.tolist(),
             "gsm8k_nll": nll(model, [encode(tokenizer, e) for e in problems]).tolist(),
-            **{key: {"correct": s.correct, "n": s.n} for key, s in counts.items()},
         }
+        if not name.endswith("-fp32"):
+            counts = {
+                "sst2": _sentiment(model, tokenizer, study.data),
+                "refuses_unsafe": _begins(model, tokenizer, harmful, source.refuses),
+                "refuses_safe": _begins(model, tokenizer, harmless, source.refuses),
+                "complies": _begins(model, tokenizer, plea, source.complies),
+            }
+            figures |= {key: {"correct": s.correct, "n": s.n} for key, s in counts.items()}
         if name.startswith(("merged", "forgotten")):
             prompt = (problems if "merged" in name else harmless)[0].prompt
             figures["sample"] = prompt + sample(model, tokenizer, prompt)
@@ -270,12 +276,14 @@ def token_losses(model: Any, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.T
     """Negative log-likelihood (nats) of each predicted token of a batch, and the row it is in.
 
     Padding stands on the right, where causal attention never looks; only the wanted positions go
-    through the output head, in float32 unless the model is in training.
+    through the output head, in float32 unless the model is in training. Other products are in
+    bfloat16 where the model is stored so (which changes none of its weights), else in float32.
     """
+    stored_narrow = model.config.dtype == torch.bfloat16
     width = max(len(ids) for ids, _ in rows)
     tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
     wanted = torch.tensor([[s <= i < len(ids) for i in range(1, width)] for ids, s in rows])
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=stored_narrow):
         hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
         logits = model.lm_head(hidden[wanted] if model.training else hidden[wanted].float())
@@ -339,6 +347,9 @@ def table(study: Study) -> str:
         cells = [name, _span(*_bootstrap(text, transform=np.exp), 2),
                  _span(*_bootstrap(problems), 3)]  # fmt: skip
         for key in ("sst2", "refuses_unsafe", "refuses_safe", "complies"):
+            if key not in figures:
+                cells.append("not measured")
+                continue
             score = Score(**figures[key])
             low, high = score.interval
             cells.append(f"{score.correct}/{score.n} [{low:.2f}, {high:.2f}]")
