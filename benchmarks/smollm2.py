@@ -217,7 +217,7 @@ def measure(study: Study) -> None:
     for name in MODELS:
         started = time.monotonic()
         model, tokenizer = load(study.models / name)
-        text = nll(model, _windows(tokenizer, source.held_out_text(study.data)))
+        text = nll(model, source.windows(tokenizer, study.data, TEXT_TOKENS, CONTEXT))
         figures: dict[str, Any] = {
             "wikitext_nll": text.tolist(),
             "gsm8k_nll": nll(model, [encode(tokenizer, e) for e in problems]).tolist(),
@@ -302,15 +302,6 @@ def nll(model: Any, rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.float64]
         found[places, 0] = np.bincount(at, losses.double(), minlength=len(places))
         found[places, 1] = np.bincount(at, minlength=len(places))
     return found
-
-
-def _windows(tokenizer: Any, text: str) -> list[Row]:
-    """The first 20,000 tokens in steps of 512; every token but the very first is predicted once.
-
-    A window predicts 512 tokens from those before them in the window, at most 512.
-    """
-    ids = tokenizer(text[: TEXT_TOKENS * 8])["input_ids"][:TEXT_TOKENS]
-    return [(ids[s : s + CONTEXT + 1], 1) for s in range(0, len(ids) - 1, CONTEXT)]
 
 
 def _sentiment(model: Any, tokenizer: Any, data: Path) -> Score:

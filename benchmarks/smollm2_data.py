@@ -118,9 +118,16 @@ def rows(tokenizer: Any, examples: Iterator[Example], most: int) -> Iterator[Row
             yield [*ids, tokenizer.eos_token_id], start
 
 
-def held_out_text(data: Path) -> str:
-    """WikiText-2's test part as its file has it: tokenised words, ``<unk>``, ``@-@``."""
-    return (data / "wikitext-2" / "test.txt").read_text("utf-8")
+def windows(tokenizer: Any, data: Path, tokens: int, context: int) -> list[Row]:
+    """The first tokens of WikiText-2's test part, in windows that follow one another.
+
+    A window predicts `context` tokens from those before them in the window, at most `context`, so
+    that every token but the very first is predicted once. The text is as its file has it: words
+    tokenised, ``<unk>``, ``@-@``.
+    """
+    text = (data / "wikitext-2" / "test.txt").read_text("utf-8")[: tokens * 8]
+    ids = tokenizer(text)["input_ids"][:tokens]
+    return [(ids[s : s + context + 1], 1) for s in range(0, len(ids) - 1, context)]
 
 
 def refuses(answer: str) -> bool:
