@@ -12,7 +12,7 @@ from taskvec.kernels.gram import STRETCH
 DTYPES = ("BF16", "F16", "F32", "F64")
 
 
-def run(members, dtypes, coefficients, out, *, scratch=np.float32, anchor=True):
+def run(members, dtypes, coefficients, out, *, scratch=np.float32, anchor=True, differences=()):
     """Merged elements and the finite flag; members in the order target, anchor, tasks."""
     count = len(members[0])
     addresses = np.array([address(m) for m in members], np.int64)
@@ -22,6 +22,7 @@ def run(members, dtypes, coefficients, out, *, scratch=np.float32, anchor=True):
     finite = combine(
         addresses,
         np.array([code(d) for d in dtypes]),
+        np.array([i in differences for i in range(len(members))]),
         np.array(coefficients, scratch),
         count,
         np.full((3, STRETCH), 5, scratch),
@@ -179,6 +180,7 @@ def test_nothing_outside_the_block_is_written():
     combine(
         np.array([address(m) for m in members], np.int64),
         np.array([code(d) for d in dtypes]),
+        np.zeros(4, np.bool_),
         np.array([1, 0, 0.5, 0.5], np.float32),
         100,
         np.zeros((3, STRETCH), np.float32),
@@ -188,3 +190,19 @@ def test_nothing_outside_the_block_is_written():
     np.testing.assert_array_equal(result[[0, 1, 102, 103]], 7)
     expected = rounded(in_order(members, dtypes, [1, 0, 0.5, 0.5], np.float32), "BF16")
     np.testing.assert_array_equal(decode(result[2:102], "BF16"), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_difference_is_added_as_it_is(dtype):
+    count = 2 * STRETCH + 5
+    target, start, task, other = family(count, "F64")
+    vector = encode(np.random.default_rng(4).normal(0, 0.01, count), dtype)
+    dtypes = ("F64", "F64", dtype, "F64")
+    coefficients = [1.0, 0.0, 0.5, -0.25]
+    result, finite = run(
+        [target, start, vector, other], dtypes, coefficients, "F64",
+        scratch=np.float64, differences=(2,),
+    )  # fmt: skip
+    expected = target + 0.5 * decode(vector, dtype) + -0.25 * (other - start)
+    assert finite
+    np.testing.assert_array_equal(result, expected)

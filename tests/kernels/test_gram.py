@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.kernels.reference import address, code, decode, encode
 
-from taskvec.kernels.gram import STRETCH, gram
+from taskvec.kernels.gram import STRETCH, gram, gram_scratch
 from taskvec.streaming import CHUNK
 
 DTYPES = ("BF16", "F16", "F32", "F64")
@@ -14,7 +14,7 @@ LENGTHS = (1, 2, 31, STRETCH - 1, STRETCH, STRETCH + 1, CHUNK - 1, CHUNK, CHUNK 
            2 * CHUNK + STRETCH + 3)  # fmt: skip
 
 
-def run(members, dtypes, scratch=np.float32, base=True):
+def run(members, dtypes, scratch=np.float32, base=True, differences=(), absent=()):
     """What the kernel gives for stored members in the order anchor, base, tasks."""
     count = len(members[0])
     k, chunks = len(members) - 2, -(-count // CHUNK)
@@ -23,8 +23,12 @@ def run(members, dtypes, scratch=np.float32, base=True):
         addresses[1] = 0
     products = np.full((chunks, 2 + k, 2 + k), np.nan)  # the kernel must overwrite what is there
     signs = np.full((chunks, k, k, 2), -5, np.int64)
-    space = np.full((2 + k, STRETCH), 3, scratch)
-    gram(addresses, np.array([code(d) for d in dtypes]), count, space, products, signs)
+    space = gram_scratch(2 + k, scratch)
+    space[:] = 3
+    addresses[list(absent)] = 0
+    flags = np.array([i in differences for i in range(2 + k)])
+    codes = np.array([code(d) for d in dtypes])
+    gram(addresses, codes, flags, count, space, products, signs)
     return products, signs
 
 
@@ -161,3 +165,21 @@ def test_no_task_is_fine():
     products, signs = run(members, ("BF16",) * 2)
     np.testing.assert_array_equal(products[0], reference(vectors(members, ("BF16",) * 2), 0, 50)[0])
     assert signs.shape == (1, 0, 0, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_a_block_may_hold_the_difference_itself_or_be_absent(dtype, tasks):
+    """The last task gives τ in another type; its neighbour, where there is one, changes nothing."""
+    count = CHUNK + 77
+    values = whole_numbers(count, 2 + tasks, 6)
+    dtypes = ("F32",) * (1 + tasks) + (dtype,)
+    members = stored(values, dtypes)
+    absent = (2,) if tasks > 1 else ()
+    products, signs = run(members, dtypes, differences=(1 + tasks,), absent=absent)
+    v = vectors(members, dtypes)
+    v[-1] = decode(members[-1], dtype)
+    v[list(absent)] = 0
+    for c, first in enumerate(range(0, count, CHUNK)):
+        np.testing.assert_array_equal(products[c], reference(v, first, first + CHUNK)[0])
+        np.testing.assert_array_equal(signs[c], sign_reference(v, first, first + CHUNK))

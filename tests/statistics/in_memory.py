@@ -27,6 +27,8 @@ class InMemory:
     shape: tuple[int, ...]
     stored: Array
 
+    is_difference = False
+
     def read(self, start: int, stop: int) -> Array:
         return self.stored[start:stop]
 

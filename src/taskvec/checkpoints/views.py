@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class View(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Shape; () for a scalar."""
 
+    @property
+    def is_difference(self) -> bool:
+        """Whether the elements are τ (what a task adds to the anchor), not weights."""
+
     def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Elements [start, stop) in row-major order, shape (stop − start,), as `dtype.storage`."""
 
@@ -42,6 +46,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     mapped: mmap.mmap
     offset: int
+    is_difference: ClassVar[bool] = False
 
     def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         """See `View.read`."""

@@ -203,6 +203,7 @@ def _combine(edit: Edit, blocks: Mapping[str, Array], scratch: Array, out: Array
 
     addresses = np.zeros(TASKS + len(edit.terms), np.int64)
     codes = np.zeros(len(addresses), np.int64)
+    differences = np.zeros(len(addresses), np.bool_)
     coefficients = np.zeros(len(addresses), scratch.dtype)
     coefficients[TARGET] = edit.target_factor
     rows = {TARGET: "target", ANCHOR: "anchor"} | dict(enumerate(edit.terms, start=TASKS))
@@ -210,5 +211,7 @@ def _combine(edit: Edit, blocks: Mapping[str, Array], scratch: Array, out: Array
         if role in blocks:
             addresses[row] = address(blocks[role])
             codes[row] = edit.views[role].dtype.code
+            differences[row] = edit.views[role].is_difference
     coefficients[TASKS:] = list(edit.terms.values())
-    return combine(addresses, codes, coefficients, len(out), scratch, address(out), edit.dtype.code)
+    result = address(out), edit.dtype.code
+    return combine(addresses, codes, differences, coefficients, len(out), scratch, *result)

@@ -33,6 +33,7 @@ def probe(values: Array, count: int) -> Any:
 def combine(
     addresses: Array,
     codes: Array,
+    differences: Array,
     coefficients: Array,
     count: int,
     scratch: Array,
@@ -44,6 +45,7 @@ def combine(
     Args:
         addresses: Where the block begins in target, anchor (0: none), tasks: shape (2 + T,), int64.
         codes: Element types (`taskvec.dtypes`), shape (2 + T,), int64.
+        differences: Whether a task's block holds τ_t itself, shape (2 + T,), bool.
         coefficients: c_target, unused, c_t …: shape (2 + T,), type of the scratch.
         count: Elements in the block.
         scratch: Working space, shape (3, STRETCH), float32 or float64.
@@ -63,13 +65,17 @@ def combine(
                     total[i] = coefficients[TARGET] * total[i]
         if addresses[ANCHOR] == 0:
             anchor[:length] = 0
-        elif addresses.shape[0] > TASKS:
+        else:
             widen(codes[ANCHOR], addresses[ANCHOR], start, length, anchor)
         for t in range(TASKS, addresses.shape[0]):
             coefficient = coefficients[t]
             widen(codes[t], addresses[t], start, length, task)
-            for i in range(length):
-                total[i] = total[i] + coefficient * (task[i] - anchor[i])
+            if differences[t]:
+                for i in range(length):
+                    total[i] = total[i] + coefficient * task[i]
+            else:
+                for i in range(length):
+                    total[i] = total[i] + coefficient * (task[i] - anchor[i])
         narrow(out_code, total, out_address, start, length)
         widen(
             out_code, out_address, start, length, total

@@ -132,6 +132,29 @@ def widen(code: int, address: int, first: int, count: int, out: np.ndarray[Any, 
 
 
 @jit
+def difference(
+    code: int,
+    address: int,
+    first: int,
+    count: int,
+    rows: np.ndarray[Any, Any],
+    row: int,
+    sign: int,
+) -> None:
+    """sign · (x − row 0) into `rows[row]`, for elements [first, first + count) of a block x."""
+    factor = rows.dtype.type(sign)
+    if code == BF16:
+        brain = carray(pointer(address + 2 * first), (count,), np.uint16)
+        for i in range(count):
+            value = float_from_bits(np.uint32(brain[i]) << np.uint32(16))
+            rows[row, i] = factor * (value - rows[0, i])
+    else:
+        widen(code, address, first, count, rows[row])
+        for i in range(count):
+            rows[row, i] = factor * (rows[row, i] - rows[0, i])
+
+
+@jit
 def narrow(code: int, values: np.ndarray[Any, Any], address: int, first: int, count: int) -> None:
     """`values`, shape (≥ count,), into elements [first, first + count) of the block `address`."""
     if code == BF16:

@@ -8,7 +8,7 @@ import numpy as np
 
 from taskvec.dtypes import F32
 from taskvec.kernels.combine import combine
-from taskvec.kernels.gram import STRETCH, gram
+from taskvec.kernels.gram import STRETCH, gram, gram_scratch
 
 
 def is_compiled() -> bool:
@@ -26,6 +26,9 @@ def compile_kernels() -> None:
     addresses = np.full(3, block.__array_interface__["data"][0], np.int64)
     codes = np.full(3, F32, np.int64)
     scratch = np.zeros((3, STRETCH), np.float32)
-    gram(addresses, codes, 1, scratch, np.empty((1, 3, 3)), np.empty((1, 1, 1, 2), np.int64))
+    differences = np.zeros(3, np.bool_)
+    rows = gram_scratch(3, np.float32)
+    products, signs = np.empty((1, 3, 3)), np.empty((1, 1, 1, 2), np.int64)
+    gram(addresses, codes, differences, 1, rows, products, signs)
     coefficients = np.zeros(3, np.float32)
-    combine(addresses, codes, coefficients, 1, scratch, int(addresses[0]), F32)
+    combine(addresses, codes, differences, coefficients, 1, scratch, int(addresses[0]), F32)

@@ -22,7 +22,8 @@ class Sources:
 
     Attributes:
         name: Parameter name.
-        views: By role: `anchor`, `base` if there is one, `task:NAME` for each task.
+        views: By role: `anchor`, `base` if there is one, `task:NAME` for each task that may change
+            the tensor.
     """
 
     name: str
@@ -59,7 +60,7 @@ class _Part(NamedTuple):
     elements: int
     products: Array
     signs: Array
-    digests: list[bytes]
+    digests: dict[str, bytes]
 
 
 def roles_of(tasks: Sequence[str], with_base: bool) -> list[str]:
@@ -121,8 +122,8 @@ def collect(
                         gram[part.tensor] += products
                     signs[part.tensor] += p.signs.sum(0)
                 source = sources[part.tensor]
-                for r, role in enumerate(roles):
-                    digests[role][source.name] = tensor_digest([p.digests[r] for p in held])
+                for role in source.views:
+                    digests[role][source.name] = tensor_digest([p.digests[role] for p in held])
                 advance(source.nbytes)
     gram += np.triu(gram, 1).transpose(0, 2, 1)
     signs += np.triu(signs.transpose(3, 0, 1, 2), 1).transpose(1, 3, 2, 0)
@@ -132,15 +133,14 @@ def collect(
 def _make_worker(
     sources: Sequence[Sources], roles: Sequence[str], k: int
 ) -> Callable[[], Callable[[Unit], list[_Part]]]:
-    from taskvec.kernels.gram import STRETCH, gram
+    from taskvec.kernels.gram import gram, gram_scratch
 
-    rows = [0, *([1] if "base" in roles else []), *range(2, 2 + k)]  # of each role in the kernel
+    rows = [0, *([1] if "base" in roles else []), *range(2, 2 + k)]
+    row_of = dict(zip(roles, rows, strict=True))  # in the kernel
 
     def make() -> Callable[[Unit], list[_Part]]:
-        single = np.zeros((2 + k, STRETCH), np.float32)
-        double = np.zeros((2 + k, STRETCH), np.float64)
-        addresses = np.zeros(2 + k, np.int64)
-        codes = np.zeros(2 + k, np.int64)
+        single = gram_scratch(2 + k, np.float32)
+        double = gram_scratch(2 + k, np.float64)
 
         def work(unit: Unit) -> list[_Part]:
             chunks = [-(-(stop - start) // CHUNK) for _, start, stop in unit]
@@ -150,30 +150,35 @@ def _make_worker(
             first = 0
             for (tensor, start, stop), count in zip(unit, chunks, strict=True):
                 source = sources[tensor]
-                views = [source.views[role] for role in roles]
-                blocks = [view.read(start, stop) for view in views]
-                for row, view, block in zip(rows, views, blocks, strict=True):
-                    addresses[row] = address(block)
+                blocks = {role: view.read(start, stop) for role, view in source.views.items()}
+                addresses = np.zeros(2 + k, np.int64)
+                codes = np.zeros(2 + k, np.int64)
+                differences = np.zeros(2 + k, np.bool_)
+                for role, view in source.views.items():
+                    row = row_of[role]
+                    addresses[row] = address(blocks[role])
                     codes[row] = view.dtype.code
-                wide = max([view.dtype.itemsize for view in views]) == 8
+                    differences[row] = view.is_difference
+                wide = max([view.dtype.itemsize for view in source.views.values()]) == 8
+                given = addresses, codes, differences, stop - start
                 mine = slice(first, first + count)
                 out = products[mine], signs[mine]
-                gram(addresses, codes, stop - start, double if wide else single, *out)
+                gram(*given, double if wide else single, *out)
                 overflow = ~np.isfinite(out[0]).all((1, 2))
                 if overflow.any():
-                    for role, view, block in zip(roles, views, blocks, strict=True):
-                        refuse_non_finite(source.name, describe(role), view, block, start)
+                    for role, view in source.views.items():
+                        refuse_non_finite(source.name, describe(role), view, blocks[role], start)
                     # The weights are finite; their squares overflow float32. Other chunks stay as
                     # they are, so that no bit depends on what was read together.
                     again = np.empty_like(out[0])
-                    gram(addresses, codes, stop - start, double, again, out[1])
+                    gram(*given, double, again, out[1])
                     out[0][overflow] = again[overflow]
                     if not np.isfinite(again).all():
                         raise CheckpointError(
                             f"tensor {source.name!r} holds weights whose squares are too large for "
                             "float64; exclude the tensor"
                         )
-                digests = [chunk_digests(block) for block in blocks]
+                digests = {role: chunk_digests(block) for role, block in blocks.items()}
                 parts.append(_Part(tensor, start, stop - start, *out, digests))
                 first += count
             return parts
