@@ -37,6 +37,23 @@ GRANULARITIES: Final = ("tensor", "module", "block")
 MODULES: Final = ("attention", "mlp", "norm", "embedding", "final_norm", "head", "other")
 
 
+# Ends of the names of tensors whose rows are tokens.
+TOKEN_EMBEDDINGS: Final = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "shared.weight",
+    "token_embedding.weight",
+)
+LANGUAGE_HEADS: Final = (
+    "lm_head.weight",
+    "embed_out.weight",
+    "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class LayerKey:
     """Where a tensor sits in its model.

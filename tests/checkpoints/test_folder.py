@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import write_checkpoint, write_safetensors
 
 from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.source import nbytes
 from taskvec.errors import CheckpointError, StaleError
 
 WEIGHTS = {
@@ -43,7 +44,7 @@ def test_single_file(tmp_path):
     opened = open_checkpoint(write_checkpoint(tmp_path / "m", WEIGHTS, "F32"))
     assert list(opened.tensors) == sorted(WEIGHTS)
     assert opened.config["model_type"] == "llama"
-    assert opened.nbytes == 4 * (12 + 2 + 12)
+    assert nbytes(opened) == 4 * (12 + 2 + 12)
     view = opened.view("model.embed_tokens.weight")
     assert (view.dtype.name, view.shape) == ("F32", (6, 2))
     np.testing.assert_array_equal(view.read(3, 8), np.arange(3, 8, dtype=np.float32))

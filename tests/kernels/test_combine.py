@@ -195,7 +195,7 @@ def test_nothing_outside_the_block_is_written():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_difference_is_added_as_it_is(dtype):
     count = 2 * STRETCH + 5
-    target, start, task, other = family(count, "F64")
+    target, start, _, other = family(count, "F64")
     vector = encode(np.random.default_rng(4).normal(0, 0.01, count), dtype)
     dtypes = ("F64", "F64", dtype, "F64")
     coefficients = [1.0, 0.0, 0.5, -0.25]

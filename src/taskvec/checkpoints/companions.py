@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskvec.checkpoints.folder import INDEX, Checkpoint
+from taskvec.checkpoints.folder import INDEX
+from taskvec.checkpoints.source import Source
 from taskvec.dtypes import DType
 
 # What a model needs to be loaded and used; not training state, other formats, READMEs.
@@ -25,25 +26,36 @@ _LEFT_OUT = (
 _FOLDERS = ("additional_chat_templates",)
 
 
-def companions(target: Checkpoint, dtype: DType | None) -> dict[str, bytes]:
+def companions(target: Source, dtype: DType | None) -> dict[str, bytes]:
     """Files to write beside the weights, by relative name.
 
     Args:
         target: The member whose config, tokenizer and chat template the result has.
         dtype: Element type of the result where it is not the target's own; the config then says so.
     """
+    found = _files(target.folder) if target.folder is not None else {}
+    stored = json.loads(found["config.json"]) if "config.json" in found else {}
+    config = dict(target.config)
+    if dtype is not None and config:
+        name = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config = _with_dtype({**config, name: None}, dtype)
+    if config != stored:
+        found["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
+    return found | dict(target.files)
+
+
+def _files(model: Path) -> dict[str, bytes]:
+    """Files of a model folder that belong to its weights, by relative name."""
+    if not model.is_dir():
+        return {}
     found: dict[str, bytes] = {}
     for pattern in _PATTERNS:
-        for path in sorted(target.path.glob(pattern)):
+        for path in sorted(model.glob(pattern)):
             if path.is_file() and path.name not in _LEFT_OUT:
                 found[path.name] = path.read_bytes()
     for folder in _FOLDERS:
-        for path in sorted((target.path / folder).glob("*")):
+        for path in sorted((model / folder).glob("*")):
             found[f"{folder}/{path.name}"] = path.read_bytes()
-    if dtype is not None and target.config:
-        name = "torch_dtype" if "torch_dtype" in target.config else "dtype"
-        config = _with_dtype({**target.config, name: None}, dtype)
-        found["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
     return found
 
 
@@ -58,12 +70,14 @@ def _with_dtype(config: dict[str, Any], dtype: DType) -> dict[str, Any]:
     return out
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
+def _front_matter(model: Source) -> dict[str, Any]:
     """Metadata of a model card; empty if there is none that can be read."""
     import yaml
 
+    if model.folder is None:
+        return {}
     try:
-        text = (path / "README.md").read_text()
+        text = (model.folder / "README.md").read_text()
     except (OSError, UnicodeDecodeError):
         return {}
     if not text.startswith("---\n"):
@@ -77,7 +91,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
 
 def model_card(
     name: str,
-    members: Mapping[str, Path],
+    members: Mapping[str, Source],
     *,
     method: str,
     formula: str,
@@ -89,7 +103,7 @@ def model_card(
 
     Args:
         name: Title.
-        members: Folder by role, in words.
+        members: Model by role, in words.
         method: Name of the method.
         formula: The merged model in symbols.
         scales: λ by task.
@@ -97,11 +111,12 @@ def model_card(
     import yaml
 
     licences = {
-        who: str(_front_matter(path).get("license", "not stated")) for who, path in members.items()
+        who: str(_front_matter(model).get("license", "not stated"))
+        for who, model in members.items()
     }
     agreed = set(licences.values()) if licences else set()
     metadata: dict[str, Any] = {
-        "base_model": sorted({_hub_name(path) for path in members.values()}),
+        "base_model": sorted({_hub_name(model) for model in members.values()}),
         "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["task-arithmetic", "merge", "taskvec", method],
@@ -118,7 +133,7 @@ def model_card(
         "",
         *_table(
             ("member", "model", "licence"),
-            [(w, _hub_name(p), licences[w]) for w, p in members.items()],
+            [(who, _hub_name(model), licences[who]) for who, model in members.items()],
         ),
         "",
         *_table(
@@ -132,9 +147,10 @@ def model_card(
     return "\n".join(lines).encode()
 
 
-def _hub_name(path: Path) -> str:
-    """How a card names a folder: never by where it lay on the machine that merged."""
-    return path.name
+def _hub_name(model: Source) -> str:
+    """How a card names a model: never by where it lay on the machine that merged."""
+    is_path = Path(model.where).is_absolute()
+    return Path(model.where).name if is_path else model.where
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

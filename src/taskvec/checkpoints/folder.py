@@ -10,9 +10,10 @@ import json
 import mmap
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
 from taskvec.checkpoints.views import StoredTensor
@@ -46,7 +47,7 @@ class FileIdentity:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """An opened folder.
+    """An opened folder; a `Source`.
 
     Attributes:
         path: The folder, absolute.
@@ -57,15 +58,32 @@ class Checkpoint:
     path: Path
     tensors: dict[str, TensorInfo]
     config: dict[str, Any]
-    files: tuple[FileIdentity, ...]
+    stored: tuple[FileIdentity, ...]
     _file_of: dict[str, str]
     _mapped: dict[str, mmap.mmap] = field(default_factory=dict)
     _views: dict[str, StoredTensor] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    is_difference: ClassVar[bool] = False
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(info.nbytes for info in self.tensors.values())
+    def where(self) -> str:
+        """See `Source`."""
+        return str(self.path)
+
+    @property
+    def folder(self) -> Path:
+        """See `Source`."""
+        return self.path
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """See `Source`."""
+        return (self.path,)
+
+    @property
+    def identity(self) -> object:
+        """See `Source`."""
+        return (str(self.path), self.stored)
 
     def view(self, name: str) -> StoredTensor:
         """The named tensor, mapped into memory."""
@@ -81,7 +99,7 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """Raise `StaleError` if a weight file is not what it was when it was opened."""
-        for opened in self.files:
+        for opened in self.stored:
             path = self.path / opened.name
             try:
                 now = FileIdentity.of(path)

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
+    from taskvec.checkpoints.source import nbytes
     from taskvec.checkpoints.staging import free_bytes
     from taskvec.engine.plan import check_output, make_plan
     from taskvec.statistics.collect import describe
@@ -48,8 +49,12 @@ def run(args: argparse.Namespace) -> int:
     modules = Counter(members.keys[name].module for name in members.merged)
     result: dict[str, Any] = {
         "inputs": {
-            describe(role): {"path": str(c.path), "tensors": len(c.tensors), "bytes": c.nbytes}
-            for role, c in members.checkpoints.items()
+            describe(role): {
+                "path": source.where,
+                "tensors": len(source.tensors),
+                "bytes": nbytes(source),
+            }
+            for role, source in members.sources.items()
         },
         "tensors": {
             "merged": len(members.merged),
@@ -72,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         "write_bytes": plan.write_bytes,
         "free_bytes": free_bytes(Path(args.out or ".").absolute()),
         "peak_memory_bytes": plan.peak_bytes,
+        "notes": list(members.notes),
         "warnings": list(members.warnings),
     }
     common.warn(members.warnings)
@@ -110,6 +116,8 @@ def _print(result: dict[str, Any]) -> None:
         print(
             f"other     {', '.join(result['other'][:5])}{' …' if len(result['other']) > 5 else ''}"
         )
+    for note in result["notes"]:
+        print(f"note      {note}")
     print(f"method    {result['method']['name']}")
     for task, parameters in result["method"]["parameters"].items():
         scale = f"{result['scale'][task]:g}" if task in result["scale"] else "not given"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from taskvec.engine.located import Document
@@ -148,23 +149,11 @@ def _recipe(
     if unknown:
         raise UsageError(f"scale names {unknown[0]!r}, which is no task of this family")
     data: dict[str, object] = {
-        role: os.fspath(path)
-        for role, path in (
-            ("base", family.base),
-            ("anchor", family.start),
-            ("target", family.target),
-        )
-        if path is not None
-    }
-    data["tasks"] = {
-        task: {"model": os.fspath(path)} | ({"scale": scale[task]} if task in scale else {})
-        for task, path in family.tasks.items()
-    }
-    data |= {
+        "tasks": {
+            task: {"model": "in Python"} | ({"scale": scale[task]} if task in scale else {})
+            for task in family.tasks
+        },
         "method": method,
-        "include": list(family.include),
-        "exclude": list(family.exclude),
-        "layers": [dict(entry) for entry in family.layers],
         "out": dict(out),
     }
-    return read_recipe(Document(data, "merge"), Path.cwd())
+    return replace(read_recipe(Document(data, "merge"), Path.cwd()), family=family)

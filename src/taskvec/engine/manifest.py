@@ -42,10 +42,10 @@ def make_manifest(plan: Plan, table: Table, records: Mapping[str, Record]) -> di
         table: What was decided.
         records: Digests of what was read and written, by tensor, then by role.
     """
-    paths = {role: checkpoint.path for role, checkpoint in plan.members.checkpoints.items()}
-    base = plan.recipe.family.base
+    paths = {role: source.where for role, source in plan.members.sources.items()}
+    base = plan.recipe.to_dict().get("base")
     if base is not None:  # a table given may rest on it although this merge does not read it
-        paths.setdefault("base", Path(base).expanduser().absolute())
+        paths.setdefault("base", base)
     known = {role: dict(digests) for role, digests in table.digests.items() if role in paths}
     for name, record in records.items():
         for role, digest in record.items():
@@ -60,7 +60,7 @@ def make_manifest(plan: Plan, table: Table, records: Mapping[str, Record]) -> di
         "table": table.to_json(),
         "members": {
             role: {
-                "path": str(paths[role]),
+                "path": paths[role],
                 "fingerprint": fingerprint(digests, describe_tensors(plan.members, digests)),
                 "digests": digests,
             }

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence, Set
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
+from taskvec.checkpoints.safetensors import TensorInfo
+from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.views import View
+from taskvec.engine.opening import open_family
 from taskvec.engine.recipe import Family
 from taskvec.errors import FamilyError, UsageError
 from taskvec.layers import LayerKey, classify, override
 from taskvec.statistics.collect import describe
+
+_CACHE = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(bias|masked_bias)"
+    r"|attention\.(bias|masked_bias)|embeddings\.position_ids)$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,44 +27,51 @@ class Members:
     """A family whose headers were read and fit together.
 
     Attributes:
-        checkpoints: By role: `target`, `anchor`, `base`, `task:NAME`; one object where two roles
-            are one folder.
+        sources: By role: `target`, `anchor`, `base`, `task:NAME`; one object where two roles are
+            one model.
         tasks: Task names, sorted.
         merged: Floating-point tensors that the recipe includes, sorted.
         equal: Integer and boolean tensors that it includes; they must be the same in every member.
-        kept: Tensors that it leaves as they are in the target.
+        kept: Tensors that stay as they are in the target.
         keys: What each tensor of the target is.
+        notes: What was done so that the members fit, in words.
         warnings: What looks odd but is not wrong.
     """
 
-    checkpoints: dict[str, Checkpoint]
+    sources: dict[str, Source]
     tasks: tuple[str, ...]
     merged: tuple[str, ...]
     equal: tuple[str, ...]
     kept: tuple[str, ...]
     keys: dict[str, LayerKey]
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
-    def target(self) -> Checkpoint:
+    def target(self) -> Source:
         """The member that is edited, or whose shape the result has."""
-        return self.checkpoints["target"]
+        return self.sources["target"]
 
     def views(self, name: str, roles: Iterable[str]) -> dict[str, View]:
-        """The views of one tensor by role."""
-        return {role: self.checkpoints[role].view(name) for role in roles}
+        """The views of one tensor by role; a role that leaves the tensor as it is has none."""
+        found = {}
+        for role in roles:
+            source = self.sources[role]
+            if not source.is_difference or name in source.tensors:
+                found[role] = source.view(name)
+        return found
 
     @property
-    def distinct(self) -> list[Checkpoint]:
-        """Every opened folder once."""
-        return list({c.path: c for c in self.checkpoints.values()}.values())
+    def distinct(self) -> list[Source]:
+        """Every source once."""
+        return list({id(source): source for source in self.sources.values()}.values())
 
 
 def open_members(family: Family, *, needs_base: bool, needs_anchor: bool) -> Members:
     """Open every checkpoint that is needed and check that they fit.
 
     Args:
-        family: Paths and patterns.
+        family: Models and patterns.
         needs_base: Whether the base is used; if not, it is not opened.
         needs_anchor: Whether task vectors are taken; without, tasks are used as they are.
 
@@ -66,88 +80,108 @@ def open_members(family: Family, *, needs_base: bool, needs_anchor: bool) -> Mem
         CheckpointError: a member is broken.
         FamilyError: members differ in tensors, shapes or dtypes.
     """
-    if needs_anchor and family.start is None:
-        raise UsageError("instruct (or anchor) is missing: task vectors are measured from it")
-    if needs_base and family.base is None:
-        raise UsageError(
-            "base is missing: this method compares with the step from base to instruct"
-        )
-    paths: dict[str, str | os.PathLike[str]] = {}
-    if family.edited is not None:
-        paths["target"] = family.edited
-    if needs_anchor and family.start is not None:
-        paths["anchor"] = family.start
-    if needs_base and family.base is not None:
-        paths["base"] = family.base
+    sources, notes = open_family(family, needs_base=needs_base, needs_anchor=needs_anchor)
     tasks = tuple(sorted(family.tasks))
-    paths |= {f"task:{task}": family.tasks[task] for task in tasks}
-    paths.setdefault("target", family.tasks[tasks[0]])
-    checkpoints = _open_all(paths)
-    target = checkpoints["target"]
-    chosen = _select(target.tensors, family.include, family.exclude)
+    target = sources["target"]
+    known = {name for source in sources.values() for name in source.tensors}
+    chosen = _select(target.tensors, known, family.include, family.exclude)
+    statistics = [n for n in chosen if _is_running_statistic(n)]
+    chosen = [n for n in chosen if not _is_cache(target.tensors[n]) and n not in statistics]
     kept = target.tensors.keys() - set(chosen)
-    for role in paths:
-        if checkpoints[role] is not target:
-            _compare(describe(role), checkpoints[role], target, chosen, kept, family)
+    for role, source in sources.items():
+        if source is not target:
+            _compare(describe(role), source, target, chosen, kept, family)
     merged = tuple(n for n in chosen if target.tensors[n].dtype.is_float)
     if not merged:
         raise UsageError("include and exclude leave no floating-point tensor to merge")
     overrides = tuple(override(entry) for entry in family.layers)
+    if statistics:
+        notes.append(
+            f"running statistics stay the target's ({statistics[0]!r}, {len(statistics)} in all): "
+            "measure them again on data"
+        )
+    notes += _mixed(sources, merged)
     return Members(
-        checkpoints=checkpoints,
+        sources=sources,
         tasks=tasks,
         merged=merged,
         equal=tuple(n for n in chosen if not target.tensors[n].dtype.is_float),
         kept=tuple(sorted(kept)),
         keys={name: classify(name, overrides) for name in target.tensors},
-        warnings=tuple(_odd(checkpoints, tasks)),
+        notes=tuple(notes),
+        warnings=tuple(_odd(sources, tasks)),
     )
 
 
-def _open_all(paths: dict[str, str | os.PathLike[str]]) -> dict[str, Checkpoint]:
-    opened: dict[str, Checkpoint] = {}
-    checkpoints = {}
-    for role, path in paths.items():
-        real = os.path.realpath(os.path.expanduser(path))  # noqa: PTH111
-        if real not in opened:
-            opened[real] = open_checkpoint(path)
-        checkpoints[role] = opened[real]
-    return checkpoints
+def _is_cache(info: TensorInfo) -> bool:
+    """Tensors that a model works out when it is built: rotary caches, causal masks, positions.
+
+    Some versions of a library store them and others do not, so that a member may lack them; the
+    result has the target's.
+    """
+    is_mask = not info.name.endswith("bias") or len(info.shape) == 4  # and no bias of a projection
+    return is_mask and _CACHE.search(info.name) is not None
 
 
-def _select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """Names that the patterns leave; a pattern that fits nothing is an error."""
+def _is_running_statistic(name: str) -> bool:
+    """What normalisation layers measured of data; arithmetic on it can make a variance negative."""
+    return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
+
+
+def _mixed(sources: Mapping[str, Source], names: Sequence[str]) -> list[str]:
+    """Members whose weights have another dtype than the target's."""
+    target = sources["target"]
+    found = []
+    for role, source in sources.items():
+        other = {
+            (source.tensors[n].dtype.config_name, target.tensors[n].dtype.config_name)
+            for n in names
+            if n in source.tensors and source.tensors[n].dtype != target.tensors[n].dtype
+        }
+        if other and not source.is_difference:
+            pairs = ", ".join(f"{got} beside {wanted}" for got, wanted in sorted(other))
+            found.append(
+                f"{describe(role)} is {pairs}: read as it is, worked with in float32 (or "
+                "out.precision), rounded once"
+            )
+    return found
+
+
+def _select(
+    names: Iterable[str], known: Set[str], include: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
+    """Names that the patterns leave; a pattern that fits nothing in any member is an error."""
     names = list(names)
 
     def matching(patterns: Sequence[str], key: str) -> set[str]:
         found: set[str] = set()
         for pattern in patterns:
-            fits = {n for n in names if fnmatchcase(n, pattern)}
+            fits = {n for n in known if fnmatchcase(n, pattern)}
             if not fits:
                 raise UsageError(
-                    f"{key} pattern {pattern!r} fits no tensor of the target, such as {names[0]!r}"
+                    f"{key} pattern {pattern!r} fits no tensor of any member, such as {names[0]!r}"
                 )
             found |= fits
         return found
 
-    included = matching(include, "include") if include else set(names)
+    included = matching(include, "include") if include else known
     excluded = matching(exclude, "exclude")
     return [n for n in names if n in included and n not in excluded]
 
 
 def _compare(
     who: str,
-    member: Checkpoint,
-    target: Checkpoint,
+    member: Source,
+    target: Source,
     chosen: Sequence[str],
     kept: Set[str],
     family: Family,
 ) -> None:
     remedy = "exclude it in the recipe, or use checkpoints of one architecture"
     missing = [n for n in chosen if n not in member.tensors]
-    if missing:
+    if missing and not member.is_difference:
         raise FamilyError(
-            f"{who} ({member.path}): lacks tensor {missing[0]!r} of the target "
+            f"{who} ({member.where}): lacks tensor {missing[0]!r} of the target "
             f"({len(missing)} missing); {remedy}"
         )
     extra = [
@@ -155,32 +189,42 @@ def _compare(
         for n in member.tensors
         if n not in target.tensors
         and n not in kept
+        and not _is_cache(member.tensors[n])
         and not any(fnmatchcase(n, pattern) for pattern in family.exclude)
         and (not family.include or any(fnmatchcase(n, pattern) for pattern in family.include))
     ]
     if extra:
         raise FamilyError(
-            f"{who} ({member.path}): has tensor {extra[0]!r}, which the target lacks "
-            f"({len(extra)} extra); {remedy}"
+            f"{who} ({member.where}): has tensor {extra[0]!r}, which the target lacks "
+            f"({len(extra)} extra); if it is not meant, leave it out with exclude: [{_like(extra)}]"
         )
     for name in chosen:
+        if name not in member.tensors:
+            continue
         got, expected = member.tensors[name], target.tensors[name]
         if got.shape != expected.shape:
             raise FamilyError(
-                f"{who} ({member.path}): tensor {name!r} has shape {list(got.shape)}, "
+                f"{who} ({member.where}): tensor {name!r} has shape {list(got.shape)}, "
                 f"the target has {list(expected.shape)}; {remedy}"
             )
-        if got.dtype != expected.dtype:
+        if got.dtype != expected.dtype and not (got.dtype.is_float and expected.dtype.is_float):
             raise FamilyError(
-                f"{who} ({member.path}): tensor {name!r} is {got.dtype.name}, the target has "
-                f"{expected.dtype.name}; convert one of them (mixed dtypes are not supported yet)"
+                f"{who} ({member.where}): tensor {name!r} is {got.dtype.name}, the target has "
+                f"{expected.dtype.name}; {remedy}"
             )
 
 
-def _odd(checkpoints: dict[str, Checkpoint], tasks: Sequence[str]) -> Iterable[str]:
-    anchor = checkpoints.get("anchor")
+def _like(names: Sequence[str]) -> str:
+    """A pattern for tensors that one member has and the target lacks, as a recipe takes it."""
+    first = names[0].split(".")[0]
+    whole = len(names) > 1 and all(n.startswith(f"{first}.") for n in names)
+    return f'"{first}.*"' if whole else f'"{names[0]}"'
+
+
+def _odd(sources: Mapping[str, Source], tasks: Sequence[str]) -> Iterable[str]:
+    anchor = sources.get("anchor")
     for task in tasks:
-        if checkpoints[f"task:{task}"] is anchor:
+        if sources[f"task:{task}"] is anchor:
             yield f"task {task!r} is the anchor itself: its task vector is zero"
-    if anchor is not None and checkpoints.get("base") is anchor:
+    if anchor is not None and sources.get("base") is anchor:
         yield "base and instruct are one folder: the instruction vector is zero"

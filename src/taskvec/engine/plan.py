@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.staging import (
     OutputTensor,
     Shard,
@@ -73,23 +75,26 @@ def make_plan(recipe: Recipe, *, threads: int | None = None) -> Plan:
     )
     shards = lay_out(_outputs(recipe, members), recipe.out.shard_bytes)
     tensors = members.target.tensors
-    merged = sum(tensors[n].nbytes for n in members.merged)
     write = sum(s.nbytes for s in shards)
-    readers = len({c.path for role, c in members.checkpoints.items() if role != "base"})
+    read = {id(s): s for role, s in members.sources.items() if role != "base"}
+    scanned = roles_of(members.tasks, method.needs_base) if method.needs_scan else []
     workers = threads or default_threads()
     return Plan(
         recipe=recipe,
         members=members,
         shards=shards,
-        scan_bytes=merged * len(roles_of(members.tasks, method.needs_base))
-        if method.needs_scan
-        else 0,
-        merge_bytes=sum(i.nbytes for i in tensors.values()) * readers,
+        scan_bytes=sum(_nbytes(members.sources[role], members.merged) for role in scanned),
+        merge_bytes=sum(_nbytes(source, tensors) for source in read.values()),
         write_bytes=write,
         peak_bytes=FIXED_BYTES
         + workers * BLOCK * 4
         + TENSOR_BYTES * len(tensors) * len(members.distinct),
     )
+
+
+def _nbytes(source: Source, names: Iterable[str]) -> int:
+    """Bytes of those of the named tensors that a source has."""
+    return sum(source.tensors[name].nbytes for name in names if name in source.tensors)
 
 
 def _outputs(recipe: Recipe, members: Members) -> list[OutputTensor]:
@@ -121,16 +126,16 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
 
 
 def _check_overlap(members: Members, out: Path, real: Path) -> None:
-    for role, checkpoint in members.checkpoints.items():
-        member = Path(os.path.realpath(checkpoint.path))
-        if real == member or member in real.parents or real in member.parents:
-            relation = (
-                "is" if real == member else "is inside" if member in real.parents else "contains"
-            )
-            raise OutputError(
-                f"{out}: {relation} the input folder of {describe(role)} ({checkpoint.path}); "
-                "write elsewhere"
-            )
+    for role, source in members.sources.items():
+        for path in source.inputs:
+            member = Path(os.path.realpath(path))
+            if real == member or member in real.parents or real in member.parents:
+                inside = "is inside" if member in real.parents else "contains"
+                relation = "is" if real == member else inside
+                raise OutputError(
+                    f"{out}: {relation} the input folder of {describe(role)} ({path}); "
+                    "write elsewhere"
+                )
     here = Path.cwd().resolve()
     if real == here or real in here.parents:
         raise OutputError(f"{out}: contains the current folder; give a folder of its own")

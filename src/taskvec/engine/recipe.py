@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taskvec.checkpoints.source import Source
 from taskvec.dtypes import FLOATS
 from taskvec.engine.located import Document, Key, parse_yaml
 from taskvec.errors import ParameterError, RecipeError, UsageError
@@ -48,9 +49,15 @@ TOP = (
     "include",
     "exclude",
     "layers",
+    "vocabulary",
+    "new_tokens",
+    "allow_pickle",
     "out",
     "seed",
 )
+VOCABULARY = ("refuse", "truncate-padding", "by-token", "union")
+NEW_TOKENS = ("copy", "drop")
+OVER = ("anchor", "base")
 OUT = ("dtype", "shard_size", "precision")
 PRECISIONS = ("float32", "float64")
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -66,6 +73,10 @@ _UNITS = {
 }
 
 
+# A folder or file, or a source that something else made.
+Model = str | os.PathLike[str] | Source
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Checkpoints of one architecture, and which of their tensors are meant.
@@ -79,31 +90,46 @@ class Family:
         include: Shell patterns of tensor names to edit; empty for all.
         exclude: Shell patterns of tensor names to leave as they are in the target.
         layers: Overrides of the layer table, as in a recipe.
+        over: What the adapter of a task was trained over, `anchor` (default) or `base`, by task.
+        vocabulary: What to do where members have other rows of tokens: `refuse`,
+            `truncate-padding`, `by-token` or `union`.
+        new_tokens: What becomes of tokens that only tasks have under `union`: `copy` or `drop`.
+        allow_pickle: Whether pickled weights may be read (never running code that is in them).
     """
 
-    tasks: Mapping[str, str | os.PathLike[str]]
-    instruct: str | os.PathLike[str] | None = None
-    anchor: str | os.PathLike[str] | None = None
-    base: str | os.PathLike[str] | None = None
-    target: str | os.PathLike[str] | None = None
+    tasks: Mapping[str, Model]
+    instruct: Model | None = None
+    anchor: Model | None = None
+    base: Model | None = None
+    target: Model | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     layers: tuple[Mapping[str, Any], ...] = ()
+    over: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: str = "refuse"
+    new_tokens: str = "copy"
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         if self.anchor is not None and self.instruct is not None:
             raise UsageError("anchor and instruct are two names of one role; give one of them")
         if not self.tasks:
             raise UsageError("a family needs at least one task")
+        choices = [("vocabulary", self.vocabulary, VOCABULARY)]
+        choices += [("new_tokens", self.new_tokens, NEW_TOKENS)]
+        choices += [(f"over of task {task!r}", word, OVER) for task, word in self.over.items()]
+        for what, got, known in choices:
+            if got not in known:
+                raise UsageError(f"{what} must be in {' | '.join(known)}; got {got!r}")
 
     @property
-    def start(self) -> str | os.PathLike[str] | None:
-        """The folder that task vectors start from."""
+    def start(self) -> Model | None:
+        """The model that task vectors start from."""
         return self.anchor if self.anchor is not None else self.instruct
 
     @property
-    def edited(self) -> str | os.PathLike[str] | None:
-        """The folder that is edited."""
+    def edited(self) -> Model | None:
+        """The model that is edited."""
         return self.target if self.target is not None else self.start
 
 
@@ -154,11 +180,12 @@ class Recipe:
             ("target", family.edited),
         ):
             if path is not None:
-                data[role] = str(Path(path).expanduser().absolute())
+                data[role] = _said(path)
         data["tasks"] = {
             task: {
-                "model": str(Path(path).expanduser().absolute()),
+                "model": _said(path),
                 "scale": self.scales[task],
+                **({"over": family.over[task]} if task in family.over else {}),
                 **self.parameters[task],
             }
             for task, path in sorted(family.tasks.items())
@@ -166,11 +193,20 @@ class Recipe:
         data["method"] = {"name": self.method.name}
         data["include"], data["exclude"] = list(family.include), list(family.exclude)
         data["layers"] = [dict(entry) for entry in family.layers]
+        data["vocabulary"], data["new_tokens"] = family.vocabulary, family.new_tokens
+        data["allow_pickle"] = family.allow_pickle
         data["out"] = {"shard_size": self.out.shard_bytes, "precision": self.out.precision}
         if self.out.dtype is not None:
             data["out"]["dtype"] = self.out.dtype
         data["seed"] = self.seed
         return data
+
+
+def _said(model: Model) -> str:
+    """A model as a recipe names it."""
+    if isinstance(model, (str, os.PathLike)):
+        return str(Path(model).expanduser().absolute())
+    return model.where
 
 
 def load_recipe(path: str | os.PathLike[str], **options: Any) -> Recipe:
@@ -227,7 +263,7 @@ def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) 
         if role in data
     }
     method, common = _method(document, data)
-    tasks, scales, parameters = _tasks(document, data, folder, method, common, needs_scales)
+    tasks, scales, parameters, over = _tasks(document, data, folder, method, common, needs_scales)
     family = Family(
         tasks=tasks,
         base=roles.get("base"),
@@ -236,6 +272,10 @@ def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) 
         include=_patterns(document, data, "include"),
         exclude=_patterns(document, data, "exclude"),
         layers=_layers(document, data),
+        over=over,
+        vocabulary=_choice(document, ("vocabulary",), data, VOCABULARY),
+        new_tokens=_choice(document, ("new_tokens",), data, NEW_TOKENS),
+        allow_pickle=_switch(document, data, "allow_pickle"),
     )
     return Recipe(family, scales, method, parameters, _out(document, data), _seed(document, data))
 
@@ -270,7 +310,7 @@ def _tasks(
     method: Method,
     common: Mapping[str, object],
     needs_scales: bool,
-) -> tuple[dict[str, str], dict[str, float], dict[str, dict[str, str | float]]]:
+) -> tuple[dict[str, str], dict[str, float], dict[str, dict[str, str | float]], dict[str, str]]:
     entries = data.get("tasks")
     if not isinstance(entries, dict) or not entries:
         document.fail(
@@ -281,6 +321,7 @@ def _tasks(
     paths: dict[str, str] = {}
     scales: dict[str, float] = {}
     parameters: dict[str, dict[str, str | float]] = {}
+    over: dict[str, str] = {}
     for task, given in entries.items():
         at: Key = ("tasks", task)
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", task):
@@ -288,7 +329,7 @@ def _tasks(
         entry = {"model": given} if isinstance(given, str) else given
         if not isinstance(entry, dict) or "model" not in entry:
             document.fail(at, f"task {task!r} must be a mapping with a model; got {given!r}")
-        document.check_keys(entry, ("model", "scale", *names), at)
+        document.check_keys(entry, ("model", "scale", "over", *names), at)
         paths[task] = _folder(document, (*at, "model"), entry["model"], folder)
         scale = entry.get("scale", method.default_scale)
         if scale is not None or "scale" in entry:
@@ -297,7 +338,9 @@ def _tasks(
             document.fail(
                 at, f"scale of task {task!r} is missing; {method.name} has no default λ (try 0.5)"
             )
-        own = {k: v for k, v in entry.items() if k not in ("model", "scale")}
+        if "over" in entry:
+            over[task] = _choice(document, (*at, "over"), entry, OVER)
+        own = {k: v for k, v in entry.items() if k not in ("model", "scale", "over")}
         for place, part in ((("method",), common), (at, own)):
             for name, value in part.items():
                 try:
@@ -306,7 +349,24 @@ def _tasks(
                     document.fail((*place, name), str(error))
         merged = {k: _numeric(v) for k, v in {**common, **own}.items()}
         parameters[task] = resolve(method.parameters, merged, method.name)
-    return paths, scales, parameters
+    return paths, scales, parameters, over
+
+
+def _choice(
+    document: Document, key: Key, mapping: Mapping[str, Any], known: tuple[str, ...]
+) -> str:
+    """One of a few words; the first where nothing is said."""
+    value = mapping.get(str(key[-1]), known[0])
+    if value not in known:
+        document.fail(key, f"{key[-1]} must be in {' | '.join(known)}; got {value!r}")
+    return str(value)
+
+
+def _switch(document: Document, data: Mapping[str, Any], key: str) -> bool:
+    value = data.get(key, False)
+    if not isinstance(value, bool):
+        document.fail((key,), f"{key} must be true or false; got {value!r}")
+    return value
 
 
 def _numeric(value: object) -> object:

@@ -112,8 +112,8 @@ def run(
             block=options.block,
             progress=options.progress,
         )
-        for checkpoint in plan.members.distinct:
-            checkpoint.check_unchanged()
+        for source in plan.members.distinct:
+            source.check_unchanged()
         manifest = make_manifest(plan, table, records)
         _add_companions(staging, plan, table, manifest)
         staging.publish()
@@ -156,14 +156,14 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
     coefficients = (table.weights.T * scales).tolist()
     factors = table.target.tolist() if table.target is not None else None
     weighed = [*(["anchor"] if method.needs_anchor else []), *(f"task:{t}" for t in table.tasks)]
-    same_as_anchor = members.checkpoints.get("anchor") is members.target
+    same_as_anchor = members.sources.get("anchor") is members.target
     merged, equal = set(members.merged), set(members.equal)
     edits = {}
     for shard in plan.shards:
         for tensor in shard.tensors:
             name = tensor.name
             if name not in merged:
-                roles = ["target", *(members.checkpoints if name in equal else ())]
+                roles = ["target", *(members.sources if name in equal else ())]
                 views = members.views(name, dict.fromkeys(roles))
                 known = {role: d[name] for role, d in table.digests.items() if name in d}
                 must_equal = name in equal
@@ -206,7 +206,7 @@ def _job(plan: Plan, table: Table) -> str:
     parts: list[Any] = [
         plan.recipe.to_dict(),
         table.to_json(),
-        [(role, str(c.path), c.files) for role, c in plan.members.checkpoints.items()],
+        [(role, source.identity) for role, source in plan.members.sources.items()],
         [shard.header for shard in plan.shards],
     ]
     return xxhash.xxh3_128_hexdigest(repr(parts).encode())
@@ -218,7 +218,7 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
     files = companions(members.target, dtype)
     files["README.md"] = model_card(
         staging.out.name,
-        {describe(role): c.path for role, c in members.checkpoints.items()},
+        {describe(role): source for role, source in members.sources.items()},
         method=recipe.method.name,
         formula=f"{recipe.method.formula} ({table.origin})",
         scales=recipe.scales,
@@ -232,10 +232,10 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
 
 def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
     """Tasks whose every tensor that was read is the anchor's."""
-    anchor = members.checkpoints.get("anchor")
+    anchor = members.sources.get("anchor")
     found = []
     for task in members.tasks:
-        if members.checkpoints[f"task:{task}"] is anchor:
+        if members.sources[f"task:{task}"] is anchor:
             continue  # known, and told, before anything was read
         pairs = [
             (record["anchor"], record[f"task:{task}"])

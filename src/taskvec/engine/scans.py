@@ -36,8 +36,7 @@ def _identity(members: Members, roles: Sequence[str]) -> str:
     """Key of everything that a scan rests on, from outside."""
     parts: list[Any] = [FORMAT, members.merged]
     for role in roles:
-        checkpoint = members.checkpoints[role]
-        parts.append((role, str(checkpoint.path), checkpoint.files))
+        parts.append((role, members.sources[role].identity))
     return xxhash.xxh3_128_hexdigest(repr(parts).encode())
 
 
@@ -61,7 +60,7 @@ def scan_members(
     Raises:
         CheckpointError: NaN or infinite weights.
     """
-    with_base = "base" in members.checkpoints
+    with_base = "base" in members.sources
     roles = roles_of(members.tasks, with_base)
     kept = cache_folder() / f"scan-{_identity(members, roles)}.json"
     keys = [members.keys[name] for name in members.merged]
@@ -74,8 +73,8 @@ def scan_members(
     collected = collect(
         sources, members.tasks, with_base=with_base, threads=threads, block=block, progress=progress
     )
-    for checkpoint in members.distinct:
-        checkpoint.check_unchanged()
+    for source in members.distinct:
+        source.check_unchanged()
     scan = Scan(
         tasks=members.tasks,
         names=members.merged,
@@ -87,7 +86,7 @@ def scan_members(
         support=collected.support,
         members={
             role: Member(
-                str(members.checkpoints[role].path),
+                members.sources[role].where,
                 fingerprint(digests, describe_tensors(members, digests)),
                 digests,
             )

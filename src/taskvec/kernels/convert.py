@@ -141,7 +141,7 @@ def difference(
     row: int,
     sign: int,
 ) -> None:
-    """sign · (x − row 0) into `rows[row]`, for elements [first, first + count) of a block x."""
+    """Sign · (x − row 0) into `rows[row]`, for elements [first, first + count) of a block x."""
     factor = rows.dtype.type(sign)
     if code == BF16:
         brain = carray(pointer(address + 2 * first), (count,), np.uint16)

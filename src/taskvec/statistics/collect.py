@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from taskvec.checkpoints.fingerprint import chunk_digests, tensor_digest
+from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.errors import CheckpointError
 from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
@@ -195,10 +196,7 @@ def address(block: Array) -> int:
 
 def refuse_non_finite(name: str, role: str, view: View, block: Array, start: int) -> None:
     """Raise `CheckpointError` if a block of stored elements holds NaN or infinity."""
-    if view.dtype.name == "BF16":
-        values = (block.astype(np.uint32) << 16).view(np.float32)
-    else:
-        values = block.view(np.float16) if view.dtype.name == "F16" else block
+    values = widened(block, view.dtype)
     bad = ~np.isfinite(values)
     if bad.any():
         first = int(bad.argmax())
