@@ -142,8 +142,8 @@ def test_scan_needs_no_scales(tmp_path):
     ("text", "message"),
     [
         (GOOD + "granularity: block\n",
-         ":7: unknown key 'granularity'; known: anchor, base, exclude, include, instruct, layers, "
-         "method, out, seed, target, tasks"),
+         ":7: unknown key 'granularity'; known: allow_pickle, anchor, base, exclude, include, "
+         "instruct, layers, method, new_tokens, out, seed, stages, target, tasks, vocabulary"),
         (swapped("instruct:", "instuct:"), ":2: unknown key 'instuct'; did you mean 'instruct'?"),
         (swapped("model: math, scale", "model: math, scal"),
          ":4: unknown key 'scal' in tasks.math; did you mean 'scale'?"),
@@ -201,7 +201,7 @@ SHARD = ":7: shard_size must be like 5GB or 500MB; got "
          ":6: normalize_weights of lata must be in none | mean | norm; got True"),
         (swapped("name: lata", "name: lta"), ":6: unknown method 'lta'; did you mean 'lata'?"),
         (swapped("name: lata", "name: ties"),
-         ":6: unknown method 'ties'; known: average, lata, task_arithmetic"),
+         ":6: unknown method 'ties'; known: average, lata, passthrough, task_arithmetic"),
         (swapped("name: lata", "name: [lata]"), ":6: unknown method ['lata']; known: "),
         (swapped("name: lata, ", ""), ":6: method must be a name or a mapping with a name"),
         (swapped("{name: lata, granularity: module}", "3"),

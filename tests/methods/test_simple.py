@@ -67,7 +67,7 @@ def test_declarations(name):
 
 @pytest.mark.parametrize("name", [n for n in sorted(METHODS) if not METHODS[n].needs_scan])
 def test_decisions_are_pure(name):
-    method, given = METHODS[name], inputs({"a": 0.5, "b": 1.5})
+    method, given = METHODS[name], inputs({"a": 0.5, "b": 1.5} if METHODS[name].takes_tasks else {})
     first, second = method.decide(given), method.decide(given)
     np.testing.assert_array_equal(first.weights, second.weights)
     assert first.tasks == given.tasks
@@ -77,8 +77,8 @@ def test_decisions_are_pure(name):
 
 @pytest.mark.parametrize(("name", "hint"), [
     ("lta", r"unknown method 'lta'; did you mean 'lata'\?"),
-    ("soup", r"unknown method 'soup'; known: average, lata, task_arithmetic"),
-    (None, r"unknown method None; known: lata, task_arithmetic, average"),
+    ("soup", r"unknown method 'soup'; known: average, lata, passthrough, task_arithmetic"),
+    (None, r"unknown method None; known: lata, task_arithmetic, average, passthrough"),
     (["lata"], r"unknown method \['lata'\]; known: "),
 ])  # fmt: skip
 def test_unknown_methods(name, hint):

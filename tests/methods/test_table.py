@@ -82,7 +82,6 @@ def test_of_gives_weights_by_name():
     ("tensor,math\na,1,2\n", ":2: 3 fields, expected 2"),
     ("tensor,math\na,1\n\n", ":3: 0 fields, expected 2"),
     ("tensor,math\na,1\na,2\n", ":3: tensor 'a' stands twice"),
-    ("tensor,(target)\na,1\n", "holds no task"),
     ('tensor,math\n"a' + "x" * 200_000, "is not CSV (field larger than field limit (131072))"),
     ("tensor,math\na,one\n", "weight of 'math' for 'a' must be a finite number; got 'one'"),
     ("tensor,math\na,\n", "weight of 'math' for 'a' must be a finite number; got ''"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from taskvec.checkpoints.folder import INDEX
@@ -36,12 +36,24 @@ def companions(target: Source, dtype: DType | None) -> dict[str, bytes]:
     found = _files(target.folder) if target.folder is not None else {}
     stored = json.loads(found["config.json"]) if "config.json" in found else {}
     config = dict(target.config)
-    if dtype is not None and config:
-        name = "torch_dtype" if "torch_dtype" in config else "dtype"
-        config = _with_dtype({**config, name: None}, dtype)
+    if dtype is not None:
+        config = with_dtype(config, dtype)
     if config != stored:
         found["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
     return found | dict(target.files)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of a model folder, by its relative path there, belongs to its weights."""
+    path = PurePosixPath(name)
+    if len(path.parts) == 2:
+        return path.parts[0] in _FOLDERS
+    return (
+        len(path.parts) == 1
+        and any(path.match(pattern) for pattern in _PATTERNS)
+        and name not in _LEFT_OUT
+        and not name.endswith(".index.json")
+    )
 
 
 def _files(model: Path) -> dict[str, bytes]:
@@ -59,14 +71,21 @@ def _files(model: Path) -> dict[str, bytes]:
     return found
 
 
-def _with_dtype(config: dict[str, Any], dtype: DType) -> dict[str, Any]:
-    """The config with another dtype, also in the configs of its towers."""
+def with_dtype(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
+    """The config with another dtype, also in the configs of its towers; nothing if it is empty."""
+    if not config:
+        return {}
+    name = "torch_dtype" if "torch_dtype" in config else "dtype"
+    return _replaced({**config, name: None}, dtype)
+
+
+def _replaced(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("dtype", "torch_dtype"):
             out[key] = dtype.config_name
         else:
-            out[key] = _with_dtype(value, dtype) if isinstance(value, dict) else value
+            out[key] = _replaced(value, dtype) if isinstance(value, dict) else value
     return out
 
 
@@ -116,7 +135,7 @@ def model_card(
     }
     agreed = set(licences.values()) if licences else set()
     metadata: dict[str, Any] = {
-        "base_model": sorted({_hub_name(model) for model in members.values()}),
+        "base_model": sorted({display_name(model) for model in members.values()}),
         "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["task-arithmetic", "merge", "taskvec", method],
@@ -133,7 +152,7 @@ def model_card(
         "",
         *_table(
             ("member", "model", "licence"),
-            [(who, _hub_name(model), licences[who]) for who, model in members.items()],
+            [(who, display_name(model), licences[who]) for who, model in members.items()],
         ),
         "",
         *_table(
@@ -147,7 +166,7 @@ def model_card(
     return "\n".join(lines).encode()
 
 
-def _hub_name(model: Source) -> str:
+def display_name(model: Source) -> str:
     """How a card names a model: never by where it lay on the machine that merged."""
     is_path = Path(model.where).is_absolute()
     return Path(model.where).name if is_path else model.where

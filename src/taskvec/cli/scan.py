@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     if args.json and args.csv == "-":
         raise UsageError("--json and --csv - both write to standard output; give --csv a file")
-    from taskvec.engine.members import open_members
+    from taskvec.engine.run import settled_members
     from taskvec.engine.scans import save_scan, scan_members
 
     if args.plot:
@@ -76,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save_table and recipe.method.needs_base and recipe.family.base is None:
         raise UsageError(f"base is missing: the table of {recipe.method.name} rests on it")
     options = common.options_from(args)
-    members = open_members(
-        recipe.family, needs_base=recipe.family.base is not None, needs_anchor=True
-    )
+    members = settled_members(recipe, options)
     scan = scan_members(
         members, cache=options.cache, threads=options.threads, progress=options.progress
     )

@@ -139,7 +139,7 @@ def negated(recipe: Recipe) -> Recipe:
                 f"forget subtracts: scale of task {task!r} must be positive; got {value:g}"
             )
     scales = {task: -value for task, value in recipe.scales.items()}
-    return Recipe(recipe.family, scales, recipe.method, recipe.parameters, recipe.out, recipe.seed)
+    return replace(recipe, scales=scales)
 
 
 def _recipe(

@@ -138,22 +138,14 @@ def _record(edit: Edit, parts: Sequence[_Part]) -> Record:
 def _make_worker(
     edits: Sequence[Edit], todo: Sequence[int], sink: Sink, precision: str
 ) -> Callable[[], Callable[[Unit], list[_Part]]]:
-    from taskvec.kernels.gram import STRETCH
-
     def make() -> Callable[[Unit], list[_Part]]:
-        single = np.zeros((3, STRETCH), np.float32)
-        double = np.zeros((3, STRETCH), np.float64)
-
         def work(unit: Unit) -> list[_Part]:
             parts = []
             for place, start, stop in unit:
                 tensor = todo[place]
                 edit = edits[tensor]
-                wide = precision == "float64" or any(
-                    v.dtype.itemsize == 8 for v in edit.views.values()
-                )
                 blocks, digests = _read(edit, start, stop)
-                out = _result(edit, blocks, start, double if wide else single)
+                out = result_of(edit, blocks, start, precision)
                 sink.write(tensor, start, out)
                 parts.append(_Part(tensor, start, stop - start, digests, chunk_digests(out)))
             return parts
@@ -174,8 +166,18 @@ def _read(edit: Edit, start: int, stop: int) -> tuple[dict[str, Array], dict[str
     return blocks, digests
 
 
-def _result(edit: Edit, blocks: Mapping[str, Array], start: int, scratch: Array) -> Array:
-    """The merged block, stored elements in the output's dtype, shape (n,)."""
+def result_of(edit: Edit, blocks: Mapping[str, Array], start: int, precision: str) -> Array:
+    """The merged block, stored elements in the output's dtype, shape (n,).
+
+    Args:
+        edit: What becomes of the tensor.
+        blocks: The same elements of every view, by role.
+        start: Which element is the first.
+        precision: `float32` or `float64`.
+
+    Raises:
+        CheckpointError, FamilyError, OutputError: see `apply`.
+    """
     if edit.must_equal:
         reference = edit.views["target"]
         for role, block in blocks.items():
@@ -188,7 +190,7 @@ def _result(edit: Edit, blocks: Mapping[str, Array], start: int, scratch: Array)
         return blocks["target"]
     count = len(next(iter(blocks.values())))
     out = np.empty(count, edit.dtype.storage)
-    if not _combine(edit, blocks, scratch, out):
+    if not _combine(edit, blocks, precision, out):
         for role, block in blocks.items():
             refuse_non_finite(edit.name, describe(role), edit.views[role], block, start)
         raise OutputError(
@@ -198,9 +200,12 @@ def _result(edit: Edit, blocks: Mapping[str, Array], start: int, scratch: Array)
     return out
 
 
-def _combine(edit: Edit, blocks: Mapping[str, Array], scratch: Array, out: Array) -> bool:
+def _combine(edit: Edit, blocks: Mapping[str, Array], precision: str, out: Array) -> bool:
     from taskvec.kernels.combine import ANCHOR, TARGET, TASKS, combine
+    from taskvec.kernels.gram import STRETCH
 
+    is_wide = precision == "float64" or any(v.dtype.itemsize == 8 for v in edit.views.values())
+    scratch = np.empty((3, STRETCH), np.float64 if is_wide else np.float32)
     addresses = np.zeros(TASKS + len(edit.terms), np.int64)
     codes = np.zeros(len(addresses), np.int64)
     differences = np.zeros(len(addresses), np.bool_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def make_manifest(plan: Plan, table: Table, records: Mapping[str, Record]) -> dict[str, Any]:
+def make_manifest(
+    plan: Plan,
+    table: Table,
+    stage_tables: Mapping[str, Table],
+    records: Mapping[str, Record],
+) -> dict[str, Any]:
     """The manifest of a finished merge.
 
     Args:
         plan: What was planned.
         table: What was decided.
+        stage_tables: What was decided for the stages, by name.
         records: Digests of what was read and written, by tensor, then by role.
     """
     paths = {role: source.where for role, source in plan.members.sources.items()}
@@ -58,6 +65,7 @@ def make_manifest(plan: Plan, table: Table, records: Mapping[str, Record]) -> di
         "recipe": plan.recipe.to_dict(),
         "decided_by": table.origin,
         "table": table.to_json(),
+        "stages": {name: stage.to_json() for name, stage in stage_tables.items()},
         "members": {
             role: {
                 "path": paths[role],
@@ -109,6 +117,11 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
         RecipeError, UsageError: the manifest was edited into something that is none.
     """
     recipe = read_recipe(Document(manifest["recipe"], source), Path("/"))
+    stages = manifest.get("stages", {})
+    if not isinstance(stages, dict) or stages.keys() != recipe.stages.keys():
+        raise CheckpointError(f"{source}: tables of stages are not those of its recipe")
+    tables = {name: table_from_json(data, source) for name, data in stages.items()}
+    recipe = replace(recipe, stage_tables=tables)
     table = table_from_json(manifest["table"], source)
     digests = {role: dict(member["digests"]) for role, member in manifest["members"].items()}
     origin = str(manifest.get("decided_by", "table"))

@@ -67,20 +67,29 @@ class Members:
         return list({id(source): source for source in self.sources.values()}.values())
 
 
-def open_members(family: Family, *, needs_base: bool, needs_anchor: bool) -> Members:
+def open_members(
+    family: Family,
+    *,
+    needs_base: bool,
+    needs_anchor: bool,
+    stages: Mapping[str, Source] | None = None,
+) -> Members:
     """Open every checkpoint that is needed and check that they fit.
 
     Args:
         family: Models and patterns.
         needs_base: Whether the base is used; if not, it is not opened.
         needs_anchor: Whether task vectors are taken; without, tasks are used as they are.
+        stages: What `stage:NAME` means, by name.
 
     Raises:
         UsageError: a role that is needed is not given, or a pattern that fits no tensor.
         CheckpointError: a member is broken.
         FamilyError: members differ in tensors, shapes or dtypes.
     """
-    sources, notes = open_family(family, needs_base=needs_base, needs_anchor=needs_anchor)
+    sources, notes = open_family(
+        family, needs_base=needs_base, needs_anchor=needs_anchor, stages=stages or {}
+    )
     tasks = tuple(sorted(family.tasks))
     target = sources["target"]
     known = {name for source in sources.values() for name in source.tensors}

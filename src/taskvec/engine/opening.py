@@ -10,13 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.hub import fetch, hub_name
+from taskvec.checkpoints.memory import MARK, Module, open_memory
+from taskvec.checkpoints.pickled import is_pickled, open_pickled
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source, derived
-from taskvec.engine.recipe import Family
-from taskvec.errors import UsageError
+from taskvec.engine.recipe import STAGE, Family
+from taskvec.engine.stacking import Stack, stacked
+from taskvec.errors import CheckpointError, UsageError
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS
 
 # Model types that tie the head to the embedding unless their config says otherwise.
@@ -24,7 +29,7 @@ _TIED_BY_DEFAULT = ("bert", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", 
 
 
 def open_family(
-    family: Family, *, needs_base: bool, needs_anchor: bool
+    family: Family, *, needs_base: bool, needs_anchor: bool, stages: Mapping[str, Source]
 ) -> tuple[dict[str, Source], list[str]]:
     """The sources of a family by role, and what was done so that they fit, in words.
 
@@ -32,6 +37,7 @@ def open_family(
         family: Models and policies.
         needs_base: Whether the base is used; if not, it is opened only where an adapter is over it.
         needs_anchor: Whether task vectors are taken.
+        stages: What `stage:NAME` means, by name.
 
     Raises:
         UsageError: a role that is needed is not given.
@@ -44,20 +50,26 @@ def open_family(
         raise UsageError(
             "base is missing: this method compares with the step from base to instruct"
         )
-    sources = _roles(family, needs_base=needs_base, needs_anchor=needs_anchor)
+    sources = _roles(family, needs_base=needs_base, needs_anchor=needs_anchor, stages=stages)
     return _with_one_head(sources)
 
 
-def _roles(family: Family, *, needs_base: bool, needs_anchor: bool) -> dict[str, Source]:
+def _roles(
+    family: Family, *, needs_base: bool, needs_anchor: bool, stages: Mapping[str, Source]
+) -> dict[str, Source]:
     """Every role that is read, adapters put on what they are over."""
     opened: dict[object, Source] = {}
 
     def model(spec: object) -> Source:
+        if isinstance(spec, str) and spec.startswith(STAGE):
+            return stages[spec.removeprefix(STAGE)]
+        if isinstance(spec, Stack):
+            return stacked(spec.pieces, [model(piece.model) for piece in spec.pieces])
         key: object = id(spec)
         if isinstance(spec, (str, os.PathLike)):
             key = os.path.realpath(os.path.expanduser(spec))  # noqa: PTH111 (leaves ~nobody)
         if key not in opened:
-            opened[key] = open_model(spec)
+            opened[key] = open_model(spec, allow_pickle=family.allow_pickle)
         return opened[key]
 
     sources: dict[str, Source] = {}
@@ -69,19 +81,39 @@ def _roles(family: Family, *, needs_base: bool, needs_anchor: bool) -> dict[str,
         sources["base"] = model(family.base)
     tasks = sorted(family.tasks)
     sources |= {f"task:{task}": model(family.tasks[task]) for task in tasks}
-    sources.setdefault("target", sources[f"task:{tasks[0]}"])
+    if "target" not in sources:
+        sources["target"] = sources[f"task:{tasks[0]}"]
     return sources
 
 
-def open_model(spec: object) -> Source:
-    """The source that a recipe or a family means by `spec`: a path, or a source itself.
+def open_model(spec: object, *, allow_pickle: bool = False) -> Source:
+    """The source that a recipe or a family means by `spec`.
+
+    Args:
+        spec: A path, a name on the hub, a state dict or module in memory, or a source itself.
+        allow_pickle: Whether pickled weights may be read.
 
     Raises:
-        CheckpointError: it is broken.
+        CheckpointError: it is broken or not there.
     """
-    if isinstance(spec, (str, os.PathLike)):
-        return open_checkpoint(spec)
-    return cast(Source, spec)
+    if isinstance(spec, (Mapping, Module)):
+        return open_memory(spec)
+    if not isinstance(spec, (str, os.PathLike)):
+        return cast(Source, spec)
+    if os.fspath(spec).startswith(MARK):
+        raise CheckpointError(f"{spec}: was in memory and cannot be read again; merge in Python")
+    name = hub_name(spec)
+    if name is None:
+        return _open_path(spec, allow_pickle)
+    name, path = fetch(name, allow_pickle=allow_pickle)
+    return derived(_open_path(path, allow_pickle), "from the hub", where=str(name))
+
+
+def _open_path(path: str | os.PathLike[str], allow_pickle: bool) -> Source:
+    there = Path(os.path.expanduser(path))  # noqa: PTH111 (unlike Path's, leaves ~nobody)
+    if allow_pickle and is_pickled(there):
+        return open_pickled(there)
+    return open_checkpoint(path)
 
 
 def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from taskvec.checkpoints.staging import (
 from taskvec.dtypes import FLOATS
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.recipe import Recipe
+from taskvec.engine.stages import Stage, as_source
 from taskvec.errors import OutputError
 from taskvec.methods.method import Inputs
 from taskvec.methods.table import Table
@@ -39,6 +40,7 @@ class Plan:
     Attributes:
         recipe: As checked.
         members: As opened.
+        stages: What the members are made of, by name, in order; settled by `run.settle`.
         shards: Files to be written.
         scan_bytes: What a scan reads; 0 if the method needs none.
         merge_bytes: What the merge reads at most (layers that get weight 0 are not read from
@@ -49,6 +51,7 @@ class Plan:
 
     recipe: Recipe
     members: Members
+    stages: Mapping[str, Stage]
     shards: list[Shard]
     scan_bytes: int
     merge_bytes: int
@@ -63,15 +66,26 @@ class Plan:
         return outcome if isinstance(outcome, Table) else None
 
 
-def make_plan(recipe: Recipe, *, threads: int | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, *, threads: int | None = None, stages: Mapping[str, Stage] | None = None
+) -> Plan:
     """Open the members and work out what a merge would do, from headers alone.
+
+    Args:
+        recipe: Checked recipe.
+        threads: How many will run.
+        stages: Stages that the recipe reads; its own if None.
 
     Raises:
         CheckpointError, FamilyError, UsageError: see `open_members`.
     """
     method = recipe.method
+    stages = make_stages(recipe) if stages is None else stages
     members = open_members(
-        recipe.family, needs_base=method.needs_base, needs_anchor=method.needs_anchor
+        recipe.family,
+        needs_base=method.needs_base,
+        needs_anchor=method.needs_anchor,
+        stages=stages,
     )
     shards = lay_out(_outputs(recipe, members), recipe.out.shard_bytes)
     tensors = members.target.tensors
@@ -82,6 +96,7 @@ def make_plan(recipe: Recipe, *, threads: int | None = None) -> Plan:
     return Plan(
         recipe=recipe,
         members=members,
+        stages=stages,
         shards=shards,
         scan_bytes=sum(_nbytes(members.sources[role], members.merged) for role in scanned),
         merge_bytes=sum(_nbytes(source, tensors) for source in read.values()),
@@ -92,8 +107,18 @@ def make_plan(recipe: Recipe, *, threads: int | None = None) -> Plan:
     )
 
 
+def make_stages(recipe: Recipe) -> dict[str, Stage]:
+    """The stages of a recipe as sources, from headers alone; each may read those before it."""
+    found: dict[str, Stage] = {}
+    for name, stage in recipe.stages.items():
+        found[name] = as_source(name, make_plan(stage, stages=dict(found)))
+    return found
+
+
 def _nbytes(source: Source, names: Iterable[str]) -> int:
-    """Bytes of those of the named tensors that a source has."""
+    """Bytes read for those of the named tensors that a source has."""
+    if isinstance(source, Stage):
+        return source.plan.merge_bytes
     return sum(source.tensors[name].nbytes for name in names if name in source.tensors)
 
 
@@ -118,11 +143,18 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
     Raises:
         OutputError: overlaps an input, is a file, is not empty, cannot be written, or does not fit.
     """
+    check_place(plan.members, plan.write_bytes, out, force=force)
+
+
+def check_place(
+    members: Members, needed_bytes: int, out: Path, *, force: bool, is_file: bool = False
+) -> None:
+    """As `check_output`, for what is not a whole model; `is_file` if it is one file."""
     real = Path(os.path.realpath(out))
     with in_words(out):
-        _check_overlap(plan.members, out, real)
-        _check_place(out, real, force=force)
-        _check_disk(plan.write_bytes, out, real)
+        _check_overlap(members, out, real)
+        _check_place(out, real, force=force, is_file=is_file)
+        _check_disk(needed_bytes, out, real)
 
 
 def _check_overlap(members: Members, out: Path, real: Path) -> None:
@@ -141,10 +173,14 @@ def _check_overlap(members: Members, out: Path, real: Path) -> None:
         raise OutputError(f"{out}: contains the current folder; give a folder of its own")
 
 
-def _check_place(out: Path, real: Path, *, force: bool) -> None:
-    if real.exists() and not real.is_dir():
+def _check_place(out: Path, real: Path, *, force: bool, is_file: bool) -> None:
+    if is_file and real.is_dir():
+        raise OutputError(f"{out}: is a folder; give the name of a file")
+    if is_file and real.exists() and not force:
+        raise OutputError(f"{out}: is there already; --force replaces it")
+    if not is_file and real.exists() and not real.is_dir():
         raise OutputError(f"{out}: is a file; give a folder")
-    if real.is_dir() and any(real.iterdir()) and not force:
+    if not is_file and real.is_dir() and any(real.iterdir()) and not force:
         raise OutputError(f"{out}: is not empty; --force replaces the whole folder")
     parent = real.parent
     while not parent.exists():

@@ -10,6 +10,8 @@ tasks:
 method: {name: lata, scheme: logarithmic}
 include: ["model.layers.*"]      # shell patterns of tensor names; the rest stays the target's
 exclude: ["*.embed_tokens.weight"]
+stages:                          # recipes whose results others read as `stage:NAME`, unwritten
+  skills: {instruct: a, tasks: {math: {model: b, scale: 0.5}}, method: task_arithmetic}
 layers:                          # overrides of the table of layer names
   - {pattern: 'visual\.blocks\.(?P<block>\d+)\.attn\.', tower: vision, module: attention}
 out: {dtype: bfloat16, shard_size: 5GB, precision: float32}
@@ -28,16 +30,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from taskvec.checkpoints.hub import hub_name, resolved
+from taskvec.checkpoints.memory import MARK, Module, described
 from taskvec.checkpoints.source import Source
 from taskvec.dtypes import FLOATS
 from taskvec.engine.located import Document, Key, parse_yaml
-from taskvec.errors import ParameterError, RecipeError, UsageError
+from taskvec.engine.stacking import Piece, Stack
+from taskvec.errors import ParameterError, RecipeError, UsageError, nearest
 from taskvec.layers import override
 from taskvec.methods import find_method
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import resolve
+from taskvec.methods.table import Table
 
 TOP = (
     "base",
@@ -54,11 +60,14 @@ TOP = (
     "allow_pickle",
     "out",
     "seed",
+    "stages",
 )
+STAGE_KEYS = tuple(key for key in TOP if key not in ("stages", "seed"))
 VOCABULARY = ("refuse", "truncate-padding", "by-token", "union")
 NEW_TOKENS = ("copy", "drop")
 OVER = ("anchor", "base")
 OUT = ("dtype", "shard_size", "precision")
+STAGE_OUT = ("dtype", "precision")
 PRECISIONS = ("float32", "float64")
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _UNITS = {
@@ -73,8 +82,10 @@ _UNITS = {
 }
 
 
-# A folder or file, or a source that something else made.
-Model = str | os.PathLike[str] | Source
+# A folder or file, a name on the hub, `stage:NAME`, layers of several models, a state dict or module
+# in memory, or a source that something else made.
+Model = str | os.PathLike[str] | Stack | Mapping[str, Any] | Module | Source
+STAGE = "stage:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +124,9 @@ class Family:
     def __post_init__(self) -> None:
         if self.anchor is not None and self.instruct is not None:
             raise UsageError("anchor and instruct are two names of one role; give one of them")
-        if not self.tasks:
+        if not self.tasks and self.target is None:
             raise UsageError("a family needs at least one task")
+        choices: list[tuple[str, str, tuple[str, ...]]]
         choices = [("vocabulary", self.vocabulary, VOCABULARY)]
         choices += [("new_tokens", self.new_tokens, NEW_TOKENS)]
         choices += [(f"over of task {task!r}", word, OVER) for task, word in self.over.items()]
@@ -161,6 +173,8 @@ class Recipe:
         parameters: Resolved parameters by task.
         out: How the result is written.
         seed: For methods that draw random numbers; recorded in any case.
+        stages: Recipes whose results this one reads as `stage:NAME`, by name, in order.
+        stage_tables: Tables that stages had in a merge that is repeated, by name.
     """
 
     family: Family
@@ -169,6 +183,8 @@ class Recipe:
     parameters: Mapping[str, Mapping[str, Any]]
     out: Output = field(default_factory=Output)
     seed: int = 0
+    stages: Mapping[str, Recipe] = field(default_factory=dict)
+    stage_tables: Mapping[str, Table] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe with every default filled in, as a mapping that `read_recipe` takes."""
@@ -199,14 +215,30 @@ class Recipe:
         if self.out.dtype is not None:
             data["out"]["dtype"] = self.out.dtype
         data["seed"] = self.seed
+        if self.stages:
+            data["stages"] = {name: _stage_dict(stage) for name, stage in self.stages.items()}
         return data
 
 
-def _said(model: Model) -> str:
+def _stage_dict(recipe: Recipe) -> dict[str, Any]:
+    data = {k: v for k, v in recipe.to_dict().items() if k in STAGE_KEYS}
+    data["out"] = {k: v for k, v in data["out"].items() if k in STAGE_OUT}
+    return data
+
+
+def _said(model: Model) -> Any:
     """A model as a recipe names it."""
+    if isinstance(model, Stack):
+        return model.to_dict(_said)
+    if isinstance(model, str) and model.startswith(STAGE):
+        return model
+    name = hub_name(model)
+    if name is not None:
+        return str(resolved(name))
     if isinstance(model, (str, os.PathLike)):
-        return str(Path(model).expanduser().absolute())
-    return model.where
+        text = os.fspath(model)
+        return text if text.startswith(MARK) else str(Path(text).expanduser().absolute())
+    return described(model) if isinstance(model, (Mapping, Module)) else model.where
 
 
 def load_recipe(path: str | os.PathLike[str], **options: Any) -> Recipe:
@@ -238,13 +270,20 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise RecipeError(f"{path}: is not text in UTF-8") from error
 
 
-def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) -> Recipe:
+def read_recipe(
+    document: Document,
+    folder: Path,
+    *,
+    needs_scales: bool = True,
+    stages: Mapping[str, Recipe] | None = None,
+) -> Recipe:
     """Check a recipe.
 
     Args:
         document: As parsed.
         folder: What relative paths are relative to.
         needs_scales: Whether a task without λ is an error; a scan does not need them.
+        stages: Recipes of stages whose results this one may read; the recipe's own if None.
 
     Raises:
         RecipeError: anything wrong in it.
@@ -252,18 +291,24 @@ def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) 
     data = document.data
     if not isinstance(data, dict) or not data:
         document.fail((), "a recipe is a mapping with tasks and a method; this is not")
-    document.check_keys(data, TOP, ())
+    is_stage = stages is not None
+    document.check_keys(data, STAGE_KEYS if is_stage else TOP, ())
+    stages = stages if stages is not None else _stages(document, data, folder)
     if "anchor" in data and "instruct" in data:
         document.fail(
             ("anchor",), "anchor and instruct are two names of one role; give one of them"
         )
     roles = {
-        role: _folder(document, (role,), data[role], folder)
+        role: _model(document, (role,), data[role], folder, stages)
         for role in ("base", "instruct", "anchor", "target")
         if role in data
     }
     method, common = _method(document, data)
-    tasks, scales, parameters, over = _tasks(document, data, folder, method, common, needs_scales)
+    tasks, scales, parameters, over = _tasks(
+        document, data, folder, method, common, needs_scales, stages
+    )
+    if not tasks and "target" not in roles:
+        document.fail((), f"target is missing: {method.name} writes it")
     family = Family(
         tasks=tasks,
         base=roles.get("base"),
@@ -277,12 +322,78 @@ def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) 
         new_tokens=_choice(document, ("new_tokens",), data, NEW_TOKENS),
         allow_pickle=_switch(document, data, "allow_pickle"),
     )
-    return Recipe(family, scales, method, parameters, _out(document, data), _seed(document, data))
+    return Recipe(
+        family,
+        scales,
+        method,
+        parameters,
+        _out(document, data, STAGE_OUT if is_stage else OUT),
+        _seed(document, data),
+        {} if is_stage else stages,
+    )
+
+
+def _stages(document: Document, data: Mapping[str, Any], folder: Path) -> dict[str, Recipe]:
+    """Earlier stages by name; each may read those before it."""
+    entries = data.get("stages", {})
+    if not isinstance(entries, dict):
+        document.fail(("stages",), f"stages must be a mapping of recipes by name; got {entries!r}")
+    found: dict[str, Recipe] = {}
+    for name, entry in entries.items():
+        lines = {k[2:]: line for k, line in document.lines.items() if k[:2] == ("stages", name)}
+        part = Document(entry, f"{document.source}: stage {name!r}", lines)
+        found[name] = read_recipe(part, folder, stages=dict(found))
+    return found
+
+
+def _model(
+    document: Document, key: Key, value: object, folder: Path, stages: Mapping[str, Recipe]
+) -> Model:
+    """A model as a recipe names it: a path, `stage:NAME`, or a stack of layers."""
+    if isinstance(value, str) and value.startswith(STAGE):
+        name = value.removeprefix(STAGE)
+        if name not in stages:
+            hint = nearest(name, list(stages)) if stages else "there is none before this"
+            document.fail(key, f"{key[-1]}: unknown stage {name!r}; {hint}")
+        return value
+    if isinstance(value, dict) and "stack" in value:
+        document.check_keys(value, ("stack",), key)
+        return _stack(document, (*key, "stack"), value["stack"], folder, stages)
+    return _folder(document, key, value, folder)
+
+
+def _stack(
+    document: Document, key: Key, value: object, folder: Path, stages: Mapping[str, Recipe]
+) -> Stack:
+    if not isinstance(value, list) or not value:
+        document.fail(key, "stack must list pieces; for example: [{model: DIR, blocks: [0, 16]}]")
+    pieces = []
+    for i, entry in enumerate(value):
+        at: Key = (*key, i)
+        if not isinstance(entry, dict) or "model" not in entry or "blocks" not in entry:
+            document.fail(at, "a piece of a stack needs model and blocks, and may have scale")
+        document.check_keys(entry, ("model", "blocks", "scale"), at)
+        blocks = entry["blocks"]
+        is_range = isinstance(blocks, list) and len(blocks) == 2
+        if not is_range or not all(type(b) is int for b in blocks) or blocks[0] >= blocks[1]:
+            document.fail(
+                (*at, "blocks"),
+                f"blocks must be [first, the one after the last]; got {blocks!r}",
+            )
+        scale = _numeric(entry.get("scale", 1.0))
+        is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if not is_number or not math.isfinite(cast(float, scale)):
+            document.fail((*at, "scale"), f"scale must be a finite number; got {scale!r}")
+        model = _model(document, (*at, "model"), entry["model"], folder, stages)
+        pieces.append(Piece(model, blocks[0], blocks[1], float(cast(float, scale))))
+    return Stack(tuple(pieces))
 
 
 def _folder(document: Document, key: Key, value: object, folder: Path) -> str:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         document.fail(key, f"{key[-1]} must be a folder; got {value!r}")
+    if hub_name(value, relative_to=folder) is not None or value.startswith(MARK):
+        return value
     return str(folder / os.path.expanduser(value))  # noqa: PTH111 (leaves ~nobody)
 
 
@@ -310,15 +421,22 @@ def _tasks(
     method: Method,
     common: Mapping[str, object],
     needs_scales: bool,
-) -> tuple[dict[str, str], dict[str, float], dict[str, dict[str, str | float]], dict[str, str]]:
+    stages: Mapping[str, Recipe],
+) -> tuple[
+    dict[str, Model], dict[str, float], dict[str, dict[str, str | float]], dict[str, str]
+]:
     entries = data.get("tasks")
+    if not method.takes_tasks:
+        if entries:
+            document.fail(("tasks",), f"{method.name} takes no tasks; leave them out")
+        return {}, {}, {}, {}
     if not isinstance(entries, dict) or not entries:
         document.fail(
             ("tasks",),
             "tasks must name at least one; for example: tasks: {math: {model: DIR, scale: 0.5}}",
         )
     names = tuple(p.name for p in method.parameters)
-    paths: dict[str, str] = {}
+    paths: dict[str, Model] = {}
     scales: dict[str, float] = {}
     parameters: dict[str, dict[str, str | float]] = {}
     over: dict[str, str] = {}
@@ -330,7 +448,7 @@ def _tasks(
         if not isinstance(entry, dict) or "model" not in entry:
             document.fail(at, f"task {task!r} must be a mapping with a model; got {given!r}")
         document.check_keys(entry, ("model", "scale", "over", *names), at)
-        paths[task] = _folder(document, (*at, "model"), entry["model"], folder)
+        paths[task] = _model(document, (*at, "model"), entry["model"], folder, stages)
         scale = entry.get("scale", method.default_scale)
         if scale is not None or "scale" in entry:
             scales[task] = _scale(document, (*at, "scale"), task, scale, method)
@@ -413,11 +531,11 @@ def _layers(document: Document, data: Mapping[str, Any]) -> tuple[Mapping[str, A
     return tuple(value)
 
 
-def _out(document: Document, data: Mapping[str, Any]) -> Output:
+def _out(document: Document, data: Mapping[str, Any], known: tuple[str, ...]) -> Output:
     value = data.get("out", {})
     if not isinstance(value, dict):
         document.fail(("out",), f"out must be a mapping; got {value!r}")
-    document.check_keys(value, OUT, ("out",))
+    document.check_keys(value, known, ("out",))
     dtype = value.get("dtype")
     if dtype is not None and (not isinstance(dtype, str) or dtype not in FLOATS):
         document.fail(("out", "dtype"), f"dtype must be in {' | '.join(FLOATS)}; got {dtype!r}")

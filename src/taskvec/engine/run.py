@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from taskvec.checkpoints.views import View
 from taskvec.dtypes import FLOATS
 from taskvec.engine.apply import Edit, Record, apply
 from taskvec.engine.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
-from taskvec.engine.members import Members
-from taskvec.engine.plan import Plan, check_output, inputs_of, make_plan
+from taskvec.engine.members import Members, open_members
+from taskvec.engine.plan import Plan, check_output, inputs_of, make_plan, make_stages
 from taskvec.engine.recipe import Recipe
 from taskvec.engine.scans import scan_members
+from taskvec.engine.stages import Stage
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.methods.table import Table, check_table
 from taskvec.statistics.collect import describe
@@ -96,8 +97,9 @@ def run(
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
+    stage_tables = settle(plan.stages, recipe.stage_tables, options)
     if table is None:
-        table = decide(plan, options)
+        table = _decide(plan, options, None)
     elif not recipe.method.takes_table and table.origin != recipe.method.name:
         raise UsageError(f"{recipe.method.name} takes no table; use task_arithmetic or lata")
     check_table(table, plan.members.tasks, plan.members.merged, table.origin)
@@ -114,11 +116,47 @@ def run(
         )
         for source in plan.members.distinct:
             source.check_unchanged()
-        manifest = make_manifest(plan, table, records)
+        manifest = make_manifest(plan, table, stage_tables, records)
         _add_companions(staging, plan, table, manifest)
         staging.publish()
     warnings = [*plan.members.warnings, *table.warnings, *_identical(records, plan.members)]
     return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+
+
+def settle(
+    stages: Mapping[str, Stage], given: Mapping[str, Table], options: Options = Options()
+) -> dict[str, Table]:
+    """Decide the tables of stages, in order, so that their tensors can be read.
+
+    Args:
+        stages: As planned.
+        given: Tables of a merge that is repeated, by name.
+        options: How to run.
+
+    Returns:
+        The tables by name.
+    """
+    # A kept scan is checked against the weights when they are written; a stage is not written.
+    fresh = replace(options, cache="renew") if options.cache == "use" else options
+    tables: dict[str, Table] = {}
+    for name, stage in stages.items():
+        table = given.get(name)
+        if table is None:
+            table = _decide(stage.plan, fresh, None)
+        check_table(table, stage.plan.members.tasks, stage.plan.members.merged, name)
+        stage.edits = edits_of(stage.plan, table)
+        tables[name] = table
+    return tables
+
+
+def settled_members(recipe: Recipe, options: Options = Options()) -> Members:
+    """The members of a recipe as a scan reads them: with the base, if there is one."""
+    family, stages = recipe.family, make_stages(recipe)
+    members = open_members(
+        family, needs_base=family.base is not None, needs_anchor=True, stages=stages
+    )
+    settle(stages, recipe.stage_tables, options)
+    return members
 
 
 def decide(plan: Plan, options: Options = Options(), scan: Scan | None = None) -> Table:
@@ -127,6 +165,11 @@ def decide(plan: Plan, options: Options = Options(), scan: Scan | None = None) -
     Raises:
         TaskvecError: the method asks for more than `MAX_PASSES` passes.
     """
+    settle(plan.stages, plan.recipe.stage_tables, options)
+    return _decide(plan, options, scan)
+
+
+def _decide(plan: Plan, options: Options, scan: Scan | None) -> Table:
     recipe, members = plan.recipe, plan.members
     if recipe.method.needs_scan and scan is None:
         scan = scan_members(

@@ -15,7 +15,7 @@ from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
 from taskvec.engine.apply import Edit, Record, apply
 from taskvec.engine.manifest import read_manifest, recipe_of
 from taskvec.engine.plan import make_plan
-from taskvec.engine.run import edits_of
+from taskvec.engine.run import edits_of, settle
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.methods.table import check_table
 from taskvec.streaming import Progress, silent
@@ -122,6 +122,7 @@ def _replay(
     try:
         plan = make_plan(recipe)
         check_table(table, plan.members.tasks, plan.members.merged, str(path))
+        settle(plan.stages, recipe.stage_tables)
         edits = list(edits_of(plan, table).values())
         got = apply(
             edits, _Nowhere(), precision=recipe.out.precision, threads=threads, progress=progress

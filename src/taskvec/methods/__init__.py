@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from taskvec.errors import ParameterError, nearest
-from taskvec.methods import average, lata, task_arithmetic
+from taskvec.methods import average, lata, passthrough, task_arithmetic
 from taskvec.methods.method import Method
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (lata, task_arithmetic, average)
+    module.METHOD.name: module.METHOD for module in (lata, task_arithmetic, average, passthrough)
 }
 
 

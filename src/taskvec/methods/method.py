@@ -60,6 +60,7 @@ class Method:
         needs_anchor: Whether it works on task vectors; if not, on the task models themselves.
         default_scale: λ where the recipe gives none; None if it must be given.
         takes_negative_scale: Whether a task can be subtracted.
+        takes_tasks: Whether there is anything to add; if not, the recipe may name no task.
         takes_table: Whether a table made elsewhere can take the place of `decide`.
         alignment: What must be held at once: `element`, `row` or `matrix`.
     """
@@ -75,5 +76,6 @@ class Method:
     needs_anchor: bool = True
     default_scale: float | None = None
     takes_negative_scale: bool = True
+    takes_tasks: bool = True
     takes_table: bool = True
     alignment: str = "element"

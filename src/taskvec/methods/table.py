@@ -79,7 +79,7 @@ def table_from_json(data: Mapping[str, Any], where: str) -> Table:
     """
     weights = data.get("weights")
     columns = dict(weights) if isinstance(weights, dict) else {}
-    if columns and data.get("target") is not None:
+    if data.get("target") is not None:
         columns["(target)"] = data["target"]
     if not columns or not all(isinstance(column, dict) for column in columns.values()):
         raise UsageError(f"{where}: is not a table; expected weights by task and tensor")
@@ -134,13 +134,12 @@ def _build(columns: Mapping[str, Mapping[str, object]], where: str) -> Table:
             raise UsageError(
                 f"{where}: tensor {name!r} has no weight for every task (see {task!r})"
             )
-    if not tasks:
-        raise UsageError(f"{where}: holds no task")
     values = {
         column: np.array([_number(columns[column][n], where, column, n) for n in names])
         for column in columns
     }
-    return Table(tasks, names, np.stack([values[t] for t in tasks]), values.get("(target)"))
+    weights = np.array([values[t] for t in tasks]).reshape(len(tasks), len(names))
+    return Table(tasks, names, weights, values.get("(target)"))
 
 
 def _number(value: object, where: str, task: str, name: str) -> float:

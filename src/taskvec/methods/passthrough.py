@@ -1,0 +1,30 @@
+"""The target as it is: θ = θ_target.
+
+For a target that is made of others: layers stacked from several models, an adapter put on its base,
+the result of an earlier stage. Takes no tasks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from taskvec.methods.method import Inputs, Method
+from taskvec.methods.table import Table
+
+
+def decide(inputs: Inputs) -> Table:
+    """A table without tasks; the target's own factor is 1."""
+    weights, target = np.zeros((0, len(inputs.names))), np.ones(len(inputs.names))
+    return Table((), inputs.names, weights, target, origin="passthrough")
+
+
+METHOD = Method(
+    name="passthrough",
+    summary="write the target as it is: stacked layers, an adapter on its base",
+    source="taskvec",
+    formula="θ = θ_target",
+    decide=decide,
+    needs_anchor=False,
+    takes_tasks=False,
+    takes_table=False,
+)

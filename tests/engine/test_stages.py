@@ -1,0 +1,143 @@
+"""Stages: what a stage gives is what its recipe would have written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.conftest import read_raw, write_family
+
+from taskvec.engine import run as engine
+from taskvec.engine.manifest import read_manifest, recipe_of
+from taskvec.engine.recipe import load_recipe
+from taskvec.engine.verify import verify
+from taskvec.errors import RecipeError
+
+FIRST = {
+    "base": "base",
+    "instruct": "instruct",
+    "tasks": {"math": {"model": "math", "scale": 0.7}},
+    "method": {"name": "lata", "scheme": "linear"},
+}
+SECOND = {
+    "base": "base",
+    "instruct": "instruct",
+    "target": "stage:skills",
+    "tasks": {"code": {"model": "code", "scale": -0.4}},
+    "method": {"name": "lata", "scheme": "threshold", "threshold": 0.5},
+}
+
+
+def write(root: Path, name: str, recipe: dict) -> Path:
+    path = root / name
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def merged(path: Path, out: Path, **options: object) -> Path:
+    return engine.run(load_recipe(path), out, options=engine.Options(**options)).path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_family(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "float32"])
+def test_a_stage_gives_what_writing_it_and_reading_it_gives(root, dtype):
+    """Also where the stage is rounded to another element type than the result."""
+    out = {} if dtype is None else {"out": {"dtype": dtype}}
+    merged(write(root, "first.yaml", FIRST | out), root / "written")
+    two = SECOND | {"target": "written", "out": {"dtype": "bfloat16"}}
+    expected = read_raw(merged(write(root, "two.yaml", two), root / "two"))
+    one = SECOND | {"stages": {"skills": FIRST | out}, "out": {"dtype": "bfloat16"}}
+    assert read_raw(merged(write(root, "one.yaml", one), root / "one")) == expected
+
+
+@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 3, "block": 65_536}])
+def test_threads_and_blocks_change_no_bit(root, options):
+    recipe = write(root, "one.yaml", SECOND | {"stages": {"skills": FIRST}})
+    expected = read_raw(merged(recipe, root / "a", threads=2))
+    assert read_raw(merged(recipe, root / "b", **options)) == expected
+
+
+def test_a_stage_may_be_a_task_and_may_read_an_earlier_stage(root):
+    """Every method reads a stage; a stage in two roles is one model."""
+    recipe = {
+        "instruct": "instruct",
+        "tasks": {"both": {"model": "stage:second", "scale": 1.0}},
+        "method": "task_arithmetic",
+        "stages": {"skills": FIRST, "second": SECOND},
+    }
+    merged(write(root, "first.yaml", FIRST), root / "w1")
+    merged(write(root, "second.yaml", SECOND | {"target": "w1"}), root / "w2")
+    third = recipe | {"tasks": {"both": {"model": "w2", "scale": 1.0}}, "stages": {}}
+    expected = read_raw(merged(write(root, "third.yaml", third), root / "w3"))
+    assert read_raw(merged(write(root, "r.yaml", recipe), root / "out")) == expected
+
+
+def test_nothing_of_a_stage_is_written(root):
+    merged(write(root, "one.yaml", SECOND | {"stages": {"skills": FIRST}}), root / "one")
+    names = {"base", "instruct", "math", "code", "one", "one.yaml"}
+    assert {path.name for path in root.iterdir()} == names
+
+
+def test_the_manifest_repeats_the_merge_with_the_tables_of_its_stages(root):
+    merged(write(root, "one.yaml", SECOND | {"stages": {"skills": FIRST}}), root / "one")
+    manifest = read_manifest(root / "one")
+    kept = manifest["stages"]["skills"]["weights"]["math"]
+    assert min(kept.values()) == 0.0
+    assert max(kept.values()) == 1.0
+    assert all(check.outcome == "same" for check in verify(root / "one", replay=True))
+    manifest["stages"]["skills"]["weights"]["math"] = dict.fromkeys(kept, 0.5)
+    (root / "one" / "taskvec-manifest.json").write_text(json.dumps(manifest))
+    recipe, table = recipe_of(manifest, "edited")
+    again = engine.run(recipe, root / "again", table=table).path
+    assert read_raw(again) != read_raw(root / "one")
+
+
+def test_weights_of_a_stage_that_changed_are_noticed(root):
+    """The stage is scanned anew, whatever the cache holds; a plain scan would be believed."""
+    recipe = write(root, "one.yaml", SECOND | {"stages": {"skills": FIRST}})
+    before = read_raw(merged(recipe, root / "a"))
+    write_family(root, {"math": _other(root / "math")})
+    assert read_raw(merged(recipe, root / "b")) != before
+
+
+def _other(folder: Path) -> dict:
+    from tests.conftest import read_checkpoint
+
+    return {name: values * 1.5 for name, values in read_checkpoint(folder).items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": "stage:skils"}, "target: unknown stage 'skils'; did you mean 'skills'?"),
+        ({"stages": {}}, "target: unknown stage 'skills'; there is none before this"),
+        ({"stages": {"skills": FIRST | {"target": "stage:skills"}}},
+         "target: unknown stage 'skills'; there is none before this"),
+        ({"stages": {"skills": FIRST | {"stages": {}}}}, "unknown key 'stages'"),
+        ({"stages": {"skills": FIRST | {"out": {"shard_size": "1GB"}}}},
+         "unknown key 'shard_size' in out"),
+        ({"stages": [FIRST]}, "stages must be a mapping of recipes by name"),
+    ],
+)  # fmt: skip
+def test_recipes_with_wrong_stages(root, change, message):
+    recipe = SECOND | {"stages": {"skills": FIRST}} | change
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(root, "bad.yaml", recipe))
+    assert message in str(caught.value)
+
+
+def test_the_line_in_a_stage_is_named(root):
+    path = root / "bad.yaml"
+    path.write_text("stages:\n  one:\n    instruct: a\n    tasks: {t: b}\n    metod: lata\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert f"{path}: stage 'one':5: unknown key 'metod'; did you mean 'method'?" in str(
+        caught.value
+    )
