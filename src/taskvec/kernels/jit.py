@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core import event
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,6 +37,23 @@ def jit(function: F) -> F:
 def jit_reduction(function: F) -> F:
     """Compile a sum over a chunk of fixed length, whose order the compiler may choose."""
     return _compile(function, fastmath=set(REASSOCIATE))
+
+
+def when_compiling(tell: Callable[[], object]) -> None:
+    """Call `tell` once, when a kernel has to be compiled because the cache does not hold it."""
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        told = False
+
+        def on_start(self, event: Any) -> None:
+            if not self.told:
+                self.told = True
+                tell()
+
+        def on_end(self, event: Any) -> None:
+            """Nothing to tell."""
+
+    event.register("numba:compile", Listener())
 
 
 def discard_stale() -> None:

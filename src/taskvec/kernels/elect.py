@@ -1,0 +1,179 @@
+"""Sparsify, scale, elect signs, combine: one block of the merged tensor.
+
+For every task, with the pure vector x_t = w_t (θ_ft,t − θ_pre) and a mask m_t:
+
+    y_t = λ_t · rescale_t · m_t ⊙ x_t
+
+    m_t keeps an entry if lower_t ≤ |x_t| ≤ upper_t and its draw is below a bound
+
+    sign  = sgn(Σ_t y_t)  (mass)   or   sgn(Σ_t sgn(y_t))  (count)   or none
+    agree = {t : y_t ≠ 0 and sgn(y_t) = sign}, all tasks where no sign is elected
+
+    θ = θ_target + Σ_{t ∈ agree} y_t          (sum)
+    θ = θ_target + Σ_{t ∈ agree} y_t / |agree|   (mean, where |agree| > 0)
+
+Ties of magnitude at the lower bound are kept from the first entry of the tensor on, as many as
+`ties` says. Arithmetic is float32 (or float64 where the working space is), in the order written,
+tasks by name, one rounding at the end.
+Sources: TIES, arXiv:2306.01708, algorithm 1; DARE, arXiv:2311.03099, section 3.2; Model
+Breadcrumbs, arXiv:2312.06795, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from taskvec.kernels.combine import probe
+from taskvec.kernels.convert import bits_from_float, narrow, widen
+from taskvec.kernels.gram import STRETCH
+from taskvec.kernels.jit import jit
+from taskvec.kernels.randomness import ALWAYS, draw
+from taskvec.kernels.select import MAGNITUDE, load_vector
+
+Array = np.ndarray[Any, Any]
+
+NONE, MASS, COUNT = 0, 1, 2  # how signs are elected
+SUM, MEAN = 0, 1
+ALL = np.int64(2**62)  # ties: keep every one
+
+
+@jit
+def mask(
+    rows: Array,
+    row: int,
+    length: int,
+    lower: np.uint32,
+    upper: np.uint32,
+    ties: int,
+    bound: np.uint64,
+    key: np.uint64,
+    first: int,
+) -> int:
+    """Set what is not kept of a row to zero; gives the ties that are left to keep.
+
+    Args:
+        rows: Float32 or float64; magnitudes are of the nearest float32 in any case.
+        row: Which row.
+        length: Entries of it.
+        lower: Bits of the smallest magnitude that is kept.
+        upper: Bits of the largest.
+        ties: How many entries of magnitude `lower` may still be kept.
+        bound: An entry is kept if its draw is below.
+        key: What draws depend on besides the entry's index.
+        first: Index of the first entry in its tensor.
+    """
+    if lower > 0 or upper < MAGNITUDE:
+        if ties == 0 or ties >= ALL:
+            floor = lower if ties else lower + np.uint32(1)
+            for i in range(length):
+                magnitude = bits_from_float(np.float32(rows[row, i])) & MAGNITUDE
+                if magnitude < floor or magnitude > upper:
+                    rows[row, i] = 0
+        else:
+            for i in range(length):
+                magnitude = bits_from_float(np.float32(rows[row, i])) & MAGNITUDE
+                if magnitude == lower and ties > 0:
+                    ties -= 1
+                elif magnitude <= lower or magnitude > upper:
+                    rows[row, i] = 0
+    if bound < ALWAYS:
+        for i in range(length):
+            if draw(key, np.uint64(first + i)) >= bound:
+                rows[row, i] = 0
+    return ties
+
+
+@jit
+def elect(
+    addresses: Array,
+    codes: Array,
+    differences: Array,
+    weights: Array,
+    scales: Array,
+    bounds: Array,
+    ties: Array,
+    keys: Array,
+    election: int,
+    merge: int,
+    first: int,
+    count: int,
+    rows: Array,
+    out_address: int,
+    out_code: int,
+) -> bool:
+    """One block of the merged tensor; False if an element of it is not finite.
+
+    Args:
+        addresses: Where the block begins in target, anchor, tasks: shape (2 + T,), int64.
+        codes: Element types (`taskvec.dtypes`), shape (2 + T,), int64.
+        differences: Whether a task's block holds τ_t itself, shape (2 + T,), bool.
+        weights: w_t, shape (T,), type of the rows.
+        scales: λ_t · rescale_t, shape (T,), type of the rows.
+        bounds: Lower and upper magnitude (bits), bound of the draw: shape (T, 3), uint64.
+        ties: Entries of the lower magnitude still to be kept when the block begins, shape (T,),
+            int64; not changed.
+        keys: What draws depend on, shape (T,), uint64.
+        election: NONE, MASS or COUNT.
+        merge: SUM or MEAN.
+        first: Index of the block's first element in its tensor.
+        count: Elements in the block.
+        rows: Working space, shape (3 + T, STRETCH), float32 or float64.
+        out_address: Where the result goes; may not overlap an input.
+        out_code: Element type of the result.
+    """
+    tasks = len(weights)
+    left = ties.copy()
+    both = np.zeros(2, np.int64)
+    kinds = np.zeros(2, np.int64)
+    both[0], kinds[0] = addresses[1], codes[1]
+    total, sign = rows.shape[0] - 1, rows.shape[0] - 2
+    finite = True
+    for start in range(0, count, STRETCH):
+        length = min(STRETCH, count - start)
+        widen(codes[0], addresses[0], start, length, rows[total])
+        for i in range(length):
+            rows[sign, i] = 0
+        for t in range(tasks):
+            both[1], kinds[1] = addresses[2 + t], codes[2 + t]
+            load_vector(both, kinds, differences[2 + t], weights[t], start, length, rows, 1 + t)
+            left[t] = mask(
+                rows, 1 + t, length, np.uint32(bounds[t, 0]), np.uint32(bounds[t, 1]), left[t],
+                bounds[t, 2], keys[t], first + start,
+            )  # fmt: skip
+            for i in range(length):
+                rows[1 + t, i] = scales[t] * rows[1 + t, i]
+            if election == MASS:
+                for i in range(length):
+                    rows[sign, i] += rows[1 + t, i]
+            elif election == COUNT:
+                for i in range(length):
+                    rows[sign, i] += np.sign(rows[1 + t, i])
+        _combine(rows, tasks, length, election, merge)
+        narrow(out_code, rows[total], out_address, start, length)
+        widen(out_code, out_address, start, length, rows[total])
+        if probe(rows[total], length) != 0:
+            finite = False
+    return finite
+
+
+@jit
+def _combine(rows: Array, tasks: int, length: int, election: int, merge: int) -> None:
+    """Add what agrees to the last row; the row before it holds what signs are elected by."""
+    total, sign = rows.shape[0] - 1, rows.shape[0] - 2
+    one, none = rows.dtype.type(1), rows.dtype.type(0)
+    for i in range(length):
+        elected = rows[sign, i]
+        merged, agreeing = none, none
+        for t in range(tasks):
+            y = rows[1 + t, i]
+            agrees = election == NONE or (elected > 0 and y > 0) or (elected < 0 and y < 0)
+            if agrees:
+                merged += y
+            if agrees and y != 0:
+                agreeing += one
+        if merge == MEAN and agreeing > 0:
+            merged = merged / agreeing
+        if merged != 0:  # −0 stays what it is
+            rows[total, i] += merged
