@@ -83,6 +83,7 @@ def collect(
     tasks: Sequence[str],
     *,
     with_base: bool,
+    named: Mapping[str, str] | None = None,
     threads: int | None = None,
     block: int = BLOCK,
     progress: Progress = silent,
@@ -93,6 +94,7 @@ def collect(
         sources: Floating-point tensors.
         tasks: Task names.
         with_base: Whether the family has a base; without one τ_instr is zero.
+        named: Members by role, for messages; default: the roles in words.
         threads: Default: the processors there are, at most 8.
         block: Elements worked on at once; changes no bit of the result.
         progress: Told the bytes read.
@@ -109,7 +111,7 @@ def collect(
     waiting: dict[int, list[_Part]] = {}
     total = sum([source.nbytes for source in sources])
     with progress("scan", total) as advance:
-        worker = _make_worker(sources, roles, k)
+        worker = _make_worker(sources, roles, k, named or {})
         for parts in stream(cut(sizes, block), worker, threads or default_threads()):
             for part in parts:
                 held = waiting.setdefault(part.tensor, [])
@@ -132,7 +134,7 @@ def collect(
 
 
 def _make_worker(
-    sources: Sequence[Sources], roles: Sequence[str], k: int
+    sources: Sequence[Sources], roles: Sequence[str], k: int, named: Mapping[str, str]
 ) -> Callable[[], Callable[[Unit], list[_Part]]]:
     from taskvec.kernels.gram import gram, gram_scratch
 
@@ -168,7 +170,8 @@ def _make_worker(
                 overflow = ~np.isfinite(out[0]).all((1, 2))
                 if overflow.any():
                     for role, view in source.views.items():
-                        refuse_non_finite(source.name, describe(role), view, blocks[role], start)
+                        who = named.get(role, describe(role))
+                        refuse_non_finite(source.name, who, view, blocks[role], start)
                     # The weights are finite; their squares overflow float32. Other chunks stay as
                     # they are, so that no bit depends on what was read together.
                     again = np.empty_like(out[0])

@@ -1,0 +1,208 @@
+"""Thresholds of magnitude: which entries of a task's pure vector are among its k largest.
+
+Exact whatever the number of equal magnitudes, which are many where fine-tunes are stored in 16
+bits: of the entries that equal the threshold, those that stand first (tensors by name) are kept
+until k are. Tensors are read two or three times; only histograms are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from taskvec.checkpoints.views import size
+from taskvec.statistics.collect import Sources, address
+from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
+
+Array = np.ndarray[Any, Any]
+
+SCOPES = ("model", "tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """What a trim keeps of one task in one tensor.
+
+    Attributes:
+        lower: Bits of the smallest magnitude that is kept.
+        kept: How many entries of exactly that magnitude are kept, from the first on.
+        equal: How many there are in each chunk of `CHUNK` elements, where `kept` is not all.
+    """
+
+    lower: int
+    kept: int
+    equal: tuple[int, ...] = ()
+
+    def left(self, start: int) -> int:
+        """How many equal entries may still be kept from element `start` on, a chunk's first."""
+        return max(0, self.kept - sum(self.equal[: start // CHUNK])) if self.equal else self.kept
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """How to run; see `collect` and `apply`."""
+
+    precision: str = "float32"
+    threads: int | None = None
+    block: int = BLOCK
+    progress: Progress = silent
+
+
+def thresholds(
+    sources: Sequence[Sources],
+    weights: Mapping[str, Mapping[str, float]],
+    densities: Mapping[str, float],
+    scope: str,
+    how: Counting = Counting(),
+) -> dict[str, dict[str, Threshold]]:
+    """The threshold of every task in every tensor.
+
+    Args:
+        sources: Floating-point tensors in name order.
+        weights: w_t by task, then by tensor.
+        densities: Share of entries kept by task, in [0, 1].
+        scope: `model`: the largest of all entries of a task; `tensor`: of each tensor.
+        how: How to run.
+
+    Returns:
+        By task, then by tensor. k is density × entries, rounded to the nearest, half to even.
+    """
+    found: dict[str, dict[str, Threshold]] = {}
+    for task, density in sorted(densities.items()):
+        mine = [s for s in sources if f"task:{task}" in s.views]
+        groups = [mine] if scope == "model" else [[source] for source in mine]
+        found[task] = {}
+        for group in groups:
+            found[task] |= _of_group(group, task, weights[task], density, how)
+    return found
+
+
+def _of_group(
+    group: Sequence[Sources],
+    task: str,
+    weights: Mapping[str, float],
+    density: float,
+    how: Counting,
+) -> dict[str, Threshold]:
+    """Thresholds of tensors whose entries are ranked together."""
+    from taskvec.kernels.select import LOWER, UPPER, count_equal, count_magnitudes
+
+    entries = sum(size(source.views[f"task:{task}"]) for source in group)
+    wanted = round(density * entries)
+    if wanted == 0:
+        return {source.name: Threshold(0x7FFFFFFF, 0) for source in group}
+    if wanted == entries:
+        return {source.name: Threshold(0, entries) for source in group}
+
+    def histogram(bins: int, upper: int) -> Array:
+        parts: list[Array] = []  # one a thread; whole numbers, so their order does not matter
+
+        def begin() -> Callable[[Source, int, int], None]:
+            mine = np.zeros(bins, np.int64)
+            parts.append(mine)
+
+            def count(source: Source, start: int, stop: int) -> None:
+                count_magnitudes(*source.block(start, stop), upper, source.rows, mine)
+
+            return count
+
+        _sweep(group, task, weights, begin, how)
+        total: Array = np.stack(parts).sum(0)
+        return total
+
+    upper, above = _place(histogram(UPPER, -1), wanted)
+    lower = histogram(LOWER, upper)
+    low, higher = _place(lower, wanted - above)
+    magnitude = (upper << 15) | low
+    kept, equal = wanted - above - higher, int(lower[low])
+    if kept == equal:
+        return {source.name: Threshold(magnitude, 2**62) for source in group}
+    chunks = {s.name: np.zeros(-(-size(s.views[f"task:{task}"]) // CHUNK), np.int64) for s in group}
+
+    def begin() -> Callable[[Source, int, int], None]:
+        def count(source: Source, start: int, stop: int) -> None:
+            out = chunks[source.name][start // CHUNK : -(-stop // CHUNK)]
+            count_equal(*source.block(start, stop), np.uint32(magnitude), source.rows, out)
+
+        return count
+
+    _sweep(group, task, weights, begin, how)
+    found = {}
+    for source in group:
+        here = int(chunks[source.name].sum())
+        take = min(kept, here)
+        kept -= take
+        partial = 0 < take < here
+        found[source.name] = Threshold(
+            magnitude,
+            take if partial else 2**62 if take else 0,
+            tuple(chunks[source.name].tolist()) if partial else (),
+        )
+    return found
+
+
+def _place(histogram: Array, wanted: int) -> tuple[int, int]:
+    """The bin that holds the `wanted`-th largest entry, and how many entries are in higher bins."""
+    from_above = np.cumsum(histogram[::-1])
+    place = int(np.searchsorted(from_above, wanted))
+    bin_ = len(histogram) - 1 - place
+    return bin_, int(from_above[place] - histogram[bin_])
+
+
+class Source:
+    """One tensor of one task, as the counting kernels take it; one object a thread."""
+
+    def __init__(self, source: Sources, task: str, weight: float, rows: Array) -> None:
+        self.name, self.rows = source.name, rows
+        self._vector = source.views[f"task:{task}"]
+        self._anchor = source.views["anchor"]
+        self._weight = rows.dtype.type(weight)
+
+    def block(self, start: int, stop: int) -> tuple[Array, Array, bool, Any, int]:
+        """Addresses, codes, is_difference, weight and count of a block."""
+        held = [self._vector.read(start, stop)]
+        if not self._vector.is_difference:
+            held.append(self._anchor.read(start, stop))
+        self._held = held  # what the addresses point to
+        addresses = np.array([address(held[-1]), address(held[0])], np.int64)
+        codes = np.array([self._anchor.dtype.code, self._vector.dtype.code], np.int64)
+        return addresses, codes, self._vector.is_difference, self._weight, stop - start
+
+
+def _sweep(
+    group: Sequence[Sources],
+    task: str,
+    weights: Mapping[str, float],
+    begin: Callable[[], Callable[[Source, int, int], None]],
+    how: Counting,
+) -> None:
+    """Give every block of every tensor to a function that each thread begins for itself."""
+    from taskvec.kernels.gram import STRETCH
+
+    sizes = [size(source.views[f"task:{task}"]) for source in group]
+
+    def make() -> Callable[[Unit], int]:
+        count = begin()
+        single = np.zeros((2, STRETCH), np.float32)
+        double = np.zeros((2, STRETCH), np.float64)
+
+        def work(unit: Unit) -> int:
+            done = 0
+            for index, start, stop in unit:
+                source = group[index]
+                views = source.views["anchor"], source.views[f"task:{task}"]
+                is_wide = how.precision == "float64" or 8 in [v.dtype.itemsize for v in views]
+                rows = double if is_wide else single
+                count(Source(source, task, weights[source.name], rows), start, stop)
+                done += source.nbytes * (stop - start) // max(1, sizes[index])
+            return done
+
+        return work
+
+    total = sum(source.nbytes for source in group)
+    with how.progress(f"rank {task}", total) as advance:
+        for done in stream(cut(sizes, how.block), make, how.threads or default_threads()):
+            advance(done)
