@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import NamedTuple, Protocol, TypeVar
 
 CHUNK = (
@@ -117,7 +117,7 @@ def stream(
                 continue
             break
 
-    def run() -> None:
+    def run(ended: threading.Event) -> None:
         try:
             worker = make_worker()
             while not stop.is_set():
@@ -130,11 +130,15 @@ def stream(
             put(error)
         else:
             put(_Finished())
+        finally:
+            ended.set()
 
-    pool = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
-    for thread in pool:
-        thread.start()
+    _keep_freed_memory()
+    ended = [threading.Event() for _ in range(threads)]
+    pool = [threading.Thread(target=run, args=(end,), daemon=True) for end in ended]
     try:
+        for thread in pool:
+            thread.start()
         running = threads
         while running:
             item = results.get()
@@ -146,5 +150,31 @@ def stream(
                 yield item
     finally:
         stop.set()
-        for thread in pool:
-            thread.join()
+        _wait(pool, ended)
+
+
+def _wait(pool: Sequence[threading.Thread], ended: Sequence[threading.Event]) -> None:
+    """Wait until no thread works any more, even if Ctrl-C is pressed again.
+
+    Otherwise a thread could go on to write to a file that its user has closed by then. `join` alone
+    will not do: once interrupted, it takes a thread that still works for one that has ended.
+    """
+    is_working = True
+    while is_working:
+        with suppress(KeyboardInterrupt):
+            for thread, end in zip(pool, ended, strict=True):
+                if thread.ident is not None:  # started
+                    end.wait()
+                    thread.join()
+            is_working = False
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep freed blocks, as it does once a large one was freed.
+
+    It gives memory back to the system at every block otherwise, and gets it back page by page: that
+    took two thirds of the time of a scan (docs/log.md). Only glibc needs this; it keeps at most
+    64 MiB a thread.
+    """
+    block = bytearray(2**25 - 2**13)  # its pages are never touched
+    del block

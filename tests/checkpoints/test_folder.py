@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import write_checkpoint, write_safetensors
+from tests.conftest import to_bf16, write_checkpoint, write_safetensors
 
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import nbytes
@@ -19,6 +19,7 @@ WEIGHTS = {
     "model.norm.weight": np.ones(2, np.float32),
     "lm_head.weight": np.zeros((6, 2), np.float32),
 }
+MODELS = "a model is a folder, a .safetensors file, or org/name on the hub"
 INDEX = "model.safetensors.index.json"
 SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 
@@ -87,22 +88,41 @@ def test_blocks_at_the_end_of_a_file_and_of_nothing(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    assert refusal(tmp_path / "absent") == (
-        f"{tmp_path}/absent: no such folder; a model on the hub must be downloaded first"
-    )
+    assert refusal(tmp_path / "absent") == (f"{tmp_path}/absent: no such folder or file; {MODELS}")
 
 
-def test_hub_name_is_no_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert refusal("meta-llama/Meta-Llama-3-8B") == (
-        "meta-llama/Meta-Llama-3-8B: no such folder; a model on the hub must be downloaded first"
-    )
+def test_file_of_another_kind(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    assert refusal(tmp_path / "x.gguf") == f"{tmp_path}/x.gguf: is a file of another kind; {MODELS}"
 
 
-def test_file_for_a_folder(tmp_path):
-    write_safetensors(tmp_path / "x.safetensors", WEIGHTS)
+def test_file_alone(tmp_path):
+    write_checkpoint(tmp_path / "m", WEIGHTS)
+    file = (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "unet.safetensors")
+    write_safetensors(tmp_path / "m" / "vae.safetensors", {"other": np.ones(2, np.float32)})
+    opened = open_checkpoint(file)
+    assert (opened.where, opened.folder, opened.inputs) == (str(file), None, (file,))
+    assert opened.config == {}  # the config beside it may be another model's
+    assert list(opened.tensors) == sorted(WEIGHTS)
+    name = next(iter(WEIGHTS))
+    assert opened.view(name).read(0, 2).tolist() == to_bf16(WEIGHTS[name]).ravel()[:2].tolist()
+    opened.check_unchanged()
+    write_safetensors(file, {"w": np.ones(2, np.float32)})
+    with pytest.raises(StaleError, match=rf"^{file}: changed while it was read"):
+        opened.check_unchanged()
+
+
+def test_single_file_without_tensors(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", {})
     assert refusal(tmp_path / "x.safetensors") == (
-        f"{tmp_path}/x.safetensors: is a file, a folder is expected"
+        f"{tmp_path}/x.safetensors: holds no tensors; is the download complete?"
+    )
+
+
+def test_single_file_of_quantised_weights(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", {"a.qweight": np.ones(2, np.int64)})
+    assert refusal(tmp_path / "x.safetensors") == (
+        f"{tmp_path}/x.safetensors: weights are quantised (tensor 'a.qweight', I64); {REMEDY}"
     )
 
 
@@ -120,10 +140,13 @@ def test_no_tensors(tmp_path):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt"])
 def test_pickled_weights(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK")
-    assert refusal(tmp_path) == (
-        f"{tmp_path}: holds only pickled weights ({name}), which can run code when loaded; "
-        "convert them to safetensors first"
+    expected = (
+        f"{tmp_path}/{name}: holds only pickled weights, which can run code when loaded; "
+        "allow_pickle: true (--allow-pickle) reads them without running what is in them; or "
+        "convert them to safetensors"
     )
+    assert refusal(tmp_path) == expected
+    assert refusal(tmp_path / name) == expected
 
 
 def test_pickled_weights_beside_safetensors_are_not_read(tmp_path):
@@ -141,7 +164,8 @@ def test_adapter(tmp_path, weights):
     elif weights is not None:
         (tmp_path / weights).write_bytes(b"PK")
     assert refusal(tmp_path) == (
-        f"{tmp_path}: is an adapter, not a whole model; merge it into its base first"
+        f"{tmp_path}: is an adapter, not a whole model; it can be a task, instruct or target "
+        "of a family, or be merged into its base first"
     )
 
 

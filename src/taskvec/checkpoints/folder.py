@@ -1,28 +1,33 @@
 """A checkpoint folder as transformers writes it: one safetensors file, or shards with an index.
 
-`open_checkpoint` reads and checks headers only; weights are mapped into memory, and read where a
-view is read.
+A single `.safetensors` file is a checkpoint as well, without config and without companions.
+`open_checkpoint` reads and checks headers only; weights are read where a view is read.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
+from taskvec.checkpoints.stored import StoredFile
 from taskvec.checkpoints.views import StoredTensor
 from taskvec.errors import CheckpointError, StaleError
 
+USE_ADAPTER = "it can be a task, instruct or target of a family, or be merged into its base first"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLED_REMEDY = (
+    "holds only pickled weights, which can run code when loaded; allow_pickle: true "
+    "(--allow-pickle) reads them without running what is in them; or convert them to safetensors"
+)
 _QUANTISED_NAME = re.compile(
     r".*\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state\..+|weight_scale(_inv|_2)?|weight_packed)"
 )
@@ -39,18 +44,19 @@ class FileIdentity:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> FileIdentity:
-        """The file's identity now."""
-        stat = path.stat()
+    def of(cls, path: Path, stat: os.stat_result | None = None) -> FileIdentity:
+        """The identity of the file that has this name now, or of an opened one by its `stat`."""
+        stat = stat or path.stat()
         return cls(path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """An opened folder; a `Source`.
+    """An opened folder, or a single file; a `Source`.
 
     Attributes:
         path: The folder, absolute.
+        single: Name of the file in it, if that was opened and not the folder.
         tensors: What the headers say, by name, in name order.
         config: `config.json`; empty if there is none.
     """
@@ -60,25 +66,27 @@ class Checkpoint:
     config: dict[str, Any]
     stored: tuple[FileIdentity, ...]
     _file_of: dict[str, str]
-    _mapped: dict[str, mmap.mmap] = field(default_factory=dict)
+    _opened: dict[str, StoredFile] = field(default_factory=dict)
     _views: dict[str, StoredTensor] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    single: str | None = None
+    parts: ClassVar[tuple[()]] = ()
     is_difference: ClassVar[bool] = False
 
     @property
     def where(self) -> str:
         """See `Source`."""
-        return str(self.path)
+        return str(self.inputs[0])
 
     @property
-    def folder(self) -> Path:
-        """See `Source`."""
-        return self.path
+    def folder(self) -> Path | None:
+        """See `Source`; None for a single file, whose neighbours may be of other models."""
+        return self.path if self.single is None else None
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """See `Source`."""
-        return (self.path,)
+        return (self.path if self.single is None else self.path / self.single,)
 
     @property
     def identity(self) -> object:
@@ -86,50 +94,88 @@ class Checkpoint:
         return (str(self.path), self.stored)
 
     def view(self, name: str) -> StoredTensor:
-        """The named tensor, mapped into memory."""
+        """See `Source`.
+
+        Raises:
+            StaleError: the file is not the one whose header was read.
+        """
         if name not in self._views:
             info = self.tensors[name]
             file = self._file_of[name]
-            if file not in self._mapped:
-                self._mapped[file] = _map(self.path / file)
+            if file not in self._opened:
+                (identity,) = [opened for opened in self.stored if opened.name == file]
+                self._opened[file] = open_file(self.path / file, identity)
             self._views[name] = StoredTensor(
-                info.dtype, info.shape, self._mapped[file], info.offset
+                info.dtype, info.shape, self._opened[file], info.offset
             )
         return self._views[name]
 
     def check_unchanged(self) -> None:
         """Raise `StaleError` if a weight file is not what it was when it was opened."""
-        for opened in self.stored:
-            path = self.path / opened.name
-            try:
-                now = FileIdentity.of(path)
-            except OSError as error:
-                raise StaleError(f"{path}: vanished while it was read; run again") from error
-            if now != opened:
-                raise StaleError(f"{path}: changed while it was read; run again when it is at rest")
+        check_files(self.path, self.stored)
 
 
-def _map(path: Path) -> mmap.mmap:
+def check_files(folder: Path, stored: Iterable[FileIdentity]) -> None:
+    """Raise `StaleError` if a file is not what it was."""
+    for opened in stored:
+        path = folder / opened.name
+        try:
+            now = FileIdentity.of(path)
+        except OSError as error:
+            raise StaleError(f"{path}: vanished while it was read; run again") from error
+        if now != opened:
+            raise StaleError(f"{path}: changed while it was read; run again when it is at rest")
+
+
+def open_file(path: Path, identity: FileIdentity) -> StoredFile:
+    """A file of weights whose header was read.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        StaleError: it is not the file that had this identity, or not there any more.
+    """
     try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file = StoredFile(path)
+    except CheckpointError:
+        check_files(path.parent, [identity])
+        raise
+    if FileIdentity.of(path, file.stat()) != identity:
+        raise StaleError(f"{path}: changed while it was read; run again when it is at rest")
+    return file
+
+
+def identify(path: Path) -> FileIdentity:
+    """How a file looks before anything of it is read, so that a later change is noticed.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return FileIdentity.of(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a folder and check everything that can be checked without reading weights.
+    """Open a folder or one file; check everything that can be checked without reading weights.
 
     Raises:
-        CheckpointError: no such folder, no or broken safetensors files, an index that does not fit
-            them, pickled or quantised weights.
+        CheckpointError: no such folder or file, no or broken safetensors files, an index that does
+            not fit them, pickled or quantised weights.
     """
     folder = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (unlike Path's, leaves ~nobody)
-    if not folder.is_dir():
-        kind = "is a file, a folder is expected" if folder.exists() else "no such folder"
-        hub = "" if folder.exists() else "; a model on the hub must be downloaded first"
-        raise CheckpointError(f"{path}: {kind}{hub}")
-    shards = _shards(folder)
+    single = None
+    if folder.is_file() and folder.suffix == ".safetensors":
+        folder, single = folder.parent, folder.name
+    elif not folder.is_dir():
+        if folder.suffix in _PICKLED_SUFFIXES and folder.is_file():
+            raise CheckpointError(f"{folder}: {_PICKLED_REMEDY}")
+        kind = "is a file of another kind" if folder.exists() else "no such folder or file"
+        raise CheckpointError(
+            f"{path}: {kind}; a model is a folder, a .safetensors file, or org/name on the hub"
+        )
+    shards = _shards(folder) if single is None else {single: None}
+    files = tuple(identify(folder / shard) for shard in sorted(shards))
     infos: dict[str, TensorInfo] = {}
     file_of: dict[str, str] = {}
     for shard, listed in shards.items():
@@ -143,13 +189,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             infos[info.name] = info
             file_of[info.name] = shard
         if listed is not None:
-            _check_index(folder, shard, listed, {info.name for info in found})
+            check_index(folder, INDEX, shard, listed, {info.name for info in found})
     if not infos:
-        raise CheckpointError(f"{folder}: holds no tensors; is the download complete?")
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    _refuse_quantised(folder, config, infos)
-    files = tuple(FileIdentity.of(folder / shard) for shard in sorted(shards))
-    return Checkpoint(folder, {n: infos[n] for n in sorted(infos)}, config, files, file_of)
+        raise CheckpointError(
+            f"{folder / (single or '')}: holds no tensors; is the download complete?"
+        )
+    has_config = single is None and (folder / "config.json").exists()
+    config = read_json(folder / "config.json") if has_config else {}
+    refuse_quantised(folder / (single or ""), config, infos)
+    tensors = {name: infos[name] for name in sorted(infos)}
+    return Checkpoint(folder, tensors, config, files, file_of, single=single)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -177,7 +226,14 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
             raise CheckpointError(
                 f"{folder}: has both {SINGLE} and {INDEX}; remove the one that is not meant"
             )
-        return _read_index(folder, files)
+        shards = read_index(folder, INDEX, files)
+        unlisted = sorted(f for f in files - shards.keys() if _SHARD.fullmatch(f))
+        if unlisted:
+            raise CheckpointError(
+                f"{folder}: shard {unlisted[0]} is not listed in {INDEX}; remove it or fix the "
+                "index"
+            )
+        return dict(shards)
     is_adapter = (folder / "adapter_config.json").exists()
     if SINGLE in files or (len(files) == 1 and not is_adapter):
         return {SINGLE if SINGLE in files else files.pop(): None}
@@ -186,59 +242,56 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
             f"{folder}: {len(files)} safetensors files and no {INDEX} to say what belongs together"
         )
     if is_adapter:
-        raise CheckpointError(
-            f"{folder}: is an adapter, not a whole model; merge it into its base first"
-        )
-    pickled = sorted(p.name for pattern in _PICKLED for p in folder.glob(pattern))
+        raise CheckpointError(f"{folder}: is an adapter, not a whole model; {USE_ADAPTER}")
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED_SUFFIXES)
     if pickled:
-        raise CheckpointError(
-            f"{folder}: holds only pickled weights ({pickled[0]}), which can run code when loaded; "
-            "convert them to safetensors first"
-        )
+        raise CheckpointError(f"{folder / pickled[0]}: {_PICKLED_REMEDY}")
     raise CheckpointError(f"{folder}: holds no safetensors file; expected {SINGLE} or {INDEX}")
 
 
-def _read_index(folder: Path, files: set[str]) -> dict[str, set[str] | None]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
+def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]:
+    """The shards that an index names, each with the tensors that it lists for it.
+
+    Raises:
+        CheckpointError: the index is broken, or names a shard that is not among `files`.
+    """
+    weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise CheckpointError(f"{folder / INDEX}: weight_map is not a map of tensor to file")
-    shards: dict[str, set[str] | None] = {}
+        raise CheckpointError(f"{folder / index}: weight_map is not a map of tensor to file")
+    shards: dict[str, set[str]] = {}
     for name, file in weight_map.items():
         if Path(file).name != file:
             raise CheckpointError(
-                f"{folder / INDEX}: file {file!r} of {name!r} is outside the folder"
+                f"{folder / index}: file {file!r} of {name!r} is outside the folder"
             )
-        listed = shards.setdefault(file, set())
-        assert listed is not None
-        listed.add(name)
+        shards.setdefault(file, set()).add(name)
     missing = sorted(shards.keys() - files)
     if missing:
         raise CheckpointError(
-            f"{folder}: {INDEX} lists {missing[0]}, which is not there "
+            f"{folder}: {index} lists {missing[0]}, which is not there "
             f"({len(missing)} of {len(shards)} shards missing); download it again"
-        )
-    unlisted = sorted(f for f in files - shards.keys() if _SHARD.fullmatch(f))
-    if unlisted:
-        raise CheckpointError(
-            f"{folder}: shard {unlisted[0]} is not listed in {INDEX}; remove it or fix the index"
         )
     return shards
 
 
-def _check_index(folder: Path, shard: str, listed: set[str], found: set[str]) -> None:
+def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: Set[str]) -> None:
+    """Raise `CheckpointError` if a shard does not hold what the index lists for it."""
     if listed - found:
         name = min(listed - found)
         raise CheckpointError(
-            f"{folder}: {INDEX} says that {name!r} is in {shard}, where it is not"
+            f"{folder}: {index} says that {name!r} is in {shard}, where it is not"
         )
     if found - listed:
         name = min(found - listed)
         raise CheckpointError(
-            f"{folder}: {shard} holds {name!r}, which {INDEX} does not list there"
+            f"{folder}: {shard} holds {name!r}, which {index} does not list there"
         )
 
 
-def _refuse_quantised(folder: Path, config: dict[str, Any], infos: dict[str, TensorInfo]) -> None:
+def refuse_quantised(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+) -> None:
+    """Raise `CheckpointError` if a config or tensors say that weights are packed or scaled."""
     remedy = "task arithmetic needs the weights themselves; use the model before quantisation"
     if config.get("quantization_config"):
         method = config["quantization_config"]

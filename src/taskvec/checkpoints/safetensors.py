@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,6 +56,22 @@ def read_header(path: Path) -> list[TensorInfo]:
     Raises:
         CheckpointError: the file cannot be read or breaks a rule of the format.
     """
+    raw, size = _read_raw(path)
+    header, _ = _parse(path, raw)
+    return _check_layout(path, header, 8 + len(raw), size)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the writer of one file said about it (`__metadata__`); empty if nothing.
+
+    Raises:
+        CheckpointError: the file cannot be read or has no header of this format.
+    """
+    return _parse(path, _read_raw(path)[0])[1]
+
+
+def _read_raw(path: Path) -> tuple[bytes, int]:
+    """The header of a file as it stands there, and the size of the file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -79,7 +95,7 @@ def read_header(path: Path) -> list[TensorInfo]:
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _check_layout(path, _parse(path, raw), 8 + length, size)
+    return raw, size
 
 
 def _fail(path: Path, what: str, remedy: str = "the file is damaged; write it again") -> NoReturn:
@@ -105,7 +121,8 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse(path: Path, raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """Entries of the tensors, and metadata."""
     if not raw.startswith(b"{"):
         _fail(path, "header is not a JSON object", "this is probably not a safetensors file")
     try:
@@ -120,7 +137,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _fail(path, "__metadata__ in the header is not a map of strings")
-    return header  # type: ignore[no-any-return]
+    return header, metadata
 
 
 def _are_natural(values: object) -> bool:
@@ -188,15 +205,21 @@ def _check_layout(
     ]
 
 
-def write_header(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> bytes:
+def write_header(
+    tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """The header of a file that holds the tensors in the given order; its data is 8-byte aligned.
+
+    Args:
+        tensors: Name, dtype and shape of each.
+        metadata: Said about the file besides that its tensors are in torch's layout.
 
     >>> from taskvec.dtypes import DTYPES
     >>> header = write_header([("w", DTYPES["BF16"], (2, 3))])
     >>> len(header) % 8, header[8:].decode().strip()[-57:]
     (0, '"w":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}}')
     """
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     begin = 0
     for name, dtype, shape in tensors:
         end = begin + math.prod(shape) * dtype.itemsize

@@ -48,6 +48,10 @@ class Source(Protocol):
         """Whether it holds only what a task changes; tensors that it lacks are left as they are."""
 
     @property
+    def parts(self) -> tuple[Source, ...]:
+        """What it is made of; nothing where it is stored as it is."""
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """Folders and files that an output must not overlap."""
 

@@ -14,9 +14,7 @@ a run of another.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import json
 import math
 import os
@@ -29,15 +27,18 @@ from typing import Any
 
 import numpy as np
 
+from taskvec.checkpoints.exchange import exchange, recover, sync, uninterrupted
+from taskvec.checkpoints.fingerprint import chunk_digests, tensor_digest
 from taskvec.checkpoints.folder import INDEX, SINGLE
+from taskvec.checkpoints.locking import locked
 from taskvec.checkpoints.safetensors import write_header
+from taskvec.checkpoints.stored import open_descriptor
 from taskvec.dtypes import DType
 from taskvec.errors import OutputError
+from taskvec.streaming import BLOCK, Progress, silent
 
 JOURNAL = "taskvec-journal.jsonl"
 SYNC_BYTES = 512 * 2**20  # how much may be lost and done again after a crash
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_AT_FDCWD = -100
 
 Array = np.ndarray[Any, Any]
 Record = Mapping[str, str]
@@ -115,19 +116,23 @@ class Staging:
     """A folder being written. Use `staged`, which locks, cleans up and tells errors in words.
 
     Attributes:
-        done: Record by name of the tensors that an earlier, interrupted run has written.
+        done: Record by name of the tensors that an earlier, interrupted run says it has written.
+        placed: Whether the result has its name.
         tensors: In the numbering of `write` and `complete`.
     """
 
-    def __init__(self, out: Path, shards: Sequence[Shard], key: str) -> None:
+    def __init__(self, out: Path, shards: Sequence[Shard], key: str, *, force: bool) -> None:
         """Take up or begin the staging folder of `out`.
 
         Args:
             out: The folder to appear.
             shards: What it will hold.
             key: Identity of the job; an interrupted run of the same job is taken up.
+            force: Whether `out` may be replaced.
         """
         self.out = out
+        self.force = force
+        self.placed = False
         self.folder = staging_folder(out)
         self.shards = shards
         self.tensors = [t for shard in shards for t in shard.tensors]
@@ -140,7 +145,11 @@ class Staging:
         self._lock = threading.Lock()
         if resumed is None:
             self._begin(key)
-        self._open()
+        try:
+            self._open()
+        except OSError:
+            self.close()
+            raise
 
     def _resume(self, key: str) -> dict[str, Record] | None:
         """What the journal says is written, or None if there is nothing to take up."""
@@ -151,15 +160,19 @@ class Staging:
                 return None
             for line in lines[1:]:
                 with contextlib.suppress(ValueError):  # the last line may be half-written
-                    done |= json.loads(line)
+                    done |= _records(json.loads(line))
             for shard in self.shards:
                 with (self.folder / shard.file).open("rb") as file:
                     cut = os.fstat(file.fileno()).st_size != shard.nbytes
                     if cut or file.read(len(shard.header)) != shard.header:
                         return None
+            known = {JOURNAL, *(shard.file for shard in self.shards)}
+            for path in self.folder.iterdir():  # such as a tokenizer that may have changed since
+                if path.name not in known:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         except (OSError, ValueError):
             return None
-        return done
+        return {t.name: done[t.name] for t in self.tensors if t.name in done}
 
     def _begin(self, key: str) -> None:
         if self.folder.exists():
@@ -174,17 +187,41 @@ class Staging:
                 os.fsync(file.fileno())
         journal = self.folder / JOURNAL
         journal.write_text(json.dumps({"key": key}) + "\n")
-        _sync(journal)
-        _sync(self.folder)
+        sync(journal)
+        sync(self.folder)
 
     def _open(self) -> None:
         for shard in self.shards:
-            fd = os.open(self.folder / shard.file, os.O_WRONLY)
+            fd = open_descriptor(self.folder / shard.file, os.O_RDWR)
             self._files.append(fd)
             offset = len(shard.header)
             for tensor in shard.tensors:
                 self._place.append((fd, offset))
                 offset += tensor.nbytes
+
+    def verified(self, progress: Progress = silent) -> dict[str, dict[str, str]]:
+        """Those of `done` whose elements are on the disk as the record's digest says.
+
+        A system that crashed, or somebody who looked into the folder, may have left something else.
+        """
+        todo = [(i, t) for i, t in enumerate(self.tensors) if t.name in self.done]
+        found = {}
+        with progress("resume", sum(tensor.nbytes for _, tensor in todo)) as advance:
+            for i, tensor in todo:
+                if self._digest(i) == self.done[tensor.name].get("output"):
+                    found[tensor.name] = dict(self.done[tensor.name])
+                advance(tensor.nbytes)
+        return found
+
+    def _digest(self, tensor: int) -> str:
+        """Digest of a tensor as it is on the disk."""
+        dtype, nbytes = self.tensors[tensor].dtype, self.tensors[tensor].nbytes
+        fd, offset = self._place[tensor]
+        step = BLOCK * dtype.itemsize
+        blocks = (
+            os.pread(fd, min(step, nbytes - at), offset + at) for at in range(0, nbytes, step)
+        )
+        return tensor_digest(chunk_digests(np.frombuffer(b, dtype.storage)) for b in blocks)
 
     def write(self, tensor: int, start: int, block: Array) -> None:
         """Stored elements from `start` on, shape (n,); threads may write at once."""
@@ -217,7 +254,7 @@ class Staging:
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-        _sync(path)
+        sync(path)
 
     def publish(self) -> None:
         """Give the finished folder its name. After this, it is there, whole."""
@@ -227,15 +264,40 @@ class Staging:
         if index is not None:
             self.add(INDEX, json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
         self.close()
-        (self.folder / JOURNAL).unlink()
-        _sync(self.folder)
-        if self.out.is_dir() and any(self.out.iterdir()):
-            _exchange(self.folder, self.out)
-            _sync(self.out.parent)
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            self.folder.rename(self.out)
-        _sync(self.out.parent)
+        with uninterrupted():
+            refuse_occupied(self.out, force=self.force)
+            (self.folder / JOURNAL).unlink()
+            sync(self.folder)
+            if self.out.is_dir() and any(self.out.iterdir()):
+                exchange(self.folder, self.out)
+            else:
+                self.folder.rename(self.out)
+            self._settle()
+
+    def _settle(self) -> None:
+        """After the renaming: wait for the disk, remove what is left."""
+        self.placed = True
+        try:
+            sync(self.out.parent)
+        except OSError as error:
+            raise OutputError(
+                f"{self.out}: is in place, but the disk did not confirm it "
+                f"({error.strerror or error}); look at it with taskvec verify"
+            ) from error
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def publish_file(self, header: bytes) -> None:
+        """Give the only file the name of `out`, with its final header of the same length."""
+        (fd,) = self._files
+        (shard,) = self.shards
+        assert len(header) == len(shard.header)
+        os.pwrite(fd, header, 0)
+        os.fsync(fd)
+        self.close()
+        with uninterrupted():
+            refuse_occupied(self.out, force=self.force)
+            (self.folder / shard.file).replace(self.out)
+            self._settle()
 
     def close(self) -> None:
         """Close the files."""
@@ -244,36 +306,57 @@ class Staging:
 
     def discard(self) -> None:
         """Remove what was written."""
-        self.close()
+        with contextlib.suppress(OSError):  # some network disks fail only now
+            self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def staged(out: Path, shards: Sequence[Shard], key: str) -> Iterator[Staging]:
+def staged(
+    out: Path, shards: Sequence[Shard], key: str, *, force: bool = False
+) -> Iterator[Staging]:
     """A staging folder for `out`, under a lock.
 
     On an error it is removed. On an interruption (Ctrl-C, or a kill) it stays, and the next run of
     the same job goes on from it.
 
+    Args:
+        out: The folder (or file, see `publish_file`) to appear.
+        shards: What it will hold.
+        key: Identity of the job.
+        force: Whether something that is there may be replaced, also if it appears meanwhile.
+
     Raises:
-        OutputError: another run writes there, the disk is full, or the place cannot be written.
+        OutputError: another run writes there, something is there and `force` is not given, the disk
+            is full, or the place cannot be written.
     """
-    lock = out.parent / f".{out.name}.taskvec-lock"
     staging: Staging | None = None
-    with in_words(out), _locked(lock, out):
-        _recover(out)
+    with in_words(out), locked(out):
+        recover(out)
+        refuse_occupied(out, force=force)
         try:
-            staging = Staging(out, shards, key)
+            staging = Staging(out, shards, key, force=force)
             yield staging
         except Exception:
-            if staging is not None:
-                staging.discard()
-            else:
+            if staging is None:
                 shutil.rmtree(staging_folder(out), ignore_errors=True)
+            elif not staging.placed:
+                staging.discard()
             raise
         finally:
             if staging is not None:
-                staging.close()
+                with contextlib.suppress(OSError):  # an error that matters was raised before
+                    staging.close()
+
+
+def refuse_occupied(out: Path, *, force: bool) -> None:
+    """Raise `OutputError` if something that may not be replaced is there."""
+    if force:
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out}: is not empty; --force replaces the whole folder")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is there already; --force replaces it")
 
 
 def staging_folder(out: Path) -> Path:
@@ -287,54 +370,24 @@ def in_words(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{out}: the disk is full; nothing was left behind") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(f"{out}: cannot be written there: {error.strerror}") from error
-        raise OutputError(f"{out}: cannot be written: {error}") from error
+        what = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk is full",
+            errno.EFBIG: "a file is too large for this place (try a smaller --shard-size)",
+        }.get(error.errno or 0, f"cannot be written: {error.strerror or error}")
+        folder = staging_folder(out)
+        left = f"remove {folder}" if folder.exists() else "nothing was left behind"
+        raise OutputError(f"{out}: {what}; {left}") from error
 
 
-@contextlib.contextmanager
-def _locked(lock: Path, out: Path) -> Iterator[None]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(fd), lock.stat()):
-            raise BlockingIOError  # removed by its holder just now
-    except (BlockingIOError, FileNotFoundError):
-        os.close(fd)
-        raise OutputError(f"{out}: another run is writing there; wait for it") from None
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(fd)
-
-
-def _recover(out: Path) -> None:
-    """Put the old folder back if a kill hit between the two renames of `_exchange`."""
-    old = out.parent / f".{out.name}.taskvec-old"
-    if old.exists():
-        if out.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(out)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Exchange two folders' names in one step, or with renames where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        names = (os.fsencode(new), os.fsencode(old))
-        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0:
-            return
-        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
-    aside = old.parent / f".{old.name}.taskvec-old"
-    old.rename(aside)
-    new.rename(old)
-    aside.rename(new)
+def _records(line: object) -> dict[str, Record]:
+    """The records of one line of the journal; `ValueError` if it holds anything else."""
+    if isinstance(line, dict) and all(
+        isinstance(record, dict) and all(isinstance(digest, str) for digest in record.values())
+        for record in line.values()
+    ):
+        return line
+    raise ValueError("no records")
 
 
 def _allocate(fd: int, nbytes: int) -> None:
@@ -344,14 +397,6 @@ def _allocate(fd: int, nbytes: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def free_bytes(out: Path) -> int:

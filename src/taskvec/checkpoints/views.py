@@ -7,12 +7,12 @@ earlier stage), everything after it sees a dtype, a shape and blocks of stored e
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from taskvec.checkpoints.stored import StoredFile
 from taskvec.dtypes import DType
 
 
@@ -37,21 +37,22 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """A tensor as it lies in a memory-mapped file; blocks are read without copying.
+    """A tensor as it lies in a file; every reading copies a block.
 
     Two views are the same where they are one object, so that roles that share a folder read once.
     """
 
     dtype: DType
     shape: tuple[int, ...]
-    mapped: mmap.mmap
+    file: StoredFile
     offset: int
     is_difference: ClassVar[bool] = False
 
     def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         """See `View.read`."""
-        first = self.offset + start * self.dtype.itemsize
-        return np.frombuffer(self.mapped, self.dtype.storage, stop - start, first)
+        itemsize = self.dtype.itemsize
+        block = self.file.read(self.offset + start * itemsize, (stop - start) * itemsize)
+        return np.frombuffer(block, self.dtype.storage)
 
 
 def size(view: View) -> int:

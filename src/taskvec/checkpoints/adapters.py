@@ -1,0 +1,403 @@
+"""LoRA adapters as PEFT writes them: a task vector as it lies on disk.
+
+`open_adapter` reads and checks the folder, `difference` says what it changes in the model that it
+is put over: for a module with the matrices A (r, in) and B (out, r)
+
+    τ = s · B A,    s = α / r,  or α / √r with `use_rslora`
+
+in float32, without the rounding to the adapter's own dtype that PEFT does when it merges. Rank and
+α may differ by module (`rank_pattern`, `alpha_pattern`: the first pattern that fits the end of the
+module's name). What PEFT stores whole (`modules_to_save`, biases) takes the place of the model's.
+
+Source: PEFT 0.21, `tuners/lora/layer.py`, `utils/save_and_load.py`; LoRA, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from taskvec.checkpoints.folder import INDEX, SINGLE, Checkpoint, FileIdentity, read_json
+from taskvec.checkpoints.low_rank import Decomposed, LowRank, Moved, Replaced, ScaledChange
+from taskvec.checkpoints.safetensors import TensorInfo, read_header
+from taskvec.checkpoints.source import Derived, Source
+from taskvec.checkpoints.views import View
+from taskvec.errors import CheckpointError, FamilyError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_PART = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta|base_layer|original_module"
+    r"|modules_to_save)(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<leaf>weight|bias))?"
+)
+_MERGE = "merge it in PEFT (merge_and_unload, save_pretrained) and give the whole model"
+# Settings that change what the matrices mean, and how to call them.
+_REFUSED = {
+    "target_parameters": "LoRA on parameters of experts",
+    "layer_replication": "replicated layers",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "alora_invocation_tokens": "activated LoRA, which changes only what follows some tokens",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+# Initialisations that take their matrices out of the model's weights.
+_CHANGES_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Models whose linear layers are stored as (in, out); elsewhere `fan_in_fan_out` says so.
+_STORED_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+              "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An opened adapter folder.
+
+    Attributes:
+        where: Path or hub name; for messages and manifests.
+        stored: Its tensors under the names of the file.
+        config: `adapter_config.json`.
+        modules: Stored name by module, then by part (`lora_A`, `base_layer.weight` …).
+        whole: Stored name of every tensor that takes the place of the model's, by its name there.
+    """
+
+    where: str
+    stored: Checkpoint
+    config: Mapping[str, Any]
+    modules: Mapping[str, Mapping[str, str]]
+    whole: Mapping[str, str]
+
+    def tokenizer(self) -> dict[str, bytes]:
+        """Tokenizer and chat template, which training leaves beside an adapter; may be none."""
+        folder = self.stored.path
+        found = {path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()}
+        return {path.name: path.read_bytes() for path in sorted(found)}
+
+
+def is_adapter(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    folder = Path(os.path.expanduser(path))  # noqa: PTH111 (unlike Path's, leaves ~nobody)
+    is_model = (folder / SINGLE).exists() or (folder / INDEX).exists()
+    return (folder / CONFIG).exists() and not is_model
+
+
+def open_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Open an adapter folder and check what can be checked without the model that it is over.
+
+    Raises:
+        CheckpointError: broken files, or a kind of adapter that is not supported.
+    """
+    folder = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
+    config = read_json(folder / CONFIG)
+    _check_kind(str(folder), config)
+    if not (folder / WEIGHTS).exists():
+        others = sorted(p.name for p in folder.glob("adapter_model*"))
+        got = f"got {others[0]}; save it as one safetensors file" if others else "download it again"
+        raise CheckpointError(f"{folder}: holds no {WEIGHTS}; {got}")
+    infos = {info.name: info for info in read_header(folder / WEIGHTS)}
+    if not infos:
+        raise CheckpointError(f"{folder}: {WEIGHTS} holds no tensors; is the download complete?")
+    stored = Checkpoint(
+        path=folder,
+        tensors={name: infos[name] for name in sorted(infos)},
+        config={},
+        stored=(FileIdentity.of(folder / WEIGHTS),),
+        _file_of=dict.fromkeys(infos, WEIGHTS),
+    )
+    modules, whole = _sorted_parts(str(folder), stored.tensors)
+    return Adapter(str(folder), stored, config, modules, whole)
+
+
+def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -> Derived:
+    """What an adapter changes in the model that it is put over.
+
+    Args:
+        adapter: As opened.
+        over: The model that it was trained over, or another of the same shapes.
+        exclude: Shell patterns of tensors that may be missing there, such as a new classifier.
+
+    Returns:
+        A source that is a difference: views are τ where a module was adapted, and weights where the
+        adapter has whole tensors.
+
+    Raises:
+        CheckpointError: ranks or dtypes that do not agree with each other or with the config.
+        FamilyError: a tensor that `over` lacks or has in another shape.
+    """
+    makers: dict[str, Callable[[], View]] = {}
+    infos: dict[str, TensorInfo] = {}
+
+    def add(name: str, stored: str, shape: tuple[int, ...], make: Callable[[], View]) -> None:
+        if name in makers:
+            _fail(adapter, f"changes {name!r} in two ways ({stored!r} is one)", _MERGE)
+        makers[name] = make
+        infos[name] = TensorInfo(name, adapter.stored.tensors[stored].dtype, shape, 0)
+
+    for called, stored in adapter.whole.items():
+        name = _find(called, over.tensors)
+        if name is None and any(fnmatchcase(called, pattern) for pattern in exclude):
+            continue
+        name = _present(adapter, over, called, name)
+        shape = adapter.stored.tensors[stored].shape
+        if shape != over.tensors[name].shape:
+            _misfit(adapter, over, stored, shape, name)
+        add(name, stored, shape, partial(adapter.stored.view, stored))
+    for module, parts in adapter.modules.items():
+        for name, stored, make in _of_module(adapter, over, module, parts):
+            add(name, stored, over.tensors[name].shape, make)
+    return Derived(
+        parts=(adapter.stored, over),
+        how=f"adapter {json.dumps(adapter.config, sort_keys=True)}",
+        tensors={name: infos[name] for name in sorted(infos)},
+        make_view=lambda name: makers[name](),
+        config=over.config,  # says whether the head is the embedding
+        where=adapter.where,
+        is_difference=True,
+    )
+
+
+def scaling_of(config: Mapping[str, Any], module: str) -> tuple[float, int]:
+    """The factor s and the rank r of a module by the config.
+
+    >>> scaling_of({"r": 8, "lora_alpha": 16, "rank_pattern": {"k_proj": 4}}, "layers.0.k_proj")
+    (4.0, 4)
+    """
+
+    def matching(key: str, default: Any) -> Any:
+        for pattern, value in (config.get(key) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        return default
+
+    rank = matching("rank_pattern", config.get("r", 8))
+    alpha = matching("alpha_pattern", config.get("lora_alpha", 8))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank
+
+
+def _check_kind(where: str, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        said = f"is a {kind} adapter" if kind else f"{CONFIG} does not say peft_type"
+        raise CheckpointError(f"{where}: {said}; only LoRA is read as it is: {_MERGE}")
+    for key, meaning in _REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(f"{where}: {key} ({meaning}) is not supported; {_MERGE}")
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(_CHANGES_MODEL):
+        raise CheckpointError(
+            f"{where}: init_lora_weights {start!r} changed the model that the adapter is over when "
+            "training began; save it with path_initial_model_for_weight_conversion, which makes "
+            f"an ordinary LoRA of it, or {_MERGE}"
+        )
+    numbers = [config.get("r", 8), config.get("lora_alpha", 8)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        numbers += (config.get(key) or {}).values()
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+            raise CheckpointError(
+                f"{where}: ranks and alphas in {CONFIG} must be numbers above 0; got {number!r}"
+            )
+
+
+def _sorted_parts(
+    where: str, tensors: Mapping[str, TensorInfo]
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Parts of adapted modules, and whole tensors: see `Adapter`."""
+    modules: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    copies: dict[str, str] = {}
+    names: set[str] = set()
+    for stored in tensors:
+        called = stored.removeprefix(PREFIX)
+        match = _PART.fullmatch(called)
+        if match is None:
+            if ".lora_" in called or "." not in called:
+                raise CheckpointError(f"{where}: tensor {stored!r} is not understood; {_MERGE}")
+            whole[called] = stored
+            continue
+        module, part, leaf = match["module"], match["part"], match["leaf"]
+        names |= {match["adapter"]} - {None}
+        if part == "original_module":
+            continue  # what modules_to_save replaced
+        if part == "modules_to_save":
+            copies[f"{module}.{leaf}"] = stored
+        elif part == "base_layer" and leaf == "bias":
+            whole[f"{module}.bias"] = stored
+        else:
+            is_named = part in ("base_layer", "lora_B")
+            modules.setdefault(module, {})[f"{part}.{leaf}" if is_named else part] = stored
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{where}: holds adapters {', '.join(sorted(names))}; save each in a folder of its own"
+        )
+    return modules, copies | whole
+
+
+def _of_module(
+    adapter: Adapter, over: Source, module: str, parts: Mapping[str, str]
+) -> Iterator[tuple[str, str, Callable[[], View]]]:
+    """What an adapted module changes: name in the model, a stored name, and how to view it."""
+    view = adapter.stored.view
+    name = _present(adapter, over, f"{module}.weight", _find(f"{module}.weight", over.tensors))
+    if "token_adapter.trainable_tokens_delta" in parts:
+        stored = parts["token_adapter.trainable_tokens_delta"]
+        which = _token_rows(adapter, over, module, stored, name)
+        order = np.argsort(which)
+        known = {"which": which[order], "order": order}
+        yield name, stored, lambda: Replaced(over.view(name), view(stored), **known)
+        parts = {part: stored for part, stored in parts.items() if not part.startswith("token_")}
+        if not parts:
+            return
+    is_embedding = "lora_embedding_A" in parts
+    kinds = (
+        ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B.weight")
+    )
+    for kind in kinds:
+        if kind not in parts:
+            _fail(adapter, f"has no {kind} of module {module!r}", "the file is incomplete")
+    a, b = parts[kinds[0]], parts[kinds[1]]
+    scaling, rank = scaling_of(adapter.config, module)
+    transposed = _check_shapes(adapter, over, (a, b), rank, name, is_embedding)
+    make = partial(_product, adapter, (a, b), over.tensors[name].shape, scaling, transposed)
+    if "lora_magnitude_vector" in parts:
+        m = parts["lora_magnitude_vector"]
+        if transposed or len(over.tensors[name].shape) != 2:
+            _fail(adapter, f"uses DoRA on {name!r}, which is no plain linear layer", _MERGE)
+        if adapter.stored.tensors[m].shape != over.tensors[name].shape[:1]:
+            _misfit(adapter, over, m, adapter.stored.tensors[m].shape, name)
+        yield name, a, lambda: Decomposed(over.view(name), make(), view(m))
+    elif adapter.config.get("use_dora"):
+        _fail(adapter, f"uses DoRA and has no lora_magnitude_vector of {module!r}", _MERGE)
+    elif "base_layer.weight" in parts:
+        base = parts["base_layer.weight"]
+        if adapter.stored.tensors[base].shape != over.tensors[name].shape:
+            _misfit(adapter, over, base, adapter.stored.tensors[base].shape, name)
+        yield name, a, lambda: Moved(make(), view(base), over.view(name))
+    else:
+        yield name, a, make
+    if "lora_B.bias" in parts:
+        bias, called = parts["lora_B.bias"], f"{name.removesuffix('weight')}bias"
+        called = _present(adapter, over, called, _find(called, over.tensors))
+        if adapter.stored.tensors[bias].shape != over.tensors[called].shape:
+            _misfit(adapter, over, bias, adapter.stored.tensors[bias].shape, called)
+        yield called, bias, lambda: ScaledChange(view(bias), scaling)
+
+
+def _product(
+    adapter: Adapter,
+    stored: tuple[str, str],
+    shape: tuple[int, ...],
+    scaling: float,
+    transposed: bool,
+) -> LowRank:
+    a, b = (adapter.stored.view(name) for name in stored)
+    return LowRank(a, b, shape, scaling, transposed)
+
+
+def _check_shapes(
+    adapter: Adapter,
+    over: Source,
+    stored: tuple[str, str],
+    rank: int,
+    name: str,
+    is_embedding: bool,
+) -> bool:
+    """Whether the weight is stored as (in, out); anything that does not fit is an error."""
+    a, b = (adapter.stored.tensors[n] for n in stored)
+    for info in (a, b):
+        if not info.dtype.is_float:
+            _fail(adapter, f"tensor {info.name!r} is {info.dtype.name}", "floats are expected")
+    if min(len(a.shape), len(b.shape)) < 2 or 0 in a.shape + b.shape:
+        _fail(
+            adapter,
+            f"tensors of {name!r} have shapes {list(a.shape)} and {list(b.shape)}",
+            "shards were not gathered when it was saved; save it again",
+        )
+    if (a.shape[0], b.shape[1]) != (rank, rank) or math.prod(b.shape[2:]) != 1:
+        _fail(
+            adapter,
+            f"A and B of {name!r} have shapes {list(a.shape)} and {list(b.shape)}, by {CONFIG} "
+            f"the rank is {rank}",
+            "use the config that was saved with the weights",
+        )
+    weight = over.tensors[name]
+    if not weight.dtype.is_float:
+        _fail(adapter, f"tensor {name!r} that it is over is {weight.dtype.name}", _MERGE)
+    outs, ins = b.shape[0], a.shape[1:]
+    fits, fits_transposed = weight.shape == (outs, *ins), weight.shape == (*ins, outs)
+    if not fits and not fits_transposed:
+        _misfit(adapter, over, b.name, (outs, *ins), name)
+    if fits and fits_transposed and len(weight.shape) == 2:  # square: the shape does not say
+        kind = over.config.get("model_type")
+        return bool(adapter.config.get("fan_in_fan_out")) or (
+            is_embedding or kind in _STORED_TRANSPOSED
+        )
+    return not fits
+
+
+def _token_rows(
+    adapter: Adapter, over: Source, module: str, stored: str, name: str
+) -> np.ndarray[Any, Any]:
+    """Numbers of the token rows that were trained, in the order in which they are stored."""
+    said = adapter.config.get("trainable_token_indices")
+    if isinstance(said, dict):
+        ends = [key for key in said if module == key or module.endswith(f".{key}")]
+        said = said[ends[0]] if ends else None
+    expected = (len(said), *over.tensors[name].shape[1:]) if isinstance(said, list) else None
+    if expected != adapter.stored.tensors[stored].shape or len(set(said or ())) != len(said or ()):
+        _fail(adapter, f"trainable_token_indices in {CONFIG} do not fit {stored!r}", _MERGE)
+    which = np.array(said, np.int64)
+    if len(which) and not 0 <= which.min() <= which.max() < over.tensors[name].shape[0]:
+        _fail(adapter, f"trains token {which.max()}, which {name!r} has no row for", _MERGE)
+    return which
+
+
+def _find(called: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The model's name of a tensor: the same, or with one class around the model more or less.
+
+    A model that was trained with its head calls its tensors `model.layers…`, one without `layers…`.
+    """
+    if called in tensors:
+        return called
+    roots = {name.partition(".")[0] for name in tensors}
+    others = [called.partition(".")[2], *(f"{root}.{called}" for root in roots)]
+    if called.startswith("model.language_model."):  # transformers 4.52 turned the two around
+        others.append(called.replace("model.language_model.", "language_model.model.", 1))
+    found = [name for name in others if name in tensors]
+    return found[0] if len(found) == 1 else None
+
+
+def _present(adapter: Adapter, over: Source, called: str, name: str | None) -> str:
+    if name is None:
+        raise FamilyError(
+            f"{adapter.where}: changes {called!r}, which the model that it is over "
+            f"({over.where}) lacks; give the model that it was trained over, or {_MERGE}"
+        )
+    return name
+
+
+def _misfit(
+    adapter: Adapter, over: Source, stored: str, shape: tuple[int, ...], name: str
+) -> NoReturn:
+    raise FamilyError(
+        f"{adapter.where}: {stored!r} is for a tensor of shape {list(shape)}, {name!r} of the "
+        f"model that it is over ({over.where}) has {list(over.tensors[name].shape)}; give the "
+        "model that it was trained over"
+    )
+
+
+def _fail(adapter: Adapter, what: str, remedy: str) -> NoReturn:
+    raise CheckpointError(f"{adapter.where}: {what}; {remedy}")

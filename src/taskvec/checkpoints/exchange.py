@@ -1,0 +1,100 @@
+"""Giving what is finished its name, in one step where the system can, and never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_AT_FDCWD = -100
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Exchange two folders' names in one step, or with renames where the system cannot.
+
+    Raises:
+        OSError: nothing was changed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        names = (os.fsencode(new), os.fsencode(old))
+        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    aside = _aside(old)
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    with contextlib.suppress(OSError):  # `recover` removes it some day
+        aside.rename(new)
+
+
+def recover(out: Path) -> None:
+    """Put the old folder back if a kill hit between the renames of `exchange`."""
+    aside = _aside(out)
+    if aside.exists():
+        if out.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(out)
+
+
+def _aside(out: Path) -> Path:
+    return out.parent / f".{out.name}.taskvec-old"
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; what was there stays until then.
+
+    Devices and pipes are written to as they are.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    path = Path(os.path.realpath(path))
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # mostly because it has its name by now
+            draft.unlink()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM pass without effect: what is being done is all but finished.
+
+    An interruption that came half way would have to say of a folder that is in place that it is
+    not. A kill may still come; see `recover`.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C does not reach others
+        yield
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    handlers = {n: signal.signal(n, lambda *_: None) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""One run at a time writes to a place."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from taskvec.errors import OutputError
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the lock of `out`; folders above it are made, and removed again if nothing is in them.
+
+    The system drops the lock with its holder, however that ends; the file may then stay, and the
+    next run takes it over.
+
+    Raises:
+        OutputError: another run holds it.
+        OSError: the folder cannot be made or written.
+    """
+    missing = [folder for folder in out.parents if not folder.exists()]
+    lock = out.parent / f".{out.name}.taskvec-lock"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if not _take(fd, lock):
+                raise OutputError(f"{out}: another run is writing there; wait for it")
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # a lock file that nobody holds is no harm
+                    if _is(lock, fd):
+                        lock.unlink()
+        finally:
+            os.close(fd)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: the output, or what an interruption left
+            for folder in missing:
+                folder.rmdir()
+
+
+def _take(fd: int, lock: Path) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _is(lock, fd)  # not if its holder removed it just now
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _is(lock: Path, fd: int) -> bool:
+    """Whether the lock file is still the one that was opened."""
+    return os.path.samestat(os.fstat(fd), lock.stat())

@@ -1,0 +1,127 @@
+"""Pickled weights: `pytorch_model.bin`, its shards, or a `.bin`, `.pt`, `.pth` or `.ckpt` file.
+
+Unpickling can run code. torch's `weights_only` unpickler builds tensors and plain containers and
+refuses everything else, so nothing that is in a file is run; it is used only where pickled weights
+are allowed. Files are mapped into memory, not read whole, unless torch wrote them before 1.6.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.folder import FileIdentity, check_index, read_index, read_json
+from taskvec.checkpoints.memory import Held, is_torch, view_of
+from taskvec.errors import CheckpointError, MissingExtraError
+from taskvec.extras import require
+
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+SINGLE = "pytorch_model.bin"
+INDEX = "pytorch_model.bin.index.json"
+# Before this version, weights_only could be made to run code (CVE-2025-32434).
+_SAFE_TORCH = (2, 6)
+# What training leaves beside the weights.
+_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states).*")
+# Keys under which training scripts save the weights beside other things.
+_INSIDE = ("state_dict", "model_state_dict", "model", "module", "params")
+
+
+def is_pickled(path: Path) -> bool:
+    """Whether a path is a pickled file, or a folder whose only weights are pickled."""
+    if not path.is_dir():
+        return path.is_file() and path.suffix in SUFFIXES
+    suffixes = {p.suffix for p in path.iterdir()}
+    is_adapter = (path / "adapter_config.json").exists()
+    return not is_adapter and ".safetensors" not in suffixes and not suffixes.isdisjoint(SUFFIXES)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The weight files of a folder that has no safetensors; empty if it has none or too many."""
+    if (folder / INDEX).exists():
+        return sorted(read_index(folder, INDEX, {p.name for p in folder.iterdir()}))
+    if (folder / SINGLE).exists():
+        return [SINGLE]
+    found = [p.name for p in folder.iterdir() if p.suffix in SUFFIXES]
+    found = [name for name in found if not _TRAINING.fullmatch(name)]
+    return found if len(found) == 1 else []
+
+
+def open_pickled(path: Path) -> Held:
+    """Open a folder of pickled weights, or a single pickled file, without running what is in it.
+
+    Args:
+        path: Folder without safetensors weights, or a file.
+
+    Raises:
+        CheckpointError: no pickled weights, a damaged file, or one that holds more than weights.
+        MissingExtraError: torch is not installed, or too old to be safe.
+    """
+    path = path.absolute()
+    folder = path if path.is_dir() else path.parent
+    names = _weight_files(folder) if path.is_dir() else [path.name]
+    if not names:
+        raise CheckpointError(
+            f"{path}: holds several pickled files and no {SINGLE} or {INDEX}; name one of the files"
+        )
+    identities = tuple(FileIdentity.of(folder / name) for name in names)
+    listed = read_index(folder, INDEX, set(names)) if len(names) > 1 else {}
+    tensors: dict[str, Any] = {}
+    for name in names:
+        found = _load(folder / name)
+        if name in listed:
+            check_index(folder, INDEX, name, listed[name], found.keys())
+        tensors |= found
+    has_config = path.is_dir() and (folder / "config.json").exists()
+    return Held(
+        where=str(path),
+        views={name: view_of(name, tensors[name], str(path)) for name in sorted(tensors)},
+        config=read_json(folder / "config.json") if has_config else {},
+        identity=(str(path), identities),
+        folder=folder if path.is_dir() else None,
+        inputs=(path,),
+        place=folder,
+        read_from=identities,
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The tensors of one file, by name."""
+    torch = require("torch", "pickle")
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
+        raise MissingExtraError(
+            f"torch {torch.__version__} could be made to run code by a pickled file; this needs: "
+            "pip install 'taskvec[pickle]'"
+        )
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"asks for {asked[1]}" if asked else f"{type(error).__name__}"
+        raise CheckpointError(
+            f"{path}: is damaged or holds more than weights ({what}); nothing in it was run; "
+            "save its state dict as safetensors where you trust it"
+        ) from error
+    return _state_dict(path, content)
+
+
+def _state_dict(path: Path, content: object) -> dict[str, Any]:
+    """Tensors by name: the content itself, or what a training script put under a usual key."""
+    if isinstance(content, Mapping):
+        inside = [content[key] for key in _INSIDE if isinstance(content.get(key), Mapping)]
+        for found in [content, *inside]:
+            if found and all(isinstance(n, str) and is_torch(t) for n, t in found.items()):
+                return dict(found)
+        odd = [str(name) for name, value in content.items() if not is_torch(value)]
+        got = f"{odd[0]!r} is no tensor" if odd else "it is empty"
+    else:
+        got = f"it is a {type(content).__name__}"
+    raise CheckpointError(
+        f"{path}: is no state dict ({got}); save the tensors by name, or under 'state_dict'"
+    )

@@ -1,0 +1,381 @@
+"""Which token each row of an embedding is for, read from the tokenizer files of a model.
+
+No tokenizer is run. The vocabulary is in the first of these files that is there:
+
+| file | written by |
+|---|---|
+| `tokenizer.json` | transformers, for every fast tokenizer |
+| `vocab.json` | GPT-2 and its like; `merges.txt` beside it says nothing about rows |
+| `vocab.txt` | BERT; one token a line |
+| `tokenizer.model`, `spiece.model`, `spm.model` | SentencePiece, or tiktoken's lines |
+| `*.tiktoken` | tiktoken: base64 of a token, a blank, its row |
+
+Tokens that were added later are in `tokenizer.json`, in `tokenizer_config.json` under
+`added_tokens_decoder`, or in `added_tokens.json`.
+
+Tokens are compared as text. Those of tiktoken are written as byte-level BPE writes them (a blank is
+`Ġ`), so that a model with `tokenizer.json` and one with tiktoken's file can be compared.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import xxhash
+
+from taskvec.checkpoints.source import Source
+from taskvec.errors import CheckpointError
+
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+)
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_RANKED_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+# Tokenizer classes whose rows are not the numbers of their SentencePiece pieces.
+_SHIFTED = ("Pegasus", "BigBirdPegasus")
+_SAVE_AGAIN = (
+    "save it with tokenizer.json: transformers.AutoTokenizer.from_pretrained(DIR)"
+    ".save_pretrained(DIR)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A token that was added to a vocabulary: its row, and how text is cut at it (FLAGS)."""
+
+    row: int
+    flags: Mapping[str, bool]
+
+
+@dataclass(eq=False)
+class Tokenizer:
+    """The tokens of a model; the vocabulary is read when it is asked for.
+
+    Attributes:
+        where: Folder, for messages.
+        file: Name of the file that has the vocabulary.
+        digest: Of that file's content: two files that are the same need not be read.
+        extra: Tokens by the smaller files.
+        knows_all: Whether every token has a row here; tiktoken's special tokens may be in code.
+    """
+
+    where: str
+    file: str
+    digest: str
+    extra: Mapping[str, Added]
+    knows_all: bool
+    _parse: Callable[[], tuple[dict[str, int], dict[str, Added]]]
+
+    @cached_property
+    def _parsed(self) -> tuple[dict[str, int], dict[str, Added]]:
+        tokens, added = self._parse()
+        for token, about in self.extra.items():
+            tokens.setdefault(token, about.row)
+            added.setdefault(token, about)
+        return tokens, added
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Row by token."""
+        return self._parsed[0]
+
+    @property
+    def added(self) -> Mapping[str, Added]:
+        """Those of the tokens that were added, special ones among them."""
+        return self._parsed[1]
+
+    @cached_property
+    def used_rows(self) -> int:
+        """Number of the highest row that a token has, and 1."""
+        return max(self.tokens.values(), default=-1) + 1
+
+    def agrees(self, other: Tokenizer) -> bool:
+        """Whether every token has the same row in both; the same files are not parsed."""
+        if self is other:
+            return True
+        if self.digest == other.digest and _rows(self.extra) == _rows(other.extra):
+            return True
+        return self.tokens == other.tokens
+
+
+def _rows(added: Mapping[str, Added]) -> dict[str, int]:
+    return {token: about.row for token, about in added.items()}
+
+
+def read_tokenizer(source: Source) -> Tokenizer | None:
+    """The tokenizer of a model; None if there is none of a kind that is known.
+
+    Raises:
+        CheckpointError: a file cannot be read or is not what its name says. A vocabulary is only
+            read, and can only be found broken, when its tokens are asked for.
+    """
+    file = _vocabulary_file(source)
+    content = _content(source, file) if file is not None else None
+    if file is None or content is None:
+        return None
+    path = f"{source.where}/{file}"
+    config = _json_object(source, "tokenizer_config.json")
+    extra = _extra(source, config)
+    is_ranked = file.endswith(".tiktoken") or (
+        file.endswith(".model") and _RANKED_LINE.match(content) is not None
+    )
+    class_name = str(config.get("tokenizer_class", ""))
+    if file.endswith(".model") and not is_ranked and class_name.startswith(_SHIFTED):
+        raise CheckpointError(
+            f"{path}: {class_name} numbers its tokens otherwise than this file; {_SAVE_AGAIN}"
+        )
+    sentinels = int(config.get("extra_ids", 100)) if class_name.startswith("T5Tokenizer") else 0
+    return Tokenizer(
+        where=source.where,
+        file=file,
+        digest=xxhash.xxh3_128_hexdigest(content),
+        extra=extra,
+        knows_all=not is_ranked or bool(extra),
+        _parse=partial(_parse, source, file, path, is_ranked, sentinels),
+    )
+
+
+def _vocabulary_file(source: Source) -> str | None:
+    for name in VOCABULARIES:
+        if name in source.files or (source.folder is not None and (source.folder / name).is_file()):
+            return name
+    in_folder = source.folder.glob("*.tiktoken") if source.folder is not None else ()
+    ranked = {path.name for path in in_folder}
+    ranked |= {name for name in source.files if name.endswith(".tiktoken")}
+    return min(ranked, default=None)
+
+
+def _content(source: Source, name: str) -> bytes | None:
+    """A companion file of a model; None if there is none."""
+    if name in source.files:
+        return source.files[name]
+    if source.folder is None or not (source.folder / name).is_file():
+        return None
+    try:
+        return (source.folder / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{source.folder / name}: cannot be read: {error.strerror or error}"
+        ) from error
+
+
+def _json_object(source: Source, name: str) -> dict[str, Any]:
+    """A companion file that is a JSON object; empty if there is none."""
+    content = _content(source, name)
+    if content is None:
+        return {}
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source.where}/{name}: is not JSON ({str(error)[:80]})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{source.where}/{name}: is not a JSON object; got {type(value).__name__}"
+        )
+    return value
+
+
+def _extra(source: Source, config: Mapping[str, Any]) -> dict[str, Added]:
+    """Added tokens by the smaller files."""
+    found: dict[str, Added] = {}
+    special = set()
+    for value in _json_object(source, "special_tokens_map.json").values():
+        for entry in value if isinstance(value, list) else [value]:
+            special.add(entry["content"] if isinstance(entry, dict) else entry)
+    try:
+        for row, entry in config.get("added_tokens_decoder", {}).items():
+            found[entry["content"]] = _added(int(row), entry)
+        for token, row in _json_object(source, "added_tokens.json").items():
+            found.setdefault(token, _added(row, {"special": token in special}))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source.where}: added tokens cannot be read ({error!r}); {_SAVE_AGAIN}"
+        ) from error
+    return found
+
+
+def _added(row: Any, entry: Mapping[str, Any]) -> Added:
+    if type(row) is not int or row < 0:
+        raise ValueError(f"row {row!r} of a token")
+    special = bool(entry.get("special", False))
+    flags = {flag: bool(entry.get(flag, False)) for flag in FLAGS}
+    # Ordinary added tokens are looked for in normalised text, special ones in the text as it is.
+    flags["normalized"] = bool(entry.get("normalized", not special))
+    return Added(row, flags)
+
+
+def _parse(
+    source: Source, file: str, path: str, is_ranked: bool, sentinels: int
+) -> tuple[dict[str, int], dict[str, Added]]:
+    """Tokens and, of `tokenizer.json`, added tokens of a vocabulary file."""
+    content = _content(source, file)
+    if content is None:
+        raise CheckpointError(f"{path}: vanished while it was read; run again")
+    added: dict[str, Added] = {}
+    try:
+        if file == "tokenizer.json":
+            tokens, added = _fast(json.loads(content))
+        elif file == "vocab.json":
+            tokens = dict(json.loads(content))
+        elif file == "vocab.txt":
+            lines = content.decode("utf-8").removesuffix("\n").split("\n")
+            tokens = {line.rstrip("\r"): row for row, line in enumerate(lines)}
+        elif is_ranked:
+            tokens = _ranked(content)
+        else:
+            pieces = list(_pieces(content))
+            tokens = {piece: row for row, piece in enumerate(pieces)}
+            for i in range(sentinels):  # T5 counts them from the end
+                tokens.setdefault(f"<extra_id_{i}>", len(pieces) + sentinels - 1 - i)
+        if not tokens or not all(type(row) is int and row >= 0 for row in tokens.values()):
+            raise ValueError("no tokens, or rows that are no numbers")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is not a vocabulary that can be read ({str(error)[:80]}); {_SAVE_AGAIN}"
+        ) from error
+    return tokens, added
+
+
+def _fast(data: Any) -> tuple[dict[str, int], dict[str, Added]]:
+    """The content of `tokenizer.json`; an added token that the vocabulary has keeps that row."""
+    vocabulary = data["model"]["vocab"]
+    if isinstance(vocabulary, list):  # Unigram: pieces with their scores
+        tokens = {entry[0]: row for row, entry in enumerate(vocabulary)}
+    else:
+        tokens = dict(vocabulary)
+    added = {}
+    for entry in data.get("added_tokens") or ():
+        row = tokens.setdefault(entry["content"], entry["id"])
+        added[entry["content"]] = _added(row, entry)
+    return tokens, added
+
+
+def _ranked(content: bytes) -> dict[str, int]:
+    """The lines of a file of tiktoken."""
+    visible = _visible_bytes()
+    tokens = {}
+    for line in content.splitlines():
+        if line.strip():
+            encoded, row = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            tokens[token.decode("latin-1").translate(visible)] = int(row)
+    return tokens
+
+
+def _visible_bytes() -> dict[int, str]:
+    """How byte-level BPE writes each byte: itself if it can be seen, else a letter from U+0100 on.
+
+    Source: `bytes_to_unicode` of GPT-2's encoder.
+    """
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {byte: chr(byte) for byte in seen} | {
+        byte: chr(256 + i) for i, byte in enumerate(hidden)
+    }
+
+
+def _pieces(model: bytes) -> Iterator[str]:
+    """The pieces of a SentencePiece model in their order.
+
+    Field 1 of the message `ModelProto` is repeated, one message for each piece, whose field 1 is
+    the piece. Reading these two takes less than the dependency that reads them all.
+    """
+    for field, value in _fields(model):
+        if field == 1:
+            yield next(text for inner, text in _fields(value) if inner == 1).decode("utf-8")
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the fields of a protobuf message that have a length; others skipped."""
+    at, end = 0, len(message)
+    while at < end:
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == 2:
+            length, at = _varint(message, at)
+            if at + length > end:
+                raise ValueError("a field is longer than the file")
+            yield key >> 3, message[at : at + length]
+            at += length
+        elif kind == 0:
+            _, at = _varint(message, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind} at byte {at}")
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def next_row(source: Source, tokenizer: Tokenizer) -> int:
+    """The row of a token that is appended: the number that `tokenizers` gives it when it loads.
+
+    Raises:
+        CheckpointError: there is no `tokenizer.json`, or its rows have gaps, so that an appended
+            token would get the row of another.
+    """
+    drop = "or leave the new tokens out with new_tokens: drop"
+    if tokenizer.file != "tokenizer.json":
+        raise CheckpointError(
+            f"{source.where}: new tokens cannot be put into {tokenizer.file}; {_SAVE_AGAIN}, {drop}"
+        )
+    size = len(_json_object(source, tokenizer.file)["model"]["vocab"])
+    last = max((about.row for about in tokenizer.added.values()), default=-1)
+    row = last + 1 if last >= size else size
+    if row != tokenizer.used_rows:
+        raise CheckpointError(
+            f"{source.where}/{tokenizer.file}: a token that is appended would get row {row}, but "
+            f"rows up to {tokenizer.used_rows - 1} are taken; {_SAVE_AGAIN}, {drop}"
+        )
+    return row
+
+
+def with_added_tokens(
+    source: Source, tokenizer: Tokenizer, new: Mapping[str, Added]
+) -> dict[str, bytes]:
+    """The tokenizer files of a model with tokens appended, those that change.
+
+    Args:
+        source: Model that has a `tokenizer.json`.
+        tokenizer: Its tokenizer.
+        new: Row and flags of each new token; rows follow one another from `next_row` on.
+    """
+    main = _json_object(source, "tokenizer.json")
+    entries = list(main.get("added_tokens") or ())
+    there = {entry["content"] for entry in entries} | set(_fast(main)[0])
+    late = {token: about for token, about in tokenizer.extra.items() if token not in there}
+    for token, about in sorted((late | dict(new)).items(), key=lambda item: item[1].row):
+        entries.append({"id": about.row, "content": token, **about.flags})
+    files = {"tokenizer.json": main | {"added_tokens": entries}}
+    config = _json_object(source, "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        decoder = {str(about.row): {"content": t, **about.flags} for t, about in new.items()}
+        decoder = config["added_tokens_decoder"] | decoder
+        files["tokenizer_config.json"] = config | {"added_tokens_decoder": decoder}
+    listed = _json_object(source, "added_tokens.json")
+    if listed:
+        files["added_tokens.json"] = listed | _rows(new)
+    return {
+        name: json.dumps(data, indent=2, ensure_ascii=False).encode() + b"\n"
+        for name, data in files.items()
+    }

@@ -1,0 +1,140 @@
+"""A task vector in a file of its own: a source whose elements are τ, not weights.
+
+`taskvec extract` writes such files, and says so in their metadata; that is how they are told from
+weights. Tensors that the vector lacks are left as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from taskvec.checkpoints.fingerprint import fingerprint
+from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
+from taskvec.checkpoints.safetensors import TensorInfo, read_metadata
+from taskvec.checkpoints.views import StoredTensor
+from taskvec.dtypes import DType
+from taskvec.errors import CheckpointError
+
+KIND = "task vector"  # what the metadata of such a file says under `taskvec`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredDifference:
+    """A tensor of a vector, as it lies in the file."""
+
+    stored: StoredTensor
+    is_difference: ClassVar[bool] = True
+
+    @property
+    def dtype(self) -> DType:
+        """See `View`."""
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `View`."""
+        return self.stored.shape
+
+    def read(self, start: int, stop: int) -> Any:
+        """See `View`."""
+        return self.stored.read(start, stop)
+
+
+@dataclass(slots=True, eq=False)
+class Vector:
+    """An opened file; a `Source`.
+
+    Attributes:
+        stored: Its tensors, as if they were weights.
+        metadata: What the file says about itself, such as `anchor_fingerprint`.
+    """
+
+    stored: Checkpoint
+    metadata: Mapping[str, str]
+    _views: dict[str, StoredDifference] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    parts: ClassVar[tuple[()]] = ()
+    is_difference: ClassVar[bool] = True
+    folder: ClassVar[Path | None] = None
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """See `Source`."""
+        return self.stored.tensors
+
+    @property
+    def where(self) -> str:
+        """See `Source`."""
+        return self.stored.where
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """See `Source`."""
+        return self.stored.inputs
+
+    @property
+    def identity(self) -> object:
+        """See `Source`."""
+        return ("vector", self.stored.identity)
+
+    def view(self, name: str) -> StoredDifference:
+        """See `Source`."""
+        if name not in self._views:
+            self._views[name] = StoredDifference(self.stored.view(name))
+        return self._views[name]
+
+    def check_unchanged(self) -> None:
+        """See `Source`."""
+        self.stored.check_unchanged()
+
+    def starts_from(self, digests: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
+        """Whether a model is the one that the vector was taken from, as far as that is known.
+
+        Args:
+            digests: Of the model's tensors.
+            tensors: What the model holds.
+        """
+        said = self.metadata.get("anchor_fingerprint")
+        if said is None or not self.tensors.keys() <= digests.keys() & tensors.keys():
+            return True
+        described = {n: (tensors[n].dtype.name, tensors[n].shape) for n in self.tensors}
+        return fingerprint({n: digests[n] for n in self.tensors}, described) == said
+
+
+def is_vector(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a file that says that it holds a task vector.
+
+    Raises:
+        CheckpointError: it ends in `.safetensors` and is no such file.
+    """
+    file = Path(os.path.expanduser(path))  # noqa: PTH111 (unlike Path's, leaves ~nobody)
+    is_file = file.suffix == ".safetensors" and file.is_file()
+    return is_file and read_metadata(file).get("taskvec") == KIND
+
+
+def open_vector(path: str | os.PathLike[str]) -> Vector:
+    """Open a task vector and check everything that can be checked without reading its elements.
+
+    Raises:
+        CheckpointError: no such file, a broken one, one that does not say that it is a task vector,
+            or one with tensors that are not floating-point.
+    """
+    stored = open_checkpoint(path)
+    metadata = read_metadata(stored.inputs[0])
+    if metadata.get("taskvec") != KIND:
+        raise CheckpointError(
+            f"{path}: does not say that it holds a task vector; expected a file that "
+            "`taskvec extract` wrote"
+        )
+    for name, info in stored.tensors.items():
+        if not info.dtype.is_float:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} of a task vector is {info.dtype.name}, expected floating "
+                "point; extract it again"
+            )
+    return Vector(stored, metadata)
