@@ -25,8 +25,8 @@ def asked(monkeypatch):
     """A collector that notes what it is called with and counts its calls."""
     calls = []
 
-    def collect(members, table):
-        calls.append((members, table))
+    def collect(plan, need, options):
+        calls.append((plan.members, need.table))
         return len(calls)
 
     monkeypatch.setitem(engine.COLLECTORS, "count", collect)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from taskvec.errors import ParameterError
 from taskvec.methods import METHODS, average, find_method, task_arithmetic
-from taskvec.methods.method import Inputs, Method
+from taskvec.methods.method import Inputs, Method, Need
 
 
 def inputs(scales, names=("x", "y", "z")):
@@ -68,7 +70,13 @@ def test_declarations(name):
 @pytest.mark.parametrize("name", [n for n in sorted(METHODS) if not METHODS[n].needs_scan])
 def test_decisions_are_pure(name):
     method, given = METHODS[name], inputs({"a": 0.5, "b": 1.5} if METHODS[name].takes_tasks else {})
+    parameters = {p.name: p.default for p in method.parameters}
+    given = replace(given, parameters=dict.fromkeys(given.tasks, parameters))
     first, second = method.decide(given), method.decide(given)
+    if isinstance(first, Need):
+        assert repr(first) == repr(second)
+        given = replace(given, passes=({task: {} for task in given.tasks},) * 2)
+        first, second = method.decide(given), method.decide(given)
     np.testing.assert_array_equal(first.weights, second.weights)
     assert first.tasks == given.tasks
     assert first.names == given.names
@@ -77,8 +85,8 @@ def test_decisions_are_pure(name):
 
 @pytest.mark.parametrize(("name", "hint"), [
     ("lta", r"unknown method 'lta'; did you mean 'lata'\?"),
-    ("soup", r"unknown method 'soup'; known: average, lata, passthrough, task_arithmetic"),
-    (None, r"unknown method None; known: lata, task_arithmetic, average, passthrough"),
+    ("soup", r"unknown method 'soup'; known: "),
+    (None, r"unknown method None; known: lata, task_arithmetic, "),
     (["lata"], r"unknown method \['lata'\]; known: "),
 ])  # fmt: skip
 def test_unknown_methods(name, hint):

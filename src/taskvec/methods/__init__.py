@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from taskvec.errors import ParameterError, nearest
-from taskvec.methods import average, lata, passthrough, task_arithmetic
+from taskvec.methods import (
+    average,
+    breadcrumbs,
+    dare,
+    dare_ties,
+    lata,
+    magnitude,
+    passthrough,
+    task_arithmetic,
+    ties,
+)
 from taskvec.methods.method import Method
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (lata, task_arithmetic, average, passthrough)
+    module.METHOD.name: module.METHOD
+    for module in (
+        lata,
+        task_arithmetic,
+        ties,
+        dare,
+        dare_ties,
+        magnitude,
+        breadcrumbs,
+        average,
+        passthrough,
+    )
 }
 
 

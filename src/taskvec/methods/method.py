@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+
+from taskvec.errors import ParameterError
 from taskvec.methods.parameters import Parameter, Resolved
 from taskvec.methods.table import Table
 from taskvec.statistics.scan import Scan
@@ -20,6 +24,8 @@ class Inputs:
         scales: λ_t by task.
         parameters: Every declared parameter of each task.
         scan: Statistics of the weights; None if the method does not ask for them.
+        table: Layer weights made elsewhere, for a method that sparsifies; None for 1 everywhere.
+        seed: For methods that draw random numbers.
         passes: What further collecting passes gave, in the order in which `decide` asked.
     """
 
@@ -28,7 +34,27 @@ class Inputs:
     scales: Mapping[str, float]
     parameters: Mapping[str, Resolved]
     scan: Scan | None = None
+    table: Table | None = None
+    seed: int = 0
     passes: tuple[object, ...] = ()
+
+    def common(self, name: str) -> Any:
+        """The value of a parameter that cannot differ between tasks.
+
+        Raises:
+            ParameterError: it does.
+        """
+        values = {task: self.parameters[task][name] for task in self.tasks}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{task} {value}" for task, value in values.items())
+            raise ParameterError(f"{name} must be the same for all tasks; got {told}")
+        return next(iter(values.values()))
+
+    def layer_weights(self) -> Table:
+        """The table that was given, or weight 1 for every task and tensor."""
+        if self.table is not None:
+            return self.table
+        return Table(self.tasks, self.names, np.ones((len(self.tasks), len(self.names))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +64,14 @@ class Need:
     Attributes:
         statistic: Which collector to run; the engine knows them by name.
         table: Weights under which the statistic is collected.
+        densities: Share of entries that are to be kept by task, for `thresholds`.
+        scope: Whether entries are ranked within a `tensor` or over the whole `model`.
     """
 
     statistic: str
     table: Table
+    densities: Mapping[str, float] = field(default_factory=dict)
+    scope: str = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +91,9 @@ class Method:
         default_scale: λ where the recipe gives none; None if it must be given.
         takes_negative_scale: Whether a task can be subtracted.
         takes_tasks: Whether there is anything to add; if not, the recipe may name no task.
-        takes_table: Whether a table made elsewhere can take the place of `decide`.
+        takes_table: Whether a table made elsewhere can take the place of `decide`, or, where the
+            method sparsifies, be what it weighs layers by.
+        sparsifies: Whether it keeps part of the vectors only, or elects signs.
         alignment: What must be held at once: `element`, `row` or `matrix`.
     """
 
@@ -78,4 +110,5 @@ class Method:
     takes_negative_scale: bool = True
     takes_tasks: bool = True
     takes_table: bool = True
+    sparsifies: bool = False
     alignment: str = "element"

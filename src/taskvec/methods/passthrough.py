@@ -25,6 +25,8 @@ METHOD = Method(
     formula="θ = θ_target",
     decide=decide,
     needs_anchor=False,
+    default_scale=1.0,
+    takes_negative_scale=False,
     takes_tasks=False,
     takes_table=False,
 )

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from taskvec.checkpoints.exchange import write_whole
 from taskvec.errors import UsageError, nearest
+from taskvec.methods.selection import Selection, selection_from_json
 
 Array = np.ndarray[Any, Any]
 
@@ -35,6 +37,8 @@ class Table:
             out; empty if it rests on no reading. The engine compares them with what it reads.
         warnings: What a user should know before relying on this table.
         origin: How it was made, in words for cards and manifests.
+        selection: What is kept of each pure vector and how tasks are combined; None: everything is
+            kept, and tasks are added.
     """
 
     tasks: tuple[str, ...]
@@ -44,6 +48,7 @@ class Table:
     digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     origin: str = "table"
+    selection: Selection | None = None
 
     def of(self, task: str) -> dict[str, float]:
         """Weight by tensor name of one task."""
@@ -54,13 +59,15 @@ class Table:
         out: dict[str, Any] = {"weights": {task: self.of(task) for task in self.tasks}}
         if self.target is not None:
             out["target"] = dict(zip(self.names, self.target.tolist(), strict=True))
+        if self.selection is not None:
+            out["selection"] = self.selection.to_json()
         return out
 
     def save(self, path: str | Path) -> None:
         """Write as CSV (`tensor`, one column a task) or, if the name ends in `.json`, as JSON."""
         path = Path(path)
         if path.suffix == ".json":
-            path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            write_whole(path, json.dumps(self.to_json(), indent=1).encode() + b"\n")
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -68,7 +75,7 @@ class Table:
         writer.writerow(["tensor", *self.tasks, *(["(target)"] if self.target is not None else [])])
         for name, row in zip(self.names, np.concatenate(columns).T.tolist(), strict=True):
             writer.writerow([name, *row])
-        path.write_text(text.getvalue())
+        write_whole(path, text.getvalue().encode())
 
 
 def table_from_json(data: Mapping[str, Any], where: str) -> Table:
@@ -83,7 +90,13 @@ def table_from_json(data: Mapping[str, Any], where: str) -> Table:
         columns["(target)"] = data["target"]
     if not columns or not all(isinstance(column, dict) for column in columns.values()):
         raise UsageError(f"{where}: is not a table; expected weights by task and tensor")
-    return _build(columns, where)
+    table = _build(columns, where)
+    if data.get("selection") is None:
+        return table
+    try:
+        return replace(table, selection=selection_from_json(data["selection"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{where}: selection is damaged ({error!r})") from error
 
 
 def load_table(path: str | Path) -> Table:

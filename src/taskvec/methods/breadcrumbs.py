@@ -1,0 +1,55 @@
+"""Model Breadcrumbs: the middle of each task vector, without its largest and smallest entries.
+
+    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t
+
+m_t drops, in each tensor, the `gamma` share of entries that is largest in magnitude, and of the
+rest keeps the `density` share (of all entries) that is largest.
+
+Source: Model Breadcrumbs, arXiv:2312.06795, section 3, where the masks are given by the percentiles
+β and γ of each layer: density = γ − β, gamma = 1 − γ. Defaults are β = 0.9 and γ = 0.993. Entries
+that equal the γ-th percentile are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from taskvec.methods.method import Inputs, Method, Need
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.selection import Selection
+from taskvec.methods.table import Table
+from taskvec.methods.ties import SCOPES
+from taskvec.statistics.trim import Threshold
+
+PARAMETERS = (
+    Parameter("density", 0.093, "share of entries that are kept", low=0, high=1),
+    Parameter("gamma", 0.007, "share of entries dropped because they are largest", low=0, high=1),
+    Parameter("scope", "tensor", "what entries are ranked within", choices=SCOPES),
+)
+
+
+def decide(inputs: Inputs) -> Table | Need:
+    """The layer weights with a floor and a ceiling; asks for the two one after the other."""
+    table, scope = inputs.layer_weights(), inputs.common("scope")
+    chosen = {task: inputs.parameters[task] for task in inputs.tasks}
+    if not inputs.passes:
+        return Need("thresholds", table, {t: p["gamma"] for t, p in chosen.items()}, scope)
+    if len(inputs.passes) == 1:
+        both = {t: min(1.0, p["gamma"] + p["density"]) for t, p in chosen.items()}
+        return Need("thresholds", table, both, scope)
+    top, floor = (cast(dict[str, dict[str, Threshold]], found) for found in inputs.passes)
+    ceilings = {task: {n: t.lower for n, t in mine.items()} for task, mine in top.items()}
+    selection = Selection(thresholds=floor, ceilings=ceilings)
+    return replace(table, selection=selection, origin=f"breadcrumbs of {table.origin}")
+
+
+METHOD = Method(
+    name="breadcrumbs",
+    summary="drop the largest and the small entries of each task vector, add the rest",
+    source="arXiv:2312.06795",
+    formula="θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t",
+    decide=decide,
+    parameters=PARAMETERS,
+    sparsifies=True,
+)

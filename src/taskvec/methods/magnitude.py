@@ -1,0 +1,45 @@
+"""Magnitude pruning: the largest entries of each task vector, added.
+
+    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t      m_t keeps the `density` share largest in magnitude
+
+The trim of TIES (arXiv:2306.01708, section 3) without its election, also the baseline that DARE
+(arXiv:2311.03099, section 4.3) is compared with. Nothing is rescaled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from taskvec.methods.method import Inputs, Method, Need
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.selection import Selection
+from taskvec.methods.table import Table
+from taskvec.methods.ties import DENSITY, SCOPES
+
+PARAMETERS = (
+    Parameter("density", 0.2, DENSITY, low=0, high=1),
+    Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
+)
+
+
+def decide(inputs: Inputs) -> Table | Need:
+    """The layer weights, with thresholds for the trim; asks for these first."""
+    table = inputs.layer_weights()
+    if not inputs.passes:
+        densities = {task: inputs.parameters[task]["density"] for task in inputs.tasks}
+        return Need("thresholds", table, densities, inputs.common("scope"))
+    thresholds = cast(dict, inputs.passes[0])  # type: ignore[type-arg]
+    selection = Selection(thresholds=thresholds)
+    return replace(table, selection=selection, origin=f"magnitude of {table.origin}")
+
+
+METHOD = Method(
+    name="magnitude",
+    summary="add the largest entries of each task vector",
+    source="arXiv:2306.01708",
+    formula="θ = θ_target + Σ_t λ_t trim(τ'_t)",
+    decide=decide,
+    parameters=PARAMETERS,
+    sparsifies=True,
+)

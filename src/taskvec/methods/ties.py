@@ -1,0 +1,58 @@
+"""TIES-Merging: trim, elect signs, merge what agrees.
+
+    trim    m_t keeps the `density` share of τ'_t that is largest in magnitude, over the whole model
+    elect   γ = sgn(Σ_t λ_t m_t ⊙ τ'_t), entry by entry
+    merge   θ = θ_target + mean over {t : sgn = γ} of λ_t m_t ⊙ τ'_t
+
+Source: TIES-Merging, arXiv:2306.01708, algorithm 1; the published code ranks entries over the
+whole model and elects by mass. The mean is over the tasks that agree and whose entry is not
+trimmed. With equal λ this is the paper's λ τ_m; defaults are its k = 20 % and λ = 1. Entries of
+equal magnitude at the cut are kept from the first on, until the density is met; the published code
+keeps them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from taskvec.methods.method import Inputs, Method, Need
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.selection import Selection
+from taskvec.methods.table import Table
+
+SCOPES = ("model", "tensor")
+DENSITY = "share of entries that are kept, the largest ones"
+
+PARAMETERS = (
+    Parameter("density", 0.2, DENSITY, low=0, high=1),
+    Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
+    Parameter("elect", "mass", "what a sign is elected by", choices=("mass", "count")),
+    Parameter("merge", "mean", "how agreeing entries are combined", choices=("mean", "sum")),
+)
+
+
+def decide(inputs: Inputs) -> Table | Need:
+    """The layer weights, with thresholds for the trim; asks for these first."""
+    table = inputs.layer_weights()
+    if not inputs.passes:
+        densities = {task: inputs.parameters[task]["density"] for task in inputs.tasks}
+        return Need("thresholds", table, densities, inputs.common("scope"))
+    selection = Selection(
+        thresholds=cast(dict, inputs.passes[0]),  # type: ignore[type-arg]
+        election=inputs.common("elect"),
+        merge=inputs.common("merge"),
+    )
+    return replace(table, selection=selection, origin=f"ties of {table.origin}")
+
+
+METHOD = Method(
+    name="ties",
+    summary="trim small entries, elect signs, average what agrees",
+    source="arXiv:2306.01708",
+    formula="θ = θ_target + mean_{t: sgn = γ} λ_t trim(τ'_t), γ = sgn(Σ_t λ_t trim(τ'_t))",
+    decide=decide,
+    parameters=PARAMETERS,
+    default_scale=1.0,
+    sparsifies=True,
+)
