@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskvec.engine.api import forget, merge, scan
-    from taskvec.engine.recipe import Family, load_recipe
+    from taskvec.engine.api import extract, forget, merge, scan
+    from taskvec.engine.inspection import inspect
+    from taskvec.engine.reading import load_recipe
+    from taskvec.engine.recipe import Family
     from taskvec.engine.scans import load_scan
     from taskvec.engine.verify import verify
     from taskvec.errors import TaskvecError
@@ -20,9 +22,11 @@ _HOMES = {
     "Scan": "taskvec.statistics.scan",
     "Table": "taskvec.methods.table",
     "TaskvecError": "taskvec.errors",
+    "extract": "taskvec.engine.api",
     "forget": "taskvec.engine.api",
+    "inspect": "taskvec.engine.inspection",
     "lata": "taskvec.methods.lata",
-    "load_recipe": "taskvec.engine.recipe",
+    "load_recipe": "taskvec.engine.reading",
     "load_scan": "taskvec.engine.scans",
     "load_table": "taskvec.methods.table",
     "merge": "taskvec.engine.api",
@@ -35,7 +39,9 @@ __all__ = [
     "Scan",
     "Table",
     "TaskvecError",
+    "extract",
     "forget",
+    "inspect",
     "lata",
     "load_recipe",
     "load_scan",

@@ -77,7 +77,7 @@ def test_member_has_one_more(tmp_path):
 def test_other_target_lacks_a_tensor(tmp_path):
     family = small_family(tmp_path, target={"a": SMALL["a"], "b": SMALL["b"]})
     assert refusal(FamilyError, family) == (
-        f"anchor ({tmp_path}/instruct): has tensor 'c.weight', which the target lacks (1 extra); "
+        f"instruct ({tmp_path}/instruct): has tensor 'c.weight', which the target lacks (1 extra); "
         'if it is not meant, leave it out with exclude: ["c.weight"]'
     )
 
@@ -236,8 +236,7 @@ def spoiled(member: str, name: str, at: int, value: float) -> dict[str, dict[str
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
 def test_nan_or_infinity_is_named(tmp_path, cli, verb, dtype):
     """In a scan and in a merge, by member, tensor and place; nothing is written."""
-    start = "anchor" if verb != "task_arithmetic" else "target"  # one folder, in both roles
-    kinds = [("math", "task 'math'", np.nan, "nan"), ("instruct", start, -np.inf, "-inf")]
+    kinds = [("math", "task 'math'", np.nan, "nan"), ("instruct", "instruct", -np.inf, "-inf")]
     for i, (member, word, value, got) in enumerate(kinds):
         name, at = PLACES[i]
         folders = write_family(tmp_path / str(i), spoiled(member, name, at, value), dtype)
@@ -248,7 +247,8 @@ def test_nan_or_infinity_is_named(tmp_path, cli, verb, dtype):
         code, out, err = cli(*words, *flags)
         assert (code, out) == (1, "")
         assert err.startswith(
-            f"taskvec: error: {word}: tensor '{name}' holds {got} at element {at:,} "
+            f"taskvec: error: {word} ({folders[member]}): "
+            f"tensor '{name}' holds {got} at element {at:,} "
         )
         assert err.endswith("; repair the checkpoint or exclude the tensor\n")
         assert err.count("\n") == 1
@@ -260,10 +260,11 @@ def test_nan_in_the_base_is_named(tmp_path):
     family = tv.Family(
         base=folders["base"], instruct=folders["instruct"], tasks={"math": folders["math"]}
     )
-    with pytest.raises(
-        CheckpointError, match=r"^base: tensor 'temperature' holds nan at element 0 "
-    ):
+    with pytest.raises(CheckpointError) as caught:
         tv.scan(family)
+    assert str(caught.value).startswith(
+        f"base ({tmp_path}/base): tensor 'temperature' holds nan at element 0 "
+    )
 
 
 def test_nan_in_a_tensor_that_is_only_copied(tmp_path):
@@ -275,7 +276,8 @@ def test_nan_in_a_tensor_that_is_only_copied(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         merge(family, tmp_path / "out")
     assert str(caught.value).startswith(
-        "target: tensor 'model.embed_tokens.weight' holds inf at element 66,000 (1 in this block); "
+        f"instruct ({tmp_path}/instruct): tensor 'model.embed_tokens.weight' holds inf at element "
+        "66,000 (1 in this block); "
     )
     assert not (tmp_path / "out").exists()
 
@@ -330,8 +332,8 @@ def test_integers_that_differ(tmp_path, name, kind, value):
     with pytest.raises(FamilyError) as caught:
         merge(family, tmp_path / "out")
     assert str(caught.value) == (
-        f"task 'math': {kind} tensor {name!r} differs from the target's; what is not "
-        "floating-point must be equal, or be excluded"
+        f"task 'math' ({tmp_path}/math): {kind} tensor {name!r} differs from the target's; "
+        "what is not floating-point must be equal, or be excluded"
     )
     assert not (tmp_path / "out").exists()
     excluded = tv.Family(family.tasks, instruct=family.instruct, exclude=(name,))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.conftest import read_raw
 
-from taskvec.checkpoints import staging
+from taskvec.checkpoints import exchange, staging
 from taskvec.engine import plan
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -255,12 +255,13 @@ FAILURES = {
     "quota": ("pwrite", lambda: fails(errno.EDQUOT, 10), FULL),
     "read-only suddenly": (
         "pwrite", lambda: fails(errno.EROFS, 10),
-        "cannot be written there: Read-only file system"),
+        "cannot be written: Read-only file system; nothing was left behind"),
     "broken disk": (
         "pwrite", lambda: fails(errno.EIO, 10),
-        "cannot be written: [Errno 5] Input/output error"),
+        "cannot be written: Input/output error; nothing was left behind"),
     "broken disk at sync": (
-        "fsync", lambda: fail_fsync, "cannot be written: [Errno 5] Input/output error"),
+        "fsync", lambda: fail_fsync,
+        "cannot be written: Input/output error; nothing was left behind"),
 }  # fmt: skip
 
 
@@ -335,8 +336,8 @@ def test_exchange_by_renames(tmp_path, merge, monkeypatch):
     class Library:
         renameat2 = staticmethod(lambda *names: -1)
 
-    monkeypatch.setattr(staging.ctypes, "CDLL", lambda *a, **k: Library)
-    monkeypatch.setattr(staging.ctypes, "get_errno", lambda: errno.EINVAL)
+    monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *a, **k: Library)
+    monkeypatch.setattr(exchange.ctypes, "get_errno", lambda: errno.EINVAL)
     assert merge(tmp_path / "out", "--force")[0] == 0
     assert "notes.txt" not in state(tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["family", "out"]

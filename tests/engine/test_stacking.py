@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import CONFIG, read_checkpoint, read_raw, tiny_llama, write_checkpoint
 
 from taskvec.engine import run as engine
-from taskvec.engine.recipe import load_recipe
+from taskvec.engine.reading import load_recipe
 from taskvec.engine.verify import verify
 from taskvec.errors import FamilyError, RecipeError
 
@@ -57,6 +57,9 @@ def test_blocks_are_renumbered_and_ends_come_from_the_ends(root):
     assert config["num_hidden_layers"] == 4
     assert config["layer_types"] == ["a0", "a1", "b1", "b2"]
     assert all(check.outcome == "same" for check in verify(out, replay=True))
+    card = (out / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["a", "b"]
+    assert "| target | stack of a + b |" in card
 
 
 def test_one_model_may_come_twice(root):

@@ -11,9 +11,9 @@ from tests.conftest import read_raw, write_family
 
 from taskvec.engine import run as engine
 from taskvec.engine.manifest import read_manifest, recipe_of
-from taskvec.engine.recipe import load_recipe
+from taskvec.engine.reading import load_recipe
 from taskvec.engine.verify import verify
-from taskvec.errors import RecipeError
+from taskvec.errors import RecipeError, StaleError
 
 FIRST = {
     "base": "base",
@@ -86,6 +86,7 @@ def test_nothing_of_a_stage_is_written(root):
 
 
 def test_the_manifest_repeats_the_merge_with_the_tables_of_its_stages(root):
+    """The tables of its stages are taken from it: with another the stage is not what was read."""
     merged(write(root, "one.yaml", SECOND | {"stages": {"skills": FIRST}}), root / "one")
     manifest = read_manifest(root / "one")
     kept = manifest["stages"]["skills"]["weights"]["math"]
@@ -95,8 +96,17 @@ def test_the_manifest_repeats_the_merge_with_the_tables_of_its_stages(root):
     manifest["stages"]["skills"]["weights"]["math"] = dict.fromkeys(kept, 0.5)
     (root / "one" / "taskvec-manifest.json").write_text(json.dumps(manifest))
     recipe, table = recipe_of(manifest, "edited")
-    again = engine.run(recipe, root / "again", table=table).path
-    assert read_raw(again) != read_raw(root / "one")
+    with pytest.raises(StaleError, match="stage:skills"):
+        engine.run(recipe, root / "again", table=table)
+    assert not (root / "again").exists()
+
+
+def test_the_card_names_the_models_that_stages_are_made_of(root):
+    merged(write(root, "one.yaml", SECOND | {"stages": {"skills": FIRST}}), root / "one")
+    card = (root / "one" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["base_model"] == ["base", "code", "instruct", "math"]
+    assert str(root) not in card
 
 
 def test_weights_of_a_stage_that_changed_are_noticed(root):
@@ -141,3 +151,16 @@ def test_the_line_in_a_stage_is_named(root):
     assert f"{path}: stage 'one':5: unknown key 'metod'; did you mean 'method'?" in str(
         caught.value
     )
+
+
+def test_a_stage_draws_by_the_seed_of_the_recipe(root):
+    stage = FIRST | {"method": {"name": "dare", "density": 0.5}}
+    one = {"target": "stage:skills", "method": "passthrough", "stages": {"skills": stage}}
+    a, again, b = (
+        read_raw(merged(write(root, "r.yaml", one | {"seed": seed}), root / name))
+        for name, seed in (("a", 1), ("again", 1), ("b", 2))
+    )
+    assert a == again
+    assert a != b
+    written = merged(write(root, "r.yaml", stage | {"seed": 1}), root / "w")
+    assert read_raw(written) == a

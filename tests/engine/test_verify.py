@@ -158,7 +158,8 @@ def test_input_is_gone(made, family, cli):
     assert found["task:code"] == {
         "what": "task:code",
         "outcome": "absent",
-        "detail": f"{family['code']}: no such folder; a model on the hub must be downloaded first",
+        "detail": f"{family['code']}: no such folder or file; a model is a folder, a .safetensors "
+        "file, or org/name on the hub",
     }
     assert {c["outcome"] for what, c in found.items() if what != "task:code"} == {"same"}
     assert cli("verify", made, "--no-inputs")[0] == 0
@@ -336,8 +337,8 @@ def test_manifest_takes_no_flags(made, tmp_path, cli):
 def test_replay_of_other_weights_is_refused(made, tmp_path, family, cli, member, name, role):
     alter(family[member], name, 2)
     assert cli("merge", made / MANIFEST_FILE, tmp_path / "two") == (
-        1, "", f"taskvec: error: {role}: weights of tensor {name!r} are not those that were "
-        "measured before; scan again (--rescan)\n",
+        1, "", f"taskvec: error: {role} ({family[member]}): weights of tensor {name!r} are not "
+        "those that were measured before; scan again (--rescan)\n",
     )  # fmt: skip
     assert not (tmp_path / "two").exists()
 
@@ -346,7 +347,7 @@ def test_replay_of_other_weights_is_refused(made, tmp_path, family, cli, member,
 
 
 @pytest.mark.parametrize(("member", "role"), [
-    ("math", "task 'math'"), ("instruct", "target"), ("base", None),
+    ("math", "task 'math'"), ("instruct", "instruct"), ("base", None),
 ])  # fmt: skip
 def test_table_of_an_earlier_scan_is_stale(tmp_path, family, member, role):
     """Weights changed; header, size and modification time did not."""
@@ -361,8 +362,8 @@ def test_table_of_an_earlier_scan_is_stale(tmp_path, family, member, role):
     with pytest.raises(StaleError) as caught:
         tv.merge(members, table, scale=scale, out=tmp_path / "out")
     assert str(caught.value) == (
-        f"{role}: weights of tensor {name!r} are not those that were measured before; "
-        "scan again (--rescan)"
+        f"{role} ({family[member]}): weights of tensor {name!r} are not those that were "
+        "measured before; scan again (--rescan)"
     )
     assert not (tmp_path / "out").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["family"]
@@ -455,7 +456,7 @@ def test_kept_scan_that_fits_only_from_outside_is_noticed(
     monkeypatch.setattr(
         FileIdentity,
         "of",
-        classmethod(lambda cls, path: cls(path.name, path.stat().st_size, 0, 0, 0)),
+        classmethod(lambda cls, path, stat=None: cls(path.name, path.stat().st_size, 0, 0, 0)),
     )
     flags = [
         "--base",
@@ -470,8 +471,8 @@ def test_kept_scan_that_fits_only_from_outside_is_noticed(
     code, out, err = cli("merge", tmp_path / "out", *flags)
     assert (code, out) == (1, "")
     assert err == (
-        f"taskvec: error: task 'math': weights of tensor {EMBEDDING!r} are not those that were "
-        "measured before; scan again (--rescan)\n"
+        f"taskvec: error: task 'math' ({family['math']}): weights of tensor {EMBEDDING!r} are "
+        "not those that were measured before; scan again (--rescan)\n"
     )
     assert len(scanned) == 1
     assert cli("merge", tmp_path / "out", *flags, "--rescan")[0] == 0

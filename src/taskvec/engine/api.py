@@ -6,10 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from taskvec.checkpoints.memory import Module
+from taskvec.engine.difference import Wanted
+from taskvec.engine.extract import Extracted, extract_vector
+from taskvec.engine.live import run_into
 from taskvec.engine.located import Document
+from taskvec.engine.lora import extract_lora, shape_of
 from taskvec.engine.members import open_members
-from taskvec.engine.recipe import Family, Recipe, read_recipe
+from taskvec.engine.reading import read_recipe
+from taskvec.engine.recipe import Family, Recipe
 from taskvec.engine.run import Merged, Options, run
 from taskvec.engine.scans import scan_members
 from taskvec.errors import UsageError
@@ -49,7 +56,7 @@ def merge(
     table: Table | str | Mapping[str, object],
     *,
     scale: Mapping[str, float],
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | Module | Mapping[str, Any],
     dtype: str | None = None,
     shard_size: str | int = "5GB",
     precision: str = "float32",
@@ -57,14 +64,14 @@ def merge(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Merged:
-    """Write θ_target + Σ_t λ_t w_t τ_t as a Hugging Face folder.
+    """Write θ_target + Σ_t λ_t w_t τ_t as a Hugging Face folder, or into a model in memory.
 
     Args:
         family: Checkpoints.
         table: Layer weights, for example from `lata`; or a method, by name or as in a recipe
             (`"task_arithmetic"`, `{"name": "lata", "scheme": "linear"}`).
         scale: λ_t by task; negative subtracts.
-        out: Folder to write.
+        out: Folder to write; or a module, or a dict of tensors or arrays, to write into.
         dtype: Element type of the result; default: the target's.
         shard_size: Largest size of one file.
         precision: Arithmetic, `float32` or `float64`.
@@ -83,16 +90,14 @@ def merge(
         {"shard_size": shard_size, "precision": precision} | ({"dtype": dtype} if dtype else {}),
     )
     options = Options(force=force, threads=threads, progress=progress)
-    return run(
-        recipe, Path(out), table=table if isinstance(table, Table) else None, options=options
-    )
+    return _run(recipe, out, table if isinstance(table, Table) else None, options)
 
 
 def forget(
     family: Family,
     *,
     scale: Mapping[str, float],
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | Module | Mapping[str, Any],
     scheme: str = "threshold",
     threshold: float = 0.95,
     granularity: str = "tensor",
@@ -106,7 +111,7 @@ def forget(
     Args:
         family: With `base`, `instruct` and the unwanted skills as tasks; `target` is edited.
         scale: λ_t by task, positive.
-        out: Folder to write.
+        out: Folder to write; or a module, or a dict of tensors or arrays, to write into.
         scheme: LATA's scheme; the paper forgets by `threshold`.
         threshold: σ.
         granularity: `tensor`, `module` or `block`.
@@ -124,7 +129,76 @@ def forget(
     method = {"name": "lata", "scheme": scheme, "threshold": threshold, "granularity": granularity}
     recipe = _recipe(family, method, scale, {"dtype": dtype} if dtype else {})
     options = Options(force=force, threads=threads, progress=progress)
-    return run(negated(recipe), Path(out), options=options)
+    return _run(negated(recipe), out, None, options)
+
+
+def extract(
+    family: Family,
+    *,
+    out: str | os.PathLike[str],
+    what: str = "task",
+    task: str | None = None,
+    table: Table | str | Mapping[str, object] | None = None,
+    scale: Mapping[str, float] | None = None,
+    form: str = "vector",
+    rank: int | None = None,
+    energy: float | None = None,
+    rest: str = "refuse",
+    seed: int = 0,
+    dtype: str | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Extracted:
+    """Write what a task changed as one file, which is a task again, or as a LoRA adapter.
+
+    Args:
+        family: With `instruct` (or `anchor`); with `base` for complex and instruction vectors.
+        out: File to write, ending in `.safetensors`; for an adapter a folder.
+        what: `task` (θ_ft − θ_pre), `pure` (layer weights × that), `complex` (θ_ft − θ_base) or
+            `instruction` (θ_pre − θ_base).
+        task: Which task; may be None if there is only one.
+        table: Layer weights of a pure vector, or a method, as in `merge`.
+        scale: λ by task that a pure vector is multiplied with; None: it is not.
+        form: `vector` or `lora`.
+        rank: Of every matrix of an adapter; or give `energy`.
+        energy: Share of each matrix's ‖τ‖² that an adapter keeps, in (0, 1].
+        rest: What an adapter does with tensors that are no linear weights: `refuse`, `drop` or
+            `save` (as PEFT's `modules_to_save`).
+        seed: Of the random projections that factor a matrix.
+        dtype: Element type; default: float32, or float64 where a member is that.
+        force: Replace `out` if it is there.
+        threads: Default: the processors there are, at most 8.
+        progress: Told the bytes read.
+
+    Raises:
+        UsageError: what is asked for cannot be meant.
+        TaskvecError: anything foreseen; nothing half-written is left.
+    """
+    is_table = isinstance(table, Table)
+    method = "task_arithmetic" if table is None or is_table else table
+    scales = dict.fromkeys(family.tasks, 1.0) if scale is None else scale
+    recipe = _recipe(family, method, scales, {"dtype": dtype} if dtype else {})
+    if what == "pure" and table is None:
+        raise UsageError("a pure vector needs a table, or a method that makes one; got neither")
+    given = table if isinstance(table, Table) else None
+    wanted = Wanted(what, task, scale is not None, given)
+    options = Options(force=force, threads=threads, progress=progress)
+    shape = shape_of(form, rank=rank, energy=energy, rest=rest, seed=seed)
+    if shape is None:
+        return extract_vector(recipe, Path(out), wanted, options)
+    return extract_lora(recipe, Path(out), wanted, shape, options)
+
+
+def _run(
+    recipe: Recipe,
+    out: str | os.PathLike[str] | Module | Mapping[str, Any],
+    table: Table | None,
+    options: Options,
+) -> Merged:
+    if isinstance(out, (str, os.PathLike)):
+        return run(recipe, Path(out), table=table, options=options)
+    return run_into(recipe, out, table=table, options=options)
 
 
 def negated(recipe: Recipe) -> Recipe:

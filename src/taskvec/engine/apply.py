@@ -13,9 +13,50 @@ from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DType
 from taskvec.errors import FamilyError, OutputError, StaleError
 from taskvec.statistics.collect import address, describe, refuse_non_finite
+from taskvec.statistics.trim import Threshold
 from taskvec.streaming import BLOCK, Progress, Unit, cut, default_threads, silent, stream
 
 Array = np.ndarray[Any, Any]
+
+
+LARGEST = 0x7FFFFFFF  # bits of the largest magnitude
+EVERYTHING = Threshold(0, 2**62)
+
+
+@dataclass(frozen=True, slots=True)
+class Voter:
+    """One task in one tensor, where entries are selected.
+
+    Attributes:
+        weight: w_t.
+        scale: λ_t · rescale_t.
+        threshold: Smallest magnitude that is kept.
+        ceiling: Bits of the largest magnitude that is kept.
+        bound: An entry is kept if its draw, in [0, 2^32), is below.
+        key: What draws depend on besides the entry.
+    """
+
+    weight: float
+    scale: float
+    threshold: Threshold
+    ceiling: int
+    bound: int
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Election:
+    """How the pure vectors of one tensor are sparsified and combined; see `kernels.elect`.
+
+    Attributes:
+        voters: In the order of the edit's terms.
+        election: `none`, `mass` or `count`.
+        merge: `sum` or `mean`.
+    """
+
+    voters: tuple[Voter, ...]
+    election: str
+    merge: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +72,8 @@ class Edit:
         target_factor: c_target.
         must_equal: Whether all views must hold the same elements (integers).
         expected: Digest that each view must have, where one is known.
+        election: How entries are selected; None: `terms` are added as they are.
+        named: Members by role, for messages; those that are not in it go by their roles.
     """
 
     name: str
@@ -40,6 +83,12 @@ class Edit:
     target_factor: float = 1.0
     must_equal: bool = False
     expected: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
+    election: Election | None = None
+
+    def who(self, role: str) -> str:
+        """A member in words."""
+        return self.named.get(role, describe(role))
 
     @property
     def like(self) -> View:
@@ -60,6 +109,16 @@ class Sink(Protocol):
 
     def complete(self, tensor: int, record: Record) -> None:
         """Every element of the tensor was given to `write`; called from one thread."""
+
+
+class Nowhere:
+    """A sink that keeps nothing: digests are all that is wanted."""
+
+    def write(self, tensor: int, start: int, block: Array) -> None:
+        """Drop the block."""
+
+    def complete(self, tensor: int, record: Record) -> None:
+        """Nothing to do."""
 
 
 Record = dict[str, str]  # digest of one tensor in each role that was read, and in "output"
@@ -129,7 +188,7 @@ def _record(edit: Edit, parts: Sequence[_Part]) -> Record:
     for role, digest in record.items():
         if edit.expected.get(role, digest) != digest:
             raise StaleError(
-                f"{describe(role)}: weights of tensor {edit.name!r} are not those that were "
+                f"{edit.who(role)}: weights of tensor {edit.name!r} are not those that were "
                 "measured before; scan again (--rescan)"
             )
     return record | {"output": tensor_digest([p.output for p in parts])}
@@ -183,16 +242,17 @@ def result_of(edit: Edit, blocks: Mapping[str, Array], start: int, precision: st
         for role, block in blocks.items():
             if not np.array_equal(block, blocks["target"]):
                 raise FamilyError(
-                    f"{describe(role)}: {reference.dtype.name} tensor {edit.name!r} differs from "
+                    f"{edit.who(role)}: {reference.dtype.name} tensor {edit.name!r} differs from "
                     "the target's; what is not floating-point must be equal, or be excluded"
                 )
     if not edit.dtype.is_float:
         return blocks["target"]
     count = len(next(iter(blocks.values())))
     out = np.empty(count, edit.dtype.storage)
-    if not _combine(edit, blocks, precision, out):
+    combined = _combine if edit.election is None else _elect
+    if not combined(edit, blocks, start, precision, out):
         for role, block in blocks.items():
-            refuse_non_finite(edit.name, describe(role), edit.views[role], block, start)
+            refuse_non_finite(edit.name, edit.who(role), edit.views[role], block, start)
         raise OutputError(
             f"tensor {edit.name!r} overflows {edit.dtype.config_name}; "
             "lower the scale or choose a wider out.dtype"
@@ -200,23 +260,68 @@ def result_of(edit: Edit, blocks: Mapping[str, Array], start: int, precision: st
     return out
 
 
-def _combine(edit: Edit, blocks: Mapping[str, Array], precision: str, out: Array) -> bool:
-    from taskvec.kernels.combine import ANCHOR, TARGET, TASKS, combine
+class _Operands(NamedTuple):
+    """Blocks as kernels take them: target, anchor, tasks; 0 where there is none."""
+
+    addresses: Array
+    codes: Array
+    differences: Array
+
+
+def _operands(edit: Edit, blocks: Mapping[str, Array]) -> _Operands:
+    count = 2 + len(edit.terms)
+    found = _Operands(
+        np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.bool_)
+    )
+    for row, role in enumerate(("target", "anchor", *edit.terms)):
+        if role in blocks:
+            found.addresses[row] = address(blocks[role])
+            found.codes[row] = edit.views[role].dtype.code
+            found.differences[row] = edit.views[role].is_difference
+    return found
+
+
+def _scratch(edit: Edit, precision: str, rows: int) -> Array:
     from taskvec.kernels.gram import STRETCH
 
     is_wide = precision == "float64" or any(v.dtype.itemsize == 8 for v in edit.views.values())
-    scratch = np.empty((3, STRETCH), np.float64 if is_wide else np.float32)
-    addresses = np.zeros(TASKS + len(edit.terms), np.int64)
-    codes = np.zeros(len(addresses), np.int64)
-    differences = np.zeros(len(addresses), np.bool_)
-    coefficients = np.zeros(len(addresses), scratch.dtype)
+    return np.empty((rows, STRETCH), np.float64 if is_wide else np.float32)
+
+
+def _combine(
+    edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array
+) -> bool:
+    """θ = c_target θ_target + Σ_t c_t τ_t, into `out`; False if an element is not finite."""
+    from taskvec.kernels.combine import TARGET, TASKS, combine
+
+    scratch = _scratch(edit, precision, 3)
+    coefficients = np.zeros(TASKS + len(edit.terms), scratch.dtype)
     coefficients[TARGET] = edit.target_factor
-    rows = {TARGET: "target", ANCHOR: "anchor"} | dict(enumerate(edit.terms, start=TASKS))
-    for row, role in rows.items():
-        if role in blocks:
-            addresses[row] = address(blocks[role])
-            codes[row] = edit.views[role].dtype.code
-            differences[row] = edit.views[role].is_difference
     coefficients[TASKS:] = list(edit.terms.values())
     result = address(out), edit.dtype.code
-    return combine(addresses, codes, differences, coefficients, len(out), scratch, *result)
+    return combine(*_operands(edit, blocks), coefficients, len(out), scratch, *result)
+
+
+def _elect(edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array) -> bool:
+    """The same where entries are selected and signs elected."""
+    from taskvec.kernels import elect
+
+    assert edit.election is not None
+    voters = edit.election.voters
+    rows = _scratch(edit, precision, 3 + len(voters))
+    kinds = {"none": elect.NONE, "mass": elect.MASS, "count": elect.COUNT}
+    return elect.elect(
+        *_operands(edit, blocks),
+        np.array([v.weight for v in voters], rows.dtype),
+        np.array([v.scale for v in voters], rows.dtype),
+        np.array([(v.threshold.lower, v.ceiling, v.bound) for v in voters], np.uint64),
+        np.array([v.threshold.left(start) for v in voters], np.int64),
+        np.array([v.key for v in voters], np.uint64),
+        kinds[edit.election.election],
+        {"sum": elect.SUM, "mean": elect.MEAN}[edit.election.merge],
+        start,
+        len(out),
+        rows,
+        address(out),
+        edit.dtype.code,
+    )

@@ -11,11 +11,15 @@ from typing import Any
 
 from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.checkpoints.folder import read_json
+from taskvec.checkpoints.source import Derived, Source
 from taskvec.engine.apply import Record
 from taskvec.engine.located import Document
+from taskvec.engine.opening import FROM_HUB
 from taskvec.engine.plan import Plan
-from taskvec.engine.recipe import Recipe, read_recipe
+from taskvec.engine.reading import read_recipe
+from taskvec.engine.recipe import Recipe
 from taskvec.engine.scans import describe_tensors
+from taskvec.engine.stages import Stage
 from taskvec.errors import CheckpointError
 from taskvec.methods.table import Table, table_from_json
 
@@ -69,7 +73,8 @@ def make_manifest(
         "members": {
             role: {
                 "path": paths[role],
-                "fingerprint": fingerprint(digests, describe_tensors(plan.members, digests)),
+                "derived": _is_derived(plan.members.sources.get(role)),
+                "fingerprint": fingerprint(digests, describe_tensors(plan.members, role, digests)),
                 "digests": digests,
             }
             for role, digests in sorted(known.items())
@@ -79,6 +84,13 @@ def make_manifest(
             "digests": dict(sorted(output.items())),
         },
     }
+
+
+def _is_derived(source: Source | None) -> bool:
+    """Whether a member was made of others, so that its path alone does not give it back."""
+    if isinstance(source, Derived):
+        return source.how != FROM_HUB
+    return isinstance(source, Stage)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -125,6 +137,4 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
     table = table_from_json(manifest["table"], source)
     digests = {role: dict(member["digests"]) for role, member in manifest["members"].items()}
     origin = str(manifest.get("decided_by", "table"))
-    return recipe, Table(
-        table.tasks, table.names, table.weights, table.target, digests, origin=origin
-    )
+    return recipe, replace(table, digests=digests, origin=origin)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from taskvec.checkpoints.safetensors import TensorInfo
@@ -12,7 +13,8 @@ from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.views import View
 from taskvec.engine.opening import open_family
 from taskvec.engine.recipe import Family
-from taskvec.errors import FamilyError, UsageError
+from taskvec.engine.tokens import other_rows, remedy_for_rows, token_tensors
+from taskvec.errors import FamilyError, TaskvecError, UsageError
 from taskvec.layers import LayerKey, classify, override
 from taskvec.statistics.collect import describe
 
@@ -36,6 +38,7 @@ class Members:
         keys: What each tensor of the target is.
         notes: What was done so that the members fit, in words.
         warnings: What looks odd but is not wrong.
+        words: Roles in the words of the recipe, where those are others.
     """
 
     sources: dict[str, Source]
@@ -46,25 +49,53 @@ class Members:
     keys: dict[str, LayerKey]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Roles and where their models are, for messages."""
+        return {
+            role: f"{self.words.get(role) or describe(role)} ({source.where})"
+            for role, source in self.sources.items()
+        }
 
     @property
     def target(self) -> Source:
         """The member that is edited, or whose shape the result has."""
         return self.sources["target"]
 
+    def has(self, role: str, name: str) -> bool:
+        """Whether a role has a tensor; a task that is a difference may leave it as it is."""
+        source = self.sources[role]
+        return not source.is_difference or name in source.tensors
+
     def views(self, name: str, roles: Iterable[str]) -> dict[str, View]:
         """The views of one tensor by role; a role that leaves the tensor as it is has none."""
-        found = {}
-        for role in roles:
-            source = self.sources[role]
-            if not source.is_difference or name in source.tensors:
-                found[role] = source.view(name)
-        return found
+        return {role: self.sources[role].view(name) for role in roles if self.has(role, name)}
 
     @property
     def distinct(self) -> list[Source]:
         """Every source once."""
         return list({id(source): source for source in self.sources.values()}.values())
+
+    def check_unchanged(self) -> None:
+        """Raise `StaleError` if a file is not what it was when it was opened."""
+        for source in self.distinct:
+            source.check_unchanged()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Read weights; whatever comes of it, a file that changed meanwhile is what is told.
+
+        Raises:
+            StaleError: a file is not what it was when it was opened.
+        """
+        try:
+            yield
+        except TaskvecError:
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
 
 
 def open_members(
@@ -95,11 +126,12 @@ def open_members(
     known = {name for source in sources.values() for name in source.tensors}
     chosen = _select(target.tensors, known, family.include, family.exclude)
     statistics = [n for n in chosen if _is_running_statistic(n)]
-    chosen = [n for n in chosen if not _is_cache(target.tensors[n]) and n not in statistics]
+    chosen = [n for n in chosen if not is_cache(target.tensors[n]) and n not in statistics]
     kept = target.tensors.keys() - set(chosen)
+    words = _words(family)
     for role, source in sources.items():
         if source is not target:
-            _compare(describe(role), source, target, chosen, kept, family)
+            _compare(words.get(role) or describe(role), source, target, chosen, kept, family)
     merged = tuple(n for n in chosen if target.tensors[n].dtype.is_float)
     if not merged:
         raise UsageError("include and exclude leave no floating-point tensor to merge")
@@ -118,11 +150,20 @@ def open_members(
         kept=tuple(sorted(kept)),
         keys={name: classify(name, overrides) for name in target.tensors},
         notes=tuple(notes),
-        warnings=tuple(_odd(sources, tasks)),
+        warnings=(*_odd(sources, tasks), *_by_number(family, sources, merged)),
+        words=words,
     )
 
 
-def _is_cache(info: TensorInfo) -> bool:
+def _words(family: Family) -> dict[str, str]:
+    """Roles that the family names otherwise, or does not name."""
+    start = "anchor" if family.anchor is not None else "instruct"
+    if family.start is None:
+        return {}
+    return {"anchor": start} | ({"target": start} if family.target is None else {})
+
+
+def is_cache(info: TensorInfo) -> bool:
     """Tensors that a model works out when it is built: rotary caches, causal masks, positions.
 
     Some versions of a library store them and others do not, so that a member may lack them; the
@@ -135,6 +176,12 @@ def _is_cache(info: TensorInfo) -> bool:
 def _is_running_statistic(name: str) -> bool:
     """What normalisation layers measured of data; arithmetic on it can make a variance negative."""
     return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
+
+
+def _by_number(family: Family, sources: Mapping[str, Source], merged: Sequence[str]) -> list[str]:
+    """Warnings about rows of tokens that fit by their number alone."""
+    is_by_token = family.vocabulary in ("by-token", "union")
+    return [] if is_by_token else other_rows(sources, merged)
 
 
 def _mixed(sources: Mapping[str, Source], names: Sequence[str]) -> list[str]:
@@ -198,7 +245,7 @@ def _compare(
         for n in member.tensors
         if n not in target.tensors
         and n not in kept
-        and not _is_cache(member.tensors[n])
+        and not is_cache(member.tensors[n])
         and not any(fnmatchcase(n, pattern) for pattern in family.exclude)
         and (not family.include or any(fnmatchcase(n, pattern) for pattern in family.include))
     ]
@@ -212,6 +259,8 @@ def _compare(
             continue
         got, expected = member.tensors[name], target.tensors[name]
         if got.shape != expected.shape:
+            if name in token_tensors({"target": target, "member": member}):
+                remedy = remedy_for_rows(member, target)
             raise FamilyError(
                 f"{who} ({member.where}): tensor {name!r} has shape {list(got.shape)}, "
                 f"the target has {list(expected.shape)}; {remedy}"

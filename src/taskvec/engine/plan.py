@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Plan:
 
     def table_without_weights(self) -> Table | None:
         """The table, if the method can make it without reading weights."""
-        if self.recipe.method.needs_scan:
+        if self.recipe.needs_scan:
             return None
         outcome = self.recipe.method.decide(inputs_of(self.recipe, self.members))
         return outcome if isinstance(outcome, Table) else None
@@ -83,7 +84,7 @@ def make_plan(
     stages = make_stages(recipe) if stages is None else stages
     members = open_members(
         recipe.family,
-        needs_base=method.needs_base,
+        needs_base=recipe.needs_base,
         needs_anchor=method.needs_anchor,
         stages=stages,
     )
@@ -91,7 +92,7 @@ def make_plan(
     tensors = members.target.tensors
     write = sum(s.nbytes for s in shards)
     read = {id(s): s for role, s in members.sources.items() if role != "base"}
-    scanned = roles_of(members.tasks, method.needs_base) if method.needs_scan else []
+    scanned = roles_of(members.tasks, recipe.needs_base) if recipe.needs_scan else []
     workers = threads or default_threads()
     return Plan(
         recipe=recipe,
@@ -102,7 +103,7 @@ def make_plan(
         merge_bytes=sum(_nbytes(source, tensors) for source in read.values()),
         write_bytes=write,
         peak_bytes=FIXED_BYTES
-        + workers * BLOCK * 4
+        + workers * BLOCK * (4 + sum(_widest(s, members.merged) for s in members.distinct))
         + TENSOR_BYTES * len(tensors) * len(members.distinct),
     )
 
@@ -122,6 +123,12 @@ def _nbytes(source: Source, names: Iterable[str]) -> int:
     return sum(source.tensors[name].nbytes for name in names if name in source.tensors)
 
 
+def _widest(source: Source, names: Iterable[str]) -> int:
+    """Bytes of an element of a block that is read."""
+    widths = {source.tensors[name].dtype.itemsize for name in names if name in source.tensors}
+    return max(widths, default=0)
+
+
 def _outputs(recipe: Recipe, members: Members) -> list[OutputTensor]:
     wanted = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
     return [
@@ -134,7 +141,8 @@ def _outputs(recipe: Recipe, members: Members) -> list[OutputTensor]:
 
 def inputs_of(recipe: Recipe, members: Members, **known: Any) -> Inputs:
     """What the method decides on."""
-    return Inputs(members.tasks, members.merged, recipe.scales, recipe.parameters, **known)
+    scales, parameters, seed = recipe.scales, recipe.parameters, recipe.seed
+    return Inputs(members.tasks, members.merged, scales, parameters, seed=seed, **known)
 
 
 def check_output(plan: Plan, out: Path, *, force: bool) -> None:
@@ -182,6 +190,8 @@ def _check_place(out: Path, real: Path, *, force: bool, is_file: bool) -> None:
         raise OutputError(f"{out}: is a file; give a folder")
     if not is_file and real.is_dir() and any(real.iterdir()) and not force:
         raise OutputError(f"{out}: is not empty; --force replaces the whole folder")
+    if real.is_dir() and real.is_mount():
+        raise OutputError(f"{out}: is where a disk is mounted; give a folder inside it")
     parent = real.parent
     while not parent.exists():
         parent = parent.parent
@@ -190,9 +200,9 @@ def _check_place(out: Path, real: Path, *, force: bool, is_file: bool) -> None:
 
 
 def _check_disk(needed: int, out: Path, real: Path) -> None:
-    held = staging_folder(real)
-    taken_up = sum(f.stat().st_blocks * 512 for f in held.iterdir()) if held.is_dir() else 0
-    free = free_bytes(real) + taken_up
+    free = free_bytes(real)
+    with suppress(OSError):  # there is none, or another run is just removing it
+        free += sum(f.stat().st_blocks * 512 for f in staging_folder(real).iterdir())
     if needed > free:
         raise OutputError(
             f"{out}: needs {needed / 1e6:,.2f} MB of disk, {free / 1e6:,.2f} MB are free; "

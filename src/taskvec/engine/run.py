@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import xxhash
 import yaml
 
-from taskvec.checkpoints.companions import companions, model_card
+from taskvec.checkpoints.card import model_card
+from taskvec.checkpoints.companions import companions
 from taskvec.checkpoints.staging import Staging, staged
+from taskvec.checkpoints.vectors import Vector
 from taskvec.checkpoints.views import View
 from taskvec.dtypes import FLOATS
-from taskvec.engine.apply import Edit, Record, apply
+from taskvec.engine.apply import EVERYTHING, LARGEST, Edit, Election, Record, Voter, apply
 from taskvec.engine.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.plan import Plan, check_output, inputs_of, make_plan, make_stages
@@ -24,9 +26,12 @@ from taskvec.engine.recipe import Recipe
 from taskvec.engine.scans import scan_members
 from taskvec.engine.stages import Stage
 from taskvec.errors import TaskvecError, UsageError
+from taskvec.methods.method import Need
+from taskvec.methods.selection import bound, mask_key
 from taskvec.methods.table import Table, check_table
-from taskvec.statistics.collect import describe
+from taskvec.statistics.collect import Sources, describe
 from taskvec.statistics.scan import Scan
+from taskvec.statistics.trim import Counting, Threshold, thresholds
 from taskvec.streaming import BLOCK, Progress, silent
 
 MAX_PASSES = 3
@@ -35,7 +40,9 @@ _RECIPE_HEAD = f"""\
 # To repeat the merge bit for bit in any case: taskvec merge {MANIFEST_FILE} OUT
 """
 # Collectors of further passes that a method may ask for, by the name of what they collect.
-COLLECTORS: dict[str, Callable[[Members, Table], object]] = {}
+COLLECTORS: dict[str, Callable[[Plan, Need, Options], object]] = {
+    "thresholds": lambda plan, need, options: _thresholds(plan, need, options)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +69,13 @@ class Merged:
     """What a merge did.
 
     Attributes:
-        path: The folder.
+        path: The folder; None for a model in memory that was written into.
         fingerprint: Identity of its weights by content.
         table: Weights that were used.
         warnings: What a user should know.
     """
 
-    path: Path
+    path: Path | None
     fingerprint: str
     table: Table
     warnings: tuple[str, ...]
@@ -89,38 +96,68 @@ def run(
         TaskvecError: anything foreseen; no output is left, and an output that was there is
             untouched.
     """
+    check_scales(recipe)
+    plan = make_plan(recipe, threads=options.threads)
+    check_output(plan, out, force=options.force)
+    out = Path(os.path.realpath(out))
+    stage_tables = settle(plan.stages, recipe.stage_tables, options)
+    table = decided(plan, table, options)
+    edits = edits_of(plan, table)
+    with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
+        with plan.members.at_rest():
+            records = apply(
+                [edits[t.name] for t in staging.tensors],
+                staging,
+                skip=staging.verified(options.progress),
+                precision=recipe.out.precision,
+                threads=options.threads,
+                block=options.block,
+                progress=options.progress,
+            )
+        manifest = make_manifest(plan, table, stage_tables, records)
+        _add_companions(staging, plan, table, manifest)
+        staging.publish()
+    warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
+    warnings += other_anchors(plan.members, manifest["members"])
+    return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+
+
+def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tasks that are vectors taken from another model than the anchor, as far as that is known."""
+    digests = known["anchor"]["digests"] if "anchor" in known else {}
+    vectors = {task: members.sources[f"task:{task}"] for task in members.tasks}
+    return [
+        f"task {task!r} is a vector that was taken from another model than the anchor "
+        f"({vector.metadata.get('anchor', 'unknown')})"
+        for task, vector in vectors.items()
+        if isinstance(vector, Vector)
+        and not vector.starts_from(digests, members.sources["anchor"].tensors)
+    ]
+
+
+def check_scales(recipe: Recipe) -> None:
+    """Raise `UsageError` if a task has no λ."""
     missing = sorted(recipe.family.tasks.keys() - recipe.scales.keys())
     if missing:
         raise UsageError(
             f"scale of task {missing[0]!r} is missing; {recipe.method.name} has no default λ"
         )
-    plan = make_plan(recipe, threads=options.threads)
-    check_output(plan, out, force=options.force)
-    out = Path(os.path.realpath(out))
-    stage_tables = settle(plan.stages, recipe.stage_tables, options)
-    if table is None:
-        table = _decide(plan, options, None)
-    elif not recipe.method.takes_table and table.origin != recipe.method.name:
-        raise UsageError(f"{recipe.method.name} takes no table; use task_arithmetic or lata")
-    check_table(table, plan.members.tasks, plan.members.merged, table.origin)
-    edits = edits_of(plan, table)
-    with staged(out, plan.shards, _job(plan, table)) as staging:
-        records = apply(
-            [edits[t.name] for t in staging.tensors],
-            staging,
-            skip={name: dict(record) for name, record in staging.done.items()},
-            precision=recipe.out.precision,
-            threads=options.threads,
-            block=options.block,
-            progress=options.progress,
-        )
-        for source in plan.members.distinct:
-            source.check_unchanged()
-        manifest = make_manifest(plan, table, stage_tables, records)
-        _add_companions(staging, plan, table, manifest)
-        staging.publish()
-    warnings = [*plan.members.warnings, *table.warnings, *_identical(records, plan.members)]
-    return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+
+
+def decided(plan: Plan, table: Table | None, options: Options) -> Table:
+    """The table that was given, or the method's own; the stages are settled.
+
+    Raises:
+        UsageError: the method takes no table, or it does not fit the members.
+    """
+    method = plan.recipe.method
+    if table is not None and not method.takes_table and table.origin != method.name:
+        raise UsageError(f"{method.name} takes no table; use task_arithmetic or lata")
+    if table is not None:
+        check_table(table, plan.members.tasks, plan.members.merged, table.origin)
+    if table is None or (method.sparsifies and table.selection is None):
+        table = _decide(plan, options, None, table)
+    return table
 
 
 def settle(
@@ -169,8 +206,11 @@ def decide(plan: Plan, options: Options = Options(), scan: Scan | None = None) -
     return _decide(plan, options, scan)
 
 
-def _decide(plan: Plan, options: Options, scan: Scan | None) -> Table:
+def _decide(plan: Plan, options: Options, scan: Scan | None, table: Table | None = None) -> Table:
+    """As `decide`, with layer weights that were given for a method that sparsifies."""
     recipe, members = plan.recipe, plan.members
+    if recipe.weighing is not None and table is None:
+        table = _decide(replace(plan, recipe=recipe.weighing), options, scan)
     if recipe.method.needs_scan and scan is None:
         scan = scan_members(
             members,
@@ -180,15 +220,26 @@ def _decide(plan: Plan, options: Options, scan: Scan | None) -> Table:
             progress=options.progress,
         )
     passes: tuple[object, ...] = ()
+    known = {"scan": scan if recipe.method.needs_scan else None, "table": table}
     while True:
-        outcome = recipe.method.decide(inputs_of(recipe, members, scan=scan, passes=passes))
+        outcome = recipe.method.decide(inputs_of(recipe, members, passes=passes, **known))
         if isinstance(outcome, Table):
             return outcome
         if len(passes) == MAX_PASSES:
             raise TaskvecError(
                 f"method {recipe.method.name} asks for more than {MAX_PASSES} passes"
             )
-        passes = (*passes, COLLECTORS[outcome.statistic](members, outcome.table))
+        passes = (*passes, COLLECTORS[outcome.statistic](plan, outcome, options))
+
+
+def _thresholds(plan: Plan, need: Need, options: Options) -> dict[str, dict[str, Threshold]]:
+    """Thresholds of magnitude under the layer weights that the method has made."""
+    members = plan.members
+    roles = ["anchor", *(f"task:{task}" for task in members.tasks)]
+    sources = [Sources(name, members.views(name, roles)) for name in members.merged]
+    weights = {task: need.table.of(task) for task in members.tasks}
+    how = Counting(plan.recipe.out.precision, options.threads, options.block, options.progress)
+    return thresholds(sources, weights, need.densities, need.scope, how)
 
 
 def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
@@ -199,6 +250,7 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
     coefficients = (table.weights.T * scales).tolist()
     factors = table.target.tolist() if table.target is not None else None
     weighed = [*(["anchor"] if method.needs_anchor else []), *(f"task:{t}" for t in table.tasks)]
+    named = members.named
     same_as_anchor = members.sources.get("anchor") is members.target
     merged, equal = set(members.merged), set(members.equal)
     edits = {}
@@ -210,21 +262,62 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
                 views = members.views(name, dict.fromkeys(roles))
                 known = {role: d[name] for role, d in table.digests.items() if name in d}
                 must_equal = name in equal
-                edits[name] = Edit(name, tensor.dtype, views, must_equal=must_equal, expected=known)
+                edits[name] = Edit(
+                    name,
+                    tensor.dtype,
+                    views,
+                    must_equal=must_equal,
+                    expected=known,
+                    named=named,
+                )
                 continue
             i = column[name]
             terms = {
                 f"task:{task}": c
                 for task, c in zip(table.tasks, coefficients[i], strict=True)
-                if c != 0
+                if c != 0 and members.has(f"task:{task}", name)
             }
             expected = {role: d[name] for role, d in table.digests.items() if name in d}
             if same_as_anchor and "anchor" in expected:
                 expected["target"] = expected["anchor"]
             factor = factors[i] if factors is not None else 1.0
             views = _views(members, name, terms, factor, weighed, expected)
-            edits[name] = Edit(name, tensor.dtype, views, terms, factor, expected=expected)
+            edits[name] = Edit(
+                name,
+                tensor.dtype,
+                views,
+                terms,
+                factor,
+                expected=expected,
+                named=named,
+                election=_election(table, name, i, scales, list(terms)),
+            )
     return edits
+
+
+def _election(
+    table: Table, name: str, column: int, scales: Sequence[float], roles: Sequence[str]
+) -> Election | None:
+    """What a table's selection is for one tensor, tasks in the order of the edit's terms."""
+    selection = table.selection
+    if selection is None or not roles:
+        return None
+    voters = []
+    for role in roles:
+        task = role.removeprefix("task:")
+        i = table.tasks.index(task)
+        threshold = selection.thresholds.get(task, {}).get(name, EVERYTHING)
+        voters.append(
+            Voter(
+                weight=float(table.weights[i, column]),
+                scale=scales[i] * selection.rescale.get(task, 1.0),
+                threshold=threshold,
+                ceiling=selection.ceilings.get(task, {}).get(name, LARGEST + 1) - 1,
+                bound=bound(selection.densities.get(task, 1.0)),
+                key=mask_key(selection.seed, task, name),
+            )
+        )
+    return Election(tuple(voters), selection.election, selection.merge)
 
 
 def _views(
@@ -273,7 +366,7 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
         staging.add(name, content)
 
 
-def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
+def identical(records: Mapping[str, Record], members: Members) -> list[str]:
     """Tasks whose every tensor that was read is the anchor's."""
     anchor = members.sources.get("anchor")
     found = []

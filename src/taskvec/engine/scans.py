@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from taskvec.checkpoints.exchange import write_whole
 from taskvec.checkpoints.fingerprint import fingerprint
+from taskvec.checkpoints.memory import MARK
 from taskvec.engine.members import Members
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.layers import classify, override
@@ -25,11 +27,17 @@ from taskvec.statistics.scan import FORMAT, Member, Scan, read_scan
 from taskvec.streaming import BLOCK, Progress, silent
 
 
-def cache_folder() -> Path:
-    """Where scans are kept: `$TASKVEC_CACHE`, or `taskvec` in the user's cache folder."""
+def cache_folder() -> Path | None:
+    """Where scans are kept: `$TASKVEC_CACHE`, or `taskvec` in the user's cache folder.
+
+    None where a user has no home folder, as in some containers: nothing is kept there.
+    """
     given = os.environ.get("TASKVEC_CACHE")
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given).expanduser() if given else Path(root).expanduser() / "taskvec"
+    try:
+        return Path(given).expanduser() if given else Path(root).expanduser() / "taskvec"
+    except RuntimeError:
+        return None
 
 
 def _identity(members: Members, roles: Sequence[str]) -> str:
@@ -38,6 +46,11 @@ def _identity(members: Members, roles: Sequence[str]) -> str:
     for role in roles:
         parts.append((role, members.sources[role].identity))
     return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+
+def _is_in_memory(members: Members) -> bool:
+    """Whether a member is in memory: no scan of it can be found again."""
+    return any(MARK in repr(source.identity) for source in members.distinct)
 
 
 def scan_members(
@@ -62,19 +75,27 @@ def scan_members(
     """
     with_base = "base" in members.sources
     roles = roles_of(members.tasks, with_base)
-    kept = cache_folder() / f"scan-{_identity(members, roles)}.json"
+    folder = cache_folder() if cache != "off" and not _is_in_memory(members) else None
+    kept = folder and folder / f"scan-{_identity(members, roles)}.json"
     keys = [members.keys[name] for name in members.merged]
-    if cache == "use" and kept.exists():
-        with contextlib.suppress(TaskvecError, LookupError, AttributeError, TypeError, ValueError):
+    if kept is not None and cache == "use":
+        with contextlib.suppress(
+            TaskvecError, OSError, LookupError, AttributeError, TypeError, ValueError
+        ):
             scan = Scan.from_json(read_scan(kept), keys)
             if (scan.tasks, scan.names) == (members.tasks, members.merged):
                 return scan
     sources = [Sources(name, members.views(name, roles)) for name in members.merged]
-    collected = collect(
-        sources, members.tasks, with_base=with_base, threads=threads, block=block, progress=progress
-    )
-    for source in members.distinct:
-        source.check_unchanged()
+    with members.at_rest():
+        collected = collect(
+            sources,
+            members.tasks,
+            with_base=with_base,
+            named=members.named,
+            threads=threads,
+            block=block,
+            progress=progress,
+        )
     scan = Scan(
         tasks=members.tasks,
         names=members.merged,
@@ -87,32 +108,31 @@ def scan_members(
         members={
             role: Member(
                 members.sources[role].where,
-                fingerprint(digests, describe_tensors(members, digests)),
+                fingerprint(digests, describe_tensors(members, role, digests)),
                 digests,
             )
             for role, digests in collected.digests.items()
         },
     )
-    if cache != "off":
+    if kept is not None:
         _keep(kept, scan)
     return scan
 
 
-def describe_tensors(members: Members, names: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of tensors, as fingerprints take them; members agree on them."""
-    return {
-        n: (members.target.tensors[n].dtype.name, members.target.tensors[n].shape) for n in names
-    }
+def describe_tensors(
+    members: Members, role: str, names: Iterable[str]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of a member's tensors, as fingerprints take them.
+
+    A base that was not opened, because a given table stands for it, is taken to be as the target.
+    """
+    tensors = members.sources.get(role, members.target).tensors
+    return {n: (tensors[n].dtype.name, tensors[n].shape) for n in names}
 
 
 def save_scan(scan: Scan, path: Path) -> None:
     """Write a scan file, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(scan.to_json()))
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, json.dumps(scan.to_json()).encode())
 
 
 def load_scan(path: str | os.PathLike[str], *, layers: Sequence[Mapping[str, Any]] = ()) -> Scan:

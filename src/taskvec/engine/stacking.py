@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from taskvec.checkpoints.card import display_name
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Derived, Source, derived, widened
 from taskvec.checkpoints.views import View
@@ -129,7 +130,7 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
         },
         make_view=lambda name: _view(*places[name]),
         config=_config(pieces, sources, block),
-        where="stack of " + " + ".join(dict.fromkeys(source.where for source in sources)),
+        where="stack of " + " + ".join(dict.fromkeys(display_name(source) for source in sources)),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from taskvec.checkpoints.companions import with_dtype
 from taskvec.checkpoints.safetensors import TensorInfo
+from taskvec.checkpoints.source import Source
 from taskvec.dtypes import FLOATS, DType
 from taskvec.engine.apply import Edit, result_of
 from taskvec.engine.recipe import STAGE
@@ -75,9 +76,14 @@ class Stage:
         return self.plan.members.target.files
 
     @property
+    def parts(self) -> tuple[Source, ...]:
+        """See `Source`."""
+        return tuple(self.plan.members.distinct)
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """See `Source`."""
-        return tuple(path for source in self.plan.members.distinct for path in source.inputs)
+        return tuple(path for source in self.parts for path in source.inputs)
 
     @property
     def identity(self) -> object:
@@ -93,7 +99,7 @@ class Stage:
 
     def check_unchanged(self) -> None:
         """See `Source`."""
-        for source in self.plan.members.distinct:
+        for source in self.parts:
             source.check_unchanged()
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from taskvec.checkpoints.adapters import Adapter
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
-from taskvec.engine.apply import Edit, Record, apply
+from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.source import Source
+from taskvec.engine.apply import Edit, Nowhere, apply
 from taskvec.engine.manifest import read_manifest, recipe_of
+from taskvec.engine.opening import open_model
 from taskvec.engine.plan import make_plan
 from taskvec.engine.run import edits_of, settle
 from taskvec.errors import CheckpointError, TaskvecError
@@ -34,16 +35,6 @@ class Check:
     what: str
     outcome: str
     detail: str
-
-
-class _Nowhere:
-    """A sink that keeps nothing: digests are all that is wanted."""
-
-    def write(self, tensor: int, start: int, block: np.ndarray[Any, Any]) -> None:
-        """Drop the block."""
-
-    def complete(self, tensor: int, record: Record) -> None:
-        """Nothing to do."""
 
 
 def verify(
@@ -69,7 +60,9 @@ def verify(
     path = Path(folder)
     manifest = read_manifest(path)
 
-    def compare(what: str, checkpoint: Checkpoint, expected: Mapping[str, Any]) -> Check:
+    allow_pickle = manifest["recipe"].get("allow_pickle") is True
+
+    def compare(what: str, checkpoint: Source, expected: Mapping[str, Any]) -> Check:
         return _compare(what, checkpoint, expected, threads, progress)
 
     output = open_checkpoint(path)
@@ -79,21 +72,45 @@ def verify(
         checks = [
             Check("output", "different", f"has {extra[0]!r}, which the manifest does not know")
         ]
-    for role, member in manifest["members"].items() if inputs else ():
-        try:
-            checkpoint = open_checkpoint(member["path"])
-        except CheckpointError as error:
-            checks.append(Check(role, "absent", str(error)))
+    members = manifest["members"] if inputs else {}
+    family = _family(manifest, str(path)) if any(m.get("derived") for m in members.values()) else {}
+    for role, member in members.items():
+        source: Source | Adapter | str | None = None
+        if member.get("derived"):
+            source = family if isinstance(family, str) else family.get(role)
         else:
-            checks.append(compare(role, checkpoint, member))
+            try:
+                source = open_model(member["path"], allow_pickle=allow_pickle)
+            except TaskvecError as error:
+                source = str(error)
+        if isinstance(source, (str, Adapter)) or source is None:
+            detail = source if isinstance(source, str) else f"{member['path']}: is something else"
+            checks.append(Check(role, "absent", detail))
+        else:
+            checks.append(compare(role, source, member))
     if replay:
         checks.append(_replay(manifest, path, threads, progress))
     return checks
 
 
+def _family(manifest: Mapping[str, Any], path: str) -> Mapping[str, Source] | str:
+    """Sources by role, made as the recipe says; a text if that cannot be done.
+
+    A member that was made of others (an adapter on its model, a stage, rows of a vocabulary) cannot
+    be told from the files of one of them.
+    """
+    try:
+        recipe, _ = recipe_of(manifest, path)
+        plan = make_plan(recipe)
+        settle(plan.stages, recipe.stage_tables)
+    except TaskvecError as error:
+        return str(error)
+    return plan.members.sources
+
+
 def _compare(
     what: str,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     expected: Mapping[str, Any],
     threads: int | None,
     progress: Progress,
@@ -103,9 +120,10 @@ def _compare(
     missing = sorted(digests.keys() - tensors.keys())
     if missing:
         return Check(what, "different", f"lacks {missing[0]!r} ({len(missing)} tensors missing)")
-    edits = [Edit(name, tensors[name].dtype, {"target": checkpoint.view(name)}) for name in digests]
+    views = {name: checkpoint.view(name) for name in digests}
+    edits = [Edit(name, view.dtype, {"target": view}) for name, view in views.items()]
     try:
-        records = apply(edits, _Nowhere(), threads=threads, progress=progress)
+        records = apply(edits, Nowhere(), threads=threads, progress=progress)
     except CheckpointError as error:  # NaN or infinite: not what was read or written
         return Check(what, "different", str(error).removeprefix("target: "))
     got = {name: record["output"] for name, record in records.items()}
@@ -125,7 +143,7 @@ def _replay(
         settle(plan.stages, recipe.stage_tables)
         edits = list(edits_of(plan, table).values())
         got = apply(
-            edits, _Nowhere(), precision=recipe.out.precision, threads=threads, progress=progress
+            edits, Nowhere(), precision=recipe.out.precision, threads=threads, progress=progress
         )
     except TaskvecError as error:
         return Check("replay", "absent", str(error))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+from taskvec.checkpoints.exchange import write_whole
 from taskvec.errors import OutputError, UsageError
 from taskvec.extras import require
 
@@ -43,7 +45,9 @@ def save_figure(figure: Any, path: Path) -> None:
     """
     check_figure(path)
     try:
-        figure.savefig(path, dpi=150)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=150, format=path.suffix.removeprefix("."))
+        write_whole(path, drawn.getvalue())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
