@@ -23,8 +23,6 @@ from pathlib import Path
 from taskvec.checkpoints import staging
 from taskvec.cli.main import main
 
-staging.SYNC_BYTES = 40_000  # so that the journal is written several times
-
 
 def digest(folder: Path) -> str | None:
     """Digest of every name and file below a folder; None if there is none."""
@@ -141,7 +139,7 @@ def at_operations(trials: Trials, step: int) -> Iterator[tuple[int, Callable[[],
 
         for name in ("pwrite", "fsync", "mkdir", "rmdir", "unlink", "rename", "posix_fallocate"):
             setattr(os, name, counted(getattr(os, name)))
-        staging._exchange = counted(staging._exchange)
+        staging.exchange = counted(staging.exchange)
 
     trials.reset()
     os.waitpid(trials.fork(lambda: watch(None)), 0)
@@ -162,4 +160,5 @@ def run(family: str, work: str, kind: str, number: str, before: str) -> None:
 
 
 if __name__ == "__main__":
+    staging.SYNC_BYTES = 40_000  # so that the journal is written several times
     run(*sys.argv[1:])

@@ -17,6 +17,7 @@ from tests.conftest import read_checkpoint, read_raw, run_cli
 
 from taskvec.cli import main as entry
 from taskvec.cli.main import VERBS
+from taskvec.methods import METHODS
 
 LIGHT = """
 import contextlib, io, sys
@@ -144,7 +145,7 @@ def test_usage(cli, arguments, message):
         (["merge", "out", "--task", "m=y:1", "--precision", "half"],
          "command line: precision must be in float32 | float64; got 'half'"),
         (["merge", "no.yaml", "out"], "no.yaml: cannot be read: No such file or directory"),
-        (["methods", "ties"], "unknown method 'ties'; known: average, lata, task_arithmetic"),
+        (["methods", "soup"], "unknown method 'soup'; known: "),
         (["forget", "out", "--task", "m=y:-1"],
          "forget subtracts: scale of task 'm' must be positive; got -1"),
         (["zoo", "copy"], "copy needs --to DIR"),
@@ -165,8 +166,8 @@ def test_known_failure_in_a_real_process(tmp_path):
     )
     assert (code, out) == (1, "")
     assert err == (
-        f"taskvec: error: {tmp_path}/b: no such folder; "
-        "a model on the hub must be downloaded first\n"
+        f"taskvec: error: {tmp_path}/b: no such folder or file; a model is a folder, a "
+        ".safetensors file, or org/name on the hub\n"
     )
 
 
@@ -209,7 +210,7 @@ def test_json_of_every_verb(tmp_path, cli, flags):
     assert len(got["scan"]["layers"]) == 2 * 32
     assert got["plan"]["tensors"] == {"merged": 32, "copied": 0, "compared": 0}
     assert got["plan"]["write_bytes"] == (out / "model.safetensors").stat().st_size
-    assert [m["name"] for m in got["methods"]] == ["lata", "task_arithmetic", "average"]
+    assert [m["name"] for m in got["methods"]] == list(METHODS)
 
 
 def test_json_where_numbers_are_infinite(family, cli):

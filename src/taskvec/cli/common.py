@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,15 @@ def add_family(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--exclude", metavar="PATTERN", action="append", default=[], help="tensors to leave alone"
     )
+    group.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled weights (.bin, .pt), without running what is in them",
+    )
+    group.add_argument(
+        "--vocabulary", help="where token rows differ: refuse | truncate-padding | by-token | union"
+    )
+    group.add_argument("--new-tokens", help="tokens of tasks alone under union: copy | drop")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +119,7 @@ def recipe_from(
     """
     from taskvec.engine.located import Document, parse_yaml
     from taskvec.engine.manifest import MANIFEST_FILE, read_manifest, recipe_of
-    from taskvec.engine.recipe import read_recipe, read_text
+    from taskvec.engine.reading import read_recipe, read_text
 
     flags = _flags(args)
     if recipe is not None and Path(recipe).name == MANIFEST_FILE:
@@ -177,6 +187,11 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
     for key in ("include", "exclude"):
         if getattr(args, key, None):
             data[key] = getattr(args, key)
+    for key in ("vocabulary", "new_tokens"):
+        if getattr(args, key, None) is not None:
+            data[key] = getattr(args, key)
+    if getattr(args, "allow_pickle", False):
+        data["allow_pickle"] = True
     out = {
         key: getattr(args, key)
         for key in ("dtype", "shard_size", "precision")
@@ -188,6 +203,10 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
+    from taskvec.checkpoints.hub import hub_name
+
+    if hub_name(path) is not None:
+        return path
     return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 (leaves ~nobody)
 
 
@@ -195,7 +214,7 @@ def options_from(args: argparse.Namespace) -> Options:
     """How to run."""
     from taskvec.engine.run import Options
 
-    warm_up()
+    announce_compiling()
     return Options(
         force=getattr(args, "force", False),
         cache="off" if args.no_cache else "renew" if args.rescan else "use",
@@ -230,13 +249,13 @@ def writing(path: str | Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def warm_up() -> None:
-    """Compile the kernels before the work, and say so if that takes a while."""
-    from taskvec.kernels.ready import compile_kernels, is_compiled
+@cache
+def announce_compiling() -> None:
+    """Say why a first run waits, if it comes to that."""
+    from taskvec.kernels.jit import when_compiling
 
-    if not is_compiled():
-        print("taskvec: compiling kernels, once on this machine …", file=sys.stderr)
-        compile_kernels()
+    text = "taskvec: compiling kernels, once on this machine …"
+    when_compiling(lambda: print(text, file=sys.stderr))
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from taskvec.zoo import demo
 
     started = time.monotonic()
-    common.warm_up()
+    common.announce_compiling()
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

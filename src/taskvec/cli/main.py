@@ -1,7 +1,7 @@
 """`taskvec VERB …`: finds the verb, and turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 a known failure, 2 usage or recipe, 3 finished but incomplete, 130
-interrupted.
+interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from taskvec.cli.stopping import Stop
 from taskvec.errors import TaskvecError
 
 VERBS = {
@@ -22,12 +23,14 @@ VERBS = {
     "plan": "say what a merge would read, write and need, from headers alone",
     "merge": "write a model with the skills of several fine-tunes",
     "forget": "write a model without the skills of some fine-tunes",
+    "extract": "write a task vector as a file that is a task again, or as a LoRA adapter",
+    "inspect": "say what a checkpoint, an adapter or a vector holds",
     "verify": "check a merged folder against its manifest",
     "methods": "list the methods and their parameters",
     "zoo": "the tiny models that ship with taskvec: list, copy",
 }
 
-_STREAMING = ("scan", "plan", "merge", "forget", "verify")
+_STREAMING = ("scan", "plan", "merge", "forget", "extract", "verify")
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:
@@ -58,12 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((a for a in arguments if not a.startswith("-")), None)
-    args = _parser(verb).parse_args(arguments)
-    if verb in _STREAMING:
-        # Headers and digests are many small objects without cycles; with 20,000 tensors, looking
-        # for cycles among them took a third of the time of a merge.
-        gc.disable()
+    resumes = verb in ("merge", "forget")
+    stop = Stop("; the same command goes on from where it was" if resumes else "")
     try:
+        stop.install()
+        args = _parser(verb).parse_args(arguments)
+        if verb in _STREAMING:
+            # Headers and digests are many small objects without cycles; with 20,000 tensors,
+            # looking for cycles among them took a third of the time of a merge.
+            gc.disable()
         code: int = args.run(args)
         sys.stdout.flush()
         return code
@@ -71,13 +77,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"taskvec: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        resumes = verb in ("merge", "forget")
-        hint = "; the same command goes on from where it was" if resumes else ""
-        print(f"taskvec: interrupted{hint}", file=sys.stderr)
-        return 130
+        return stop.tell()
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        # Whoever knew what it was about has said so already, in an error of ours.
+        where = error.filename or "standard output or a temporary file"
+        print(f"taskvec: error: {where}: {error.strerror or error}", file=sys.stderr)
+        _drop_output()
+        return 1
+    finally:
+        stop.restore(ends=argv is None)
+
+
+def _drop_output() -> None:
+    """Let nothing that could not be written be tried again when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

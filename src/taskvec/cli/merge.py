@@ -79,7 +79,9 @@ def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: 
             result["kept_layers"].items(), merged.table.weights, strict=True
         )
     ]
-    common.show(rows, ("task", "scale", "tensors touched", "mean weight"))
-    print(f"\n{merged.path}  ({merged.table.origin}; {result['seconds']:.1f} s)")
+    if rows:
+        common.show(rows, ("task", "scale", "tensors touched", "mean weight"))
+        print()
+    print(f"{merged.path}  ({merged.table.origin}; {result['seconds']:.1f} s)")
     print(f"fingerprint {merged.fingerprint}")
     return 0

@@ -123,12 +123,12 @@ def _print(result: dict[str, Any]) -> None:
         scale = f"{result['scale'][task]:g}" if task in result["scale"] else "not given"
         words = ", ".join(f"{name} {value}" for name, value in parameters.items())
         print(f"          {task}: scale {scale}{'; ' + words if words else ''}")
-    if result["decided"] is not None:
+    if result["decided"]:
         print(
             "decided   "
             + ", ".join(f"{task} × {value:g}" for task, value in result["decided"].items())
         )
-    else:
+    elif result["decided"] is None:
         print(
             "decided   when the weights are read"
             if result["scan_bytes"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -147,8 +148,12 @@ def _write_csv(rows: list[dict[str, Any]], path: str) -> None:
     if path == "-":
         _rows_to(sys.stdout, rows)
         return
-    with common.writing(path), Path(path).open("w", newline="") as file:
-        _rows_to(file, rows)
+    from taskvec.checkpoints.exchange import write_whole
+
+    text = io.StringIO(newline="")
+    _rows_to(text, rows)
+    with common.writing(path):
+        write_whole(Path(path), text.getvalue().encode())
 
 
 def _rows_to(file: Any, rows: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -53,9 +54,14 @@ def _copy(names: list[str], to: str | None) -> int:
         target = Path(to) / name
         if target.exists():
             raise OutputError(f"{target}: exists already; remove it or copy elsewhere")
+        draft = target.with_name(f".{name}.{os.getpid()}")
         try:
-            shutil.copytree(zoo.path(name), target)
+            shutil.copytree(zoo.path(name), draft)
+            draft.rename(target)
         except OSError as error:
-            raise OutputError(f"{target}: cannot be written: {error}") from error
+            why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+            raise OutputError(f"{target}: cannot be written: {why}") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         print(target)
     return 0

@@ -1,0 +1,107 @@
+"""`taskvec inspect MODEL`: what a checkpoint, an adapter or a vector holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from taskvec.cli import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of this verb."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder, .safetensors file, adapter, or name on the hub"
+    )
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument(
+        "--norms",
+        action="store_true",
+        help="read the weights: norms, zeros, NaN, infinity, identical tensors",
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="read pickled weights too")
+    parser.add_argument(
+        "--threads", type=common._positive, metavar="N", help="default: the processors, at most 8"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run this verb."""
+    from taskvec.engine.inspection import inspect
+
+    inspection = inspect(
+        args.model,
+        norms=args.norms,
+        allow_pickle=args.allow_pickle,
+        threads=args.threads,
+        progress=common.progress_for(args),
+    )
+    result = inspection.to_json(tensors=args.tensors)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        _print(result, norms=args.norms)
+    return 0
+
+
+def _print(result: dict[str, Any], *, norms: bool) -> None:
+    gb = common.gigabytes
+    if "layers" in result:
+        rows = [
+            (
+                row["name"],
+                row["dtype"],
+                "×".join(map(str, row["shape"])) or "scalar",
+                f"{row['tower']}/{'–' if row['block'] is None else row['block']}",
+                row["module"],
+                *(row[c] for c in ("norm", "largest", "zeros", "nan", "infinite") if norms),
+            )
+            for row in result["layers"]
+        ]
+        head = ("tensor", "dtype", "shape", "block", "module")
+        common.show(rows, head + (("norm", "max |w|", "zeros", "NaN", "∞") if norms else ()))
+        print()
+    common.show(
+        [
+            (
+                row["tower"],
+                row["module"],
+                row["tensors"],
+                row["parameters"],
+                gb(row["bytes"]),
+                *(row[c] for c in ("norm", "largest") if norms),
+            )
+            for row in result["modules"]
+        ],
+        ("tower", "module", "tensors", "parameters", "size", *(("norm", "max |w|") * norms)),
+    )
+    dtypes = ", ".join(f"{dtype} {count:,}" for dtype, count in result["dtypes"].items())
+    blocks = ", ".join(f"{tower} {count}" for tower, count in result["blocks"].items())
+    about = ", ".join(f"{key} {_word(value)}" for key, value in result["about"].items())
+    print(f"\nkind      {result['kind']}{': ' if about else ''}{about}")
+    print(
+        f"tensors   {result['tensors']:,} ({dtypes}), {result['parameters']:,} parameters, "
+        f"{gb(result['bytes'])}"
+    )
+    print(f"blocks    {blocks or 'none'}")
+    files = result["files"]
+    if files:
+        more = " …" if len(files) > 3 else ""
+        print(f"files     {len(files)}: {', '.join(list(files)[:3])}{more}")
+    for head, embedding in result["tied"].items():
+        print(f"tied      head {head} to {embedding}")
+    for key, label in (("not_float", "not float"), ("other", "other")):
+        if result[key]:
+            names = ", ".join(result[key][:5])
+            print(f"{label:<9} {len(result[key])}: {names}{' …' if len(result[key]) > 5 else ''}")
+    for names in result.get("identical", []):
+        print(f"identical {', '.join(names[:5])}{' …' if len(names) > 5 else ''}")
+    if norms:
+        print(f"NaN       {result['nan']:,}; infinite {result['infinite']:,}")
+
+
+def _word(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
