@@ -15,21 +15,22 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import floor, machine, synthetic
+from benchmarks import floor, machine, synthetic, vocabulary
 from benchmarks.measure import Command, Job, interleave
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("lata", "merge", "scan", "memory", "tensors", "startup")
+SECTIONS = ("lata", "merge", "scan", "lora", "memory", "tensors", "startup", "vocabulary")
 MERGEKIT_FLAGS = {
     "default flags": [],
     "async write": ["--async-write", "--write-threads", "{threads}", "--quiet"],
 }
 LATA = {"name": "lata", "scheme": "logarithmic"}
 PLAIN = {"name": "task_arithmetic"}
+RANK = 64
 SPARE_BYTES = 1 << 30
 
 
@@ -121,9 +122,10 @@ class Family:
     def files(self, *members: str) -> list[str]:
         return [str(f) for m in members for f in sorted((self.folder / m).glob("*.safetensors"))]
 
-    def merge(self, method: dict[str, str], *flags: str) -> Job:
+    def merge(self, method: dict[str, str], *flags: str, rank: int = 0) -> Job:
+        """A merge of the full fine-tunes or, with a rank, of the adapters of that rank."""
         threads = ["--threads", str(self.bench.threads)]
-        recipe = self._recipe(method)
+        recipe = self._recipe(method, "-lora" if rank else "")
         command: Command = [
             self.bench.taskvec,
             "merge",
@@ -133,7 +135,8 @@ class Family:
             *threads,
             *flags,
         ]
-        return self._job(f"taskvec merge {method['name']}", command, writes=True)
+        kind = f", LoRA of rank {rank}" if rank else ""
+        return self._job(f"taskvec merge {method['name']}{kind}", command, writes=True)
 
     def scan(self) -> Job:
         command: Command = [self.bench.taskvec, "scan", self._recipe(LATA), "--json", "--no-cache"]
@@ -175,13 +178,14 @@ class Family:
     def _job(self, name: str, command: Command, *, writes: bool = False) -> Job:
         return Job(name, command, *((self.out, self.bytes) if writes else ()))
 
-    def _recipe(self, method: dict[str, str]) -> Path:
+    def _recipe(self, method: dict[str, str], kind: str = "") -> Path:
         """Only LATA is given the base; the merge pass alone has no use for it."""
-        tasks = {t: {"model": str(self.folder / t), "scale": 0.5} for t in ("math", "code")}
+        models = {task: str(self.folder / f"{task}{kind}") for task in ("math", "code")}
+        tasks = {task: {"model": model, "scale": 0.5} for task, model in models.items()}
         roles = {"anchor": str(self.folder / "instruct")}
         if method is LATA:
             roles = {role: str(self.folder / role) for role in ("base", "instruct")}
-        return self._yaml(method["name"], {**roles, "tasks": tasks, "method": method})
+        return self._yaml(method["name"] + kind, {**roles, "tasks": tasks, "method": method})
 
     def _yaml(self, name: str, content: dict[str, Any]) -> Path:
         """JSON, which is YAML too."""
@@ -208,6 +212,24 @@ def speed(bench: Bench, wanted: set[str]) -> None:
         bench.compare(merge, peers)
     if "scan" in wanted:
         bench.compare(scan, [scan_floor], "≤ 2.00")
+
+
+def lora(bench: Bench) -> None:
+    """Adapters on every linear layer as the two tasks, against full fine-tunes as tasks."""
+    family = bench.family
+    _in_own_process(partial(synthetic.write_adapters, rank=RANK), family.shapes, family.folder)
+    floor.read_files(family.files("math-lora", "code-lora"), threads=bench.threads)
+    methods = ((PLAIN, ()), (LATA, ("--no-cache",)))
+    bench.heading(f"first call with an adapter, which compiles, not counted below, {family}")
+    bench.run([family.merge(PLAIN, rank=RANK)], runs=1)
+    bench.heading(f"adapters of rank {RANK} on all linear layers, {family}; {bench.runs} runs")
+    adapters = [family.merge(method, *flags, rank=RANK) for method, flags in methods]
+    full = [family.merge(method, *flags) for method, flags in methods]
+    bench.run([*adapters, *full])
+    for adapter, whole in zip(adapters, full, strict=True):
+        bench.compare(adapter, [whole], "≤ 1.50")
+        if not adapter.error:
+            bench.state(f"{adapter.name}, RssAnon MB", adapter.anon_bytes() / 1e6, "< 700")
 
 
 def memory(bench: Bench) -> None:
@@ -276,6 +298,29 @@ def startup(bench: Bench) -> None:
         bench.state("taskvec --help, s", usage.median_s(), "< 0.30")
 
 
+def by_token(bench: Bench) -> None:
+    """Embeddings whose rows are matched by token, against the same ones taken row by row."""
+    shapes = vocabulary.QUICK if bench.quick else vocabulary.SHAPES
+    folder = bench.work / ("vocabulary-quick" if bench.quick else "vocabulary")
+    _in_own_process(synthetic.write_family, shapes, folder)
+    vocabulary.write_tokenizers(shapes, folder)
+    size = synthetic.family_bytes(shapes)
+    bench.heading(
+        f"vocabulary, {shapes.vocab} rows of {shapes.hidden}: {size / 1e6:.0f} MB a member"
+    )
+    jobs = []
+    for kind in vocabulary.ORDERS:
+        command: Command = [bench.taskvec, "merge", bench.work / "out", "--force", "--quiet"]
+        command += ["--anchor", folder / "instruct", "--task", f"math={folder}/math-{kind}:0.5"]
+        command += ["--task", f"code={folder}/code:0.5", "--method", "task_arithmetic"]
+        command += ["--threads", str(bench.threads)]
+        command += ["--vocabulary", "refuse" if kind == "same" else "by-token"]
+        jobs.append(Job(f"rows {kind}", command, bench.work / "out", size))
+    bench.run(jobs)
+    for job in jobs[1:]:
+        bench.compare(job, jobs[:1], "≤ 2.00")
+
+
 def _need_disk(family: Family) -> None:
     """Stop before anything is written when members and one output do not fit."""
     there = (family.folder / "complete.json").exists()
@@ -338,12 +383,16 @@ def main() -> None:
     _warm_up(bench)
     if wanted & {"lata", "merge", "scan"}:
         speed(bench, wanted)
+    if "lora" in wanted:
+        lora(bench)
     if "memory" in wanted:
         memory(bench)
     if "tensors" in wanted:
         tensors(bench, with_mergekit=options.mergekit_tensors)
     if "startup" in wanted:
         startup(bench)
+    if "vocabulary" in wanted:
+        by_token(bench)
     if options.json:
         content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))

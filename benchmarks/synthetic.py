@@ -148,6 +148,31 @@ def write_family(shapes: Shapes, folder: Path, *, seed: int = SEED) -> None:
     stamp.write_text(label)
 
 
+def write_adapters(shapes: Shapes, folder: Path, *, rank: int, seed: int = SEED) -> None:
+    """Write LoRA adapters for math and code over every linear layer, as PEFT names them.
+
+    Their products are about as large as the steps of the full fine-tunes.
+    """
+    linear = {n: s for n, s in shapes.tensors().items() if n.endswith("_proj.weight")}
+    for task in ("math", "code"):
+        rng = np.random.default_rng([seed, list(TERMS).index(task), rank])
+        table: Tensors = {}
+        for name, (outs, ins) in linear.items():
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            table |= {f"{module}.lora_A.weight": (rank, ins)}
+            table |= {f"{module}.lora_B.weight": (outs, rank)}
+        into = folder / f"{task}-lora"
+        into.mkdir(parents=True, exist_ok=True)
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "fan_in_fan_out": False}
+        (into / "adapter_config.json").write_text(json.dumps(config))
+        with (into / "adapter_model.safetensors").open("wb") as stream:
+            _write_header(stream, table)
+            size = np.float32((TERMS[task] / rank**0.5) ** 0.5)
+            for shape in table.values():
+                values = rng.standard_normal(prod(shape), dtype=np.float32)
+                stream.write(_bfloat16(size * values))
+
+
 def _write_member(
     shapes: Shapes, folder: Path, terms: tuple[str, ...], pool: NDArray[np.float32], seed: int
 ) -> None:
