@@ -17,7 +17,7 @@ import taskvec as tv
 from taskvec.engine.located import Document
 from taskvec.engine.manifest import read_manifest, recipe_of
 from taskvec.engine.members import open_members
-from taskvec.engine.recipe import read_recipe
+from taskvec.engine.reading import read_recipe
 from taskvec.engine.run import Options, run
 from taskvec.engine.scans import scan_members
 from taskvec.streaming import BLOCK, CHUNK
