@@ -162,7 +162,7 @@ def study(model: Path, work: Path, steps: int, seed: int) -> tuple[Family, dict[
         found.run("lora", "merge", "with-lora", *lata, "--task", "lora=lora:0.5")
         replayed = found.run("verify", "verify", "with-lora", "--replay")
         found.check("verify with LoRA", all(c["outcome"] == "same" for c in replayed["checks"]))
-        small = ["--form", "lora", "--rank", str(RANK), "--drop-rest"]
+        small = ["--form", "lora", "--rank", str(RANK), "--rest", "drop"]
         found.run("as-lora", "extract", "as-lora", *whole, "task=task", *small)
         outputs.append("with-lora")
     for name in outputs:
