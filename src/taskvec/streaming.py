@@ -64,13 +64,17 @@ def default_threads() -> int:
     )
 
 
-def cut(sizes: Sequence[int], block: int = BLOCK) -> Iterator[Unit]:
+def cut(
+    sizes: Sequence[int], block: int = BLOCK, steps: Sequence[int] | None = None
+) -> Iterator[Unit]:
     """Units that cover every element of every tensor once, in order.
 
     Args:
         sizes: Elements of each tensor. Empty tensors get one empty stretch, so that every tensor is
             seen.
         block: Largest number of elements in a unit; a multiple of `CHUNK`.
+        steps: What the places where each tensor may be cut are multiples of, where that is more
+            than `CHUNK`; a unit may then be larger than `block`.
 
     >>> list(cut([3, 100_000, 5], block=65_536))
     [[Stretch(tensor=0, start=0, stop=3)], [Stretch(tensor=1, start=0, stop=65536)], \
@@ -86,8 +90,10 @@ def cut(sizes: Sequence[int], block: int = BLOCK) -> Iterator[Unit]:
             unit.append(Stretch(tensor, 0, size))
             held += size
             continue
-        for start in range(0, size, block):
-            yield [Stretch(tensor, start, min(start + block, size))]
+        step = CHUNK if steps is None else steps[tensor]
+        length = max(step, block - block % step)
+        for start in range(0, size, length):
+            yield [Stretch(tensor, start, min(start + length, size))]
     if unit:
         yield unit
 

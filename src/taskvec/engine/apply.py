@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -9,12 +10,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from taskvec.checkpoints.fingerprint import chunk_digests, tensor_digest
+from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
-from taskvec.dtypes import DType
+from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import FamilyError, OutputError, StaleError
+from taskvec.methods.method import Block
+from taskvec.methods.parameters import Resolved
 from taskvec.statistics.collect import address, describe, refuse_non_finite
 from taskvec.statistics.trim import Threshold
-from taskvec.streaming import BLOCK, Progress, Unit, cut, default_threads, silent, stream
+from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +64,27 @@ class Election:
 
 
 @dataclass(frozen=True, slots=True)
+class Combination:
+    """A method's own way from blocks to the merged block, with what it is told besides them.
+
+    Attributes:
+        combine: See `Method`.
+        alignment: See `Method`.
+        weights: w_t by task, every task of the merge.
+        scales: λ_t by task, in the same order.
+        parameters: See `Block`.
+        seed: See `Block`.
+    """
+
+    combine: Callable[[Block], Array]
+    alignment: str
+    weights: Mapping[str, float]
+    scales: Mapping[str, float]
+    parameters: Mapping[str, Resolved]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """What becomes of one tensor.
 
@@ -73,6 +98,7 @@ class Edit:
         must_equal: Whether all views must hold the same elements (integers).
         expected: Digest that each view must have, where one is known.
         election: How entries are selected; None: `terms` are added as they are.
+        combination: The method's own way; `terms` then only says which tasks are read.
         named: Members by role, for messages; those that are not in it go by their roles.
     """
 
@@ -85,6 +111,7 @@ class Edit:
     expected: Mapping[str, str] = field(default_factory=dict)
     named: Mapping[str, str] = field(default_factory=dict)
     election: Election | None = None
+    combination: Combination | None = None
 
     def who(self, role: str) -> str:
         """A member in words."""
@@ -99,6 +126,17 @@ class Edit:
     def read_bytes(self) -> int:
         """Bytes that are read for it; a view that two roles share counts once."""
         return size(self.like) * sum(view.dtype.itemsize for view in set(self.views.values()))
+
+    @property
+    def step(self) -> int:
+        """What it may be cut at multiples of, in elements."""
+        alignment = "element" if self.combination is None else self.combination.alignment
+        if alignment == "element":
+            return CHUNK
+        whole = -(-size(self.like) // CHUNK) * CHUNK
+        if alignment == "row" and self.like.shape and whole:
+            return min(whole, math.lcm(CHUNK, self.like.shape[-1]))
+        return max(whole, CHUNK)
 
 
 class Sink(Protocol):
@@ -168,7 +206,8 @@ def apply(
     waiting: dict[int, list[_Part]] = {}
     with progress("merge", sum(edits[i].read_bytes for i in todo)) as advance:
         make_worker = _make_worker(edits, todo, sink, precision)
-        for parts in stream(cut(sizes, block), make_worker, threads or default_threads()):
+        units = cut(sizes, block, [edits[i].step for i in todo])
+        for parts in stream(units, make_worker, threads or default_threads()):
             for part in parts:
                 held = waiting.setdefault(part.tensor, [])
                 held.append(part)
@@ -249,8 +288,10 @@ def result_of(edit: Edit, blocks: Mapping[str, Array], start: int, precision: st
         return blocks["target"]
     count = len(next(iter(blocks.values())))
     out = np.empty(count, edit.dtype.storage)
-    combined = _combine if edit.election is None else _elect
-    if not combined(edit, blocks, start, precision, out):
+    work = _combine if edit.election is None else _elect
+    if edit.combination is not None and edit.terms:
+        work = _by_method
+    if not work(edit, blocks, start, precision, out):
         for role, block in blocks.items():
             refuse_non_finite(edit.name, edit.who(role), edit.views[role], block, start)
         raise OutputError(
@@ -300,6 +341,59 @@ def _combine(
     coefficients[TASKS:] = list(edit.terms.values())
     result = address(out), edit.dtype.code
     return combine(*_operands(edit, blocks), coefficients, len(out), scratch, *result)
+
+
+def _by_method(
+    edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array
+) -> bool:
+    """The same by the method's own function."""
+    from taskvec.kernels.combine import combine
+
+    assert edit.combination is not None
+    told, scratch = edit.combination, _scratch(edit, precision, 3)
+
+    def read(role: str) -> Array:
+        return widened(blocks[role], edit.views[role].dtype).astype(scratch.dtype)
+
+    vectors = np.zeros((len(told.weights), len(out)), scratch.dtype)
+    anchor = read("anchor") if "anchor" in blocks else None
+    for vector, (task, weight) in zip(vectors, told.weights.items(), strict=True):
+        role = f"task:{task}"
+        if role not in edit.terms:
+            continue
+        vector[:] = read(role)
+        if anchor is not None and not edit.views[role].is_difference:
+            vector -= anchor
+        if weight != 1:
+            vector *= scratch.dtype.type(weight)
+    target = read("target")
+    if not (np.isfinite(target).all() and np.isfinite(vectors).all()):
+        return False
+    shape = edit.like.shape
+    if told.alignment != "tensor":
+        shape = (-1,) if told.alignment == "element" else (-1, shape[-1] if shape else 1)
+    block = Block(
+        name=edit.name,
+        target=target.reshape(shape),
+        vectors=vectors.reshape(len(vectors), *target.reshape(shape).shape),
+        tasks=tuple(told.weights),
+        scales=np.array(list(told.scales.values()), scratch.dtype),
+        parameters=told.parameters,
+        seed=told.seed,
+        start=start,
+    )
+    merged = np.ascontiguousarray(told.combine(block), scratch.dtype).reshape(-1)
+    kind = DTYPES["F64" if scratch.dtype.itemsize == 8 else "F32"].code
+    return combine(
+        np.array([address(merged), 0]),
+        np.array([kind, 0]),
+        np.zeros(2, np.bool_),
+        np.array([1, 0], scratch.dtype),
+        len(out),
+        scratch,
+        address(out),
+        edit.dtype.code,
+    )
 
 
 def _elect(edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array) -> bool:

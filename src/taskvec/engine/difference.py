@@ -153,7 +153,8 @@ def _chosen(recipe: Recipe, task: str | None) -> str:
 def _decided(recipe: Recipe, table: Table | None, options: Options) -> tuple[Members, Table]:
     """Members and layer weights of the whole recipe; the method may look at every task."""
     method = recipe.method
-    if method.sparsifies or not (method.takes_table and method.needs_anchor):
+    is_linear = not method.sparsifies and method.combine is None
+    if not (is_linear and method.takes_table and method.needs_anchor):
         raise UsageError(
             f"{method.name} gives no layer weights to task vectors; use task_arithmetic or lata"
         )

@@ -192,6 +192,12 @@ def _stages(document: Document, data: Mapping[str, Any], folder: Path) -> dict[s
         lines = {k[2:]: line for k, line in document.lines.items() if k[:2] == ("stages", name)}
         part = Document(entry, f"{document.source}: stage {name!r}", lines)
         stage = read_recipe(part, folder, stages=dict(found))
+        if stage.method.alignment != "element":
+            document.fail(
+                ("stages", name),
+                f"{stage.method.name} does not work entry by entry, as the method of a stage must; "
+                "merge it into a folder of its own and name that",
+            )
         found[name] = replace(stage, seed=_seed(document, data))
     return found
 
@@ -251,7 +257,8 @@ def _weighing(document: Document, data: Mapping[str, Any], recipe: Recipe) -> Re
     """What the method weighs layers by, as a recipe of the same family."""
     if data.get("layer_weights") is None:
         return None
-    if not recipe.method.sparsifies:
+    takes = recipe.method.sparsifies or recipe.method.combine is not None
+    if not (takes and recipe.method.takes_table):
         document.fail(
             ("layer_weights",), f"{recipe.method.name} takes no layer_weights; it makes its own"
         )

@@ -18,7 +18,16 @@ from taskvec.checkpoints.staging import Staging, staged
 from taskvec.checkpoints.vectors import Vector
 from taskvec.checkpoints.views import View
 from taskvec.dtypes import FLOATS
-from taskvec.engine.apply import EVERYTHING, LARGEST, Edit, Election, Record, Voter, apply
+from taskvec.engine.apply import (
+    EVERYTHING,
+    LARGEST,
+    Combination,
+    Edit,
+    Election,
+    Record,
+    Voter,
+    apply,
+)
 from taskvec.engine.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.plan import Plan, check_output, inputs_of, make_plan, make_stages
@@ -253,7 +262,7 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
     named = members.named
     same_as_anchor = members.sources.get("anchor") is members.target
     merged, equal = set(members.merged), set(members.equal)
-    edits = {}
+    edits: dict[str, Edit] = {}
     for shard in plan.shards:
         for tensor in shard.tensors:
             name = tensor.name
@@ -277,6 +286,7 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
                 for task, c in zip(table.tasks, coefficients[i], strict=True)
                 if c != 0 and members.has(f"task:{task}", name)
             }
+            combination = _combination(plan, table, i) if terms else None
             expected = {role: d[name] for role, d in table.digests.items() if name in d}
             if same_as_anchor and "anchor" in expected:
                 expected["target"] = expected["anchor"]
@@ -291,8 +301,21 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
                 expected=expected,
                 named=named,
                 election=_election(table, name, i, scales, list(terms)),
+                combination=combination,
             )
     return edits
+
+
+def _combination(plan: Plan, table: Table, column: int) -> Combination | None:
+    """What a method that combines blocks itself is told for one tensor."""
+    method, recipe = plan.recipe.method, plan.recipe
+    if method.combine is None:
+        return None
+    weights = dict(zip(table.tasks, table.weights[:, column].tolist(), strict=True))
+    scales = {task: recipe.scales[task] for task in table.tasks}
+    return Combination(
+        method.combine, method.alignment, weights, scales, recipe.parameters, recipe.seed
+    )
 
 
 def _election(

@@ -13,6 +13,8 @@ from taskvec.methods.parameters import Parameter, Resolved
 from taskvec.methods.table import Table
 from taskvec.statistics.scan import Scan
 
+Array = np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -75,6 +77,36 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Elements of one tensor, as a method's own `combine` sees them.
+
+    Their shape is (n,) where the method's alignment is `element`, (rows, columns) with whole rows
+    (the last dimension; a vector is one row) where it is `row`, the tensor's own where it is
+    `tensor`. They are float32, or float64 where precision or a member is that.
+
+    Attributes:
+        name: Name of the tensor.
+        target: θ_target.
+        vectors: w_t τ_t of every task in the order of `tasks`, shape (K, …); w_t θ_ft,t where the
+            method needs no anchor. A task that does not change the tensor has zeros.
+        tasks: Task names, sorted.
+        scales: λ_t, shape (K,), of the same type.
+        parameters: Every declared parameter of each task.
+        seed: For methods that draw random numbers.
+        start: Which element of the tensor is the first.
+    """
+
+    name: str
+    target: Array
+    vectors: Array
+    tasks: tuple[str, ...]
+    scales: Array
+    parameters: Mapping[str, Resolved]
+    seed: int = 0
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """One way of deciding what becomes of each tensor.
 
@@ -94,7 +126,9 @@ class Method:
         takes_table: Whether a table made elsewhere can take the place of `decide`, or, where the
             method sparsifies, be what it weighs layers by.
         sparsifies: Whether it keeps part of the vectors only, or elects signs.
-        alignment: What must be held at once: `element`, `row` or `matrix`.
+        combine: How one block becomes the merged block, of the shape of `Block.target`; None: the
+            table says it all. The table that `decide` gives then has the weights w_t.
+        alignment: What `combine` must see at once: `element`, `row` or `tensor`.
     """
 
     name: str
@@ -111,4 +145,5 @@ class Method:
     takes_tasks: bool = True
     takes_table: bool = True
     sparsifies: bool = False
+    combine: Callable[[Block], Array] | None = None
     alignment: str = "element"
