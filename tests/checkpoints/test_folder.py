@@ -247,6 +247,16 @@ def test_both_single_file_and_index(sharded):
     )
 
 
+def test_index_of_another_name_as_diffusers_has_it(sharded):
+    other = "diffusion_pytorch_model.safetensors.index.json"
+    (sharded / INDEX).rename(sharded / other)
+    assert list(open_checkpoint(sharded).tensors) == sorted(WEIGHTS)
+    (sharded / SHARDS[2]).unlink()
+    assert refusal(sharded).startswith(f"{sharded}: {other} lists {SHARDS[2]}, which is not there")
+    (sharded / "another.safetensors.index.json").write_text("{}")  # now nothing says which is meant
+    assert refusal(sharded).startswith(f"{sharded}: 2 safetensors files and no {INDEX}")
+
+
 def test_shards_without_index(sharded):
     (sharded / INDEX).unlink()
     assert refusal(sharded) == (

@@ -174,7 +174,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{path}: {kind}; a model is a folder, a .safetensors file, or org/name on the hub"
         )
-    shards = _shards(folder) if single is None else {single: None}
+    index = _index(folder)
+    shards = _shards(folder, index) if single is None else {single: None}
     files = tuple(identify(folder / shard) for shard in sorted(shards))
     infos: dict[str, TensorInfo] = {}
     file_of: dict[str, str] = {}
@@ -188,8 +189,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 )
             infos[info.name] = info
             file_of[info.name] = shard
-        if listed is not None:
-            check_index(folder, INDEX, shard, listed, {info.name for info in found})
+        if listed is not None and index is not None:
+            check_index(folder, index, shard, listed, {info.name for info in found})
     if not infos:
         raise CheckpointError(
             f"{folder / (single or '')}: holds no tensors; is the download complete?"
@@ -218,19 +219,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _shards(folder: Path) -> dict[str, set[str] | None]:
+def _index(folder: Path) -> str | None:
+    """Name of the index: that of transformers or, as diffusers has it, the only other one."""
+    found = sorted(path.name for path in folder.glob("*.safetensors.index.json"))
+    return INDEX if INDEX in found else found[0] if len(found) == 1 else None
+
+
+def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
     """Weight files, each with the tensors that the index lists for it (None without an index)."""
     files = {p.name for p in folder.glob("*.safetensors")}
-    if (folder / INDEX).exists():
-        if SINGLE in files:
+    if index is not None:
+        whole = index.removesuffix(".index.json")
+        if whole in files:
             raise CheckpointError(
-                f"{folder}: has both {SINGLE} and {INDEX}; remove the one that is not meant"
+                f"{folder}: has both {whole} and {index}; remove the one that is not meant"
             )
-        shards = read_index(folder, INDEX, files)
+        shards = read_index(folder, index, files)
         unlisted = sorted(f for f in files - shards.keys() if _SHARD.fullmatch(f))
         if unlisted:
             raise CheckpointError(
-                f"{folder}: shard {unlisted[0]} is not listed in {INDEX}; remove it or fix the "
+                f"{folder}: shard {unlisted[0]} is not listed in {index}; remove it or fix the "
                 "index"
             )
         return dict(shards)
