@@ -11,6 +11,7 @@ For every task, with the pure vector x_t = w_t (θ_ft,t − θ_pre) and a mask m
 
     θ = θ_target + Σ_{t ∈ agree} y_t          (sum)
     θ = θ_target + Σ_{t ∈ agree} y_t / |agree|   (mean, where |agree| > 0)
+    θ = θ_target + Σ_{t ∈ agree} y_t / Σ_{t ∈ agree, y_t ≠ 0} |λ_t|   (weighted, likewise)
 
 Ties of magnitude at the lower bound are kept from the first entry of the tensor on, as many as
 `ties` says. Arithmetic is float32 (or float64 where the working space is), in the order written,
@@ -35,7 +36,7 @@ from taskvec.kernels.select import MAGNITUDE, load_vector
 Array = np.ndarray[Any, Any]
 
 NONE, MASS, COUNT = 0, 1, 2  # how signs are elected
-SUM, MEAN = 0, 1
+SUM, MEAN, WEIGHTED = 0, 1, 2
 ALL = np.int64(2**62)  # ties: keep every one
 
 
@@ -64,24 +65,25 @@ def mask(
         key: What draws depend on besides the entry's index.
         first: Index of the first entry in its tensor.
     """
+    none = rows.dtype.type(0)
     if lower > 0 or upper < MAGNITUDE:
         if ties == 0 or ties >= ALL:
             floor = lower if ties else lower + np.uint32(1)
-            for i in range(length):
+            for i in range(length):  # a choice of values, not of paths: no branch to mispredict
                 magnitude = bits_from_float(np.float32(rows[row, i])) & MAGNITUDE
-                if magnitude < floor or magnitude > upper:
-                    rows[row, i] = 0
+                kept = (magnitude >= floor) & (magnitude <= upper)
+                rows[row, i] = rows[row, i] if kept else none
         else:
             for i in range(length):
                 magnitude = bits_from_float(np.float32(rows[row, i])) & MAGNITUDE
-                if magnitude == lower and ties > 0:
+                if magnitude == lower and ties > 0 and magnitude <= upper:
                     ties -= 1
                 elif magnitude <= lower or magnitude > upper:
                     rows[row, i] = 0
     if bound < ALWAYS:
         for i in range(length):
-            if draw(key, np.uint64(first + i)) >= bound:
-                rows[row, i] = 0
+            kept = draw(key, np.uint64(first + i)) < bound
+            rows[row, i] = rows[row, i] if kept else none
     return ties
 
 
@@ -103,20 +105,21 @@ def elect(
     out_address: int,
     out_code: int,
 ) -> bool:
-    """One block of the merged tensor; False if an element of it is not finite.
+    """One block of the merged tensor; False if an element of it or of a task is not finite.
 
     Args:
         addresses: Where the block begins in target, anchor, tasks: shape (2 + T,), int64.
         codes: Element types (`taskvec.dtypes`), shape (2 + T,), int64.
         differences: Whether a task's block holds τ_t itself, shape (2 + T,), bool.
         weights: w_t, shape (T,), type of the rows.
-        scales: λ_t · rescale_t, shape (T,), type of the rows.
+        scales: λ_t · rescale_t, type of the rows, shape (T,); where merge is WEIGHTED, |λ_t| after
+            them, shape (2 T,).
         bounds: Lower and upper magnitude (bits), bound of the draw: shape (T, 3), uint64.
         ties: Entries of the lower magnitude still to be kept when the block begins, shape (T,),
             int64; not changed.
         keys: What draws depend on, shape (T,), uint64.
         election: NONE, MASS or COUNT.
-        merge: SUM or MEAN.
+        merge: SUM, MEAN or WEIGHTED.
         first: Index of the block's first element in its tensor.
         count: Elements in the block.
         rows: Working space, shape (3 + T, STRETCH), float32 or float64.
@@ -138,6 +141,8 @@ def elect(
         for t in range(tasks):
             both[1], kinds[1] = addresses[2 + t], codes[2 + t]
             load_vector(both, kinds, differences[2 + t], weights[t], start, length, rows, 1 + t)
+            if probe(rows[1 + t], length) != 0:  # a mask or an election may hide it
+                finite = False
             left[t] = mask(
                 rows, 1 + t, length, np.uint32(bounds[t, 0]), np.uint32(bounds[t, 1]), left[t],
                 bounds[t, 2], keys[t], first + start,
@@ -150,7 +155,7 @@ def elect(
             elif election == COUNT:
                 for i in range(length):
                     rows[sign, i] += np.sign(rows[1 + t, i])
-        _combine(rows, tasks, length, election, merge)
+        combine_rows(rows, scales, tasks, length, election, merge)
         narrow(out_code, rows[total], out_address, start, length)
         widen(out_code, out_address, start, length, rows[total])
         if probe(rows[total], length) != 0:
@@ -159,21 +164,37 @@ def elect(
 
 
 @jit
-def _combine(rows: Array, tasks: int, length: int, election: int, merge: int) -> None:
-    """Add what agrees to the last row; the row before it holds what signs are elected by."""
-    total, sign = rows.shape[0] - 1, rows.shape[0] - 2
+def combine_rows(
+    rows: Array, scales: Array, tasks: int, length: int, election: int, merge: int
+) -> None:
+    """Add what agrees to the last row; the row before it holds what signs are elected by.
+
+    Args:
+        rows: y_t in rows 1 to T, shape (3 + T, ≥ length); the first row is working space.
+        scales: |λ_t| from T on, where merge is WEIGHTED.
+        tasks: T.
+        length: Entries of each row.
+        election: NONE, MASS or COUNT.
+        merge: SUM, MEAN or WEIGHTED.
+    """
+    merged, sign, total = rows[0], rows[rows.shape[0] - 2], rows[rows.shape[0] - 1]
     one, none = rows.dtype.type(1), rows.dtype.type(0)
+    agreeing = np.zeros(length, rows.dtype)
+    merged[:length] = none
+    for t in range(tasks):  # a loop a task, without branches that random entries would mispredict
+        y = rows[1 + t]
+        share = scales[tasks + t] if merge == WEIGHTED else one
+        if election == NONE:
+            for i in range(length):
+                merged[i] += y[i]
+                agreeing[i] += share if y[i] != 0 else none
+        else:
+            for i in range(length):
+                agrees = ((sign[i] > 0) & (y[i] > 0)) | ((sign[i] < 0) & (y[i] < 0))
+                merged[i] += y[i] if agrees else none
+                agreeing[i] += share if agrees else none
+    if merge != SUM:
+        for i in range(length):
+            merged[i] /= agreeing[i] if agreeing[i] > 0 else one
     for i in range(length):
-        elected = rows[sign, i]
-        merged, agreeing = none, none
-        for t in range(tasks):
-            y = rows[1 + t, i]
-            agrees = election == NONE or (elected > 0 and y > 0) or (elected < 0 and y < 0)
-            if agrees:
-                merged += y
-            if agrees and y != 0:
-                agreeing += one
-        if merge == MEAN and agreeing > 0:
-            merged = merged / agreeing
-        if merged != 0:  # −0 stays what it is
-            rows[total, i] += merged
+        total[i] = total[i] + merged[i] if merged[i] != 0 else total[i]  # −0 stays what it is

@@ -17,6 +17,7 @@ import numpy as np
 from taskvec.kernels.convert import bits_from_float, difference, widen
 from taskvec.kernels.gram import STRETCH
 from taskvec.kernels.jit import jit
+from taskvec.kernels.randomness import draw
 from taskvec.streaming import CHUNK
 
 Array = np.ndarray[Any, Any]
@@ -124,3 +125,44 @@ def count_equal(
         for i in range(length):
             found += np.int32((bits_from_float(np.float32(rows[1, i])) & MAGNITUDE) == magnitude)
         equal[start // CHUNK] += found
+
+
+@jit
+def sum_magnitudes(
+    addresses: Array,
+    codes: Array,
+    is_difference: bool,
+    weight: np.float32,
+    count: int,
+    bound: np.uint64,
+    key: np.uint64,
+    first: int,
+    rows: Array,
+    sums: Array,
+) -> None:
+    """Σ |x| over each chunk of a block, of all entries and of those that a draw keeps.
+
+    Args:
+        addresses: See `load_vector`.
+        codes: See `load_vector`.
+        is_difference: See `load_vector`.
+        weight: See `load_vector`.
+        count: Elements of the block.
+        bound: An entry is kept if its draw is below.
+        key: What draws depend on besides the entry's index.
+        first: Index of the first entry in its tensor, that of a chunk.
+        rows: Working space, shape (2, STRETCH), float32 or float64.
+        sums: Receives the sums, shape (chunks, 2), float64.
+    """
+    sums[:] = 0
+    for start in range(0, count, STRETCH):
+        length = min(STRETCH, count - start)
+        load_vector(addresses, codes, is_difference, weight, start, length, rows, 1)
+        total, kept = 0.0, 0.0
+        for i in range(length):
+            magnitude = abs(np.float64(rows[1, i]))
+            total += magnitude
+            if draw(key, np.uint64(first + start + i)) < bound:
+                kept += magnitude
+        sums[start // CHUNK, 0] += total
+        sums[start // CHUNK, 1] += kept
