@@ -24,7 +24,8 @@ class Sources:
     Attributes:
         name: Parameter name.
         views: By role: `anchor`, `base` if there is one, `task:NAME` for each task that may change
-            the tensor.
+            the tensor. Without an anchor the tasks' own weights are measured in the place of their
+            vectors.
     """
 
     name: str
@@ -107,7 +108,7 @@ def collect(
     gram = np.zeros((len(sources), 2 + k, 2 + k))
     signs = np.zeros((len(sources), k, k, 2), np.int64)
     digests: dict[str, dict[str, str]] = {role: {} for role in roles}
-    sizes = [size(s.views["anchor"]) for s in sources]
+    sizes = [size(next(iter(s.views.values()))) for s in sources]
     waiting: dict[int, list[_Part]] = {}
     total = sum([source.nbytes for source in sources])
     with progress("scan", total) as advance:
@@ -161,7 +162,9 @@ def _make_worker(
                     row = row_of[role]
                     addresses[row] = address(blocks[role])
                     codes[row] = view.dtype.code
-                    differences[row] = view.is_difference
+                    differences[row] = view.is_difference or "anchor" not in source.views
+                if "anchor" not in source.views:  # the kernel reads some row in its place
+                    addresses[0], codes[0] = addresses[2], codes[2]
                 wide = max([view.dtype.itemsize for view in source.views.values()]) == 8
                 given = addresses, codes, differences, stop - start
                 mine = slice(first, first + count)

@@ -109,13 +109,13 @@ def _of_group(
 
             return count
 
-        _sweep(group, task, weights, begin, how)
+        sweep(group, task, weights, begin, how)
         total: Array = np.stack(parts).sum(0)
         return total
 
-    upper, above = _place(histogram(UPPER, -1), wanted)
+    upper, above = place(histogram(UPPER, -1), wanted)
     lower = histogram(LOWER, upper)
-    low, higher = _place(lower, wanted - above)
+    low, higher = place(lower, wanted - above)
     magnitude = (upper << 15) | low
     kept, equal = wanted - above - higher, int(lower[low])
     if kept == equal:
@@ -129,7 +129,7 @@ def _of_group(
 
         return count
 
-    _sweep(group, task, weights, begin, how)
+    sweep(group, task, weights, begin, how)
     found = {}
     for source in group:
         here = int(chunks[source.name].sum())
@@ -144,12 +144,12 @@ def _of_group(
     return found
 
 
-def _place(histogram: Array, wanted: int) -> tuple[int, int]:
+def place(histogram: Array, wanted: int) -> tuple[int, int]:
     """The bin that holds the `wanted`-th largest entry, and how many entries are in higher bins."""
     from_above = np.cumsum(histogram[::-1])
-    place = int(np.searchsorted(from_above, wanted))
-    bin_ = len(histogram) - 1 - place
-    return bin_, int(from_above[place] - histogram[bin_])
+    first = int(np.searchsorted(from_above, wanted))
+    bin_ = len(histogram) - 1 - first
+    return bin_, int(from_above[first] - histogram[bin_])
 
 
 class Source:
@@ -172,12 +172,13 @@ class Source:
         return addresses, codes, self._vector.is_difference, self._weight, stop - start
 
 
-def _sweep(
+def sweep(
     group: Sequence[Sources],
     task: str,
     weights: Mapping[str, float],
     begin: Callable[[], Callable[[Source, int, int], None]],
     how: Counting,
+    label: str = "rank",
 ) -> None:
     """Give every block of every tensor to a function that each thread begins for itself."""
     from taskvec.kernels.gram import STRETCH
@@ -203,6 +204,6 @@ def _sweep(
         return work
 
     total = sum(source.nbytes for source in group)
-    with how.progress(f"rank {task}", total) as advance:
+    with how.progress(f"{label} {task}", total) as advance:
         for done in stream(cut(sizes, how.block), make, how.threads or default_threads()):
             advance(done)

@@ -1,0 +1,68 @@
+"""What a random mask keeps of a task's pure vector: Σ |x| and Σ m |x| of every tensor.
+
+Their quotient is the factor that gives what is kept the L1 norm of the whole. Sums run over chunks
+counted from the start of a tensor and are added in that order, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from taskvec.checkpoints.views import size
+from taskvec.statistics.collect import Sources
+from taskvec.statistics.trim import Counting, Source, sweep
+from taskvec.streaming import CHUNK
+
+Array = np.ndarray[Any, Any]
+
+Sums = dict[str, dict[str, tuple[float, float]]]  # (all, kept) by task, then by tensor
+
+
+def kept_sums(
+    sources: Sequence[Sources],
+    weights: Mapping[str, Mapping[str, float]],
+    bounds: Mapping[str, int],
+    keys: Mapping[str, Mapping[str, int]],
+    how: Counting,
+) -> Sums:
+    """Σ |x| and Σ m |x| of every task in every tensor that it has.
+
+    Args:
+        sources: Floating-point tensors in name order.
+        weights: w_t by task, then by tensor.
+        bounds: Below which a draw keeps an entry, by task; see `kernels.randomness`.
+        keys: What draws depend on besides the entry, by task, then by tensor.
+        how: How to run.
+    """
+    from taskvec.kernels.select import sum_magnitudes
+
+    found: Sums = {}
+    for task, bound in sorted(bounds.items()):
+        mine = [s for s in sources if f"task:{task}" in s.views]
+        sums = {s.name: np.zeros((-(-size(s.views[f"task:{task}"]) // CHUNK), 2)) for s in mine}
+
+        def begin(
+            task: str = task, bound: int = bound, sums: dict[str, Array] = sums
+        ) -> Callable[[Source, int, int], None]:
+            def add(source: Source, start: int, stop: int) -> None:
+                key, out = np.uint64(keys[task][source.name]), sums[source.name]
+                part = out[start // CHUNK : -(-stop // CHUNK)]
+                given = np.uint64(bound), key, start, source.rows, part
+                sum_magnitudes(*source.block(start, stop), *given)
+
+            return add
+
+        sweep(mine, task, weights[task], begin, how, "sum")
+        found[task] = {name: _added(chunks) for name, chunks in sums.items()}
+    return found
+
+
+def _added(chunks: Array) -> tuple[float, float]:
+    total = kept = 0.0
+    for all_of_it, kept_of_it in chunks.tolist():
+        total += all_of_it
+        kept += kept_of_it
+    return total, kept
