@@ -119,12 +119,21 @@ def test_a_plan_shows_no_table_that_needs_weights(recipe_of, asked):
     def toy(inputs):
         return Need("count", weighing(inputs, 0.0))
 
-    assert make_plan(recipe_of(toy)).table_without_weights() is None
+    plan = make_plan(recipe_of(toy))
+    need = plan.without_weights()
+    assert (need.statistic, plan.reading_bytes(need)) == ("count", 2 * 4 * 10)  # anchor and task
     assert asked == []
-    shown = make_plan(recipe_of(lambda i: weighing(i, 2.0))).table_without_weights()
+    assert make_plan(recipe_of(toy, needs_scan=True)).without_weights() is None
+    shown = make_plan(recipe_of(lambda i: weighing(i, 2.0))).without_weights()
     assert set(shown.of("a").values()) == {2}
 
 
 def test_methods_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         method_of(None).name = "other"
+
+
+def test_a_statistic_that_nobody_collects_is_told(recipe_of):
+    made = recipe_of(lambda inputs: Need("curvature", weighing(inputs, 1.0)))
+    with pytest.raises(TaskvecError, match="toy asks for statistic 'curvature'; known: "):
+        decide(make_plan(made))

@@ -1,18 +1,41 @@
-"""Decide: one file a method; this is the list of them."""
+"""Decide: one file a method; this is the list of them.
+
+`METHODS` is what ships with taskvec, and nothing else, whatever is installed: documentation and
+tests go by it. What other distributions bring is never put in; `find_method` finds it by name, and
+`plugins.every` lists it.
+"""
 
 from __future__ import annotations
 
 from taskvec.errors import ParameterError, nearest
 from taskvec.methods import (
+    arcee_fusion,
     average,
     breadcrumbs,
+    consensus,
     dare,
     dare_ties,
+    della,
+    iso_c,
+    iso_cts,
+    karcher,
     lata,
     magnitude,
+    model_stock,
+    multislerp,
+    nearswap,
+    nuslerp,
     passthrough,
+    pcb,
+    plugins,
+    ram,
+    ram_plus,
+    safety_arithmetic,
+    sce,
+    slerp,
     task_arithmetic,
     ties,
+    tsv,
 )
 from taskvec.methods.method import Method
 
@@ -26,6 +49,23 @@ METHODS: dict[str, Method] = {
         dare_ties,
         magnitude,
         breadcrumbs,
+        della,
+        consensus,
+        pcb,
+        safety_arithmetic,
+        sce,
+        ram,
+        ram_plus,
+        arcee_fusion,
+        nearswap,
+        slerp,
+        nuslerp,
+        multislerp,
+        karcher,
+        model_stock,
+        tsv,
+        iso_c,
+        iso_cts,
         average,
         passthrough,
     )
@@ -33,16 +73,17 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: object) -> Method:
-    """The method of that name.
+    """The method of that name: ours, or else one that is installed beside them.
 
     Raises:
-        ParameterError: there is none.
+        ParameterError: there is none, or it is one of others that cannot be used.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        hint = (
-            nearest(name, tuple(METHODS))
-            if isinstance(name, str)
-            else "known: " + ", ".join(METHODS)
-        )
-        raise ParameterError(f"unknown method {name!r}; {hint}")
-    return METHODS[name]
+    if isinstance(name, str) and name in METHODS:
+        return METHODS[name]
+    known = (*METHODS, *plugins.names())
+    if not isinstance(name, str):
+        raise ParameterError(f"unknown method {name!r}; known: {', '.join(known)}")
+    method = plugins.load(name)
+    if method is None:
+        raise ParameterError(f"unknown method {name!r}; {nearest(name, known)}")
+    return method

@@ -20,13 +20,14 @@ def decide(inputs: Inputs) -> Table:
     Raises:
         ParameterError: every λ is 0.
     """
-    total = sum(abs(scale) for scale in inputs.scales.values())
-    if total == 0:
-        raise ParameterError(
-            "scale of average must be above 0 for one task at least; got 0 for all"
-        )
     shape = (len(inputs.tasks), len(inputs.names))
-    weights, target = np.full(shape, 1 / total), np.zeros(shape[1])
+    total = np.abs(inputs.layer_scales).sum(axis=0)
+    if not total.all():
+        where = "" if not total.any() else f" for {inputs.names[int(np.argmin(total))]!r}"
+        raise ParameterError(
+            f"scale of average must be above 0 for one task at least; got 0 for all{where}"
+        )
+    weights, target = np.tile(1 / total, (shape[0], 1)), np.zeros(shape[1])
     return Table(inputs.tasks, inputs.names, weights, target, origin="average")
 
 

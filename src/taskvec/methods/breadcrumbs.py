@@ -1,13 +1,16 @@
 """Model Breadcrumbs: the middle of each task vector, without its largest and smallest entries.
 
-    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t
+    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t                                 elect none, merge sum
+    θ = θ_target + Σ over {t : sgn = γ} of λ_t m_t ⊙ τ'_t,  γ = sgn(Σ_t λ_t m_t ⊙ τ'_t)   elect mass
 
 m_t drops, in each tensor, the `gamma` share of entries that is largest in magnitude, and of the
 rest keeps the `density` share (of all entries) that is largest.
 
 Source: Model Breadcrumbs, arXiv:2312.06795, section 3, where the masks are given by the percentiles
 β and γ of each layer: density = γ − β, gamma = 1 − γ. Defaults are β = 0.9 and γ = 0.993. Entries
-that equal the γ-th percentile are dropped.
+that equal the γ-th percentile are dropped. The paper adds what is left; `elect` puts the election
+of TIES (arXiv:2306.01708, algorithm 1) after the masks, and `merge: mean` divides by the number of
+tasks that are added.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import cast
 
 from taskvec.methods.method import Inputs, Method, Need
 from taskvec.methods.parameters import Parameter
-from taskvec.methods.selection import Selection
+from taskvec.methods.selection import ELECTIONS, MERGES, Selection
 from taskvec.methods.table import Table
 from taskvec.methods.ties import SCOPES
 from taskvec.statistics.trim import Threshold
@@ -26,6 +29,8 @@ PARAMETERS = (
     Parameter("density", 0.093, "share of entries that are kept", low=0, high=1),
     Parameter("gamma", 0.007, "share of entries dropped because they are largest", low=0, high=1),
     Parameter("scope", "tensor", "what entries are ranked within", choices=SCOPES),
+    Parameter("elect", "none", "what a sign is elected by", choices=ELECTIONS),
+    Parameter("merge", "sum", "how entries are combined", choices=MERGES),
 )
 
 
@@ -40,7 +45,12 @@ def decide(inputs: Inputs) -> Table | Need:
         return Need("thresholds", table, both, scope)
     top, floor = (cast(dict[str, dict[str, Threshold]], found) for found in inputs.passes)
     ceilings = {task: {n: t.lower for n, t in mine.items()} for task, mine in top.items()}
-    selection = Selection(thresholds=floor, ceilings=ceilings)
+    selection = Selection(
+        thresholds=floor,
+        ceilings=ceilings,
+        election=inputs.common("elect"),
+        merge=inputs.common("merge"),
+    )
     return replace(table, selection=selection, origin=f"breadcrumbs of {table.origin}")
 
 

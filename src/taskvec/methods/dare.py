@@ -4,39 +4,60 @@
 
 Source: Language Models are Super Mario, arXiv:2311.03099, section 3.2, equation 2: the expectation
 of every entry stays what it was. Which entries are kept follows from seed, task, tensor and entry
-alone. `rescale: none` leaves out the division.
+alone. `rescale: none` leaves out the division. `rescale: l1`, which is mergekit's rescaling and not
+the paper's, multiplies with ‖τ'_t‖₁ / ‖m_t ⊙ τ'_t‖₁ of each tensor in its place, so that its sum of
+magnitudes stays; the masks are drawn once more for that, ahead of the merge.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
-from taskvec.methods.method import Inputs, Method
+from taskvec.methods.method import Inputs, Method, Need
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.selection import Selection
 from taskvec.methods.table import Table
+from taskvec.statistics.kept import Sums
+
+RESCALES = ("density", "l1", "none")
 
 PARAMETERS = (
     Parameter("density", 0.1, "share of entries that are kept, at random", low=1e-6, high=1),
-    Parameter("rescale", "density", "what is kept is divided by", choices=("density", "none")),
+    Parameter("rescale", "density", "what the factor of what is kept restores", choices=RESCALES),
 )
+
+
+def to_collect(inputs: Inputs, table: Table) -> Need | None:
+    """The pass that `rescale: l1` needs; None if there is none, or it was made."""
+    chosen = {task: inputs.parameters[task] for task in inputs.tasks}
+    densities = {t: p["density"] for t, p in chosen.items() if p["rescale"] == "l1"}
+    return Need("kept", table, densities) if densities and not inputs.passes else None
 
 
 def selection_of(inputs: Inputs, election: str, merge: str) -> Selection:
     """Random masks of every task, and how tasks are combined."""
     chosen = {task: inputs.parameters[task] for task in inputs.tasks}
+    sums = cast(Sums, inputs.passes[0]) if inputs.passes else {}
+    factors = {
+        task: {name: total / kept if kept > 0 else 1.0 for name, (total, kept) in mine.items()}
+        for task, mine in sums.items()
+    }
     return Selection(
         densities={task: p["density"] for task, p in chosen.items()},
         rescale={t: 1 / p["density"] for t, p in chosen.items() if p["rescale"] == "density"},
+        factors=factors,
         election=election,
         merge=merge,
         seed=inputs.seed,
     )
 
 
-def decide(inputs: Inputs) -> Table:
+def decide(inputs: Inputs) -> Table | Need:
     """The layer weights, with random masks."""
     table = inputs.layer_weights()
+    if need := to_collect(inputs, table):
+        return need
     selection = selection_of(inputs, "none", "sum")
     return replace(table, selection=selection, origin=f"dare of {table.origin}")
 

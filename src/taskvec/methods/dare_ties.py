@@ -4,7 +4,8 @@
     θ = θ_target + mean over {t : sgn(y_t) = γ} of y_t,  γ = sgn(Σ_t y_t)
 
 Source: DARE, arXiv:2311.03099, section 4.2, which applies it ahead of TIES-Merging,
-arXiv:2306.01708. What DARE dropped is not trimmed again.
+arXiv:2306.01708. What DARE dropped is not trimmed again. `rescale` is that of
+`dare`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from taskvec.methods import dare, ties
-from taskvec.methods.method import Inputs, Method
+from taskvec.methods.method import Inputs, Method, Need
 from taskvec.methods.table import Table
 
 PARAMETERS = (
@@ -21,9 +22,11 @@ PARAMETERS = (
 )
 
 
-def decide(inputs: Inputs) -> Table:
+def decide(inputs: Inputs) -> Table | Need:
     """The layer weights, with random masks and an election."""
     table = inputs.layer_weights()
+    if need := dare.to_collect(inputs, table):
+        return need
     selection = dare.selection_of(inputs, inputs.common("elect"), inputs.common("merge"))
     return replace(table, selection=selection, origin=f"dare_ties of {table.origin}")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from taskvec.errors import ParameterError
 from taskvec.methods.parameters import Parameter, Resolved
+from taskvec.methods.selection import Selection
 from taskvec.methods.table import Table
 from taskvec.statistics.scan import Scan
 
@@ -29,6 +30,7 @@ class Inputs:
         table: Layer weights made elsewhere, for a method that sparsifies; None for 1 everywhere.
         seed: For methods that draw random numbers.
         passes: What further collecting passes gave, in the order in which `decide` asked.
+        profile: What λ_t is multiplied with for each tensor, shape (tasks, names); None for 1.
     """
 
     tasks: tuple[str, ...]
@@ -39,6 +41,15 @@ class Inputs:
     table: Table | None = None
     seed: int = 0
     passes: tuple[object, ...] = ()
+    profile: Array | None = None
+
+    @property
+    def layer_scales(self) -> Array:
+        """λ_t of every tensor, shape (tasks, names)."""
+        scales = np.array([self.scales[task] for task in self.tasks]).reshape(-1, 1)
+        ones = np.ones((len(self.tasks), len(self.names)))
+        found: Array = scales * (ones if self.profile is None else self.profile)
+        return found
 
     def common(self, name: str) -> Any:
         """The value of a parameter that cannot differ between tasks.
@@ -59,12 +70,17 @@ class Inputs:
         return Table(self.tasks, self.names, np.ones((len(self.tasks), len(self.names))))
 
 
+# Statistics that `decide` may ask for, and how often anchor and tasks are read for each.
+READINGS = {"products": "once", "thresholds": "2 or 3 times", "kept": "once",
+            "competition": "6 to 8 times"}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """`decide` asks for one more collecting pass, under the table it has made so far.
 
     Attributes:
-        statistic: Which collector to run; the engine knows them by name.
+        statistic: Which collector to run, one of `READINGS`.
         table: Weights under which the statistic is collected.
         densities: Share of entries that are to be kept by task, for `thresholds`.
         scope: Whether entries are ranked within a `tensor` or over the whole `model`.
@@ -94,6 +110,8 @@ class Block:
         parameters: Every declared parameter of each task.
         seed: For methods that draw random numbers.
         start: Which element of the tensor is the first.
+        has_anchor: Whether the vectors are w_t τ_t; if not, they are w_t θ_ft,t.
+        selection: That of the table that `decide` gave.
     """
 
     name: str
@@ -104,6 +122,8 @@ class Block:
     parameters: Mapping[str, Resolved]
     seed: int = 0
     start: int = 0
+    has_anchor: bool = True
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +140,7 @@ class Method:
         needs_scan: Whether it rests on statistics of the weights.
         needs_base: Whether it needs the model before instruction tuning.
         needs_anchor: Whether it works on task vectors; if not, on the task models themselves.
+        takes_anchor: Whether it works on task vectors where there is an anchor, but needs none.
         default_scale: λ where the recipe gives none; None if it must be given.
         takes_negative_scale: Whether a task can be subtracted.
         takes_tasks: Whether there is anything to add; if not, the recipe may name no task.
@@ -140,6 +161,7 @@ class Method:
     needs_scan: bool = False
     needs_base: bool = False
     needs_anchor: bool = True
+    takes_anchor: bool = False
     default_scale: float | None = None
     takes_negative_scale: bool = True
     takes_tasks: bool = True

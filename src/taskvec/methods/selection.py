@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from taskvec.statistics.trim import Threshold
 
+Array = np.ndarray[Any, Any]
+
 ELECTIONS = ("none", "mass", "count")
-MERGES = ("sum", "mean")
+MERGES = ("sum", "mean", "weighted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,10 @@ class Selection:
         ceilings: Entries of this magnitude (bits) or above are dropped; likewise.
         densities: Share of entries that a draw keeps by task; all where absent.
         rescale: Factor of what is kept by task; 1 where absent.
+        factors: A further factor by task, then by tensor; likewise.
+        limits: What a method's own `combine` must know of the whole model, by task, then by name.
         election: How the sign of an entry is elected: `none`, `mass` or `count`.
-        merge: `sum`, or `mean` over the tasks that agree.
+        merge: `sum`, `mean` over the tasks that agree, or `weighted`: their sum over Σ |λ_t|.
         seed: What draws depend on besides task, tensor and element.
     """
 
@@ -36,6 +41,8 @@ class Selection:
     ceilings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     densities: Mapping[str, float] = field(default_factory=dict)
     rescale: Mapping[str, float] = field(default_factory=dict)
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     election: str = "none"
     merge: str = "sum"
     seed: int = 0
@@ -50,6 +57,8 @@ class Selection:
             "ceilings": {task: dict(mine) for task, mine in self.ceilings.items()},
             "densities": dict(self.densities),
             "rescale": dict(self.rescale),
+            "factors": {task: dict(mine) for task, mine in self.factors.items()},
+            "limits": {task: dict(mine) for task, mine in self.limits.items()},
             "election": self.election,
             "merge": self.merge,
             "seed": self.seed,
@@ -78,6 +87,14 @@ def selection_from_json(data: Mapping[str, Any]) -> Selection:
         },
         densities={task: float(value) for task, value in data["densities"].items()},
         rescale={task: float(value) for task, value in data["rescale"].items()},
+        factors={
+            task: {name: float(value) for name, value in mine.items()}
+            for task, mine in data.get("factors", {}).items()
+        },
+        limits={
+            task: {name: float(value) for name, value in mine.items()}
+            for task, mine in data.get("limits", {}).items()
+        },
         election=str(data["election"]),
         merge=str(data["merge"]),
         seed=int(data["seed"]),
@@ -96,3 +113,29 @@ def bound(probability: float) -> int:
     (0, 2147483648, 4294967296)
     """
     return round(probability * 2**32)
+
+
+def fused(target: Array, rows: Array, scales: Array, election: str, merge: str) -> Array:
+    """θ_target and what agrees of y_t = λ_t x_t, as `kernels.elect` combines it.
+
+    Args:
+        target: θ_target, any shape, float32 or float64.
+        rows: x_t, sparsified, shape (K, …), of the same type.
+        scales: λ_t, shape (K,), of the same type.
+        election: `none`, `mass` or `count`.
+        merge: `sum`, `mean` or `weighted`.
+    """
+    from taskvec.kernels import elect
+
+    tasks, count = len(rows), target.size
+    space = np.zeros((3 + tasks, count), target.dtype)  # unused, y_t …, ballot, total
+    for y, x, scale in zip(space[1:], rows, scales, strict=False):
+        np.multiply(x.reshape(-1), scale, out=y)
+        space[-2] += np.sign(y) if election == "count" else y
+    space[-1] = target.reshape(-1)
+    elections = {"none": elect.NONE, "mass": elect.MASS, "count": elect.COUNT}
+    merges = {"sum": elect.SUM, "mean": elect.MEAN, "weighted": elect.WEIGHTED}
+    shares = np.concatenate([scales, np.abs(scales)])
+    elect.combine_rows(space, shares, tasks, count, elections[election], merges[merge])
+    merged: Array = space[-1].reshape(target.shape)
+    return merged

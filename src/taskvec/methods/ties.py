@@ -8,7 +8,8 @@ Source: TIES-Merging, arXiv:2306.01708, algorithm 1; the published code ranks en
 whole model and elects by mass. The mean is over the tasks that agree and whose entry is not
 trimmed. With equal λ this is the paper's λ τ_m; defaults are its k = 20 % and λ = 1. Entries of
 equal magnitude at the cut are kept from the first on, until the density is met; the published code
-keeps them all.
+keeps them all. `merge: weighted` divides by Σ |λ_t| over the tasks that agree in the place of their
+number, as mergekit's `normalize` does where weights are positive.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import cast
 
 from taskvec.methods.method import Inputs, Method, Need
 from taskvec.methods.parameters import Parameter
-from taskvec.methods.selection import Selection
+from taskvec.methods.selection import MERGES, Selection
 from taskvec.methods.table import Table
 
 SCOPES = ("model", "tensor")
@@ -28,7 +29,7 @@ PARAMETERS = (
     Parameter("density", 0.2, DENSITY, low=0, high=1),
     Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
     Parameter("elect", "mass", "what a sign is elected by", choices=("mass", "count")),
-    Parameter("merge", "mean", "how agreeing entries are combined", choices=("mean", "sum")),
+    Parameter("merge", "mean", "how agreeing entries are combined", choices=MERGES),
 )
 
 

@@ -1,0 +1,76 @@
+"""NuSLERP: slerp of two task vectors, or of two models where there is no anchor.
+
+    θ = θ_target + sin(α_1 Ω)/sin Ω · τ_1 + sin(α_2 Ω)/sin Ω · τ_2      α_t = λ_t / (λ_1 + λ_2)
+    cos Ω = ⟨τ_1, τ_2⟩ / (‖τ_1‖ ‖τ_2‖), of the whole tensor or row by row
+
+Without an anchor θ_ft,t stands in the place of τ_t, and the target is left out.
+
+Source: task vectors interpolated so are WARP's, arXiv:2406.16768, section 3.2; weights that need
+not sum to 1, and rows, are those of mergekit's `nuslerp`. Where the two are parallel, nearly
+opposite (cos Ω below −0.9995), or one of them is zero, they are interpolated linearly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from taskvec.methods import sphere
+from taskvec.methods.method import Block, Inputs, Method, Need
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.table import Table
+from taskvec.statistics.products import Products
+
+Array = np.ndarray[Any, Any]
+
+NAME = "nuslerp"
+PARAMETERS = (Parameter("granularity", "tensor", "what has one angle", choices=("tensor", "row")),)
+
+
+def decide(inputs: Inputs) -> Table | Need:
+    """Coefficients by the angle in each tensor, from inner products; weight 1 if by rows.
+
+    Raises:
+        ParameterError: other than two tasks, or every λ is 0.
+    """
+    sphere.checked(inputs, NAME, tasks=2)
+    if inputs.common("granularity") == "row":
+        return replace(inputs.layer_weights(), origin=NAME)
+    if not inputs.passes:
+        return Need("products", inputs.layer_weights())
+    products = inputs.passes[0]
+    assert isinstance(products, Products)
+    cosine = sphere.pair_cosine(sphere.directions(products.gram))
+    coefficients = sphere.arc(cosine, sphere.shares(inputs.layer_scales))
+    weights = coefficients.T  # λ is in them, and `combine` adds what it is given
+    return Table(inputs.tasks, inputs.names, weights, digests=products.digests, origin=NAME)
+
+
+def combine(block: Block) -> Array:
+    """The arc's point, row by row where that is asked for."""
+    vectors = block.vectors
+    if block.parameters[block.tasks[0]]["granularity"] == "row":
+        cosine = sphere.pair_cosine(sphere.directions(sphere.row_gram(vectors)))
+        alpha = sphere.shares(block.scales.astype(np.float64)[:, None])
+        vectors = sphere.arc(cosine, alpha).T[:, :, None].astype(vectors.dtype) * vectors
+    total: Array = vectors[0] + vectors[1]
+    return block.target + total if block.has_anchor else total
+
+
+METHOD = Method(
+    name=NAME,
+    summary="interpolate two task vectors, or models, along the arc between them",
+    source="arXiv:2406.16768",
+    formula="θ = [θ_target +] Σ_t sin(α_t Ω)/sin Ω · τ_t, α_t = λ_t / Σ_s λ_s",
+    decide=decide,
+    parameters=PARAMETERS,
+    needs_anchor=False,
+    takes_anchor=True,
+    default_scale=1.0,
+    takes_negative_scale=False,
+    takes_table=False,
+    combine=combine,
+    alignment="row",
+)

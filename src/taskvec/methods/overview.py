@@ -1,0 +1,91 @@
+"""The methods at a glance: in groups by what they declare, and as a table for the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from taskvec.methods.method import Method
+
+SUMS = "Weighted sums of task vectors"
+SELECTING = "Part of each vector, or elected signs"
+BY_ENTRY = "Entry by entry, no sum"
+BY_TENSOR = "Whole rows or tensors at once"
+MODELS = "Task models themselves, without an anchor"
+NO_TASKS = "No tasks"
+GROUPS = (SUMS, SELECTING, BY_ENTRY, BY_TENSOR, MODELS, NO_TASKS)
+
+_HEAD = """\
+# Methods
+
+What each method needs, takes and works on. `taskvec methods` lists them with one line each,
+`taskvec methods NAME` shows formula and parameters. This page is made by
+`taskvec methods --markdown` from what the methods declare. Methods of [other
+distributions](how-to/write-a-method.md) are not in it.
+
+- **Needs**: roles besides `tasks`.
+- **λ**: its value where the recipe gives none; **−λ**: whether it may be negative.
+- **Table**: whether it takes layer weights made elsewhere.
+- **Sees**: what it must see at once of a tensor. `tensor` means that the largest tensor of every
+  member is held in memory.
+"""
+_COLUMNS = ("method", "needs", "λ", "−λ", "table", "sees", "parameters")
+
+
+def group_of(method: Method) -> str:
+    """The group of `GROUPS` that a method is listed in, from what it declares."""
+    if not method.takes_tasks:
+        return NO_TASKS
+    if not method.needs_anchor:
+        return MODELS
+    if method.sparsifies:
+        return SELECTING
+    if method.alignment != "element":
+        return BY_TENSOR
+    return SUMS if method.combine is None else BY_ENTRY
+
+
+def grouped(methods: Iterable[Method]) -> dict[str, list[Method]]:
+    """Methods by group, groups in their order, those without a method left out."""
+    found: dict[str, list[Method]] = {group: [] for group in GROUPS}
+    for method in methods:
+        found[group_of(method)].append(method)
+    return {group: members for group, members in found.items() if members}
+
+
+def needs(method: Method) -> tuple[str, ...]:
+    """Roles that a recipe must name besides tasks."""
+    roles = (("base", method.needs_base), ("instruct", method.needs_anchor))
+    found = tuple(role for role, is_needed in roles if is_needed)
+    return found if method.takes_tasks else (*found, "target")
+
+
+def markdown(methods: Iterable[Method]) -> str:
+    """The page `docs/methods.md`."""
+    parts = [_HEAD]
+    for group, members in grouped(methods).items():
+        lines = [_row(_COLUMNS), "|---" * len(_COLUMNS) + "|", *(_cells(m) for m in members)]
+        parts.append("\n".join([f"## {group}", "", *lines, ""]))
+    return "\n".join(parts)
+
+
+def _cells(method: Method) -> str:
+    scale = "required" if method.default_scale is None else f"{method.default_scale:g}"
+    return _row(
+        (
+            f"[`{method.name}`](methods/{method.name}.md)",
+            ", ".join(f"`{role}`" for role in needs(method)) or "–",
+            scale if method.takes_tasks else "–",
+            _mark(method.takes_negative_scale),
+            _mark(method.takes_table),
+            method.alignment,
+            ", ".join(f"`{p.name}`" for p in method.parameters) or "–",
+        )
+    )
+
+
+def _mark(has: bool) -> str:
+    return "yes" if has else "–"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

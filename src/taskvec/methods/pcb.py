@@ -1,0 +1,86 @@
+"""PCB-Merging: entries compete by how much they matter to their task and agree with the others.
+
+    x_t = sgn(λ_t) τ'_t,  a_t = |x_t| held between two quantiles,  ν_t = a_t moved to [0, 1]
+    β_t = exp(N ν_t²) · tanh(x_t ⊙ Σ_u x_u)                          intra- and inter-balancing
+    σ_t = (β_t − c_t) / (max β_t − c_t) where β_t > c_t, else 0      c_t: a `density` share is above
+    θ = θ_target + Σ_t λ_t σ_t ⊙ sgn(τ'_t) a_t / Σ_t σ_t
+
+N is the number of tasks; quantiles (0.0001 and 0.9999), c_t and max β_t are those of a task's whole
+vector, over the model.
+
+Source: Parameter Competition Balancing for Model Merging, arXiv:2410.02396. The paper writes
+a softmax for both balancings; its published code, which this follows, has exp (the quotient of a
+softmax is a factor of each task, on which σ_t does not depend) and tanh. The bounds of a_t and the
+default density are the code's too. With equal λ_t this is the paper's λ. A task that is subtracted
+competes with its vector turned round, one with λ_t = 0 does not compete; both are this project's
+reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+
+from taskvec.errors import ParameterError
+from taskvec.methods.method import Block, Inputs, Method, Need
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.selection import Selection
+from taskvec.methods.table import Table
+
+Array = np.ndarray[Any, Any]
+
+LIMITS = ("smallest", "largest", "cut", "top")  # what a score is measured by, by task
+MOST = 80  # tasks: exp(N) is a float32
+PARAMETERS = (Parameter("density", 0.1, "share of entries with a weight above 0", low=0, high=1),)
+
+
+def decide(inputs: Inputs) -> Table | Need:
+    """The layer weights, with what scores are measured by; asks for that first.
+
+    Raises:
+        ParameterError: more than `MOST` tasks.
+    """
+    if len(inputs.tasks) > MOST:
+        raise ParameterError(f"pcb takes at most {MOST} tasks; got {len(inputs.tasks)}")
+    table = inputs.layer_weights()
+    signs = np.sign(inputs.layer_scales)
+    competing = [task for task, mine in zip(inputs.tasks, signs, strict=True) if mine.any()]
+    if not inputs.passes and competing:
+        densities = {task: inputs.parameters[task]["density"] for task in competing}
+        return Need("competition", replace(table, weights=signs * table.weights), densities)
+    limits = cast(dict[str, dict[str, float]], inputs.passes[0]) if competing else {}
+    selection = Selection(limits=limits)
+    return replace(table, selection=selection, origin=f"pcb of {table.origin}")
+
+
+def combine(block: Block) -> Array:
+    """Weigh the entries of all tasks by their scores."""
+    from taskvec.kernels.competition import score, weigh
+
+    assert block.selection is not None
+    limits = block.selection.limits
+    rows = [i for i, task in enumerate(block.tasks) if task in limits]
+    scales = block.scales[rows]
+    vectors = np.sign(scales)[:, None] * block.vectors[rows]
+    bounds = np.array([list(map(limits[block.tasks[i]].get, LIMITS)) for i in rows], np.float64)
+    smallest, largest, cut, top = bounds.T.copy()
+    scores = np.empty(vectors.shape, np.float32)
+    score(vectors, smallest, largest, scores)
+    merged = block.target.copy()
+    weigh(vectors, scores, np.abs(scales), smallest, largest, cut, top, merged)
+    return merged
+
+
+METHOD = Method(
+    name="pcb",
+    summary="weigh every entry by its size and by how it agrees with other tasks",
+    source="arXiv:2410.02396",
+    formula="θ = θ_target + Σ_t λ_t σ_t ⊙ τ'_t / Σ_t σ_t, σ_t from exp(N ν_t²) tanh(τ'_t Σ_u τ'_u)",
+    decide=decide,
+    parameters=PARAMETERS,
+    default_scale=1.0,
+    sparsifies=True,
+    combine=combine,
+)

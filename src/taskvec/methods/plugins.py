@@ -1,0 +1,239 @@
+"""Methods that other distributions bring, by the entry point group `taskvec.methods`.
+
+```toml
+[project.entry-points."taskvec.methods"]
+bounded = "taskvec_bounded:METHOD"
+```
+
+The entry point has the method's name. Nothing is looked for before a name is asked for that is not
+one of ours, and nothing is imported but the method that has it. A plugin that cannot be used, or
+that fails while it is, is told in one line that names its distribution, and stops only what would
+have used it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+import numpy as np
+
+from taskvec.errors import ParameterError, TaskvecError
+from taskvec.methods.method import Array, Block, Inputs, Method, Need
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.table import Table
+
+GROUP = "taskvec.methods"
+# What a recipe says beside a method's parameters, for all tasks or for one.
+RESERVED = ("name", "model", "scale", "over")
+ALIGNMENTS = ("element", "row", "tensor")
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A method and where it is from.
+
+    Attributes:
+        method: The method.
+        distribution: Name and version of what was installed.
+    """
+
+    method: Method
+    distribution: str
+
+
+def names() -> tuple[str, ...]:
+    """Names of the methods that are installed beside ours, sorted; none is imported."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def provider(name: str) -> str | None:
+    """Name and version of the distributions that bring a method; None if none does."""
+    points = entry_points(group=GROUP, name=name)
+    return " and ".join(sorted({_distribution(point) for point in points})) or None
+
+
+def load(name: str) -> Method | None:
+    """The method of that name that is installed beside ours; None if there is none.
+
+    Raises:
+        ParameterError: there is one, and it cannot be used.
+    """
+    points = tuple(entry_points(group=GROUP, name=name))
+    if not points:
+        return None
+    if len(points) > 1:
+        raise ParameterError(f"method {name!r} is given by {provider(name)}; uninstall one of them")
+    value, flaw = _loaded(points[0])
+    flaw = flaw or flaw_of(value, name)
+    if flaw is not None or not isinstance(value, Method):
+        raise ParameterError(
+            f"method {name!r} of {_distribution(points[0])} cannot be used: {flaw}; "
+            "repair or uninstall it"
+        )
+    return guarded(value, _distribution(points[0]))
+
+
+def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
+    """Every method that is installed beside ours, and what is wrong with those that are left out.
+
+    Args:
+        taken: Names of our own methods, which stay ours.
+    """
+    found, wrong = [], []
+    for name in names():
+        told = str(provider(name))
+        if name in taken:
+            wrong.append(
+                f"method {name!r} of {told} is not used: taskvec's own has that name; rename it"
+            )
+            continue
+        try:
+            method = load(name)
+        except ParameterError as error:
+            wrong.append(str(error))
+        else:
+            found += [Plugin(method, told)] if method is not None else []
+    return found, wrong
+
+
+def flaw_of(value: object, name: str) -> str | None:
+    """What is wrong with a declaration in words; None if it is a method that recipes can name.
+
+    Args:
+        value: What should be a `Method`.
+        name: What it should be called.
+
+    >>> flaw_of("lata", "lata")
+    "it is 'lata', not a Method"
+    """
+    if not isinstance(value, Method):
+        return f"it is {_one_line(repr(value))}, not a Method"
+    if value.name != name:
+        return f"it calls itself {value.name!r}"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        return "a name must be small letters, digits and _"
+    if value.alignment not in ALIGNMENTS:
+        return f"alignment must be in {' | '.join(ALIGNMENTS)}; got {value.alignment!r}"
+    texts = (value.summary, value.source, value.formula)
+    if not all(isinstance(text, str) and len(text.splitlines()) == 1 for text in texts):
+        return "summary, source and formula must be texts of one line each"
+    if not isinstance(value.parameters, tuple):
+        return "parameters must be a tuple"
+    if value.default_scale is not None and not _is_number(value.default_scale):
+        return f"default_scale must be a finite number or None; got {value.default_scale!r}"
+    if not callable(value.decide) or not (value.combine is None or callable(value.combine)):
+        return "decide must be a function, and combine one or None"
+    return _flaw_of_parameters(value)
+
+
+def _flaw_of_parameters(method: Method) -> str | None:
+    seen: set[str] = set()
+    for parameter in method.parameters:
+        if not isinstance(parameter, Parameter):
+            return f"{_one_line(repr(parameter))} among its parameters is not a Parameter"
+        if parameter.name in RESERVED:
+            return f"its parameter {parameter.name!r} is a key that recipes have already"
+        if parameter.name in seen:
+            return f"its parameter {parameter.name!r} is declared twice"
+        seen.add(parameter.name)
+        try:
+            parameter.check(parameter.default, method.name)
+        except ParameterError as error:
+            return f"the default is not allowed: {error}"
+    return None
+
+
+def guarded(method: Method, distribution: str) -> Method:
+    """The same method, which tells what its functions do wrong as a `TaskvecError` of one line.
+
+    What they refuse with an error of taskvec's own is passed on.
+
+    Args:
+        method: Of others.
+        distribution: Whom to name.
+    """
+    own = method.combine
+
+    def checked(work: Callable[[], R], flaw: Callable[[R], str | None], where: str) -> R:
+        try:
+            result = work()
+            told = flaw(result)
+        except TaskvecError:
+            raise
+        except Exception as error:
+            told = _one_line(f"{type(error).__name__}: {error}")
+            raise TaskvecError(_failure(method, distribution, where, told)) from error
+        if told is not None:
+            raise TaskvecError(_failure(method, distribution, where, told))
+        return result
+
+    def decide(inputs: Inputs) -> Table | Need:
+        return checked(lambda: method.decide(inputs), lambda got: _flaw_of_table(got, inputs), "")
+
+    def combine(block: Block) -> Array:
+        assert own is not None
+        where = f" in tensor {block.name!r}"
+        return checked(lambda: own(block), lambda got: _flaw_of_block(got, block), where)
+
+    return replace(method, decide=decide, combine=None if own is None else combine)
+
+
+def _failure(method: Method, distribution: str, where: str, told: str) -> str:
+    return (
+        f"method {method.name!r} of {distribution} failed{where}: {told}; its authors should know"
+    )
+
+
+def _flaw_of_table(outcome: object, inputs: Inputs) -> str | None:
+    if isinstance(outcome, Need):
+        return None
+    if not isinstance(outcome, Table):
+        return f"decide gave {_one_line(repr(outcome))}, not a Table or Need"
+    if outcome.tasks != inputs.tasks or outcome.names != inputs.names:
+        return "the table has other tasks or tensors than the merge"
+    shape, columns = (len(inputs.tasks), len(inputs.names)), outcome.target
+    got = np.shape(outcome.weights)
+    if got != shape or (columns is not None and np.shape(columns) != shape[1:]):
+        return f"the table has weights of shape {got}, expected {shape}, or other target factors"
+    if not np.isfinite(outcome.weights).all() or not (
+        columns is None or np.isfinite(columns).all()
+    ):
+        return "a weight of the table is not finite"
+    return None
+
+
+def _flaw_of_block(merged: object, block: Block) -> str | None:
+    # NumPy gives a scalar of its own, no array, for sums of tensors without dimensions.
+    if not isinstance(merged, (np.ndarray, np.generic)) or merged.dtype.kind != "f":
+        return f"combine gave {type(merged).__name__}, not an array of floating-point numbers"
+    if merged.shape != block.target.shape:
+        return f"combine gave shape {merged.shape}, expected {block.target.shape}"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _loaded(point: EntryPoint) -> tuple[object, str | None]:
+    """What an entry point names, or why it cannot be had."""
+    try:
+        return point.load(), None
+    except (Exception, SystemExit) as error:  # the code of others may raise anything
+        return None, _one_line(f"{type(error).__name__}: {error}")
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]

@@ -1,0 +1,65 @@
+"""RAM: entries that one task changes are kept whole, those that several change are averaged.
+
+    m_t = [|τ'_t| > ε]      n = Σ_t m_t, entry by entry
+    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t / max(n, 1)
+
+Source: Behavior Knowledge Merge in Reinforced Agentic Models, arXiv:2601.13572 (Reinforced Agent
+Merging); ε = 1e-5 as in the published code. Tuning by reinforcement changes few entries, and an
+average over all tasks would dilute them. Our reading: each task has its own λ, 1 in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from taskvec.methods.method import Array, Block, Inputs, Method
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.table import Table
+
+EPSILON = Parameter("epsilon", 1e-5, "an entry that moves by no more is not changed", low=0)
+PARAMETERS = (EPSILON,)
+
+
+def decide(inputs: Inputs) -> Table:
+    """The layer weights."""
+    table = inputs.layer_weights()
+    return replace(table, origin=f"ram of {table.origin}")
+
+
+def combine(block: Block) -> Array:
+    """The merged entries."""
+    return merge(block, changed(block), np.ones_like(block.scales))
+
+
+def changed(block: Block) -> Array:
+    """m_t of every task, of the shape of the vectors."""
+    epsilons = [block.parameters[task]["epsilon"] for task in block.tasks]
+    marks = zip(block.scales, block.vectors, epsilons, strict=True)
+    return np.stack([(np.abs(v) > epsilon) & (scale != 0) for scale, v, epsilon in marks])
+
+
+def merge(block: Block, marks: Array, factors: Array) -> Array:
+    """θ; what only task t changes is multiplied with its factor, shape (K,)."""
+    count = np.zeros(block.target.shape, block.target.dtype)
+    for mark in marks:
+        count += mark
+    merged = block.target.copy()
+    terms = zip(block.scales, factors, block.vectors, marks, strict=True)
+    for scale, factor, vector, mark in terms:
+        share = np.where(count > 1, scale / np.maximum(count, 1), scale * factor)
+        merged += np.where(mark, share * vector, 0)
+    return merged
+
+
+METHOD = Method(
+    name="ram",
+    summary="entries of one task kept whole, those of several averaged",
+    source="arXiv:2601.13572",
+    formula="θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t / n, n of the tasks change the entry",
+    decide=decide,
+    parameters=PARAMETERS,
+    default_scale=1.0,
+    combine=combine,
+)

@@ -1,0 +1,59 @@
+"""RAM+: RAM, with the entries of one task made larger the more it shares with others.
+
+    ρ_t = (changed entries of t that others change too) / (those that it alone changes)
+    f_t = 1 + r · min(ρ_t, alpha)
+    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t ⊙ (f_t where t alone changes the entry, 1/n elsewhere)
+
+Source: Behavior Knowledge Merge in Reinforced Agentic Models, arXiv:2601.13572; m_t, n and ε as in
+`ram`. Entries are counted in each tensor, and r and alpha are 0.1 and 0.2, as in mergekit's
+`ramplus_tl`; the published code counts over the whole model and has 0.05 and 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from taskvec.methods import ram
+from taskvec.methods.method import Array, Block, Inputs, Method
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.table import Table
+
+PARAMETERS = (
+    Parameter("r", 0.1, "how much larger the entries of one task become", low=0),
+    Parameter("alpha", 0.2, "largest ratio of shared to own entries that counts", low=0),
+    ram.EPSILON,
+)
+
+
+def decide(inputs: Inputs) -> Table:
+    """The layer weights."""
+    table = inputs.layer_weights()
+    return replace(table, origin=f"ram_plus of {table.origin}")
+
+
+def combine(block: Block) -> Array:
+    """The merged tensor."""
+    marks = ram.changed(block)
+    alone = marks.sum(axis=0, dtype=np.int16) == 1
+    factors = np.ones_like(block.scales)
+    for i, task in enumerate(block.tasks):
+        own = int(np.count_nonzero(marks[i] & alone))
+        shared = int(np.count_nonzero(marks[i])) - own
+        chosen = block.parameters[task]
+        factors[i] += chosen["r"] * min(shared / max(own, 1), chosen["alpha"])
+    return ram.merge(block, marks, factors)
+
+
+METHOD = Method(
+    name="ram_plus",
+    summary="ram, with entries of one task made larger where tasks overlap",
+    source="arXiv:2601.13572",
+    formula="θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t ⊙ (f_t where t alone changes it, 1/n elsewhere)",
+    decide=decide,
+    parameters=PARAMETERS,
+    default_scale=1.0,
+    combine=combine,
+    alignment="tensor",
+)

@@ -1,0 +1,112 @@
+"""SCE: select what varies across tasks, weigh tasks by their energy, erase minority signs.
+
+    select      τ̂_t keeps the `density` share of positions whose variance across tasks is largest
+    calculate   η_t = ‖τ̂_t‖² / Σ_s ‖τ̂_s‖²       of each tensor
+    erase       γ = sgn(Σ_t λ_t τ̂_t), entry by entry
+    merge       θ = θ_target + Σ over {t : sgn(λ_t τ̂_t) = γ} of λ_t η_t τ̂_t
+
+Source: FuseChat, arXiv:2408.07990 (SCE); τ there is `density` here. Our readings: each task has its
+own λ, 1 in the paper; positions are counted in each tensor, all of them; a position at which the
+tasks do not differ has no variance and is never selected below density 1; of positions that vary as
+much as the last one selected, those that stand first are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from taskvec.errors import ParameterError
+from taskvec.methods.matrices import weighted_sum
+from taskvec.methods.method import Array, Block, Inputs, Method
+from taskvec.methods.parameters import Parameter
+from taskvec.methods.table import Table
+
+DENSITY = "share of positions that are kept, those that vary most across tasks"
+PARAMETERS = (Parameter("density", 0.1, DENSITY, low=0, high=1),)
+
+
+def decide(inputs: Inputs) -> Table:
+    """The layer weights.
+
+    Raises:
+        ParameterError: there is a share to select and nothing that it could vary across.
+    """
+    check([t for t in inputs.tasks if inputs.scales[t] != 0], inputs.common("density"), "")
+    table = inputs.layer_weights()
+    return replace(table, origin=f"sce of {table.origin}")
+
+
+def check(tasks: Sequence[str], density: float, where: str) -> None:
+    """Raise `ParameterError` if there is one task, of those whose λ is not 0, and it must vary."""
+    if density < 1 and len(tasks) == 1:
+        raise ParameterError(
+            f"sce selects what varies across tasks; got one{where}, {tasks[0]} (those of λ = 0 do "
+            "not count); add a task, or set density to 1"
+        )
+
+
+def combine(block: Block) -> Array:
+    """The merged tensor."""
+    tasks = np.flatnonzero(block.scales)
+    density = float(block.parameters[block.tasks[0]]["density"])
+    check([block.tasks[i] for i in tasks], density, f" in tensor {block.name!r}")
+    if density < 1:
+        variance = varying(block.vectors[tasks])
+        # In place, because a copy would take as much again; the engine is done with them.
+        block.vectors[:, ~largest(variance, round(density * variance.size))] = 0
+    energies = np.array([np.square(block.vectors[i], dtype=np.float64).sum() for i in tasks])
+    if not energies.any():
+        return block.target
+    shares = (energies / energies.sum()).astype(block.scales.dtype)
+    elected = np.sign(weighted_sum(block))
+    merged = block.target.copy()
+    for i, share in zip(tasks, shares, strict=True):
+        scaled = block.scales[i] * block.vectors[i]
+        merged += np.where(np.sign(scaled) == elected, share * scaled, 0)
+    return merged
+
+
+def varying(vectors: Array) -> Array:
+    """K times the variance across tasks, entry by entry; exactly 0 where all are equal.
+
+    Entries are sorted first, so that the order of the tasks decides no rounding, and so no tie.
+    """
+    ordered = np.sort(vectors, axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        middle = ordered.mean(axis=0)
+        spread: Array = np.zeros_like(middle)
+        for vector in ordered:
+            spread += np.square(vector - middle)
+    spread[ordered[0] == ordered[-1]] = 0
+    return spread
+
+
+def largest(values: Array, count: int) -> Array:
+    """Where the `count` largest values above 0 stand; of equal ones, the first.
+
+    >>> largest(np.array([2.0, 1.0, 2.0, 0.0, 1.0]), 3).tolist()
+    [True, True, True, False, False]
+    """
+    flat = values.reshape(-1)
+    kept = np.zeros(flat.shape, bool)
+    if count:
+        cut = np.partition(flat, flat.size - count)[flat.size - count]
+        kept = flat > cut
+        kept[np.flatnonzero(flat == cut)[: count - np.count_nonzero(kept)]] = cut > 0
+    return kept.reshape(values.shape)
+
+
+METHOD = Method(
+    name="sce",
+    summary="what varies across tasks, weighed by energy, without minority signs",
+    source="arXiv:2408.07990",
+    formula="θ = θ_target + Σ_{t: sgn = γ} λ_t η_t select(τ'_t), η_t by energy",
+    decide=decide,
+    parameters=PARAMETERS,
+    default_scale=1.0,
+    combine=combine,
+    alignment="tensor",
+)
