@@ -178,7 +178,7 @@ SHARD = ":7: shard_size must be like 5GB or 500MB; got "
     [
         *[(swapped("0.5", value), SCALE + got) for value, got in [
             (".inf", "inf"), ("-.inf", "-inf"), (".nan", "nan"), ("true", "True"),
-            ("half", "'half'"), ("", "None"), ("[1]", "[1]"), ("{a: 1}", "{'a': 1}"),
+            ("half", "'half'"), ("", "None"), ("[1]", "[1]; by layer: {depth: [1]}"),
             ("2024-01-01", "datetime.date("),
             ("1e999", "'1e999'"), ("0x", "'0x'"), ("9" * 400, "999999"),
         ]],

@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.conftest import from_bf16, read_checkpoint, read_raw, write_family
+from tests.conftest import (
+    from_bf16,
+    read_checkpoint,
+    read_raw,
+    write_checkpoint,
+    write_family,
+)
 
 from taskvec.engine import run as engine
 from taskvec.engine.manifest import read_manifest, recipe_of
 from taskvec.engine.reading import load_recipe
 from taskvec.engine.verify import verify
-from taskvec.errors import RecipeError, UsageError
+from taskvec.errors import CheckpointError, RecipeError, UsageError
 
 SCALES = {"code": 0.61, "math": 0.87}  # no two entries cancel exactly, whatever the arithmetic
 SELECTING = ("ties", "dare", "dare_ties", "magnitude", "breadcrumbs")
@@ -258,3 +264,14 @@ def test_bf16_output_rounds_once(root):
         assert dtype == "BF16"
         got = from_bf16(np.frombuffer(data, "<u2")).reshape(shape)
         assert (np.abs(got - wide[name]) <= np.abs(wide[name]) * 2.0**-8).all()
+
+
+@pytest.mark.parametrize("method", SELECTING)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_told_even_where_it_is_not_selected(root, method, value):
+    broken = read_checkpoint(root / "math")
+    broken["model.norm.weight"][1] = value
+    write_checkpoint(root / "math", broken)
+    with pytest.raises(CheckpointError, match=r"task 'math'.*'model\.norm\.weight' holds"):
+        merged(root, "out", method)
+    assert not (root / "out").exists()

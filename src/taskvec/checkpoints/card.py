@@ -36,7 +36,7 @@ def model_card(
     *,
     method: str,
     formula: str,
-    scales: Mapping[str, float],
+    scales: Mapping[str, float | Mapping[str, Any]],
 ) -> bytes:
     """README.md with the hub's metadata.
 
@@ -47,7 +47,7 @@ def model_card(
         members: Model by role, in words.
         method: Name of the method.
         formula: The merged model in symbols.
-        scales: λ by task.
+        scales: λ by task; a mapping where it differs by layer.
     """
     import yaml
 
@@ -78,7 +78,11 @@ def model_card(
         ),
         "",
         *_table(
-            ("task", "scale λ"), [(task, f"{scale:g}") for task, scale in sorted(scales.items())]
+            ("task", "scale λ"),
+            [
+                (task, "by layer" if isinstance(scale, Mapping) else f"{scale:g}")
+                for task, scale in sorted(scales.items())
+            ],
         ),
         "",
         "`taskvec.yaml` is the recipe, `taskvec-manifest.json` what was read and written; "

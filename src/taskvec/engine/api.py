@@ -55,7 +55,7 @@ def merge(
     family: Family,
     table: Table | str | Mapping[str, object],
     *,
-    scale: Mapping[str, float],
+    scale: Mapping[str, float | Mapping[str, Any]],
     out: str | os.PathLike[str] | Module | Mapping[str, Any],
     dtype: str | None = None,
     shard_size: str | int = "5GB",
@@ -70,7 +70,7 @@ def merge(
         family: Checkpoints.
         table: Layer weights, for example from `lata`; or a method, by name or as in a recipe
             (`"task_arithmetic"`, `{"name": "lata", "scheme": "linear"}`).
-        scale: λ_t by task; negative subtracts.
+        scale: λ_t by task; negative subtracts. A mapping, as in a recipe, for λ by layer.
         out: Folder to write; or a module, or a dict of tensors or arrays, to write into.
         dtype: Element type of the result; default: the target's.
         shard_size: Largest size of one file.
@@ -208,6 +208,8 @@ def negated(recipe: Recipe) -> Recipe:
         UsageError: a scale is negative already.
     """
     for task, value in recipe.scales.items():
+        lowest = recipe.profiles[task].lowest if task in recipe.profiles else 1.0
+        value = min(value, lowest)
         if value < 0:
             raise UsageError(
                 f"forget subtracts: scale of task {task!r} must be positive; got {value:g}"
@@ -217,7 +219,10 @@ def negated(recipe: Recipe) -> Recipe:
 
 
 def _recipe(
-    family: Family, method: object, scale: Mapping[str, float], out: Mapping[str, object]
+    family: Family,
+    method: object,
+    scale: Mapping[str, float | Mapping[str, Any]],
+    out: Mapping[str, object],
 ) -> Recipe:
     unknown = sorted(scale.keys() - family.tasks.keys())
     if unknown:

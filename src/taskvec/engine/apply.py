@@ -16,6 +16,7 @@ from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import FamilyError, OutputError, StaleError
 from taskvec.methods.method import Block
 from taskvec.methods.parameters import Resolved
+from taskvec.methods.selection import Selection
 from taskvec.statistics.collect import address, describe, refuse_non_finite
 from taskvec.statistics.trim import Threshold
 from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
@@ -34,6 +35,7 @@ class Voter:
     Attributes:
         weight: w_t.
         scale: λ_t · rescale_t.
+        share: |λ_t|.
         threshold: Smallest magnitude that is kept.
         ceiling: Bits of the largest magnitude that is kept.
         bound: An entry is kept if its draw, in [0, 2^32), is below.
@@ -42,6 +44,7 @@ class Voter:
 
     weight: float
     scale: float
+    share: float
     threshold: Threshold
     ceiling: int
     bound: int
@@ -55,7 +58,7 @@ class Election:
     Attributes:
         voters: In the order of the edit's terms.
         election: `none`, `mass` or `count`.
-        merge: `sum` or `mean`.
+        merge: `sum`, `mean` or `weighted`.
     """
 
     voters: tuple[Voter, ...]
@@ -74,6 +77,7 @@ class Combination:
         scales: λ_t by task, in the same order.
         parameters: See `Block`.
         seed: See `Block`.
+        selection: See `Block`.
     """
 
     combine: Callable[[Block], Array]
@@ -82,6 +86,7 @@ class Combination:
     scales: Mapping[str, float]
     parameters: Mapping[str, Resolved]
     seed: int
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +372,9 @@ def _by_method(
         if weight != 1:
             vector *= scratch.dtype.type(weight)
     target = read("target")
-    if not (np.isfinite(target).all() and np.isfinite(vectors).all()):
+    with np.errstate(over="ignore"):
+        scales = np.array(list(told.scales.values()), scratch.dtype)
+    if not all(np.isfinite(given).all() for given in (target, vectors, scales)):
         return False
     shape = edit.like.shape
     if told.alignment != "tensor":
@@ -377,12 +384,15 @@ def _by_method(
         target=target.reshape(shape),
         vectors=vectors.reshape(len(vectors), *target.reshape(shape).shape),
         tasks=tuple(told.weights),
-        scales=np.array(list(told.scales.values()), scratch.dtype),
+        scales=scales,
         parameters=told.parameters,
         seed=told.seed,
         start=start,
+        has_anchor=anchor is not None,
+        selection=told.selection,
     )
     merged = np.ascontiguousarray(told.combine(block), scratch.dtype).reshape(-1)
+    assert len(merged) == len(out), f"combine gave {merged.shape} for {out.shape}"
     kind = DTYPES["F64" if scratch.dtype.itemsize == 8 else "F32"].code
     return combine(
         np.array([address(merged), 0]),
@@ -404,15 +414,18 @@ def _elect(edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, 
     voters = edit.election.voters
     rows = _scratch(edit, precision, 3 + len(voters))
     kinds = {"none": elect.NONE, "mass": elect.MASS, "count": elect.COUNT}
+    merges = {"sum": elect.SUM, "mean": elect.MEAN, "weighted": elect.WEIGHTED}
+    is_weighted = edit.election.merge == "weighted"
+    scales = [v.scale for v in voters] + [v.share for v in voters if is_weighted]
     return elect.elect(
         *_operands(edit, blocks),
         np.array([v.weight for v in voters], rows.dtype),
-        np.array([v.scale for v in voters], rows.dtype),
+        np.array(scales, rows.dtype),
         np.array([(v.threshold.lower, v.ceiling, v.bound) for v in voters], np.uint64),
         np.array([v.threshold.left(start) for v in voters], np.int64),
         np.array([v.key for v in voters], np.uint64),
         kinds[edit.election.election],
-        {"sum": elect.SUM, "mean": elect.MEAN}[edit.election.merge],
+        merges[edit.election.merge],
         start,
         len(out),
         rows,

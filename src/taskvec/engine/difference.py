@@ -113,6 +113,10 @@ def make_difference(
         members, table = _decided(recipe, table, options)
         if wanted.scaled and chosen not in recipe.scales:
             raise UsageError(f"scale of task {chosen!r} is missing; a scaled vector needs it")
+        if wanted.scaled and chosen in recipe.profiles:
+            raise UsageError(
+                f"scale of task {chosen!r} differs by layer; a scaled vector needs one number"
+            )
     else:
         members = _opened(recipe, what, chosen, options)
     scale = recipe.scales[chosen] if wanted.scaled and chosen is not None else 1.0

@@ -20,7 +20,8 @@ from taskvec.engine.reading import read_recipe
 from taskvec.engine.recipe import Recipe
 from taskvec.engine.scans import describe_tensors
 from taskvec.engine.stages import Stage
-from taskvec.errors import CheckpointError
+from taskvec.errors import CheckpointError, MissingExtraError
+from taskvec.methods import METHODS, plugins
 from taskvec.methods.table import Table, table_from_json
 
 RECIPE_FILE = "taskvec.yaml"
@@ -28,14 +29,22 @@ MANIFEST_FILE = "taskvec-manifest.json"
 FORMAT = 1
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+_OF_METHOD = "method "  # begins the entry of a method that another distribution brings
+
+
+def versions(recipe: Recipe) -> dict[str, str]:
+    """Versions of what a result depends on; methods of others with what brought them."""
+    used = [r for stage in (recipe, *recipe.stages.values()) for r in (stage, stage.weighing) if r]
+    providers = {
+        name: plugins.provider(name) for name in sorted({r.method.name for r in used} - {*METHODS})
+    }
     return {
         "taskvec": version("taskvec"),
         "numpy": version("numpy"),
         "numba": version("numba"),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        **{_OF_METHOD + name: told for name, told in providers.items() if told is not None},
     }
 
 
@@ -65,7 +74,7 @@ def make_manifest(
     shapes = {t.name: (t.dtype.name, t.shape) for shard in plan.shards for t in shard.tensors}
     return {
         "format": FORMAT,
-        "versions": versions(),
+        "versions": versions(plan.recipe),
         "recipe": plan.recipe.to_dict(),
         "decided_by": table.origin,
         "table": table.to_json(),
@@ -127,7 +136,9 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
 
     Raises:
         RecipeError, UsageError: the manifest was edited into something that is none.
+        MissingExtraError: a method is not installed.
     """
+    _check_methods(manifest["versions"], source)
     recipe = read_recipe(Document(manifest["recipe"], source), Path("/"))
     stages = manifest.get("stages", {})
     if not isinstance(stages, dict) or stages.keys() != recipe.stages.keys():
@@ -138,3 +149,22 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
     digests = {role: dict(member["digests"]) for role, member in manifest["members"].items()}
     origin = str(manifest.get("decided_by", "table"))
     return recipe, replace(table, digests=digests, origin=origin)
+
+
+def _check_methods(known: Mapping[str, Any], source: str) -> None:
+    """Raise `MissingExtraError` if a method of others is not there any more."""
+    for key, provider in known.items():
+        name = key.removeprefix(_OF_METHOD)
+        if name == key:
+            continue
+        if name in METHODS:
+            raise MissingExtraError(
+                f"{source}: method {name!r} was that of {provider}; taskvec's own has that name "
+                "now; install the taskvec that it was merged with"
+            )
+        if plugins.provider(name) is None:
+            distribution, _, version = str(provider).partition(" ")
+            raise MissingExtraError(
+                f"{source}: method {name!r} is that of {provider}, which is not installed; this "
+                f"needs: pip install '{distribution}=={version}'"
+            )

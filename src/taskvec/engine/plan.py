@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +21,24 @@ from taskvec.checkpoints.staging import (
     staging_folder,
 )
 from taskvec.dtypes import FLOATS
+from taskvec.engine.depth import factors
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.recipe import Recipe
 from taskvec.engine.stages import Stage, as_source
 from taskvec.errors import OutputError
-from taskvec.methods.method import Inputs
+from taskvec.methods.method import Inputs, Need
 from taskvec.methods.table import Table
 from taskvec.statistics.collect import describe, roles_of
-from taskvec.streaming import BLOCK, default_threads
+from taskvec.streaming import BLOCK, CHUNK, default_threads
 
-# Anonymous memory of the interpreter with numpy, numba and the compiled kernels, and of the
+# Anonymous memory of the interpreter with numpy, numba and the merge's kernels, and of the
 # bookkeeping for one tensor of one member; both measured, see docs/log.md.
 FIXED_BYTES = 60_000_000
+PASS_BYTES = 35_000_000  # the kernels of a pass before the merge, and what its threads keep
 TENSOR_BYTES = 1_600
+# Arrays that a method's own `combine` needs of what it sees at once, besides 4 for every task:
+# stored and widened elements, what it works out, and LAPACK's room; measured as well.
+COPIES = {"element": 10, "row": 10, "tensor": 22}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,21 @@ class Plan:
     write_bytes: int
     peak_bytes: int
 
-    def table_without_weights(self) -> Table | None:
-        """The table, if the method can make it without reading weights."""
+    def without_weights(self) -> Table | Need | None:
+        """The table, if the method can make it without reading weights, or what it asks for first.
+
+        None where it rests on a scan.
+        """
         if self.recipe.needs_scan:
             return None
-        outcome = self.recipe.method.decide(inputs_of(self.recipe, self.members))
-        return outcome if isinstance(outcome, Table) else None
+        return self.recipe.method.decide(inputs_of(self.recipe, self.members))
+
+    def reading_bytes(self, need: Need) -> int:
+        """Bytes of one reading for a statistic; the anchor is read anew beside every task."""
+        names, sources = self.members.merged, self.members.sources
+        tasks = [_nbytes(sources[f"task:{task}"], names) for task in self.members.tasks]
+        anchor = _nbytes(sources["anchor"], names) if "anchor" in sources else 0
+        return sum(tasks) + anchor * (1 if need.statistic == "products" else len(tasks))
 
 
 def make_plan(
@@ -80,14 +96,14 @@ def make_plan(
     Raises:
         CheckpointError, FamilyError, UsageError: see `open_members`.
     """
-    method = recipe.method
     stages = make_stages(recipe) if stages is None else stages
     members = open_members(
         recipe.family,
         needs_base=recipe.needs_base,
-        needs_anchor=method.needs_anchor,
+        needs_anchor=recipe.needs_anchor,
         stages=stages,
     )
+    factors(recipe.profiles, members.tasks, members.merged, members.keys)  # or say what lacks
     shards = lay_out(_outputs(recipe, members), recipe.out.shard_bytes)
     tensors = members.target.tensors
     write = sum(s.nbytes for s in shards)
@@ -103,9 +119,33 @@ def make_plan(
         merge_bytes=sum(_nbytes(source, tensors) for source in read.values()),
         write_bytes=write,
         peak_bytes=FIXED_BYTES
+        + PASS_BYTES * (recipe.needs_scan or recipe.method.sparsifies)
         + workers * BLOCK * (4 + sum(_widest(s, members.merged) for s in members.distinct))
-        + TENSOR_BYTES * len(tensors) * len(members.distinct),
+        + TENSOR_BYTES * len(tensors) * len(members.distinct)
+        + _combining_bytes(recipe, members, workers),
     )
+
+
+def _combining_bytes(recipe: Recipe, members: Members, workers: int) -> int:
+    """Memory of a method that combines blocks itself, each thread at one of the largest."""
+    method = recipe.method
+    if method.combine is None:
+        return 0
+    infos = [members.target.tensors[name] for name in members.merged]
+    sizes = [_seen_at_once(math.prod(info.shape), info.shape, method.alignment) for info in infos]
+    is_wide = recipe.out.precision == "float64" or any(
+        _widest(source, members.merged) == 8 for source in members.distinct
+    )
+    copies = COPIES[method.alignment] + 4 * len(members.tasks)
+    return sum(heapq.nlargest(workers, sizes)) * (8 if is_wide else 4) * copies
+
+
+def _seen_at_once(size: int, shape: Sequence[int], alignment: str) -> int:
+    """Elements of a tensor in one block, at the most."""
+    if alignment == "tensor":
+        return size
+    step = math.lcm(CHUNK, shape[-1]) if alignment == "row" and shape and size else CHUNK
+    return min(size, max(BLOCK, step))
 
 
 def make_stages(recipe: Recipe) -> dict[str, Stage]:
@@ -142,7 +182,12 @@ def _outputs(recipe: Recipe, members: Members) -> list[OutputTensor]:
 def inputs_of(recipe: Recipe, members: Members, **known: Any) -> Inputs:
     """What the method decides on."""
     scales, parameters, seed = recipe.scales, recipe.parameters, recipe.seed
-    return Inputs(members.tasks, members.merged, scales, parameters, seed=seed, **known)
+    profile = None
+    if recipe.profiles:
+        profile = factors(recipe.profiles, members.tasks, members.merged, members.keys)
+    return Inputs(
+        members.tasks, members.merged, scales, parameters, seed=seed, profile=profile, **known
+    )
 
 
 def check_output(plan: Plan, out: Path, *, force: bool) -> None:

@@ -7,6 +7,7 @@ target: llama-other              # folder that is edited; default: instruct
 tasks:
   math: {model: llama-math, scale: 0.5}
   code: {model: llama-code, scale: 0.5, scheme: linear}      # method parameters may differ by task
+  data: {model: llama-data, scale: {depth: [0.2, 0.8], outside: 0}}      # λ may differ by layer
 method: {name: lata, scheme: logarithmic}
 include: ["model.layers.*"]      # shell patterns of tensor names; the rest stays the target's
 exclude: ["*.embed_tokens.weight"]
@@ -29,12 +30,14 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from taskvec.checkpoints.hub import hub_name
 from taskvec.checkpoints.memory import MARK
 from taskvec.dtypes import FLOATS
+from taskvec.engine.depth import Profile, read_profile
 from taskvec.engine.located import Document, Key, parse_yaml
 from taskvec.engine.recipe import (
     DEFAULT_SHARD_BYTES,
@@ -151,7 +154,7 @@ def read_recipe(
         if role in data
     }
     method, common = _method(document, data)
-    tasks, scales, parameters, over = _tasks(
+    tasks, scales, profiles, parameters, over = _tasks(
         document, data, folder, method, common, needs_scales, stages
     )
     if not tasks and "target" not in roles:
@@ -178,6 +181,7 @@ def read_recipe(
         _out(document, data, STAGE_OUT if is_stage else OUT),
         _seed(document, data),
         stages={} if is_stage else stages,
+        profiles=profiles,
     )
     return replace(recipe, weighing=_weighing(document, data, recipe))
 
@@ -236,7 +240,7 @@ def _stack(
                 (*at, "blocks"),
                 f"blocks must be [first, the one after the last]; got {blocks!r}",
             )
-        scale = _numeric(entry.get("scale", 1.0))
+        scale = numeric(entry.get("scale", 1.0))
         is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not is_number or not math.isfinite(cast(float, scale)):
             document.fail((*at, "scale"), f"scale must be a finite number; got {scale!r}")
@@ -266,7 +270,7 @@ def _weighing(document: Document, data: Mapping[str, Any], recipe: Recipe) -> Re
     if not method.needs_scan or method.sparsifies:
         document.fail(("layer_weights",), f"{method.name} weighs no layers; for example: lata")
     try:
-        values = {k: _numeric(v) for k, v in given.items()}
+        values = {k: numeric(v) for k, v in given.items()}
         parameters = resolve(method.parameters, values, method.name)
     except ParameterError as error:
         document.fail(("layer_weights",), str(error))
@@ -302,12 +306,18 @@ def _tasks(
     common: Mapping[str, object],
     needs_scales: bool,
     stages: Mapping[str, Recipe],
-) -> tuple[dict[str, Model], dict[str, float], dict[str, dict[str, str | float]], dict[str, str]]:
+) -> tuple[
+    dict[str, Model],
+    dict[str, float],
+    dict[str, Profile],
+    dict[str, dict[str, str | float]],
+    dict[str, str],
+]:
     entries = data.get("tasks")
     if not method.takes_tasks:
         if entries:
             document.fail(("tasks",), f"{method.name} takes no tasks; leave them out")
-        return {}, {}, {}, {}
+        return {}, {}, {}, {}, {}
     if not isinstance(entries, dict) or not entries:
         document.fail(
             ("tasks",),
@@ -316,6 +326,7 @@ def _tasks(
     names = tuple(p.name for p in method.parameters)
     paths: dict[str, Model] = {}
     scales: dict[str, float] = {}
+    profiles: dict[str, Profile] = {}
     parameters: dict[str, dict[str, str | float]] = {}
     over: dict[str, str] = {}
     for task, given in entries.items():
@@ -328,8 +339,12 @@ def _tasks(
         document.check_keys(entry, ("model", "scale", "over", *names), at)
         paths[task] = _model(document, (*at, "model"), entry["model"], folder, stages)
         scale = entry.get("scale", method.default_scale)
+        if isinstance(scale, dict):
+            check = partial(_scale, document, task=task, method=method)
+            profiles[task] = read_profile(document, (*at, "scale"), task, scale, check)
+            scale = scale.get("times", 1.0)
         if scale is not None or "scale" in entry:
-            scales[task] = _scale(document, (*at, "scale"), task, scale, method)
+            scales[task] = _scale(document, (*at, "scale"), scale, task=task, method=method)
         elif needs_scales:
             document.fail(
                 at, f"scale of task {task!r} is missing; {method.name} has no default λ (try 0.5)"
@@ -340,12 +355,12 @@ def _tasks(
         for place, part in ((("method",), common), (at, own)):
             for name, value in part.items():
                 try:
-                    resolve(method.parameters, {name: _numeric(value)}, method.name)
+                    resolve(method.parameters, {name: numeric(value)}, method.name)
                 except ParameterError as error:
                     document.fail((*place, name), str(error))
-        merged = {k: _numeric(v) for k, v in {**common, **own}.items()}
+        merged = {k: numeric(v) for k, v in {**common, **own}.items()}
         parameters[task] = resolve(method.parameters, merged, method.name)
-    return paths, scales, parameters, over
+    return paths, scales, profiles, parameters, over
 
 
 def _choice(
@@ -365,7 +380,7 @@ def _switch(document: Document, data: Mapping[str, Any], key: str) -> bool:
     return value
 
 
-def _numeric(value: object) -> object:
+def numeric(value: object) -> object:
     """YAML 1.1 reads `1e-3` as a word; a word that is a number is meant as one."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
         return float(value)
@@ -374,14 +389,15 @@ def _numeric(value: object) -> object:
     return value
 
 
-def _scale(document: Document, key: Key, task: str, value: object, method: Method) -> float:
-    number = _numeric(value)
+def _scale(document: Document, key: Key, value: object, *, task: str, method: Method) -> float:
+    number = numeric(value)
     if (
         isinstance(number, bool)
         or not isinstance(number, (int, float))
         or not math.isfinite(number)
     ):
-        document.fail(key, f"scale of task {task!r} must be a finite number; got {value!r}")
+        hint = f"; by layer: {{depth: {value!r}}}" if isinstance(value, list) else ""
+        document.fail(key, f"scale of task {task!r} must be a finite number; got {value!r}{hint}")
     if number < 0 and not method.takes_negative_scale:
         document.fail(
             key, f"{method.name} takes no negative scale; got {value!r} for task {task!r}"

@@ -11,6 +11,7 @@ from typing import Any
 from taskvec.checkpoints.hub import hub_name, resolved
 from taskvec.checkpoints.memory import MARK, Module, described
 from taskvec.checkpoints.source import Source
+from taskvec.engine.depth import Profile
 from taskvec.engine.stacking import Stack
 from taskvec.errors import UsageError
 from taskvec.methods.method import Method
@@ -116,6 +117,7 @@ class Recipe:
         weighing: A recipe of the same family whose table the method weighs layers by.
         stages: Recipes whose results this one reads as `stage:NAME`, by name, in order.
         stage_tables: Tables that stages had in a merge that is repeated, by name.
+        profiles: What λ of a task is multiplied with tensor by tensor, where that differs.
     """
 
     family: Family
@@ -127,11 +129,18 @@ class Recipe:
     weighing: Recipe | None = None
     stages: Mapping[str, Recipe] = field(default_factory=dict)
     stage_tables: Mapping[str, Table] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
 
     @property
     def needs_base(self) -> bool:
         """Whether the model before instruction tuning is used."""
         return self.method.needs_base or (self.weighing is not None and self.weighing.needs_base)
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether task vectors are taken; if not, the task models themselves."""
+        method = self.method
+        return method.needs_anchor or (method.takes_anchor and self.family.start is not None)
 
     @property
     def needs_scan(self) -> bool:
@@ -152,7 +161,7 @@ class Recipe:
         data["tasks"] = {
             task: {
                 "model": _said(path),
-                "scale": self.scales[task],
+                "scale": self.scale_of(task),
                 **({"over": family.over[task]} if task in family.over else {}),
                 **self.parameters[task],
             }
@@ -173,6 +182,12 @@ class Recipe:
         if self.stages:
             data["stages"] = {name: _stage_dict(stage) for name, stage in self.stages.items()}
         return data
+
+    def scale_of(self, task: str) -> Any:
+        """λ of a task as a recipe has it: a number, or a mapping where it differs by layer."""
+        if task not in self.profiles:
+            return self.scales[task]
+        return self.profiles[task].to_dict() | {"times": self.scales[task]}
 
 
 def _stage_dict(recipe: Recipe) -> dict[str, Any]:

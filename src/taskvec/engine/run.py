@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 import yaml
 
@@ -28,6 +29,7 @@ from taskvec.engine.apply import (
     Voter,
     apply,
 )
+from taskvec.engine.depth import factors
 from taskvec.engine.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.plan import Plan, check_output, inputs_of, make_plan, make_stages
@@ -39,9 +41,14 @@ from taskvec.methods.method import Need
 from taskvec.methods.selection import bound, mask_key
 from taskvec.methods.table import Table, check_table
 from taskvec.statistics.collect import Sources, describe
+from taskvec.statistics.competition import competition
+from taskvec.statistics.kept import Sums, kept_sums
+from taskvec.statistics.products import Products, products_of_models, products_of_vectors
 from taskvec.statistics.scan import Scan
 from taskvec.statistics.trim import Counting, Threshold, thresholds
 from taskvec.streaming import BLOCK, Progress, silent
+
+Array = np.ndarray[Any, Any]
 
 MAX_PASSES = 3
 _RECIPE_HEAD = f"""\
@@ -50,7 +57,10 @@ _RECIPE_HEAD = f"""\
 """
 # Collectors of further passes that a method may ask for, by the name of what they collect.
 COLLECTORS: dict[str, Callable[[Plan, Need, Options], object]] = {
-    "thresholds": lambda plan, need, options: _thresholds(plan, need, options)
+    "products": lambda plan, need, options: _products(plan, options),
+    "thresholds": lambda plan, need, options: _thresholds(plan, need, options),
+    "kept": lambda plan, need, options: _kept(plan, need, options),
+    "competition": lambda plan, need, options: _competition(plan, need, options),
 }
 
 
@@ -164,7 +174,8 @@ def decided(plan: Plan, table: Table | None, options: Options) -> Table:
         raise UsageError(f"{method.name} takes no table; use task_arithmetic or lata")
     if table is not None:
         check_table(table, plan.members.tasks, plan.members.merged, table.origin)
-    if table is None or (method.sparsifies and table.selection is None):
+    has_a_say = method.sparsifies or method.combine is not None  # in what becomes of weights
+    if table is None or (method.takes_table and has_a_say and table.selection is None):
         table = _decide(plan, options, None, table)
     return table
 
@@ -238,7 +249,28 @@ def _decide(plan: Plan, options: Options, scan: Scan | None, table: Table | None
             raise TaskvecError(
                 f"method {recipe.method.name} asks for more than {MAX_PASSES} passes"
             )
+        if outcome.statistic not in COLLECTORS:
+            raise TaskvecError(
+                f"method {recipe.method.name} asks for statistic {outcome.statistic!r}; "
+                f"known: {', '.join(COLLECTORS)}"
+            )
         passes = (*passes, COLLECTORS[outcome.statistic](plan, outcome, options))
+
+
+def _products(plan: Plan, options: Options) -> Products:
+    """Inner products of task vectors, or of the task models where none are taken."""
+    members = plan.members
+    how: dict[str, Any] = {
+        "threads": options.threads,
+        "block": options.block,
+        "progress": options.progress,
+    }
+    if "anchor" in members.sources:
+        return products_of_vectors(scan_members(members, cache=options.cache, **how))
+    roles = [f"task:{task}" for task in members.tasks]
+    sources = [Sources(name, members.views(name, roles)) for name in members.merged]
+    with members.at_rest():
+        return products_of_models(sources, members.tasks, named=members.named, **how)
 
 
 def _thresholds(plan: Plan, need: Need, options: Options) -> dict[str, dict[str, Threshold]]:
@@ -251,14 +283,39 @@ def _thresholds(plan: Plan, need: Need, options: Options) -> dict[str, dict[str,
     return thresholds(sources, weights, need.densities, need.scope, how)
 
 
+def _kept(plan: Plan, need: Need, options: Options) -> Sums:
+    """Σ |x| and Σ m |x| under the layer weights that the method has made and its random masks."""
+    members, seed = plan.members, plan.recipe.seed
+    roles = ["anchor", *(f"task:{task}" for task in need.densities)]
+    sources = [Sources(name, members.views(name, roles)) for name in members.merged]
+    weights = {task: need.table.of(task) for task in need.densities}
+    bounds = {task: bound(density) for task, density in need.densities.items()}
+    keys = {t: {n: mask_key(seed, t, n) for n in members.merged} for t in need.densities}
+    how = Counting(plan.recipe.out.precision, options.threads, options.block, options.progress)
+    return kept_sums(sources, weights, bounds, keys, how)
+
+
+def _competition(plan: Plan, need: Need, options: Options) -> dict[str, dict[str, float]]:
+    """Bounds of magnitude and of scores, of the tasks that compete."""
+    members = plan.members
+    roles = ["anchor", *(f"task:{task}" for task in need.densities)]
+    sources = [Sources(name, members.views(name, roles)) for name in members.merged]
+    weights = {task: need.table.of(task) for task in need.densities}
+    how = Counting(plan.recipe.out.precision, options.threads, options.block, options.progress)
+    return competition(sources, weights, need.densities, how)
+
+
 def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
     """What becomes of each tensor of the output, by name."""
-    members, method = plan.members, plan.recipe.method
+    members = plan.members
     column = {name: i for i, name in enumerate(table.names)}
-    scales = [plan.recipe.scales[task] for task in table.tasks]
-    coefficients = (table.weights.T * scales).tolist()
+    scales = layer_scales(plan, table)
+    coefficients = (table.weights * scales).T.tolist()
     factors = table.target.tolist() if table.target is not None else None
-    weighed = [*(["anchor"] if method.needs_anchor else []), *(f"task:{t}" for t in table.tasks)]
+    weighed = [
+        *(["anchor"] if plan.recipe.needs_anchor else []),
+        *(f"task:{t}" for t in table.tasks),
+    ]
     named = members.named
     same_as_anchor = members.sources.get("anchor") is members.target
     merged, equal = set(members.merged), set(members.equal)
@@ -286,7 +343,8 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
                 for task, c in zip(table.tasks, coefficients[i], strict=True)
                 if c != 0 and members.has(f"task:{task}", name)
             }
-            combination = _combination(plan, table, i) if terms else None
+            mine = scales[:, i].tolist()
+            combination = _combination(plan, table, i, mine) if terms else None
             expected = {role: d[name] for role, d in table.digests.items() if name in d}
             if same_as_anchor and "anchor" in expected:
                 expected["target"] = expected["anchor"]
@@ -300,21 +358,38 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
                 factor,
                 expected=expected,
                 named=named,
-                election=_election(table, name, i, scales, list(terms)),
+                election=_election(table, name, i, mine, list(terms)),
                 combination=combination,
             )
     return edits
 
 
-def _combination(plan: Plan, table: Table, column: int) -> Combination | None:
+def layer_scales(plan: Plan, table: Table) -> Array:
+    """λ_t of every task of a table for every tensor of it, shape (tasks, tensors)."""
+    scales = np.array([plan.recipe.scales[task] for task in table.tasks]).reshape(-1, 1)
+    found: Array = scales * factors(
+        plan.recipe.profiles, table.tasks, table.names, plan.members.keys
+    )
+    return found
+
+
+def _combination(
+    plan: Plan, table: Table, column: int, scales: Sequence[float]
+) -> Combination | None:
     """What a method that combines blocks itself is told for one tensor."""
     method, recipe = plan.recipe.method, plan.recipe
     if method.combine is None:
         return None
     weights = dict(zip(table.tasks, table.weights[:, column].tolist(), strict=True))
-    scales = {task: recipe.scales[task] for task in table.tasks}
+    by_task = dict(zip(table.tasks, scales, strict=True))
     return Combination(
-        method.combine, method.alignment, weights, scales, recipe.parameters, recipe.seed
+        method.combine,
+        method.alignment,
+        weights,
+        by_task,
+        recipe.parameters,
+        recipe.seed,
+        table.selection,
     )
 
 
@@ -333,9 +408,13 @@ def _election(
         voters.append(
             Voter(
                 weight=float(table.weights[i, column]),
-                scale=scales[i] * selection.rescale.get(task, 1.0),
+                scale=scales[i]
+                * selection.rescale.get(task, 1.0)
+                * selection.factors.get(task, {}).get(name, 1.0),
+                share=abs(scales[i]),
                 threshold=threshold,
-                ceiling=selection.ceilings.get(task, {}).get(name, LARGEST + 1) - 1,
+                # A ceiling of 0, in a tensor that hardly changes, drops all but zeros.
+                ceiling=max(1, selection.ceilings.get(task, {}).get(name, LARGEST + 1)) - 1,
                 bound=bound(selection.densities.get(task, 1.0)),
                 key=mask_key(selection.seed, task, name),
             )
@@ -380,7 +459,7 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
         {describe(role): source for role, source in members.sources.items()},
         method=recipe.method.name,
         formula=f"{recipe.method.formula} ({table.origin})",
-        scales=recipe.scales,
+        scales={task: recipe.scale_of(task) for task in recipe.scales},
     )
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
     files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()

@@ -1,0 +1,1 @@
+"""mergekit configurations read as recipes."""

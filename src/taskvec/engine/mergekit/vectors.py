@@ -1,0 +1,239 @@
+"""Task arithmetic of mergekit, and what it has to sparsify task vectors and to elect signs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taskvec.engine.mergekit.models import Recipe, assembled
+from taskvec.engine.mergekit.schema import MARK
+from taskvec.engine.mergekit.values import Layered, plain
+from taskvec.engine.mergekit.work import Work
+from taskvec.methods import METHODS
+
+OURS = {
+    "linear": "average",
+    "dare_linear": "dare",
+    "della_linear": "della",
+    "breadcrumbs_ties": "breadcrumbs",
+    "ramplus_tl": "ram_plus",
+}
+ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
+TINY = 1e-8  # below which mergekit takes a sum of weights for 0
+
+
+def on_vectors(work: Work) -> Recipe:
+    """Task arithmetic and the methods that sparsify."""
+    method = work.config.method
+    name = OURS.get(method, method)
+    scales, merge = _scales(work)
+    parameters: Recipe = {}
+    if method == "task_arithmetic":
+        return assembled(work, name, scales, {})
+    parameters |= _selection(work)
+    if method in ELECTING:
+        if "breadcrumbs" in method:
+            parameters["elect"] = "mass"
+        parameters["merge"] = merge
+    elif method == "della_linear":
+        parameters |= {"elect": "none", "merge": "sum"}
+    return assembled(work, name, scales, parameters)
+
+
+def _scales(work: Work) -> tuple[dict[str, Any], str]:
+    """λ of every task, and how what agrees is combined."""
+    method = work.config.method
+    weights = {task: work.layered("weight", task) for task in work.inputs}
+    lambda_ = work.shared_number("lambda")
+    numbers = [weight.number for weight in weights.values()]
+    if method in ELECTING and len(weights) > 1:
+        work.note(None, "where the votes on a sign sum to 0, plus is elected", "neither is")
+    if method in ELECTING and (len({*numbers}) > 1 or None in numbers):
+        work.note(
+            None,
+            "signs are elected by weighted vectors, so that a task of small weight hardly counts",
+            "the same; the paper elects before weighing",
+        )
+    if not work.switch("normalize"):
+        merged = {t: work.scale(w.map(lambda x: x * lambda_)) for t, w in weights.items()}
+        return merged, "sum"
+    lowest = min(weight.lowest for weight in weights.values())
+    if method not in ELECTING:
+        return _normalized(work, weights, lambda_, lowest), "sum"
+    if len({*numbers}) == 1 and None not in numbers:
+        return _equal(work, numbers[0] or 0.0, lambda_), "mean"
+    if lambda_ != 1:
+        work.document.fail(
+            (MARK,), "lambda with normalize and weights that differ is not supported; leave it out"
+        )
+    if lowest < 0:
+        if work.is_faithful:
+            work.document.fail(
+                (MARK,),
+                "negative weights under normalize divide by a signed sum, which turns vectors "
+                "around; this is not reproduced; set normalize: false",
+            )
+        work.note(
+            None,
+            "normalize divides by the signed sum of weights: a negative weight turns others around",
+            "divided by the sum of |weight| of the tasks that agree; every task keeps its sign",
+        )
+    if len(weights) == 1:
+        work.note(
+            None,
+            "normalize cancels the weight of the only model, in every layer",
+            "the same, by merge: weighted; with merge: mean the weight counts",
+        )
+    return {task: work.scale(weight) for task, weight in weights.items()}, "weighted"
+
+
+def _normalized(
+    work: Work, weights: Mapping[str, Layered], lambda_: float, lowest: float
+) -> dict[str, Any]:
+    """λ w_t / Σ w, where no signs are elected."""
+    numbers = {task: weight.number for task, weight in weights.items()}
+    if None in numbers.values():
+        work.document.fail(
+            (MARK,), "normalize with weights that differ by layer is not supported here"
+        )
+    known = {task: number or 0.0 for task, number in numbers.items()}
+    signed = sum(known.values())
+    total = signed if work.is_faithful else sum(map(abs, known.values()))
+    if lowest < 0:
+        work.note(
+            None,
+            f"normalize divides by the signed sum of weights, {signed:g}",
+            f"by the sum of |weight|, {sum(map(abs, known.values())):g}; signs stay",
+            "scale",
+        )
+    if abs(total) < TINY:
+        total = 1.0
+    return {task: plain(lambda_ * number / total) for task, number in known.items()}
+
+
+def _equal(work: Work, weight: float, lambda_: float) -> dict[str, Any]:
+    """Equal weights cancel under normalize."""
+    scale = lambda_ if weight > 0 else 0.0
+    if weight < 0:
+        scale = lambda_ if work.is_faithful else -lambda_
+        work.note(
+            None,
+            f"normalize cancels the weight {weight:g}: the task vectors are added, not subtracted",
+            "subtracted",
+            f"scale: {plain(lambda_)}",
+        )
+    elif weight not in (0, 1):
+        work.note(
+            None,
+            f"normalize cancels equal weights; {weight:g} does nothing",
+            f"the same, as scale {plain(scale)} and merge: mean; lower scale for less of each",
+        )
+    return dict.fromkeys(work.inputs, plain(scale))
+
+
+def _selection(work: Work) -> Recipe:
+    """Density and what belongs to it."""
+    method = work.config.method
+    is_random = method.startswith(("dare", "della"))
+    densities: Recipe = {}
+    found: dict[str, Recipe] = {}
+    for task in work.inputs:
+        density, key = work.number("density", task)
+        if not key:
+            _note_density(work, task)
+        if key or work.is_faithful:
+            densities[task] = plain(density)
+        if method.startswith("della"):
+            _della(work, task, density, key != (), found)
+        if method.startswith("breadcrumbs"):
+            _breadcrumbs(work, task, density, key != (), found)
+    parameters: Recipe = {"density": densities} if densities else {}
+    parameters |= {name: value for name, value in found.items() if value}
+    is_rescaled = work.switch("rescale")
+    if not is_random:
+        if is_rescaled:
+            work.document.fail((MARK,), f"rescale: true of {method} is not supported")
+        work.note(
+            None,
+            "density × entries is rounded down; of equal entries at the cut, any are kept",
+            "to the nearest; the first ones are kept",
+        )
+        if method == "ties":
+            work.note(
+                None,
+                "entries are ranked within each tensor",
+                "over the whole model, as in the authors' code",
+                "scope: tensor",
+            )
+            if work.is_faithful:
+                parameters["scope"] = "tensor"
+        return parameters
+    if not is_rescaled:
+        return parameters | {"rescale": "none"}
+    if method.startswith("dare"):
+        work.note(
+            None,
+            "what DARE keeps is rescaled until the tensor has its L1 norm again",
+            "by 1/density, as in the paper",
+            "rescale: l1",
+        )
+        return parameters | ({"rescale": "l1"} if work.is_faithful else {})
+    if work.is_faithful and set(densities.values()) != {1}:
+        work.document.fail(
+            (MARK,), "rescale to the L1 norm is not reproduced for della; set rescale: false"
+        )
+    work.note(
+        None,
+        "what DELLA keeps is rescaled until the tensor has its L1 norm again",
+        "each entry by its own probability, as in the paper",
+    )
+    return parameters | ({"rescale": "none"} if work.is_faithful else {})
+
+
+def _note_density(work: Work, task: str) -> None:
+    name = OURS.get(work.config.method, work.config.method)
+    default = next(p.default for p in METHODS[name].parameters if p.name == "density")
+    work.note(
+        work.inputs[task][0].key,
+        f"density of {task} is left at 1.0, which drops nothing",
+        f"{default:g}, the default of {name}",
+        "density: 1",
+    )
+
+
+def _della(work: Work, task: str, density: float, is_given: bool, found: dict[str, Recipe]) -> None:
+    """Probabilities there are density ± epsilon, here density ± epsilon / 2."""
+    epsilon, key = work.number("epsilon", task)
+    if density >= 1 and (is_given or work.is_faithful):
+        found.setdefault("epsilon", {})[task] = 0
+        return
+    if not key and not work.is_faithful:
+        return
+    found.setdefault("epsilon", {})[task] = plain(2 * epsilon)
+    work.note(
+        key or None,
+        f"epsilon {epsilon:g} is half the range of probabilities",
+        f"the whole range, {plain(2 * epsilon)}, as in the authors' code",
+    )
+
+
+def _breadcrumbs(
+    work: Work, task: str, density: float, is_given: bool, found: dict[str, Recipe]
+) -> None:
+    """Density comes first there: gamma gives way where both are above 1, or density is 1."""
+    gamma, key = work.number("gamma", task)
+    if not key and not work.is_faithful:
+        work.note(
+            work.inputs[task][0].key,
+            f"gamma of {task} is left at {gamma:g}",
+            "0.007, the paper's",
+            f"gamma: {gamma:g}",
+        )
+        if not is_given:
+            return
+        gamma = min(0.007, gamma)
+        if density + gamma <= 1:
+            return
+    if density + gamma > 1:
+        gamma = plain(1 - density) if is_given or work.is_faithful else gamma
+    found.setdefault("gamma", {})[task] = plain(gamma)
