@@ -641,3 +641,16 @@ def test_surprising_name_of_a_task_or_folder(tmp_path, family, cli):
     assert code == 0, err
     assert cli("verify", tmp_path / "ö ü", "--replay")[0] == 0
     assert (tmp_path / "ö ü").is_dir()
+
+
+def test_plan_says_how_often_weights_are_read_to_decide(family, cli):
+    flags = ["--instruct", family["instruct"], "--task", f"math={family['math']}:1"]
+    code, out, _ = cli("plan", *flags, "--method", "ties", "--json")
+    assert code == 0
+    both = 2 * sum(f.stat().st_size for f in family["math"].glob("*.safetensors"))
+    asked = json.loads(out)["asks_for"]
+    assert (asked["statistic"], asked["times"]) == ("thresholds", "2 or 3 times")
+    assert 0.9 * both < asked["bytes"] < both  # headers are not read again
+    _, out, _ = cli("plan", *flags, "--method", "ties")
+    assert "decided   when the weights are read" in out
+    assert " 2 or 3 times for thresholds, at most " in out

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from taskvec.engine.mergekit.work import Note
     from taskvec.engine.recipe import Recipe
     from taskvec.engine.run import Options
     from taskvec.methods.table import Table
@@ -119,6 +120,8 @@ def recipe_from(
     """
     from taskvec.engine.located import Document, parse_yaml
     from taskvec.engine.manifest import MANIFEST_FILE, read_manifest, recipe_of
+    from taskvec.engine.mergekit.convert import convert
+    from taskvec.engine.mergekit.schema import is_config
     from taskvec.engine.reading import read_recipe, read_text
 
     flags = _flags(args)
@@ -135,13 +138,17 @@ def recipe_from(
         _overlay(data, flags)
         document = Document(data, "command line")
         return read_recipe(document, Path.cwd(), needs_scales=needs_scales), None
-    document = parse_yaml(read_text(recipe), recipe)
+    document, folder = parse_yaml(read_text(recipe), recipe), Path(recipe).absolute().parent
+    if is_config(document.data):
+        imported = convert(document, Path.cwd())
+        tell(recipe, imported.notes)
+        document, folder = Document(imported.recipe, recipe), Path.cwd()
     if not isinstance(document.data, dict):
         document.fail((), "a recipe is a mapping with tasks and a method; this is not")
     if method is not None:
         document.data.setdefault("method", method)
     _overlay(document.data, flags)
-    return read_recipe(document, Path(recipe).absolute().parent, needs_scales=needs_scales), None
+    return read_recipe(document, folder, needs_scales=needs_scales), None
 
 
 def _overlay(data: dict[str, Any], flags: dict[str, Any]) -> None:
@@ -247,6 +254,14 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def tell(source: str, notes: Sequence[Note]) -> None:
+    """Where a configuration of mergekit means something else, numbered, to standard error."""
+    if notes:
+        print(f"taskvec: {source}: what differs from mergekit 0.1.5", file=sys.stderr)
+    for number, note in enumerate(notes, start=1):
+        print(f"{number}. {note.text}", file=sys.stderr)
 
 
 @cache

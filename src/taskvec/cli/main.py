@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 from taskvec.cli.stopping import Stop
@@ -25,6 +26,7 @@ VERBS = {
     "forget": "write a model without the skills of some fine-tunes",
     "extract": "write a task vector as a file that is a task again, or as a LoRA adapter",
     "inspect": "say what a checkpoint, an adapter or a vector holds",
+    "import": "turn a mergekit configuration into a recipe; say what differs",
     "verify": "check a merged folder against its manifest",
     "methods": "list the methods and their parameters",
     "zoo": "the tiny models that ship with taskvec: list, copy",
@@ -43,7 +45,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     for name, text in VERBS.items():
         sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == verb:
-            module = import_module(f"taskvec.cli.{name}")
+            module = import_module(f"taskvec.cli.{name}{'_' * iskeyword(name)}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser

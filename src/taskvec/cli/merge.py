@@ -62,7 +62,7 @@ def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: 
         "path": str(merged.path),
         "fingerprint": merged.fingerprint,
         "decided_by": merged.table.origin,
-        "scale": dict(recipe.scales),
+        "scale": {task: recipe.scale_of(task) for task in recipe.scales},
         "kept_layers": {
             task: float((row != 0).mean())
             for task, row in zip(merged.table.tasks, merged.table.weights, strict=True)
@@ -74,7 +74,7 @@ def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: 
         print(json.dumps(result))
         return 0
     rows = [
-        (task, recipe.scales[task], f"{share:.0%}", float(row.mean()))
+        (task, _shown(recipe, task), f"{share:.0%}", float(row.mean()))
         for (task, share), row in zip(
             result["kept_layers"].items(), merged.table.weights, strict=True
         )
@@ -85,3 +85,8 @@ def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: 
     print(f"{merged.path}  ({merged.table.origin}; {result['seconds']:.1f} s)")
     print(f"fingerprint {merged.fingerprint}")
     return 0
+
+
+def _shown(recipe: Recipe, task: str) -> float | str:
+    """λ of a task for a cell of a table."""
+    return "by layer" if task in recipe.profiles else recipe.scales[task]

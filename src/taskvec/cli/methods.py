@@ -1,61 +1,114 @@
-"""`taskvec methods [NAME]`: the methods and their parameters."""
+"""`taskvec methods [NAME]`: the methods in groups, or one with its parameters."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import common
+from taskvec.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from taskvec.methods.method import Method
+
+OURS = "taskvec"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this verb."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="only this one")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="this one, with its parameters")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--markdown", action="store_true", help="taskvec's own, as the page docs/methods.md"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
-    from taskvec.methods import METHODS, find_method
+    from taskvec.methods import METHODS, find_method, overview, plugins
 
-    chosen = [find_method(args.name)] if args.name else list(METHODS.values())
-    if args.json:
-        print(
-            json.dumps(
-                [
-                    {
-                        "name": m.name,
-                        "summary": m.summary,
-                        "formula": m.formula,
-                        "source": m.source,
-                        "needs_base": m.needs_base,
-                        "needs_anchor": m.needs_anchor,
-                        "default_scale": m.default_scale,
-                        "negative_scale": m.takes_negative_scale,
-                        "table": m.takes_table,
-                        "alignment": m.alignment,
-                        "parameters": [
-                            {"name": p.name, "default": p.default, "range": p.range, "help": p.help}
-                            for p in m.parameters
-                        ],
-                    }
-                    for m in chosen
-                ]
-            )
-        )
+    if args.markdown:
+        if args.name or args.json:
+            raise UsageError("--markdown is a page of all methods; give it alone")
+        sys.stdout.write(overview.markdown(METHODS.values()))
         return 0
-    for method in chosen:
-        needs = ["base"] if method.needs_base else []
-        needs += ["instruct (or anchor)"] if method.needs_anchor else []
-        scale = "required" if method.default_scale is None else f"default {method.default_scale:g}"
-        print(f"{method.name}: {method.summary}")
-        print(f"  {method.formula}    {method.source}")
-        print(f"  needs {' and '.join([*needs, 'tasks'])}; scale {scale}", end="")
-        print(", may be negative" if method.takes_negative_scale else ", not negative")
-        if method.parameters:
-            common.show(
-                [(f"  {p.name}", p.default, p.range, p.help) for p in method.parameters],
-                ("  parameter", "default", "range", ""),
-            )
-        print()
+    if args.name:
+        method = find_method(args.name)
+        origin = OURS if args.name in METHODS else plugins.provider(args.name) or OURS
+        if args.json:
+            print(json.dumps([_as_json(method, origin)]))
+        else:
+            _describe(method, origin)
+        return 0
+    others, wrong = plugins.every(METHODS)
+    methods = [*METHODS.values(), *(plugin.method for plugin in others)]
+    origins = {plugin.method.name: plugin.distribution for plugin in others}
+    if args.json:
+        print(json.dumps([_as_json(m, origins.get(m.name, OURS)) for m in methods]))
+    else:
+        _list(methods, origins)
+    common.warn(wrong)
     return 0
+
+
+def _list(methods: list[Method], origins: Mapping[str, str]) -> None:
+    from taskvec.methods import overview
+
+    width = max(len(method.name) for method in methods)
+    for group, members in overview.grouped(methods).items():
+        print(group)
+        for method in members:
+            origin = f"  ({origins[method.name]})" if method.name in origins else ""
+            print(f"  {method.name:{width}}  {method.summary}{origin}")
+        print()
+    print("`taskvec methods NAME` shows formula, source, needs and parameters of one.")
+
+
+def _describe(method: Method, origin: str) -> None:
+    from taskvec.methods import overview
+
+    roles = {"instruct": "instruct (or anchor)"}
+    needs = [roles.get(role, role) for role in overview.needs(method)]
+    needs += ["tasks"] if method.takes_tasks else []
+    scale = "required" if method.default_scale is None else f"default {method.default_scale:g}"
+    sign = "may be negative" if method.takes_negative_scale else "not negative"
+    print(f"{method.name}: {method.summary}")
+    print(f"  {method.formula}    {method.source}")
+    print(f"  needs {' and '.join(needs)}", end="")
+    print(f"; scale {scale}, {sign}" if method.takes_tasks else "; takes no tasks")
+    if method.combine is not None:
+        print(f"  sees at once: {method.alignment}")
+    if origin != OURS:
+        print(f"  from {origin}")
+    if method.parameters:
+        common.show(
+            [(f"  {p.name}", p.default, p.range, p.help) for p in method.parameters],
+            ("  parameter", "default", "range", ""),
+        )
+
+
+def _as_json(method: Method, origin: str) -> dict[str, Any]:
+    from taskvec.methods import overview
+
+    return {
+        "name": method.name,
+        "distribution": origin,
+        "group": overview.group_of(method),
+        "summary": method.summary,
+        "formula": method.formula,
+        "source": method.source,
+        "needs_base": method.needs_base,
+        "needs_anchor": method.needs_anchor,
+        "default_scale": method.default_scale,
+        "negative_scale": method.takes_negative_scale,
+        "table": method.takes_table,
+        "alignment": method.alignment,
+        "parameters": [
+            {"name": p.name, "default": p.default, "range": p.range, "help": p.help}
+            for p in method.parameters
+        ],
+    }

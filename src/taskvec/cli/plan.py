@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_output(plan, Path(args.out), force=True)
     members = plan.members
+    decided, asks_for = _decided(plan) if len(recipe.scales) == len(members.tasks) else (None, None)
     modules = Counter(members.keys[name].module for name in members.merged)
     result: dict[str, Any] = {
         "inputs": {
@@ -67,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
             "name": recipe.method.name,
             "parameters": {t: dict(p) for t, p in recipe.parameters.items()},
         },
-        "scale": dict(recipe.scales),
-        "decided": _decided(plan) if len(recipe.scales) == len(members.tasks) else None,
+        "scale": {task: recipe.scale_of(task) for task in recipe.scales},
+        "decided": decided,
+        "asks_for": asks_for,
         "shards": [
             {"file": s.file, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards
         ],
@@ -88,15 +90,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _decided(plan: Any) -> dict[str, float] | None:
-    """Coefficient of each task, where the method needs no weights to know it."""
-    table = plan.table_without_weights()
-    if table is None:
-        return None
-    return {
-        t: plan.recipe.scales[t] * float(w.mean())
-        for t, w in zip(table.tasks, table.weights, strict=True)
-    }
+def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
+    """Coefficient of each task where no weights are needed to know it, or what is read for it."""
+    from taskvec.engine.run import layer_scales
+    from taskvec.methods.method import READINGS, Need
+
+    outcome = plan.without_weights()
+    if outcome is None:
+        return None, None
+    if isinstance(outcome, Need):
+        times, nbytes = READINGS.get(outcome.statistic, ""), plan.reading_bytes(outcome)
+        return None, {"statistic": outcome.statistic, "bytes": nbytes, "times": times}
+    coefficients = layer_scales(plan, outcome) * outcome.weights
+    return {t: float(c.mean()) for t, c in zip(outcome.tasks, coefficients, strict=True)}, None
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -120,7 +126,9 @@ def _print(result: dict[str, Any]) -> None:
         print(f"note      {note}")
     print(f"method    {result['method']['name']}")
     for task, parameters in result["method"]["parameters"].items():
-        scale = f"{result['scale'][task]:g}" if task in result["scale"] else "not given"
+        scale = result["scale"].get(task, "not given")
+        scale = "by layer" if isinstance(scale, dict) else scale
+        scale = f"{scale:g}" if isinstance(scale, float) else scale
         words = ", ".join(f"{name} {value}" for name, value in parameters.items())
         print(f"          {task}: scale {scale}{'; ' + words if words else ''}")
     if result["decided"]:
@@ -131,11 +139,13 @@ def _print(result: dict[str, Any]) -> None:
     elif result["decided"] is None:
         print(
             "decided   when the weights are read"
-            if result["scan_bytes"]
+            if result["scan_bytes"] or result["asks_for"]
             else "decided   when every scale is given"
         )
     scan, merge, write = (gb(result[key]) for key in ("scan_bytes", "merge_bytes", "write_bytes"))
-    print(f"read      {scan} to scan, at most {merge} to merge")
+    asked = result["asks_for"]
+    passes = f", {gb(asked['bytes'])} {asked['times']} for {asked['statistic']}" if asked else ""
+    print(f"read      {scan} to scan{passes}, at most {merge} to merge")
     shards = result["shards"]
     print(f"write     {write} in {len(shards)} file{'s' if len(shards) > 1 else ''}")
     print(f"disk      {gb(result['write_bytes'])} needed, {gb(result['free_bytes'])} free")

@@ -1,0 +1,103 @@
+"""`taskvec import`, and a mergekit configuration in the place of a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.conftest import read_raw, run_cli, write_family
+
+CONFIG = """\
+merge_method: task_arithmetic
+base_model: instruct
+models:
+  - model: math
+    parameters: {weight: [0.2, 0.8], densty: 0.5}
+  - model: code
+    parameters: {weight: 0.5}
+out_dtype: float32
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_family(tmp_path)
+    (tmp_path / "c.yml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_recipe_to_standard_output_and_differences_to_standard_error(root):
+    code, out, err = run_cli("import", "c.yml", cwd=root)
+    assert code == 0
+    assert yaml.safe_load(out)["tasks"]["math"]["scale"]["head"] == 0.8
+    lines = err.splitlines()
+    assert lines[0] == "taskvec: c.yml: what differs from mergekit 0.1.5"
+    assert lines[1].startswith("1. line 5: mergekit: the key 'densty' is unknown")
+    assert lines[2] == "   here: left out"
+    assert [line[:3] for line in lines[1::2]] == ["1. ", "2. ", "3. "]
+
+
+def test_faithful_says_so(root):
+    code, out, err = run_cli("import", "c.yml", "--faithful", cwd=root)
+    assert code == 0
+    assert out.startswith("# Imported from mergekit, faithfully (random masks have other bits)")
+    assert yaml.safe_load(out)["tasks"]["math"]["scale"]["head"] == 0.2
+    assert "here: the same, by final_norm and head 0.2" in err
+
+
+def test_json_has_recipe_and_notes(root):
+    code, out, err = run_cli("import", "c.yml", "--json", cwd=root)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["recipe"]["anchor"] == "instruct"
+    assert found["faithful"] is False
+    assert found["notes"][0]["line"] == 5
+    assert set(found["notes"][0]) == {"line", "theirs", "ours", "switch"}
+
+
+def test_the_recipe_merges_and_so_does_the_configuration(root):
+    (root / "recipes").mkdir()
+    assert run_cli("import", "c.yml", "-o", "recipes/r.yaml", cwd=root)[:2] == (0, "")
+    recipe = yaml.safe_load((root / "recipes" / "r.yaml").read_text())
+    assert recipe["anchor"] == "../instruct"
+    assert run_cli("merge", "recipes/r.yaml", "one", cwd=root)[0] == 0
+    code, _, err = run_cli("merge", "c.yml", "two", cwd=root)
+    assert code == 0
+    assert "taskvec: c.yml: what differs from mergekit 0.1.5\n1. line 5" in err
+    assert read_raw(root / "one") == read_raw(root / "two")
+    assert (
+        yaml.safe_load((root / "two" / "taskvec.yaml").read_text())["tasks"]["code"]["scale"] == 0.5
+    )
+
+
+def test_flags_go_beside_a_configuration_and_paths_are_of_the_current_folder(root):
+    (root / "configs").mkdir()
+    (root / "c.yml").rename(root / "configs" / "c.yml")
+    code, out, _ = run_cli("plan", "configs/c.yml", "--dtype", "float16", "--json", cwd=root)
+    assert code == 0
+    assert json.loads(out)["scale"]["code"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("experts: []\n", "c.yml:1: building a mixture of experts (mergekit-moe) is not supported"),
+        ("instruct: a\n", "c.yml:1: is no mergekit configuration: it has no merge_method"),
+        (CONFIG + "tokenizer: {tokens: {x: {source: math}}}\n", "c.yml:9: transplanting tokens"),
+        ("merge_method: [\n", "c.yml:2: is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(root, text, says):
+    (root / "c.yml").write_text(text)
+    code, out, err = run_cli("import", "c.yml", cwd=root)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"taskvec: error: {says}")
+    assert err.count("\n") == 1
+
+
+def test_nothing_is_written_where_it_cannot_be(root):
+    code, _, err = run_cli("import", "c.yml", "-o", "absent/r.yaml", cwd=root)
+    assert code == 1
+    assert "absent/r.yaml: cannot be written" in err
