@@ -23,7 +23,17 @@ from benchmarks import floor, machine, synthetic, vocabulary
 from benchmarks.measure import Command, Job, interleave
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("lata", "merge", "scan", "lora", "memory", "tensors", "startup", "vocabulary")
+SECTIONS = (
+    "lata",
+    "merge",
+    "scan",
+    "lora",
+    "memory",
+    "tensors",
+    "startup",
+    "vocabulary",
+    "methods",
+)
 MERGEKIT_FLAGS = {
     "default flags": [],
     "async write": ["--async-write", "--write-threads", "{threads}", "--quiet"],
@@ -31,6 +41,14 @@ MERGEKIT_FLAGS = {
 LATA = {"name": "lata", "scheme": "logarithmic"}
 PLAIN = {"name": "task_arithmetic"}
 RANK = 64
+# Our method, mergekit's and its target; the density goes to both.
+METHODS = (
+    ({"name": "ties", "density": 0.2}, "ties", "≤ 0.067"),
+    ({"name": "dare", "density": 0.1}, "dare_linear", "≤ 0.125"),
+    ({"name": "della", "density": 0.2}, "della", "≤ 0.067"),
+    ({"name": "slerp"}, "slerp", "≤ 0.50"),
+    ({"name": "average"}, "linear", "≤ 0.50"),
+)
 SPARE_BYTES = 1 << 30
 
 
@@ -122,7 +140,7 @@ class Family:
     def files(self, *members: str) -> list[str]:
         return [str(f) for m in members for f in sorted((self.folder / m).glob("*.safetensors"))]
 
-    def merge(self, method: dict[str, str], *flags: str, rank: int = 0) -> Job:
+    def merge(self, method: dict[str, Any], *flags: str, rank: int = 0) -> Job:
         """A merge of the full fine-tunes or, with a rank, of the adapters of that rank."""
         threads = ["--threads", str(self.bench.threads)]
         recipe = self._recipe(method, "-lora" if rank else "")
@@ -147,24 +165,26 @@ class Family:
         command: Command = [self.bench.taskvec, "plan", self._recipe(PLAIN), "--json"]
         return self._job("taskvec plan", command)
 
-    def peers(self) -> list[Job]:
-        """mergekit's task arithmetic of the same two tasks, under each set of flags."""
-        config = {
-            "merge_method": "task_arithmetic",
-            "base_model": str(self.folder / "instruct"),
+    def peers(self, method: str = "task_arithmetic", **parameters: Any) -> list[Job]:
+        """mergekit's merge of the same two tasks, under each set of flags."""
+        config: dict[str, Any] = {
+            "merge_method": method,
+            "base_model": str(self.folder / ("math" if method == "slerp" else "instruct")),
             "models": [
-                {"model": str(self.folder / task), "parameters": {"weight": 0.5}}
+                {"model": str(self.folder / task), "parameters": {"weight": 0.5, **parameters}}
                 for task in ("math", "code")
             ],
-            "parameters": {"normalize": False},
+            "parameters": {"t": 0.5} if method == "slerp" else {"normalize": method == "linear"},
             "dtype": "bfloat16",
         }
-        file = self._yaml("mergekit", config)
+        if method == "linear":
+            del config["base_model"]
+        file = self._yaml(f"mergekit-{method}", config)
         jobs = []
         for label, template in MERGEKIT_FLAGS.items() if self.bench.has_mergekit else ():
             flags = [flag.format(threads=self.bench.threads) for flag in template]
             command: Command = [self.bench.mergekit, file, self.out, *flags]
-            jobs.append(self._job(f"mergekit task_arithmetic, {label}", command, writes=True))
+            jobs.append(self._job(f"mergekit {method}, {label}", command, writes=True))
         return jobs
 
     def floor(self, *members: str, writes: bool) -> Job:
@@ -178,7 +198,7 @@ class Family:
     def _job(self, name: str, command: Command, *, writes: bool = False) -> Job:
         return Job(name, command, *((self.out, self.bytes) if writes else ()))
 
-    def _recipe(self, method: dict[str, str], kind: str = "") -> Path:
+    def _recipe(self, method: dict[str, Any], kind: str = "") -> Path:
         """Only LATA is given the base; the merge pass alone has no use for it."""
         models = {task: str(self.folder / f"{task}{kind}") for task in ("math", "code")}
         tasks = {task: {"model": model, "scale": 0.5} for task, model in models.items()}
@@ -212,6 +232,21 @@ def speed(bench: Bench, wanted: set[str]) -> None:
         bench.compare(merge, peers)
     if "scan" in wanted:
         bench.compare(scan, [scan_floor], "≤ 2.00")
+
+
+def methods(bench: Bench) -> None:
+    """Other methods against mergekit's of the same name; one run: some of those take minutes."""
+    family = bench.family
+    bench.heading(f"first calls, which compile, not counted below, {family}")
+    bench.run([family.merge(ours) for ours, _, _ in METHODS], runs=1)
+    for ours, theirs, target in METHODS:
+        bench.heading(f"{ours['name']}, {family}; one run")
+        parameters = {key: value for key, value in ours.items() if key == "density"}
+        merge, peers = family.merge(ours), family.peers(theirs, **parameters)
+        bench.run([merge, *peers], runs=1)
+        bench.compare(merge, peers, target)
+        if not merge.error:
+            bench.state(f"{merge.name}, RssAnon MB", merge.anon_bytes() / 1e6, "< 700")
 
 
 def lora(bench: Bench) -> None:
@@ -393,6 +428,8 @@ def main() -> None:
         startup(bench)
     if "vocabulary" in wanted:
         by_token(bench)
+    if "methods" in wanted:
+        methods(bench)
     if options.json:
         content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))
