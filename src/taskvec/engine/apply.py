@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from taskvec.checkpoints.fingerprint import chunk_digests, tensor_digest
-from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import FamilyError, OutputError, StaleError
@@ -352,29 +351,32 @@ def _by_method(
     edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array
 ) -> bool:
     """The same by the method's own function."""
-    from taskvec.kernels.combine import combine
+    from taskvec.kernels.combine import combine, probe
+    from taskvec.kernels.convert import widen
+    from taskvec.kernels.select import load_vector
 
     assert edit.combination is not None
     told, scratch = edit.combination, _scratch(edit, precision, 3)
+    rows = np.zeros((2 + len(told.weights), len(out)), scratch.dtype)  # anchor, tasks, target
 
-    def read(role: str) -> Array:
-        return widened(blocks[role], edit.views[role].dtype).astype(scratch.dtype)
+    def place(role: str) -> tuple[int, int]:
+        return address(blocks[role]), edit.views[role].dtype.code
 
-    vectors = np.zeros((len(told.weights), len(out)), scratch.dtype)
-    anchor = read("anchor") if "anchor" in blocks else None
-    for vector, (task, weight) in zip(vectors, told.weights.items(), strict=True):
+    anchor = place("anchor") if "anchor" in blocks else None
+    for row, (task, weight) in enumerate(told.weights.items(), start=1):
         role = f"task:{task}"
         if role not in edit.terms:
             continue
-        vector[:] = read(role)
-        if anchor is not None and not edit.views[role].is_difference:
-            vector -= anchor
-        if weight != 1:
-            vector *= scratch.dtype.type(weight)
-    target = read("target")
+        is_whole = anchor is None or edit.views[role].is_difference
+        addresses, codes = np.array([anchor or (0, 0), place(role)]).T.copy()
+        scale = scratch.dtype.type(weight)
+        load_vector(addresses, codes, is_whole, scale, 0, len(out), rows, row)
+    start_address, code = place("target")
+    widen(code, start_address, 0, len(out), rows[-1])
+    vectors, target = rows[1:-1], rows[-1]
     with np.errstate(over="ignore"):
         scales = np.array(list(told.scales.values()), scratch.dtype)
-    if not all(np.isfinite(given).all() for given in (target, vectors, scales)):
+    if not np.isfinite(scales).all() or any(probe(row, len(out)) for row in rows[1:] if len(row)):
         return False
     shape = edit.like.shape
     if told.alignment != "tensor":

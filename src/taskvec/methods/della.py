@@ -28,6 +28,7 @@ from taskvec.methods.table import Table
 
 Array = np.ndarray[Any, Any]
 
+CACHED = 262_144  # entries worked on at once, so that what is made of them stays in cache
 RESCALES = ("probability", "none")
 PARAMETERS = (
     Parameter("density", 0.7, "share of entries that are kept, at random", low=1e-6, high=1),
@@ -61,15 +62,23 @@ def combine(block: Block) -> Array:
     """Whole rows, masked task by task, then elected and merged."""
     from taskvec.kernels.magprune import magprune
 
-    rows = block.vectors.copy()
-    for task, values in zip(block.tasks, rows, strict=True):
-        chosen = block.parameters[task]
-        order = growing(values)
-        key = np.uint64(mask_key(block.seed, task, block.name))
-        rescale = chosen["rescale"] == "probability"
-        magprune(values, order, chosen["density"], chosen["epsilon"], rescale, key, block.start)
+    keys = [np.uint64(mask_key(block.seed, task, block.name)) for task in block.tasks]
     common = block.parameters[block.tasks[0]]
-    return fused(block.target, rows, block.scales, common["elect"], common["merge"])
+    merged = np.empty_like(block.target)
+    columns = block.target.shape[1]
+    step = max(1, CACHED // max(1, columns))
+    for first in range(0, len(merged), step):
+        part = slice(first, first + step)
+        rows = block.vectors[:, part].copy()
+        for task, key, values in zip(block.tasks, keys, rows, strict=True):
+            chosen = block.parameters[task]
+            density, epsilon = chosen["density"], chosen["epsilon"]
+            rescale = chosen["rescale"] == "probability"
+            start = block.start + first * columns
+            magprune(values, growing(values), density, epsilon, rescale, key, start)
+        target, scales = block.target[part], block.scales
+        merged[part] = fused(target, rows, scales, common["elect"], common["merge"])
+    return merged
 
 
 def growing(values: Array) -> Array:
