@@ -56,7 +56,7 @@ imports: $(VENV)/.dev
 
 check: lint types imports test ## what CI runs
 
-bench: $(VENV)/.dev ## speed and memory against mergekit and the raw floor (about 15 minutes, 30 GB of disk)
+bench: $(VENV)/.dev ## speed and memory against mergekit and the raw floor (about 35 minutes, 36 GB of disk)
 	benchmarks/peer_env.sh
 	$(BIN)/python -m benchmarks.run
 
