@@ -275,34 +275,35 @@ def _products(plan: Plan, options: Options) -> Products:
 
 def _thresholds(plan: Plan, need: Need, options: Options) -> dict[str, dict[str, Threshold]]:
     """Thresholds of magnitude under the layer weights that the method has made."""
-    members = plan.members
-    roles = ["anchor", *(f"task:{task}" for task in members.tasks)]
-    sources = [Sources(name, members.views(name, roles)) for name in members.merged]
-    weights = {task: need.table.of(task) for task in members.tasks}
-    how = Counting(plan.recipe.out.precision, options.threads, options.block, options.progress)
+    sources, weights, how = _swept(plan, need, options)
     return thresholds(sources, weights, need.densities, need.scope, how)
 
 
 def _kept(plan: Plan, need: Need, options: Options) -> Sums:
     """Σ |x| and Σ m |x| under the layer weights that the method has made and its random masks."""
-    members, seed = plan.members, plan.recipe.seed
-    roles = ["anchor", *(f"task:{task}" for task in need.densities)]
-    sources = [Sources(name, members.views(name, roles)) for name in members.merged]
-    weights = {task: need.table.of(task) for task in need.densities}
+    seed = plan.recipe.seed
+    sources, weights, how = _swept(plan, need, options)
     bounds = {task: bound(density) for task, density in need.densities.items()}
-    keys = {t: {n: mask_key(seed, t, n) for n in members.merged} for t in need.densities}
-    how = Counting(plan.recipe.out.precision, options.threads, options.block, options.progress)
+    keys = {t: {n: mask_key(seed, t, n) for n in plan.members.merged} for t in need.densities}
     return kept_sums(sources, weights, bounds, keys, how)
 
 
 def _competition(plan: Plan, need: Need, options: Options) -> dict[str, dict[str, float]]:
     """Bounds of magnitude and of scores, of the tasks that compete."""
+    sources, weights, how = _swept(plan, need, options)
+    return competition(sources, weights, need.densities, how)
+
+
+def _swept(
+    plan: Plan, need: Need, options: Options
+) -> tuple[list[Sources], dict[str, dict[str, float]], Counting]:
+    """What passes over the tasks of a need read, their layer weights, and how they run."""
     members = plan.members
     roles = ["anchor", *(f"task:{task}" for task in need.densities)]
     sources = [Sources(name, members.views(name, roles)) for name in members.merged]
     weights = {task: need.table.of(task) for task in need.densities}
     how = Counting(plan.recipe.out.precision, options.threads, options.block, options.progress)
-    return competition(sources, weights, need.densities, how)
+    return sources, weights, how
 
 
 def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:

@@ -326,28 +326,6 @@ def _note_unknown(
     ignored += [((*at, key), nearest(str(key), known)) for key in data if key not in known]
 
 
-def readread_reference(document: Document, key: Key, value: object) -> Reference:
-    """A model as a configuration names it.
-
-    Raises:
-        RecipeError: it names none.
-    """
-    if isinstance(value, dict) and "model" in value:
-        if value.get("override_architecture") is not None:
-            document.fail((*key, "override_architecture"), "override_architecture is not supported")
-        lora = value.get("lora")
-        return Reference(
-            _path(document, (*key, "model"), value["model"]),
-            None if lora is None else _path(document, (*key, "lora"), lora),
-        )
-    if not isinstance(value, str) or not value.strip():
-        document.fail(key, f"must name a model; got {value!r}")
-    model, *loras = value.split("+")
-    if len(loras) > 1 or not model or loras == [""]:
-        document.fail(key, f"a model is PATH or PATH+LORA; got {value!r}")
-    return Reference(model, loras[0] if loras else None)
-
-
 def read_reference(document: Document, key: Key, value: object) -> Reference:
     """A model as a configuration names it.
 
