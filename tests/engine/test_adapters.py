@@ -24,10 +24,11 @@ from tests.conftest import (
 )
 
 import taskvec as tv
+from taskvec.engine.deciding import Options
 from taskvec.engine.located import parse_yaml
 from taskvec.engine.manifest import read_manifest
 from taskvec.engine.reading import read_recipe
-from taskvec.engine.run import Options, run
+from taskvec.engine.run import run
 from taskvec.errors import FamilyError, OutputError, TaskvecError, UsageError
 from taskvec.streaming import CHUNK
 

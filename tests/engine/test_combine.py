@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tests.conftest import read_checkpoint, read_raw, write_checkpoint
 
+from taskvec.engine.deciding import Options
 from taskvec.engine.recipe import Family, Output, Recipe
-from taskvec.engine.run import Options, run
+from taskvec.engine.run import run
 from taskvec.errors import CheckpointError, OutputError
 from taskvec.methods.method import Method
 from taskvec.streaming import CHUNK

@@ -16,11 +16,11 @@ from tests.properties.families import SHAPES, contents, stored, values
 
 import taskvec as tv
 from taskvec.checkpoints.vectors import KIND, open_vector
+from taskvec.engine.deciding import Options
 from taskvec.engine.difference import Wanted
 from taskvec.engine.extract import extract_vector
 from taskvec.engine.located import Document
 from taskvec.engine.reading import read_recipe
-from taskvec.engine.run import Options
 from taskvec.errors import CheckpointError, FamilyError, OutputError, UsageError
 
 # Norm and scalar stay as they are in the fine-tune.

@@ -14,6 +14,7 @@ import yaml
 from tests.conftest import read_checkpoint, read_raw, write_checkpoint
 
 from taskvec.engine import run as engine
+from taskvec.engine.deciding import decide
 from taskvec.engine.plan import make_plan
 from taskvec.engine.reading import load_recipe
 from taskvec.engine.verify import verify
@@ -326,7 +327,7 @@ def test_weights_of_layers_scale_the_vectors(root):
 def test_a_table_that_is_given_does_not_pass_by_what_a_method_refuses(root, method, message):
     scales = {"a": 0.0, "b": 1.0}
     merged(root, "task_arithmetic", scales, to="plain")
-    table = engine.decide(make_plan(load_recipe(root / "plain.yaml")))
+    table = decide(make_plan(load_recipe(root / "plain.yaml")))
     data = yaml.safe_load((root / "plain.yaml").read_text()) | {"method": method}
     (root / "r.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(ParameterError, match=message):
@@ -337,7 +338,8 @@ PEAK = """
 import sys, threading, time
 from taskvec.engine.plan import make_plan
 from taskvec.engine.reading import load_recipe
-from taskvec.engine.run import Options, run
+from taskvec.engine.deciding import Options
+from taskvec.engine.run import run
 from pathlib import Path
 
 def anonymous():

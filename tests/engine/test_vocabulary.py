@@ -423,7 +423,8 @@ def test_the_identity_of_a_member_holds_its_rows(tmp_path: Path) -> None:
 
 
 def test_same_bits_by_threads_and_blocks(tmp_path: Path) -> None:
-    from taskvec.engine.run import Options, run
+    from taskvec.engine.deciding import Options
+    from taskvec.engine.run import run
 
     members = permuted(tmp_path)
     recipe = tv.load_recipe(_recipe(tmp_path, members, "union"))

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tests.conftest import read_checkpoint, write_checkpoint
 
-import taskvec.engine.run as engine
+import taskvec.engine.deciding as engine
+from taskvec.engine.deciding import MAX_PASSES, Options, decide
 from taskvec.engine.members import Members
 from taskvec.engine.plan import make_plan
 from taskvec.engine.recipe import Family, Recipe
-from taskvec.engine.run import MAX_PASSES, Options, decide, run
+from taskvec.engine.run import run
 from taskvec.errors import TaskvecError
 from taskvec.methods.method import Method, Need
 from taskvec.methods.table import Table

@@ -14,11 +14,12 @@ import pytest
 from tests.properties.families import SHAPES, contents, even, family, members, write
 
 import taskvec as tv
+from taskvec.engine.deciding import Options
 from taskvec.engine.located import Document
 from taskvec.engine.manifest import read_manifest, recipe_of
 from taskvec.engine.members import open_members
 from taskvec.engine.reading import read_recipe
-from taskvec.engine.run import Options, run
+from taskvec.engine.run import run
 from taskvec.engine.scans import scan_members
 from taskvec.streaming import BLOCK, CHUNK
 

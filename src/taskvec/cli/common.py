@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from taskvec.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from taskvec.engine.deciding import Options
     from taskvec.engine.mergekit.work import Note
     from taskvec.engine.recipe import Recipe
-    from taskvec.engine.run import Options
     from taskvec.methods.table import Table
 
 ROLES = ("base", "instruct", "anchor", "target")
@@ -219,7 +219,7 @@ def _absolute(path: str) -> str:
 
 def options_from(args: argparse.Namespace) -> Options:
     """How to run."""
-    from taskvec.engine.run import Options
+    from taskvec.engine.deciding import Options
 
     announce_compiling()
     return Options(

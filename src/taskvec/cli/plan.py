@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
     """Coefficient of each task where no weights are needed to know it, or what is read for it."""
-    from taskvec.engine.run import layer_scales
+    from taskvec.engine.edits import layer_scales
     from taskvec.methods.method import READINGS, Need
 
     outcome = plan.without_weights()

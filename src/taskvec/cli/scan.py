@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     if args.json and args.csv == "-":
         raise UsageError("--json and --csv - both write to standard output; give --csv a file")
-    from taskvec.engine.run import settled_members
+    from taskvec.engine.deciding import settled_members
     from taskvec.engine.scans import save_scan, scan_members
 
     if args.plot:

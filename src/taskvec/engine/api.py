@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.checkpoints.memory import Module
+from taskvec.engine.deciding import Options
 from taskvec.engine.difference import Wanted
 from taskvec.engine.extract import Extracted, extract_vector
 from taskvec.engine.live import run_into
@@ -17,7 +18,7 @@ from taskvec.engine.lora import extract_lora, shape_of
 from taskvec.engine.members import open_members
 from taskvec.engine.reading import read_recipe
 from taskvec.engine.recipe import Family, Recipe
-from taskvec.engine.run import Merged, Options, run
+from taskvec.engine.run import Merged, run
 from taskvec.engine.scans import scan_members
 from taskvec.errors import UsageError
 from taskvec.methods.table import Table

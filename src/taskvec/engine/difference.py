@@ -19,10 +19,10 @@ from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES, FLOATS, DType
 from taskvec.engine.apply import Edit, result_of
+from taskvec.engine.deciding import Options, decided, settle
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.plan import make_plan, make_stages
 from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import Options, decided, settle
 from taskvec.errors import FamilyError, UsageError, nearest
 from taskvec.methods.table import Table
 from taskvec.statistics.collect import describe

@@ -18,10 +18,10 @@ from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.staging import OutputTensor, Shard, staged
 from taskvec.checkpoints.vectors import KIND
 from taskvec.engine.apply import Record, apply
+from taskvec.engine.deciding import Options
 from taskvec.engine.difference import Difference, Wanted, make_difference
 from taskvec.engine.plan import check_place
 from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import Options
 from taskvec.errors import UsageError
 
 _UNKNOWN = "0" * 32  # stands in a header until the fingerprint, of the same length, is known

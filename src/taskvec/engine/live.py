@@ -26,19 +26,12 @@ from taskvec.checkpoints.memory import (
 from taskvec.checkpoints.staging import OutputTensor, Shard
 from taskvec.dtypes import DType
 from taskvec.engine.apply import Array, Edit, Nowhere, Record, apply
+from taskvec.engine.deciding import Options, decided, settle
+from taskvec.engine.edits import edits_of
 from taskvec.engine.members import is_cache
 from taskvec.engine.plan import Plan, make_plan
 from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import (
-    Merged,
-    Options,
-    check_scales,
-    decided,
-    edits_of,
-    identical,
-    other_anchors,
-    settle,
-)
+from taskvec.engine.run import Merged, check_scales, identical, other_anchors
 from taskvec.errors import UsageError
 from taskvec.extras import require
 from taskvec.methods.table import Table

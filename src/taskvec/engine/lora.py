@@ -26,12 +26,12 @@ from taskvec.checkpoints.staging import OutputTensor, Shard, in_words, staged
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES, DType
 from taskvec.engine.apply import Edit, Record, apply
+from taskvec.engine.deciding import Options
 from taskvec.engine.difference import Difference, Wanted, make_difference, result_dtype
 from taskvec.engine.extract import Extracted, Factored, about, start_fingerprint
 from taskvec.engine.opening import ties_head
 from taskvec.engine.plan import check_place
 from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import Options
 from taskvec.errors import OutputError, ParameterError, UsageError
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey
 from taskvec.statistics.collect import address

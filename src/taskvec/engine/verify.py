@@ -13,10 +13,11 @@ from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source
 from taskvec.engine.apply import Edit, Nowhere, apply
+from taskvec.engine.deciding import settle
+from taskvec.engine.edits import edits_of
 from taskvec.engine.manifest import read_manifest, recipe_of
 from taskvec.engine.opening import open_model
 from taskvec.engine.plan import make_plan
-from taskvec.engine.run import edits_of, settle
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.methods.table import check_table
 from taskvec.streaming import Progress, silent

@@ -31,12 +31,14 @@ import numpy as np
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
 from taskvec.engine.apply import Record, apply
+from taskvec.engine.deciding import Options, decided
+from taskvec.engine.edits import edits_of
 from taskvec.engine.located import Document
 from taskvec.engine.manifest import read_manifest, recipe_of
 from taskvec.engine.plan import make_plan
 from taskvec.engine.reading import read_recipe
 from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import Options, decided, edits_of, run
+from taskvec.engine.run import run
 from taskvec.engine.verify import verify
 from taskvec.errors import OutputError, UsageError
 from taskvec.methods import METHODS
