@@ -1,6 +1,6 @@
 """Source views: where the elements of one tensor come from.
 
-Whatever stands behind a view (a stored tensor, later a LoRA product, rows matched by vocabulary, an
+Whatever stands behind a view (a stored tensor, a LoRA product, rows matched by vocabulary, an
 earlier stage), everything after it sees a dtype, a shape and blocks of stored elements.
 """
 
