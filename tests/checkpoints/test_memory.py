@@ -17,6 +17,7 @@ from tests.conftest import (
     to_bf16,
     write_family,
 )
+from tests.modules import llama
 
 import taskvec as tv
 from taskvec.checkpoints.memory import DeviceView, open_memory
@@ -289,16 +290,6 @@ def test_modules(tmp_path):
     assert got["steps"] == 3
     manifest = json.loads((tmp_path / "out" / "taskvec-manifest.json").read_text())
     assert manifest["members"]["anchor"]["path"] == "<in memory: Tiny>"
-
-
-def llama(seed: int, tie: bool = False) -> Any:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tie,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
 
 @pytest.mark.parametrize("tie", [False, True])

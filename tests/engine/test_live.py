@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.adapters import pairs, write_adapter
 from tests.conftest import family_weights, read_checkpoint, read_raw
+from tests.modules import llama
 
 import taskvec as tv
 from taskvec.errors import CheckpointError, OutputError, StaleError, UsageError
@@ -162,16 +163,6 @@ def test_strides_of_parameters(family):
 
 
 # --- modules -------------------------------------------------------------------------------------
-
-
-def llama(seed: int, tie: bool) -> Any:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tie,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
 
 @pytest.mark.parametrize("tie", [False, True])
