@@ -5,6 +5,7 @@ TaskvecError                 exit code 1; a known failure, told in one line
 ├── CheckpointError          an input file or folder is broken, unsafe or of an unsupported kind
 ├── FamilyError              the members are fine one by one but do not fit together
 ├── OutputError              the output cannot be written where it was asked for
+├── DataError                data for a measurement are missing or malformed
 ├── StaleError               something on disk is not what was measured before
 ├── MissingExtraError        an optional dependency is not installed
 └── UsageError               exit code 2; what was asked for cannot be meant
@@ -34,6 +35,10 @@ class FamilyError(TaskvecError):
 
 class OutputError(TaskvecError):
     """The output cannot be written where it was asked for."""
+
+
+class DataError(TaskvecError):
+    """Data for a measurement are missing or malformed."""
 
 
 class StaleError(TaskvecError):

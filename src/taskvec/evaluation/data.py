@@ -1,0 +1,264 @@
+"""Data of tasks: rows of local files, or of data sets on the hub.
+
+Files are JSON, JSON lines, CSV, TSV, plain text or Parquet, also gzipped (`.gz`). A row knows where
+it is from, so that a field that is missing is told with file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import DataError
+from taskvec.extras import require
+
+
+@dataclass(frozen=True, slots=True)
+class HubData:
+    """A data set on the Hugging Face hub.
+
+    Attributes:
+        name: `org/name`.
+        config: One of its configurations; None for the only one.
+        split: Such as `test`.
+        gated: Whether its owner must grant access first.
+    """
+
+    name: str
+    config: str | None
+    split: str
+    gated: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}{f' ({self.config})' if self.config else ''}, split {self.split}"
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """What a task reads.
+
+    Attributes:
+        role: What the task calls it, such as `test` or `train`.
+        names: Paths under a data folder, shell patterns allowed; those of the first that fits any.
+        hub: Where else it is to be had; None: nowhere.
+        optional: Whether the task can do without it.
+    """
+
+    role: str
+    names: tuple[str, ...]
+    hub: HubData | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of data.
+
+    Attributes:
+        data: Fields by name.
+        where: File and line, or data set and row, for messages.
+        file: Name of the file without its ending; empty for the hub.
+    """
+
+    data: Mapping[str, Any]
+    where: str
+    file: str = ""
+
+    def text(self, *keys: str) -> str:
+        """The text under the first of these keys that is there.
+
+        Raises:
+            DataError: there is none, or it is no text.
+        """
+        value = self._value(keys)
+        if not isinstance(value, str):
+            raise DataError(f"{self.where}: {keys[0]!r} must be a text; got {_shown(value)}")
+        return value
+
+    def number(self, *keys: str) -> int:
+        """The whole number under the first of these keys that is there; digits count as one.
+
+        Raises:
+            DataError: there is none, or it is no whole number.
+        """
+        value = self._value(keys)
+        if isinstance(value, str) and value.strip().isdigit():
+            return int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise DataError(
+                f"{self.where}: {keys[0]!r} must be a whole number; got {_shown(value)}"
+            )
+        return value
+
+    def texts(self, *keys: str) -> list[str]:
+        """The list of texts under the first of these keys that is there.
+
+        Raises:
+            DataError: there is none, or it is no list of texts.
+        """
+        value = self._value(keys)
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise DataError(
+                f"{self.where}: {keys[0]!r} must be a list of texts; got {_shown(value)}"
+            )
+        return value
+
+    def _value(self, keys: Sequence[str]) -> Any:
+        for key in keys:
+            if key in self.data:
+                return self.data[key]
+        wanted = " or ".join(repr(key) for key in keys)
+        raise DataError(f"{self.where}: has no {wanted}; its fields: {', '.join(self.data)}")
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlaces:
+    """Where the user says that data lie.
+
+    Attributes:
+        folders: Searched in this order.
+        by_task: A file or folder for one task alone.
+        hub: Whether the hub is asked for what is not found.
+    """
+
+    folders: tuple[Path, ...] = ()
+    by_task: Mapping[str, Path] = field(default_factory=dict)
+    hub: bool = True
+
+
+def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[str, list[Row]]:
+    """The rows that a task reads, by role.
+
+    Raises:
+        DataError: a file is not there, cannot be read or holds no rows.
+        MissingExtraError: the hub is needed, and datasets is not installed.
+    """
+    return {file.role: _rows(task, file, places, first=file is files[0]) for file in files}
+
+
+def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list[Row]:
+    given = places.by_task.get(task)
+    if given is not None and given.is_file() and first:
+        return _filled([given])
+    tried: list[Path] = []
+    folders = [given] if given is not None and given.is_dir() else []
+    for folder in [*folders, *places.folders]:
+        for name in file.names:
+            for pattern in dict.fromkeys((name, Path(name).name)):
+                found = sorted(path for path in folder.glob(pattern) if path.is_file())
+                if found:
+                    return _filled(found)
+                tried.append(folder / pattern)
+    if file.hub is not None and places.hub and not (given and first):
+        return _from_hub(task, file.hub)
+    if file.optional:
+        return []
+    looked = f"; looked for {', '.join(map(str, tried[:4]))}" if tried else ""
+    if given is not None and not given.exists():
+        looked = f"; {given} is not there"
+    raise DataError(
+        f"task {task!r} has no {file.role} data{looked}; "
+        f"give a folder with {file.names[0]!r} in it by --data DIR, or --data {task}=FILE"
+    )
+
+
+def _filled(paths: Sequence[Path]) -> list[Row]:
+    rows = [row for path in paths for row in read_rows(path)]
+    if not rows:
+        raise DataError(f"{paths[0]}: holds no rows")
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of one file; see the module for the kinds.
+
+    A plain text is one row with the field `text`; so is a JSON object, with its own fields.
+
+    Raises:
+        DataError: it cannot be read as what its name says.
+    """
+    name = path.name.removesuffix(".gz")
+    kind = Path(name).suffix.lower()
+    stem = Path(name).stem
+    if kind == ".parquet":
+        frames = require("pyarrow.parquet", "eval").read_table(path).to_pylist()
+        return [Row(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
+    if kind in readers:
+        return [Row(data, where, stem) for data, where in readers[kind](path, text)]
+    return [Row({"text": text}, str(path), stem)] if text else []
+
+
+def _json(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """A list of objects or one object; or, as some call `.json` too, an object in every line."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        yield from _json_lines(path, text)
+        return
+    values = value if isinstance(value, list) else [value]
+    for i, each in enumerate(values):
+        yield _object(each, f"{path}, row {i}")
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield _object(json.loads(line), where)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: is not JSON: {error}") from error
+
+
+def _object(value: object, where: str) -> tuple[Mapping[str, Any], str]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: must be a JSON object; got {_shown(value)}")
+    return value, where
+
+
+def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for data in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in data or None in data.values():
+                raise DataError(
+                    f"{where}: has another number of fields than the {len(reader.fieldnames or ())}"
+                    " of the first line"
+                )
+            yield data, where
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: is not CSV: {error}") from error
+
+
+def _from_hub(task: str, hub: HubData) -> list[Row]:
+    """Rows of a data set, through the datasets library and its cache."""
+    datasets = require("datasets", "eval")
+    try:
+        loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split)
+    except Exception as error:  # the library raises what its many back ends raise
+        gated = "; access must be asked for on its page" if hub.gated else ""
+        text = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(
+            f"task {task!r}: data set {hub} cannot be loaded from the hub: {text}{gated}; "
+            "or give local files by --data"
+        ) from error
+    return [Row(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,226 @@
+"""Tasks: what is asked of a model, and what its replies are worth.
+
+A task is data and two pure functions: `samples` turns rows of a data file into requests, `score`
+turns replies into numbers. Neither knows a model, and nothing here needs torch. There are three
+kinds of requests: `Continuation` (how likely is this text after that one), `Prompt` (go on from
+here) and `Document` (predict this text token by token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.data import DataFile, Row
+    from taskvec.evaluation.judges import Judge
+
+Message = tuple[str, str]  # role (system, user, assistant) and content
+Text = str | tuple[Message, ...]  # plain, or a conversation for the model's chat template
+
+KINDS = ("rate", "mean", "ratio", "perplexity")
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Asks for log p(text | context).
+
+    Attributes:
+        context: What comes before; may be empty.
+        text: What is scored, with the space in front of it where one belongs there.
+    """
+
+    context: Text
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Asks the model to go on.
+
+    Attributes:
+        text: What to go on from.
+        max_new_tokens: Most tokens that are generated.
+        stop: Texts at which the answer is cut, without them.
+        temperature: 0 takes the most likely token; above, tokens are drawn.
+        draw: Which of several answers to the same prompt; draws differ between them.
+    """
+
+    text: Text
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    draw: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Asks for log p(text), every token predicted once from what comes before it in its window."""
+
+    text: str
+
+
+Request = Continuation | Prompt | Document
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Reply to a `Continuation` or a `Document`.
+
+    Attributes:
+        log_likelihood: Sum over the tokens, in nats.
+        tokens: How many were predicted.
+        is_greedy: Whether each was the most likely one.
+    """
+
+    log_likelihood: float
+    tokens: int
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Reply to a `Prompt`.
+
+    Attributes:
+        text: Up to the first stop text or end-of-sequence token, without it.
+        tokens: How many were generated.
+        ended: `end` (end-of-sequence token), `stop` (a stop text) or `length`.
+    """
+
+    text: str
+    tokens: int
+    ended: str
+
+
+Reply = Likelihood | Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item of a task.
+
+    Attributes:
+        id: The same in every run, unique in the task.
+        requests: What is asked; replies come in this order.
+        reference: What the score is worked out from besides the replies; JSON types.
+    """
+
+    id: str
+    requests: tuple[Request, ...]
+    reference: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the replies to one sample are worth.
+
+    Attributes:
+        values: By the name that a `Metric` has them under.
+        notes: For the records, such as what was extracted from an answer; JSON types.
+    """
+
+    values: Mapping[str, float]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How the scores of all samples become one figure.
+
+    Attributes:
+        name: Its name in tables; for `rate` and `mean` also the key in `Score.values`.
+        kind: `rate` (mean of 0 and 1; Wilson's interval), `mean`, `ratio` (Σ value / Σ per) or
+            `perplexity` (exp of that ratio); the last three with bootstrap intervals over samples.
+        higher_is_better: None where neither is.
+        value: Key of the numerator in `Score.values`; default: `name`.
+        per: Key of the denominator of a ratio or perplexity.
+    """
+
+    name: str
+    kind: str = "rate"
+    higher_is_better: bool | None = True
+    value: str = ""
+    per: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user can say about how samples are made.
+
+    Attributes:
+        shots: Worked examples in front of a question; None: the task's own number.
+        seed: Of draws.
+        draws: Answers that are drawn for a prompt, where a task can use several.
+    """
+
+    shots: int | None = None
+    seed: int = 0
+    draws: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What scores may use besides replies.
+
+    Attributes:
+        allow_code_execution: Whether programs that a model wrote may be run.
+        judge: Who says how harmful an answer is; None: the task's own default.
+        workers: Programs that run at once.
+        seed: Of whatever a score draws.
+        folder: Where what is slow to get may be kept, to go on from; None: nowhere.
+        advance: Called with the number of samples scored since.
+    """
+
+    allow_code_execution: bool = False
+    judge: Judge | None = None
+    workers: int = 1
+    seed: int = 0
+    folder: Path | None = None
+    advance: Callable[[int], object] = lambda done: None
+
+
+Rows = Mapping[str, Sequence["Row"]]  # by the role of their file
+Replies = Sequence[Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A way to measure a model.
+
+    Attributes:
+        name: As it is asked for.
+        summary: One line for people.
+        files: Data it reads, the test items first.
+        samples: Rows and settings to samples, in the order of the rows.
+        score: Samples, the replies to each, and tools to a score for each.
+        metrics: What is reported, the main one first.
+        needs: `chat` (a chat template) and `code` (programs are run).
+        fewest_tokens: Smallest context that the task makes sense with.
+        version: Raised whenever the same replies or the same data score differently.
+        source: Paper or project that the protocol is from.
+    """
+
+    name: str
+    summary: str
+    files: tuple[DataFile, ...]
+    samples: Callable[[Rows, Settings], list[Sample]]
+    score: Callable[[Sequence[Sample], Sequence[Replies], Tools], list[Score]]
+    metrics: tuple[Metric, ...]
+    needs: tuple[str, ...] = ()
+    fewest_tokens: int = 0
+    version: int = 1
+    source: str = ""
+
+
+def each(
+    score: Callable[[Sample, Replies], Score],
+) -> Callable[[Sequence[Sample], Sequence[Replies], Tools], list[Score]]:
+    """The `Task.score` of a task that scores every sample by itself."""
+
+    def every(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -> list[Score]:
+        return [score(sample, mine) for sample, mine in zip(samples, replies, strict=True)]
+
+    return every
