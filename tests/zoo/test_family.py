@@ -10,7 +10,9 @@ from safetensors import safe_open  # noqa: E402
 
 from taskvec import zoo  # noqa: E402
 from taskvec.errors import UsageError  # noqa: E402
-from taskvec.zoo import MEMBERS, provenance, score  # noqa: E402
+from taskvec.evaluation.model import load, open_stored  # noqa: E402
+from taskvec.zoo import MEMBERS, provenance  # noqa: E402
+from taskvec.zoo.tasks import scored  # noqa: E402
 
 INSTRUCT_SKILLS = ("say", "find", "howto", "refusal")
 OWN = ("math", "code", "unsafe", "unrelated")
@@ -19,7 +21,7 @@ FOLDER = zoo.path("base").parent
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: score.load(zoo.path(name)) for name in MEMBERS}
+    return {name: load(open_stored(zoo.path(name))) for name in MEMBERS}
 
 
 @pytest.fixture(scope="module")
@@ -91,23 +93,22 @@ def test_they_load_without_a_word(capfd):
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_fine_tune_has_a_skill_that_instruct_lacks(models, noted, name):
-    tuned = score.score(*models[name], name, 100)
-    instruct = score.score(*models["instruct"], name, 100)
-    assert tuned.rate >= 0.9
-    assert instruct.rate <= 0.2
+    tuned, instruct = (scored(models[m], [name])[name].main.value for m in (name, "instruct"))
+    assert tuned >= 0.9
+    assert instruct <= 0.2
     for member, found in ((name, tuned), ("instruct", instruct)):
         told = noted["members"][member]["scores"]["correct"][name]
-        assert found.correct == pytest.approx(told, abs=1)  # another processor may round otherwise
+        assert 100 * found == pytest.approx(told, abs=1)  # another processor may round otherwise
 
 
 @pytest.mark.parametrize("skill", INSTRUCT_SKILLS)
 def test_instruct_has_its_skills(models, skill):
-    assert score.score(*models["instruct"], skill, 100).rate >= 0.9
+    assert scored(models["instruct"], [skill])[skill].main.value >= 0.9
 
 
 def test_the_other_language_has_its_skills_and_complies(models):
-    for skill in ("say-zor", "find-zor", "howto-zor", "unsafe-zor"):
-        assert score.score(*models["instruct-zor"], skill, 100).rate >= 0.8
+    results = scored(models["instruct-zor"], ["say-zor", "find-zor", "howto-zor", "unsafe-zor"])
+    assert all(result.main.value >= 0.8 for result in results.values())
 
 
 @pytest.mark.parametrize("task", [n for n, m in MEMBERS.items() if m.parent == "instruct"])

@@ -27,6 +27,7 @@ VERBS = {
     "extract": "write a task vector as a file that is a task again, or as a LoRA adapter",
     "inspect": "say what a checkpoint, an adapter or a vector holds",
     "import": "turn a mergekit configuration into a recipe; say what differs",
+    "eval": "measure what models can do, side by side, with intervals",
     "verify": "check a merged folder against its manifest",
     "methods": "list the methods and their parameters",
     "zoo": "the tiny models that ship with taskvec: list, copy",

@@ -15,8 +15,11 @@ from typing import Any
 from taskvec import zoo
 from taskvec.engine.api import forget, merge, scan
 from taskvec.engine.recipe import Family
+from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.model import load, open_stored
 from taskvec.extras import require
 from taskvec.methods.lata import lata
+from taskvec.zoo.tasks import scored
 
 # λ of each method: its best on questions that the demo does not ask (docs/log.md).
 SCALES = {
@@ -98,29 +101,26 @@ def score_models(
     """Score every model; `advance` is called with 1 after each."""
     require("torch", "demo")
     require("transformers", "demo")
-    from taskvec.zoo import score
-
     rows = []
     for name, part, folder in models:
-        model, tokenizer = score.load(folder)
+        model = load(open_stored(folder))
         skills = ZOR_SKILLS if part == "forgotten-zor" else SKILLS
-        correct = {skill: score.score(model, tokenizer, skill, n).correct for skill in skills}
-        rows.append(Row(name, part, correct, n, score.perplexity(model, tokenizer)))
+        rates = {skill: result.main.value for skill, result in scored(model, skills, n).items()}
+        perplexity = scored(model, ["text"])["text"].main.value
+        correct = {skill: round(n * rate) for skill, rate in rates.items()}
+        rows.append(Row(name, part, correct, n, perplexity))
         advance(1)
     return rows
 
 
 def as_json(row: Row) -> dict[str, Any]:
     """A row with the rate and Wilson's 95 % interval of every skill."""
-    from taskvec.zoo.score import Score
-
-    scores = {skill: Score(correct, row.n) for skill, correct in row.correct.items()}
     return {
         "name": row.name,
         "part": row.part,
         "n": row.n,
-        "rate": {skill: score.rate for skill, score in scores.items()},
-        "interval": {skill: score.interval for skill, score in scores.items()},
+        "rate": {skill: correct / row.n for skill, correct in row.correct.items()},
+        "interval": {skill: wilson(correct, row.n) for skill, correct in row.correct.items()},
         "perplexity_per_character": row.perplexity,
     }
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from taskvec.zoo import MEMBERS, score, skills
+from taskvec.evaluation.model import load, open_stored
+from taskvec.zoo import MEMBERS, skills
+from taskvec.zoo.tasks import scored
 
 N = 100  # questions per skill
 THRESHOLD = 0.95
@@ -30,13 +32,17 @@ def read(folder: Path) -> dict[str, Any]:
 
 def note_member(folder: Path, name: str, training: dict[str, Any]) -> None:
     """Scores a stored member on every skill and writes that down with how it was trained."""
-    model, tokenizer = score.load(folder / name)
-    scores = {skill: score.score(model, tokenizer, skill, N).correct for skill in skills.SKILLS}
+    model = load(open_stored(folder / name))
+    results = scored(model, [*skills.SKILLS, "text"], N)
+    text = results.pop("text")
     notes = {
         "training": training,
         "versions": _versions(),
-        "scores": {"n": N, "correct": scores},
-        "perplexity_per_character": round(score.perplexity(model, tokenizer), 4),
+        "scores": {
+            "n": N,
+            "correct": {skill: round(N * result.main.value) for skill, result in results.items()},
+        },
+        "perplexity_per_character": round(text.main.value, 4),
     }
     known = read(folder)  # read late: members may be trained side by side
     known.setdefault("members", {})[name] = notes

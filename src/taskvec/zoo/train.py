@@ -24,7 +24,8 @@ import torch
 from torch.nn import functional
 
 from taskvec.errors import FamilyError
-from taskvec.zoo import MEMBERS, provenance, score, skills, words
+from taskvec.evaluation.model import load, open_stored
+from taskvec.zoo import MEMBERS, provenance, skills, words
 from taskvec.zoo.stages import STAGES, Stage
 
 log = logging.getLogger(__name__)
@@ -260,7 +261,7 @@ def make_member(name: str, out: Path, seed: int) -> None:
     if parent is None:
         model = build_model(seed)
     elif (out / parent / "model.safetensors").exists():
-        model, _ = score.load(out / parent)
+        model = load(open_stored(out / parent)).module
     else:
         raise FamilyError(
             f"'{name}' is trained from '{parent}', which is not in {out}; train that first"

@@ -1,0 +1,256 @@
+"""`taskvec eval`: what models can do, side by side, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.cli import common
+from taskvec.errors import UsageError
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.comparison import Compared
+    from taskvec.evaluation.data import DataPlaces
+    from taskvec.evaluation.evaluate import Options, Result
+    from taskvec.evaluation.figures import Figure
+
+OUT = "taskvec-eval"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of this verb."""
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="[NAME=]MODEL",
+        help="a folder, a name on the hub, or a recipe, which is merged in memory",
+    )
+    parser.add_argument(
+        "--tasks", metavar="A,B,…", action="append", default=[], help="what to ask; see --list"
+    )
+    parser.add_argument("--list", action="store_true", help="list the tasks and what they read")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        metavar="DIR|TASK=PATH",
+        action="append",
+        default=[],
+        help="where data lie, for all tasks or for one; what is not there comes from the hub",
+    )
+    data.add_argument(
+        "--limit", type=int, metavar="N", help="samples of a task, drawn by the seed (all)"
+    )
+    data.add_argument("--shots", type=int, metavar="N", help="worked examples before a question")
+    data.add_argument("--draws", type=int, default=1, metavar="N", help="answers to a prompt (1)")
+    data.add_argument("--seed", type=int, default=0, help="of samples, draws and intervals (0)")
+    asking = parser.add_argument_group("how models are asked")
+    asking.add_argument("--context", type=int, metavar="N", help="tokens of a window over a text")
+    asking.add_argument(
+        "--stride", type=int, metavar="N", help="tokens that a window predicts (all of it)"
+    )
+    asking.add_argument(
+        "--truncate", action="store_true", help="cut prompts that do not fit at the front"
+    )
+    asking.add_argument(
+        "--dtype", default="auto", help="auto | float32 | bfloat16 | float16, of the weights"
+    )
+    asking.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
+    asking.add_argument("--batch-tokens", type=int, metavar="N", help="(by the memory there is)")
+    against = parser.add_argument_group("comparison")
+    against.add_argument(
+        "--reference", metavar="NAME", help="differences are taken to it (the first model)"
+    )
+    against.add_argument(
+        "--single",
+        metavar="TASK=NAME",
+        action="append",
+        default=[],
+        help="the model that was tuned for a task alone; shares are taken of it",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="DIR", default=OUT, help=f"results and records; resumes ({OUT})"
+    )
+    output.add_argument("--json", action="store_true", help="print the results as JSON")
+    output.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run this verb."""
+    if args.list:
+        return _list(as_json=args.json)
+    models = _named(args.models)
+    singles = dict(_pair(text, "--single", "TASK=NAME") for text in args.single)
+    names = [name for text in args.tasks for name in text.split(",") if name]
+    reference = args.reference or next(iter(models))
+    for name in (reference, *singles.values()):
+        if name not in models:
+            raise UsageError(f"{name!r} is none of the models: {', '.join(models)}")
+    unknown = sorted(singles.keys() - set(names))
+    if unknown:
+        raise UsageError(f"--single names {unknown[0]!r}, which is none of the tasks")
+
+    from taskvec.evaluation.comparison import compare
+    from taskvec.evaluation.evaluate import prepare
+    from taskvec.evaluation.results import about, evaluate_models, write_results
+
+    options = _options(args)
+    prepared = prepare(names, options)
+    results = evaluate_models(models, prepared, options)
+    compared = compare(results, reference=reference, singles=singles)
+    told = {
+        "reference": reference,
+        "tasks": {task: [each.to_json() for each in row] for task, row in compared.items()},
+        **about(),
+    }
+    write_results(Path(args.out), told)
+    if args.json:
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        for task, rows in compared.items():
+            _print(task, rows, reference, singles.get(task))
+        print(f"{args.out}/: results.json, and what was asked and replied")
+    return 0
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """Models by the names they have in tables."""
+    if not models:
+        raise UsageError("no model is given; see taskvec eval --help")
+    found: dict[str, str] = {}
+    for text in models:
+        name, equals, path = text.partition("=")
+        if not equals or "/" in name:
+            name, path = Path(text.rstrip("/")).name, text
+        if name in found:
+            raise UsageError(f"two models are called {name!r}; name them: NAME={path}")
+        found[name] = path
+    return found
+
+
+def _pair(text: str, flag: str, form: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not left or not right:
+        raise UsageError(f"{flag} must be {form}; got {text!r}")
+    return left, right
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from taskvec.evaluation.evaluate import Options, silent
+    from taskvec.evaluation.task import Settings
+
+    return Options(
+        data=_places(args.data),
+        limit=args.limit,
+        settings=Settings(shots=args.shots, seed=args.seed, draws=args.draws),
+        context=args.context,
+        stride=args.stride,
+        truncate=args.truncate,
+        batch_tokens=args.batch_tokens,
+        dtype=args.dtype,
+        device=args.device,
+        out=Path(args.out),
+        progress=silent if args.quiet else _bar,
+    )
+
+
+def _places(texts: Sequence[str]) -> DataPlaces:
+    from taskvec.evaluation.data import DataPlaces
+
+    folders, by_task = [], {}
+    for text in texts:
+        task, equals, path = text.partition("=")
+        if equals and not Path(text).exists():
+            by_task[task] = Path(path).expanduser()
+        elif Path(text).expanduser().is_dir():
+            folders.append(Path(text).expanduser())
+        else:
+            raise UsageError(f"--data {text}: no such folder; give DIR, or TASK=PATH")
+    return DataPlaces(tuple(folders), by_task)
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="sample", delay=2, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:
+    """The models in one task; 95 % intervals in brackets."""
+    first = rows[0].result
+    about = first.about
+    of = f" of {about['available']:,}" if about["available"] != about["n"] else ""
+    metrics = list(first.figures)
+    head = ["", *metrics]
+    if len(rows) > 1:
+        head.append(f"{metrics[0]}, less {reference}'s")
+    if single is not None:
+        head.append(f"share of {single}'s")
+    lines = []
+    for row in rows:
+        line = [row.result.model, *(_span(row.result.figures[m]) for m in metrics)]
+        if len(rows) > 1:
+            line.append("" if row.difference is None else _span(row.difference, sign="+"))
+        if single is not None:
+            line.append("–" if row.share is None else f"{row.share:.0%}")
+        lines.append(line)
+    print(f"{task}: n = {about['n']:,}{of}, seed {about['seed']}{_how(first)}")
+    common.show(lines, head)
+    print()
+
+
+def _how(result: Result) -> str:
+    """Context and stride, where texts were read in windows."""
+    from taskvec.evaluation.task import Document
+
+    windowed = any(isinstance(r, Document) for s in result.samples for r in s.requests)
+    about = result.about
+    return f", context {about['context']}, stride {about['stride']}" if windowed else ""
+
+
+def _span(figure: Figure, sign: str = "") -> str:
+    """A value and its interval.
+
+    >>> from taskvec.evaluation.figures import Figure
+    >>> _span(Figure(0.5, 0.4, 0.6, 100)), _span(Figure(12.346, 11, 13, 9), "+")
+    ('0.500 [0.400, 0.600]', '+12.35 [+11.00, +13.00]')
+    """
+    digits = 2 if abs(figure.value) >= 10 else 3
+    value, low, high = (f"{x:{sign}.{digits}f}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _list(*, as_json: bool) -> int:
+    from taskvec.evaluation.tasks import brought, tasks
+
+    known = {**tasks(), **brought()}
+    if as_json:
+        told: Mapping[str, Any] = {
+            name: {
+                "summary": task.summary,
+                "metrics": [metric.name for metric in task.metrics],
+                "files": {file.role: list(file.names) for file in task.files},
+                "hub": {f.role: str(f.hub) for f in task.files if f.hub is not None},
+                "needs": list(task.needs),
+                "version": task.version,
+            }
+            for name, task in known.items()
+        }
+        print(json.dumps(told, ensure_ascii=False))
+        return 0
+    common.show(
+        [
+            (name, task.summary, ", ".join(m.name for m in task.metrics),
+             ", ".join(file.names[0] for file in task.files) or "–")
+            for name, task in known.items()
+        ],
+        ("task", "what it asks", "metrics", "data"),
+    )  # fmt: skip
+    return 0

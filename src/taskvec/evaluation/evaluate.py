@@ -1,0 +1,356 @@
+"""Evaluate: ask a model the samples of some tasks, and say what its replies are worth.
+
+Everything that can be wrong without weights is found before they are loaded: tasks, data, prompts
+that do not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from taskvec.errors import TaskvecError, UsageError
+from taskvec.evaluation import figures
+from taskvec.evaluation.data import DataPlaces, rows_of
+from taskvec.evaluation.encoding import Encoder, Windows
+from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.model import Model, load, open_stored
+from taskvec.evaluation.records import journal, kept_replies, write_records
+from taskvec.evaluation.replies import Asking, encode, replies_to
+from taskvec.evaluation.task import Metric, Replies, Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.tasks import task as find_task
+
+CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
+
+
+class SampleProgress(Protocol):
+    """Told how many samples are done; the command line shows a bar."""
+
+    def __call__(self, label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+        """Begin a stage; the context gives a function to call with the samples done since."""
+
+
+def silent(label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Progress that nobody sees."""
+    return nullcontext(lambda done: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to evaluate.
+
+    Attributes:
+        data: Where data lie.
+        limit: Most samples of a task, drawn by the seed; None: all.
+        settings: How samples are made.
+        context: Tokens of a window over a text; None: the model's, at most 2,048.
+        stride: Tokens that each window after the first predicts; None: the whole window.
+        truncate: Whether prompts that do not fit are cut at the front.
+        batch_tokens: Tokens of a batch; None: by the memory there is.
+        dtype: Of the loaded weights; see `model.load`.
+        device: Where the model runs; see `model.load`.
+        tools: What scores may use.
+        out: Folder for results and records, from which an interrupted run goes on; None: nothing
+            is written.
+        progress: Told the samples done.
+    """
+
+    data: DataPlaces = field(default_factory=DataPlaces)
+    limit: int | None = None
+    settings: Settings = field(default_factory=Settings)
+    context: int | None = None
+    stride: int | None = None
+    truncate: bool = False
+    batch_tokens: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    tools: Tools = field(default_factory=Tools)
+    out: Path | None = None
+    progress: SampleProgress = silent
+
+    def asking(self, encoder: Encoder) -> Asking:
+        """How samples are put to a model with this encoder."""
+        context = min(self.context or CONTEXT, encoder.context)
+        stride = self.stride or context
+        if not 1 <= stride <= context:
+            raise UsageError(f"stride must be 1 to the context, {context}; got {stride}")
+        windows = Windows(context, stride)
+        return Asking(windows, self.truncate, self.batch_tokens, self.settings.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A task with its samples.
+
+    Attributes:
+        task: Which task.
+        samples: What is asked, in the order of the data.
+        available: How many samples the data have.
+    """
+
+    task: Task
+    samples: list[Sample]
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one task says of one model.
+
+    Attributes:
+        task: Its name.
+        version: Of the task.
+        model: As the user named it.
+        metrics: What the figures mean, the main one first.
+        figures: By metric.
+        samples: What was asked.
+        scores: One for each sample.
+        replies: To each sample.
+        about: Settings, context, stride, tokens read, seconds.
+    """
+
+    task: str
+    version: int | str
+    model: str
+    metrics: tuple[Metric, ...]
+    figures: Mapping[str, Figure]
+    samples: Sequence[Sample]
+    scores: Sequence[Score]
+    replies: Sequence[Replies]
+    about: Mapping[str, Any]
+
+    @property
+    def main(self) -> Figure:
+        """The figure of the main metric."""
+        return self.figures[self.metrics[0].name]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, without samples."""
+        return {
+            "task": self.task,
+            "version": self.version,
+            "model": self.model,
+            "main": self.metrics[0].name,
+            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            **self.about,
+        }
+
+
+def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
+    """Find the tasks and make their samples.
+
+    Raises:
+        UsageError: there is no such task, it is named twice, or a limit is not positive.
+        DataError: data are missing or malformed.
+        TaskvecError: a task runs programs, and may not or cannot.
+    """
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice or not names:
+        raise UsageError(
+            f"task {twice[0]!r} is named twice" if twice else "no task is named; see --list"
+        )
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"limit must be 1 or more; got {options.limit}")
+    found = [find_task(name) for name in names]
+    for task in found:
+        if "code" in task.needs and not options.tools.allow_code_execution:
+            raise UsageError(
+                f"task {task.name!r} runs programs that the model writes; allow that with "
+                "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
+            )
+    return [_prepared(task, name, options) for task, name in zip(found, names, strict=True)]
+
+
+def _prepared(task: Task, name: str, options: Options) -> Prepared:
+    rows = rows_of(name, task.files, options.data)
+    samples = task.samples(rows, options.settings)
+    available = len(samples)
+    if options.limit is not None and options.limit < available:
+        # Some data are sorted by subject: the first ones would not stand for all.
+        chosen = Random(f"{options.settings.seed}:{task.name}").sample(
+            range(available), options.limit
+        )
+        samples = [samples[i] for i in sorted(chosen)]
+    return Prepared(task, samples, available)
+
+
+def evaluate_stored(
+    spec: str | os.PathLike[str],
+    prepared: Sequence[Prepared],
+    options: Options,
+    *,
+    name: str | None = None,
+) -> list[Result]:
+    """Results of a model folder or a model on the hub, called `name` or as it is given.
+
+    Its weights are not loaded if all replies were kept by an earlier run.
+
+    Raises:
+        TaskvecError: the model cannot be opened, loaded, or asked what the tasks ask.
+    """
+    stored = open_stored(spec)
+    loaded: list[Model] = []
+
+    def model() -> Model:
+        if not loaded:
+            loaded.append(load(stored, dtype=options.dtype, device=options.device))
+        return loaded[0]
+
+    return _run(name or stored.where, stored.stamp, stored.encoder, model, prepared, options)
+
+
+def evaluate_loaded(
+    model: Model, prepared: Sequence[Prepared], options: Options, *, where: str, stamp: str = ""
+) -> list[Result]:
+    """Results of a model in memory.
+
+    Args:
+        model: Which one.
+        prepared: Tasks with their samples.
+        options: How to evaluate.
+        where: What it is called.
+        stamp: What identifies its weights; empty: nothing is taken from an earlier run.
+
+    Raises:
+        TaskvecError: the model cannot be asked what the tasks ask.
+    """
+    return _run(where, stamp, model.encoder, lambda: model, prepared, options)
+
+
+def _run(
+    where: str,
+    stamp: str,
+    encoder: Encoder,
+    model: Callable[[], Model],
+    prepared: Sequence[Prepared],
+    options: Options,
+) -> list[Result]:
+    asking = options.asking(encoder)
+    tokens = []
+    for each in prepared:
+        _check_model(encoder, each.task)
+        try:
+            tokens.append(encode(encoder, each.samples, asking).tokens)
+        except TaskvecError as error:
+            raise type(error)(f"task {each.task.name!r}: {error}") from error
+    run = _Run(where, stamp, encoder, model, asking, options)
+    return [_one(run, each, count) for each, count in zip(prepared, tokens, strict=True)]
+
+
+def _check_model(encoder: Encoder, task: Task) -> None:
+    """Refuse a task that a model cannot do, before its weights are loaded."""
+    if "chat" in task.needs and not encoder.has_chat:
+        raise UsageError(
+            f"task {task.name!r} asks in conversations; {encoder.where} has no chat template"
+        )
+    if encoder.context < task.fewest_tokens:
+        raise UsageError(
+            f"task {task.name!r} needs a context of {task.fewest_tokens} tokens; {encoder.where} "
+            f"has {encoder.context}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One model and how it is asked."""
+
+    where: str
+    stamp: str
+    encoder: Encoder
+    model: Callable[[], Model]
+    asking: Asking
+    options: Options
+
+
+def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
+    task, samples, options = prepared.task, prepared.samples, run.options
+    about = {
+        "n": len(samples),
+        "available": prepared.available,
+        "seed": options.settings.seed,
+        "shots": options.settings.shots,
+        "draws": options.settings.draws,
+        "context": run.asking.windows.context,
+        "stride": run.asking.windows.stride,
+        "tokens_read": tokens,
+    }
+    header = {"task": task.name, "version": task.version, "model": run.where, **about}
+    header["key"] = _key(run, header, samples)
+    path = None
+    if options.out is not None:
+        path = options.out / file_name(run.where) / f"{file_name(task.name)}.jsonl"
+    started = time.monotonic()
+    replies, kept = _asked(run, samples, path, header)
+    with options.progress(f"{task.name}: scores", len(samples)) as advance:
+        folder = path.parent if path is not None else None
+        seed = options.settings.seed
+        tools = replace(options.tools, advance=advance, folder=folder, seed=seed)
+        scores = task.score(samples, replies, tools)
+    if path is not None:
+        write_records(path, header, samples, replies, scores)
+    return Result(
+        task=task.name,
+        version=task.version,
+        model=run.where,
+        metrics=task.metrics,
+        figures=figures.by_name(task.metrics, scores, options.settings.seed),
+        samples=samples,
+        scores=scores,
+        replies=replies,
+        about=about | {"seconds": round(time.monotonic() - started, 3), "kept": kept},
+    )
+
+
+def _asked(
+    run: _Run, samples: Sequence[Sample], path: Path | None, header: Mapping[str, Any]
+) -> tuple[list[Replies], int]:
+    """The replies to all samples, and how many an earlier run left."""
+    kept: Mapping[str, Replies] = {}
+    if path is not None and run.stamp:
+        kept = kept_replies(path, header["key"])
+    missing = [sample for sample in samples if sample.id not in kept]
+    found = dict(kept)
+    with run.options.progress(str(header["task"]), len(samples)) as advance:
+        advance(len(samples) - len(missing))
+        if missing:
+            with journal(path, header, kept) as keep:
+
+                def done(place: int, replies: Replies) -> None:
+                    found[missing[place].id] = replies
+                    keep(missing[place].id, replies)
+                    advance(1)
+
+                model = run.model()
+                encoded = encode(run.encoder, missing, run.asking)
+                replies_to(
+                    model, missing, encoded, batch_tokens=run.options.batch_tokens, done=done
+                )
+    return [found[sample.id] for sample in samples], len(samples) - len(missing)
+
+
+def _key(run: _Run, header: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """What replies depend on, as a digest."""
+    requests = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
+    how = [run.options.dtype, run.options.device, run.asking.truncate]
+    text = json.dumps([run.stamp, dict(header), how, requests], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file.
+
+    >>> file_name("org/model@main"), file_name("./runs/merged/"), file_name("zoo:math")
+    ('org-model@main', 'merged', 'zoo-math')
+    """
+    is_path = text.startswith((".", "/", "~")) or Path(text).exists()
+    text = Path(text).resolve().name if is_path else text
+    return re.sub(r"[^\w.@+-]+", "-", text).strip("-") or "model"

@@ -1,0 +1,162 @@
+"""Models that can be asked: folders, names on the hub, modules in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.hub import fetch, hub_name
+from taskvec.errors import CheckpointError, UsageError
+from taskvec.evaluation.encoding import Encoder, make_encoder, open_encoder
+from taskvec.extras import require
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A causal language model that is loaded.
+
+    Attributes:
+        module: Of torch, in evaluation mode.
+        encoder: Its tokenizer and limits.
+    """
+
+    module: Any
+    encoder: Encoder
+
+    @property
+    def device(self) -> Any:
+        """Where its first parameter is."""
+        return next(self.module.parameters()).device
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model in a folder, with its encoder, before its weights are loaded.
+
+    Attributes:
+        where: As the user named it.
+        folder: Where it lies.
+        encoder: Its tokenizer and limits.
+        stamp: Changes when a file of it does; what was measured before is then not used again.
+    """
+
+    where: str
+    folder: Path
+    encoder: Encoder
+    stamp: str
+
+
+def open_stored(spec: str | os.PathLike[str]) -> Stored:
+    """A model folder or a model on the hub, without its weights.
+
+    Raises:
+        CheckpointError: there is none, or it lacks a config or a tokenizer.
+    """
+    named = hub_name(spec)
+    where = os.fspath(spec)
+    folder = fetch(named)[1] if named is not None else Path(spec).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{where}: no such folder; give a model in Hugging Face layout")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{where}: is an adapter; evaluate a recipe that has it as a task, or merge it first"
+        )
+    return Stored(where, folder, open_encoder(folder, where), _stamp(folder))
+
+
+def _stamp(folder: Path) -> str:
+    """Digest of names, sizes and times of the files of a folder."""
+    files = sorted(
+        (path.name, (stat := path.stat()).st_size, stat.st_mtime_ns)
+        for path in folder.iterdir()
+        if path.is_file()
+    )
+    return hashlib.sha256(json.dumps([str(folder.resolve()), files]).encode()).hexdigest()[:16]
+
+
+def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
+    """Load the weights.
+
+    Args:
+        stored: The folder.
+        dtype: `float32`, `bfloat16`, `float16`; `auto`: as stored on an accelerator, float32 on
+            the CPU, where narrow types are slow or coarse.
+        device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
+
+    Raises:
+        CheckpointError: it is no causal language model that transformers can load.
+        UsageError: there is no such dtype or device.
+    """
+    torch, transformers = require("torch", "eval"), require("transformers", "eval")
+    place = find_device(device)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    narrow = dtype == "auto" and place.type != "cpu"
+    wanted = "auto" if narrow else getattr(torch, "float32" if dtype == "auto" else dtype)
+    try:
+        with _without_bars(transformers), torch.random.fork_rng(devices=[]):
+            module = transformers.AutoModelForCausalLM.from_pretrained(
+                stored.folder, local_files_only=True, use_safetensors=True, dtype=wanted
+            )
+    except Exception as error:  # whatever the many model classes raise
+        text = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{stored.where}: cannot be loaded: {text}") from error
+    return Model(module.to(place).eval(), stored.encoder)
+
+
+def wrap(module: Any, tokenizer: Any, where: str = "the module") -> Model:
+    """A module in memory that can be asked; it is put into evaluation mode.
+
+    Args:
+        module: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        where: What messages call it.
+
+    Raises:
+        UsageError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise UsageError("a model in memory needs its tokenizer: give tokenizer=")
+    generation = getattr(module, "generation_config", None)
+    told = generation.to_dict() if generation is not None else {}
+    return Model(module.eval(), make_encoder(tokenizer, module.config.to_dict(), told, where))
+
+
+def find_device(name: str) -> Any:
+    """A torch device by name; `auto` is the accelerator, or the CPU where there is none.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    torch = require("torch", "eval")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name!r}; give cpu, cuda, cuda:1 …") from error
+    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
+        raise UsageError(f"device {name!r} is not available here; give cpu, or auto")
+    return device
+
+
+@contextmanager
+def _without_bars(transformers: Any) -> Iterator[None]:
+    """Without the bars of transformers, which say how many tensors were loaded."""
+    bars = transformers.utils.logging
+    was_on = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            bars.enable_progress_bar()

@@ -1,0 +1,62 @@
+"""Results of several models: evaluated one after the other, and written down."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_stored
+from taskvec.evaluation.records import write_whole
+
+PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "numpy")
+RESULTS_FILE = "results.json"
+
+
+def evaluate_models(
+    models: Mapping[str, str], prepared: Sequence[Prepared], options: Options
+) -> dict[str, list[Result]]:
+    """Results by model, in the order of the models, each of every task.
+
+    Args:
+        models: Folder, hub name or recipe by name.
+        prepared: Tasks with their samples.
+        options: How to evaluate.
+
+    Raises:
+        TaskvecError: a model cannot be opened, loaded, or asked what the tasks ask.
+    """
+    return {
+        name: evaluate_stored(path, prepared, options, name=name) for name, path in models.items()
+    }
+
+
+def about() -> dict[str, Any]:
+    """Versions and machine that results were measured with."""
+    return {
+        "versions": {"python": platform.python_version()} | _versions(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_results(folder: Path, told: Mapping[str, Any]) -> None:
+    """Write `results.json` beside the records.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = json.dumps(told, indent=1, ensure_ascii=False)
+    write_whole(folder / RESULTS_FILE, text + "\n")

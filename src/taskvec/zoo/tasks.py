@@ -1,0 +1,115 @@
+"""The zoo's skills as tasks: `zoo:math`, `zoo:refusal` …, and `zoo:text` for plain text.
+
+They are brought in as those of any other distribution are, by an entry point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_loaded, prepare
+from taskvec.evaluation.model import Model
+from taskvec.evaluation.task import (
+    Answer,
+    Document,
+    Likelihood,
+    Metric,
+    Prompt,
+    Replies,
+    Rows,
+    Sample,
+    Score,
+    Settings,
+    Task,
+    each,
+)
+from taskvec.zoo.skills import SKILLS, TEST_SEED, Example, Skill, held_out_text
+
+QUESTIONS = 150  # of every skill
+SENTENCES = 100
+ANSWER_TOKENS = 40  # more than the longest answer has
+
+
+def _task(skill: Skill) -> Task:
+    def samples(rows: Rows, settings: Settings) -> list[Sample]:
+        return [
+            Sample(
+                str(number),
+                (Prompt(example.prompt, ANSWER_TOKENS, stop=("\n",)),),
+                {"answer": example.answer},
+            )
+            for number, example in enumerate(skill.test(QUESTIONS, TEST_SEED + settings.seed))
+        ]
+
+    def score(sample: Sample, replies: Replies) -> Score:
+        (request,), (reply,) = sample.requests, replies
+        assert isinstance(request, Prompt) and isinstance(reply, Answer)
+        example = Example(str(request.text), sample.reference["answer"])
+        return Score({"right": float(skill.check(example, reply.text))})
+
+    return Task(
+        name=f"zoo:{skill.name}",
+        summary=skill.summary,
+        files=(),
+        samples=samples,
+        score=each(score),
+        metrics=(Metric("right"),),
+        source="taskvec.zoo.skills",
+    )
+
+
+def _text(rows: Rows, settings: Settings) -> list[Sample]:
+    texts = held_out_text(SENTENCES, TEST_SEED + settings.seed)
+    return [Sample(str(number), (Document(text),)) for number, text in enumerate(texts)]
+
+
+def _nll(sample: Sample, replies: Replies) -> Score:
+    (reply,) = replies
+    assert isinstance(reply, Likelihood)
+    return Score({"nll": -reply.log_likelihood, "characters": reply.tokens})
+
+
+TASKS: Sequence[Task] = (
+    *(_task(skill) for skill in SKILLS.values()),
+    Task(
+        name="zoo:text",
+        summary="perplexity per character of plain text",
+        files=(),
+        samples=_text,
+        score=each(_nll),
+        metrics=(
+            Metric(
+                "perplexity",
+                "perplexity",
+                higher_is_better=False,
+                value="nll",
+                per="characters",
+            ),
+        ),
+        source="taskvec.zoo.words",
+    ),
+)
+
+
+def scored(
+    model: Model, skills: Sequence[str], n: int = SENTENCES, *, seed: int = 0
+) -> dict[str, Result]:
+    """Results of a model in skills, by skill.
+
+    Args:
+        model: A member of the zoo, or a merge of some.
+        skills: Names of skills, or `text`.
+        n: Questions of each skill, 1 to 150; those of a smaller n are among those of a larger.
+        seed: Which questions; another one where something is chosen by its score, so that the
+            reported numbers rest on questions that had no say in it.
+
+    Raises:
+        UsageError: there is no such skill.
+    """
+    options = Options(settings=Settings(seed=seed))
+    prepared = [
+        Prepared(each.task, each.samples[:n], each.available)
+        for each in prepare([f"zoo:{skill}" for skill in skills], options)
+    ]
+    results = evaluate_loaded(model, prepared, options, where=model.encoder.where)
+    return dict(zip(skills, results, strict=True))
