@@ -134,7 +134,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 
 
 def _pair(text: str, flag: str, form: str) -> tuple[str, str]:
-    left, equals, right = text.partition("=")
+    left, _, right = text.partition("=")
     if not left or not right:
         raise UsageError(f"{flag} must be {form}; got {text!r}")
     return left, right

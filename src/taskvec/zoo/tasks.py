@@ -43,7 +43,8 @@ def _task(skill: Skill) -> Task:
 
     def score(sample: Sample, replies: Replies) -> Score:
         (request,), (reply,) = sample.requests, replies
-        assert isinstance(request, Prompt) and isinstance(reply, Answer)
+        assert isinstance(request, Prompt)
+        assert isinstance(reply, Answer)
         example = Example(str(request.text), sample.reference["answer"])
         return Score({"right": float(skill.check(example, reply.text))})
 
