@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from taskvec.engine.scans import load_scan
     from taskvec.engine.verify import verify
     from taskvec.errors import TaskvecError
+    from taskvec.evaluation.api import evaluate
     from taskvec.methods.lata import lata
     from taskvec.methods.table import Table, load_table
     from taskvec.statistics.scan import Scan
@@ -22,6 +23,7 @@ _HOMES = {
     "Scan": "taskvec.statistics.scan",
     "Table": "taskvec.methods.table",
     "TaskvecError": "taskvec.errors",
+    "evaluate": "taskvec.evaluation.api",
     "extract": "taskvec.engine.api",
     "forget": "taskvec.engine.api",
     "inspect": "taskvec.engine.inspection",
@@ -39,6 +41,7 @@ __all__ = [
     "Scan",
     "Table",
     "TaskvecError",
+    "evaluate",
     "extract",
     "forget",
     "inspect",

@@ -37,7 +37,7 @@ class StoredFile:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
     def __del__(self) -> None:
-        if self._fd >= 0:
+        if self._fd >= 0 and os is not None:  # when Python ends, modules go first
             os.close(self._fd)
 
     def stat(self) -> os.stat_result:

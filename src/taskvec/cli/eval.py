@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.data import DataPlaces
     from taskvec.evaluation.evaluate import Options, Result
     from taskvec.evaluation.figures import Figure
+    from taskvec.evaluation.loading import Spec
 
 OUT = "taskvec-eval"
 
@@ -95,13 +96,15 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise UsageError(f"--single names {unknown[0]!r}, which is none of the tasks")
 
+    specs = {name: _spec(path) for name, path in models.items()}
+
     from taskvec.evaluation.comparison import compare
     from taskvec.evaluation.evaluate import prepare
     from taskvec.evaluation.results import about, evaluate_models, write_results
 
     options = _options(args)
     prepared = prepare(names, options)
-    results = evaluate_models(models, prepared, options)
+    results = evaluate_models(specs, prepared, options)
     compared = compare(results, reference=reference, singles=singles)
     told = {
         "reference": reference,
@@ -131,6 +134,13 @@ def _named(models: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"two models are called {name!r}; name them: NAME={path}")
         found[name] = path
     return found
+
+
+def _spec(path: str) -> Spec:
+    """A recipe or a manifest is a candidate; anything else is a folder or a hub name."""
+    if not path.endswith((".yaml", ".yml", ".json")):
+        return path
+    return common.recipe_from(argparse.Namespace(), path)
 
 
 def _pair(text: str, flag: str, form: str) -> tuple[str, str]:

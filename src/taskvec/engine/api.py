@@ -84,7 +84,7 @@ def merge(
         TaskvecError: anything foreseen; nothing half-written is left.
     """
     is_table = isinstance(table, Table)
-    recipe = _recipe(
+    recipe = recipe_of_family(
         family,
         "task_arithmetic" if is_table else table,
         scale,
@@ -128,7 +128,7 @@ def forget(
     Source: LATA, arXiv:2502.20186, section 4.
     """
     method = {"name": "lata", "scheme": scheme, "threshold": threshold, "granularity": granularity}
-    recipe = _recipe(family, method, scale, {"dtype": dtype} if dtype else {})
+    recipe = recipe_of_family(family, method, scale, {"dtype": dtype} if dtype else {})
     options = Options(force=force, threads=threads, progress=progress)
     return _run(negated(recipe), out, None, options)
 
@@ -179,7 +179,7 @@ def extract(
     is_table = isinstance(table, Table)
     method = "task_arithmetic" if table is None or is_table else table
     scales = dict.fromkeys(family.tasks, 1.0) if scale is None else scale
-    recipe = _recipe(family, method, scales, {"dtype": dtype} if dtype else {})
+    recipe = recipe_of_family(family, method, scales, {"dtype": dtype} if dtype else {})
     if what == "pure" and table is None:
         raise UsageError("a pure vector needs a table, or a method that makes one; got neither")
     given = table if isinstance(table, Table) else None
@@ -219,12 +219,23 @@ def negated(recipe: Recipe) -> Recipe:
     return replace(recipe, scales=scales)
 
 
-def _recipe(
+def recipe_of_family(
     family: Family,
     method: object,
     scale: Mapping[str, float | Mapping[str, Any]],
     out: Mapping[str, object],
 ) -> Recipe:
+    """The recipe that stands for what a verb was given in Python.
+
+    Args:
+        family: Checkpoints, in folders or in memory.
+        method: By name, or as in a recipe.
+        scale: λ by task.
+        out: As in a recipe.
+
+    Raises:
+        UsageError: a scale is for no task of the family, or anything else is wrong.
+    """
     unknown = sorted(scale.keys() - family.tasks.keys())
     if unknown:
         raise UsageError(f"scale names {unknown[0]!r}, which is no task of this family")

@@ -52,7 +52,7 @@ class Extent(NamedTuple):
         return self.device == other.device and self.start < other.stop and other.start < self.stop
 
 
-class _Parameters:
+class Parameters:
     """A sink that writes into tensors or arrays; see `Sink`."""
 
     def __init__(self, tensors: list[Any]) -> None:
@@ -104,7 +104,7 @@ def run_into(
     if recipe.out.dtype is not None:
         raise UsageError("dtype is for a folder; parameters in memory keep theirs: remove it")
     plan = make_plan(recipe, threads=options.threads)
-    tensors = dict(sorted(_parameters(into).items()))
+    tensors = dict(sorted(parameters_of(into).items()))
     plan = replace(plan, shards=[Shard("", b"", tuple(_outputs(plan, tensors)))])
     extents = {name: _extent(tensor) for name, tensor in tensors.items()}
     first = _first_names(extents)
@@ -114,7 +114,7 @@ def run_into(
     _check_reading(edits, extents)
     _check_names(plan, edits, tensors, first)
 
-    def work(todo: list[Edit], sink: Nowhere | _Parameters, label: str) -> dict[str, Record]:
+    def work(todo: list[Edit], sink: Nowhere | Parameters, label: str) -> dict[str, Record]:
         return apply(
             todo,
             sink,
@@ -138,7 +138,7 @@ def run_into(
         if first[name] == name or first[name] not in edits
     ]
     with plan.members.at_rest():
-        work(todo, _Parameters([tensors[edit.name] for edit in todo]), "merge")
+        work(todo, Parameters([tensors[edit.name] for edit in todo]), "merge")
     outputs = {t.name: (t.dtype.name, t.shape) for t in plan.shards[0].tensors}
     identity = fingerprint({name: r["output"] for name, r in records.items()}, outputs)
     warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
@@ -148,8 +148,12 @@ def run_into(
     return Merged(None, identity, table, tuple(dict.fromkeys(warnings)))
 
 
-def _parameters(into: Module | Mapping[str, Any]) -> dict[str, Any]:
-    """What is written into, by name."""
+def parameters_of(into: Module | Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters and buffers of a model in memory, by name.
+
+    Raises:
+        UsageError: its state dict has what is neither.
+    """
     if not isinstance(into, Module):
         return dict(into)
     module: Any = into

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from taskvec.evaluation import figures
 from taskvec.evaluation.data import DataPlaces, rows_of
 from taskvec.evaluation.encoding import Encoder, Windows
 from taskvec.evaluation.figures import Figure
-from taskvec.evaluation.model import Model, load, open_stored
+from taskvec.evaluation.model import Model
 from taskvec.evaluation.records import journal, kept_replies, write_records
 from taskvec.evaluation.replies import Asking, encode, replies_to
 from taskvec.evaluation.task import Metric, Replies, Sample, Score, Settings, Task, Tools
@@ -183,57 +182,28 @@ def _prepared(task: Task, name: str, options: Options) -> Prepared:
     return Prepared(task, samples, available)
 
 
-def evaluate_stored(
-    spec: str | os.PathLike[str],
+def evaluate_with(
+    model: Callable[[], Model],
+    encoder: Encoder,
     prepared: Sequence[Prepared],
     options: Options,
     *,
-    name: str | None = None,
+    where: str,
+    stamp: str = "",
 ) -> list[Result]:
-    """Results of a model folder or a model on the hub, called `name` or as it is given.
-
-    Its weights are not loaded if all replies were kept by an earlier run.
-
-    Raises:
-        TaskvecError: the model cannot be opened, loaded, or asked what the tasks ask.
-    """
-    stored = open_stored(spec)
-    loaded: list[Model] = []
-
-    def model() -> Model:
-        if not loaded:
-            loaded.append(load(stored, dtype=options.dtype, device=options.device))
-        return loaded[0]
-
-    return _run(name or stored.where, stored.stamp, stored.encoder, model, prepared, options)
-
-
-def evaluate_loaded(
-    model: Model, prepared: Sequence[Prepared], options: Options, *, where: str, stamp: str = ""
-) -> list[Result]:
-    """Results of a model in memory.
+    """Results of one model.
 
     Args:
-        model: Which one.
+        model: Gives it, loaded; not called if all replies were kept by an earlier run.
+        encoder: Its tokenizer and limits.
         prepared: Tasks with their samples.
         options: How to evaluate.
         where: What it is called.
         stamp: What identifies its weights; empty: nothing is taken from an earlier run.
 
     Raises:
-        TaskvecError: the model cannot be asked what the tasks ask.
+        TaskvecError: the model cannot be loaded, or not asked what the tasks ask.
     """
-    return _run(where, stamp, model.encoder, lambda: model, prepared, options)
-
-
-def _run(
-    where: str,
-    stamp: str,
-    encoder: Encoder,
-    model: Callable[[], Model],
-    prepared: Sequence[Prepared],
-    options: Options,
-) -> list[Result]:
     asking = options.asking(encoder)
     tokens = []
     for each in prepared:

@@ -69,16 +69,13 @@ def open_stored(spec: str | os.PathLike[str]) -> Stored:
         raise CheckpointError(
             f"{where}: is an adapter; evaluate a recipe that has it as a task, or merge it first"
         )
-    return Stored(where, folder, open_encoder(folder, where), _stamp(folder))
+    return Stored(where, folder, open_encoder(folder, where), stamp_of(folder))
 
 
-def _stamp(folder: Path) -> str:
-    """Digest of names, sizes and times of the files of a folder."""
-    files = sorted(
-        (path.name, (stat := path.stat()).st_size, stat.st_mtime_ns)
-        for path in folder.iterdir()
-        if path.is_file()
-    )
+def stamp_of(folder: Path) -> str:
+    """Digest of names, sizes and times of the files of a folder, or of one file."""
+    inside = [folder] if folder.is_file() else [path for path in folder.iterdir() if path.is_file()]
+    files = sorted((path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in inside)
     return hashlib.sha256(json.dumps([str(folder.resolve()), files]).encode()).hexdigest()[:16]
 
 

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_stored
+from taskvec.evaluation.evaluate import Options, Prepared, Result
+from taskvec.evaluation.loading import Models, Spec
 from taskvec.evaluation.records import write_whole
 
 PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "numpy")
@@ -17,21 +18,20 @@ RESULTS_FILE = "results.json"
 
 
 def evaluate_models(
-    models: Mapping[str, str], prepared: Sequence[Prepared], options: Options
+    models: Mapping[str, Spec], prepared: Sequence[Prepared], options: Options
 ) -> dict[str, list[Result]]:
     """Results by model, in the order of the models, each of every task.
 
     Args:
-        models: Folder, hub name or recipe by name.
+        models: Folder, hub name or candidate, by name.
         prepared: Tasks with their samples.
         options: How to evaluate.
 
     Raises:
         TaskvecError: a model cannot be opened, loaded, or asked what the tasks ask.
     """
-    return {
-        name: evaluate_stored(path, prepared, options, name=name) for name, path in models.items()
-    }
+    with Models(options) as loaded:
+        return {name: loaded.evaluate(spec, prepared, name) for name, spec in models.items()}
 
 
 def about() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_loaded, prepare
+from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with, prepare
 from taskvec.evaluation.model import Model
 from taskvec.evaluation.task import (
     Answer,
@@ -112,5 +112,6 @@ def scored(
         Prepared(each.task, each.samples[:n], each.available)
         for each in prepare([f"zoo:{skill}" for skill in skills], options)
     ]
-    results = evaluate_loaded(model, prepared, options, where=model.encoder.where)
+    where = model.encoder.where
+    results = evaluate_with(lambda: model, model.encoder, prepared, options, where=where)
     return dict(zip(skills, results, strict=True))

@@ -1,0 +1,224 @@
+"""Candidates: merges tried out in a model that is loaded once, and put back exactly afterwards.
+
+A candidate has the weights that `merge` would write to a folder, rounded to the same dtype, in the
+parameters of a loaded model. Members are read into memory once; a switch then reads them there and
+writes the parameters, and nothing else: no digests, no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from taskvec.checkpoints.memory import Module, dtype_of, view_of
+from taskvec.checkpoints.views import View, size
+from taskvec.dtypes import DType
+from taskvec.engine.apply import Array, Edit, result_of
+from taskvec.engine.deciding import Options, decided
+from taskvec.engine.edits import edits_of
+from taskvec.engine.live import Parameters, parameters_of
+from taskvec.engine.plan import Plan, make_plan
+from taskvec.engine.recipe import Recipe
+from taskvec.engine.run import check_scales
+from taskvec.errors import UsageError
+from taskvec.methods.table import Table
+from taskvec.statistics.collect import address
+from taskvec.streaming import CHUNK, Unit, cut, default_threads, stream
+
+BLOCK = 4 * CHUNK  # elements: a block of the result stays in the cache until it is written
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A view whose elements are in memory, in order.
+
+    Attributes:
+        dtype: See `View`.
+        shape: See `View`.
+        is_difference: See `View`.
+        flat: The elements, as `dtype.storage`.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    is_difference: bool
+    flat: Array
+
+    def read(self, start: int, stop: int) -> Array:
+        """See `View`."""
+        return self.flat[start:stop]
+
+
+@dataclass(slots=True)
+class Bench:
+    """A loaded model whose parameters candidates are put into.
+
+    Attributes:
+        plan: Of the recipe whose members are held.
+        parameters: Tensors of the model by name, as they are written.
+        kept: Views that were read into memory, by role and name.
+        changed: Tensors that differ from the target's.
+        options: How to run.
+    """
+
+    plan: Plan
+    parameters: Mapping[str, Any]
+    options: Options
+    kept: dict[tuple[str, str], Kept] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+
+    def put(self, recipe: Recipe, table: Table | None = None) -> Table:
+        """Put a candidate into the model.
+
+        Args:
+            recipe: With the members that the bench holds; method, parameters and scales may differ.
+            table: Layer weights that take the place of the method's own.
+
+        Returns:
+            The table that was applied.
+
+        Raises:
+            UsageError: the recipe has other members.
+            TaskvecError: whatever a merge of it raises; the model is the target again then.
+        """
+        if recipe.family != self.plan.recipe.family:
+            raise UsageError("a candidate must have the members of the recipe that it began with")
+        check_scales(recipe)
+        known = self.plan.recipe
+        if (recipe.needs_base, recipe.needs_anchor) != (known.needs_base, known.needs_anchor):
+            self.plan = make_plan(recipe, threads=self.options.threads)
+        plan = replace(self.plan, recipe=recipe)
+        table = decided(plan, table, self.options)
+        edits = edits_of(plan, table)
+        todo = [
+            edit
+            for edit in edits.values()
+            if edit.terms or edit.target_factor != 1 or edit.name in self.changed
+        ]
+        self.changed |= {edit.name for edit in todo}
+        try:
+            self._write(todo, recipe.out.precision)
+        except BaseException:
+            self.restore()
+            raise
+        return table
+
+    def restore(self) -> None:
+        """Make the model the target again, bit for bit."""
+        targets = [
+            Edit(name, view.dtype, {"target": view})
+            for name in sorted(self.changed)
+            for view in [self.plan.members.target.view(name)]
+        ]
+        self._write(targets, "float32")
+        self.changed.clear()
+
+    def _write(self, edits: Sequence[Edit], precision: str) -> None:
+        held = [self._in_memory(edit) for edit in edits]
+        sink = Parameters([self.parameters[edit.name] for edit in edits])
+        into = [dtype_of(edit.name, self.parameters[edit.name], "out") for edit in edits]
+
+        def work(unit: Unit) -> list[int]:
+            for i, start, stop in unit:
+                blocks = {role: view.read(start, stop) for role, view in held[i].views.items()}
+                block = result_of(held[i], blocks, start, precision)
+                sink.write(i, start, _converted(block, held[i].dtype, into[i]))
+            return [i for i, _, _ in unit]
+
+        units = cut([size(e.like) for e in held], BLOCK, [edit.step for edit in held])
+        for _ in stream(units, lambda: work, self.options.threads or default_threads()):
+            pass
+        for i in range(len(held)):
+            sink.complete(i, {})
+
+    def _in_memory(self, edit: Edit) -> Edit:
+        views: dict[str, View] = {}
+        same: dict[View, Kept] = {}
+        for role, view in edit.views.items():
+            key = role, edit.name
+            if key not in self.kept:
+                if view not in same:
+                    block = np.ascontiguousarray(view.read(0, size(view)))
+                    same[view] = Kept(view.dtype, view.shape, view.is_difference, block)
+                self.kept[key] = same[view]
+            views[role] = same.setdefault(view, self.kept[key])
+        return replace(edit, views=views, expected={})
+
+
+@contextmanager
+def candidates(recipe: Recipe, into: Module, options: Options = Options()) -> Iterator[Bench]:
+    """A bench over a loaded model, which is the target again when the context ends.
+
+    Args:
+        recipe: Names the members; its method and scales do not matter yet.
+        into: The target, loaded; its parameters may be wider or narrower than they are stored.
+        options: How to run.
+
+    Raises:
+        UsageError: the model is not the target: a name, a shape or a weight differs; or the recipe
+            has stages.
+        TaskvecError: a member is broken or does not fit.
+    """
+    if recipe.stages:
+        raise UsageError("a candidate cannot have stages; merge the recipe and evaluate the folder")
+    plan = make_plan(recipe, threads=options.threads)
+    parameters = parameters_of(into)
+    names = [tensor.name for shard in plan.shards for tensor in shard.tensors]
+    _check_is_target(plan, parameters, names)
+    bench = Bench(plan, parameters, options)
+    try:
+        yield bench
+    finally:
+        bench.restore()
+
+
+def _check_is_target(plan: Plan, parameters: Mapping[str, Any], names: list[str]) -> None:
+    for name in names:
+        if name not in parameters:
+            raise UsageError(
+                f"the loaded model has no tensor {name!r} of the target; "
+                "merge the recipe and evaluate the folder"
+            )
+        there = view_of(name, parameters[name], "the loaded model")
+        target = plan.members.target.view(name)
+        if there.shape != target.shape or not _equal(there, target):
+            raise UsageError(
+                f"the loaded model is not the target: tensor {name!r} differs; "
+                "load the target's own weights"
+            )
+
+
+def _equal(there: View, target: View) -> bool:
+    """Whether a tensor in memory holds the target's elements, converted to its dtype."""
+    for start in range(0, size(target), BLOCK):
+        stop = min(size(target), start + BLOCK)
+        block = _converted(target.read(start, stop), target.dtype, there.dtype)
+        if not np.array_equal(block, there.read(start, stop)):
+            return False
+    return True
+
+
+def _converted(block: Array, dtype: DType, into: DType) -> Array:
+    """Stored elements in another dtype, rounded once; the same array if it is the same dtype."""
+    if dtype == into:
+        return block
+    from taskvec.kernels.combine import combine
+    from taskvec.kernels.gram import STRETCH
+
+    out = np.empty(len(block), into.storage)
+    wide = np.float64 if 8 in (dtype.itemsize, into.itemsize) else np.float32
+    combine(
+        np.array([address(block), 0]),
+        np.array([dtype.code, 0]),
+        np.zeros(2, np.bool_),
+        np.array([1, 0], wide),
+        len(block),
+        np.empty((3, STRETCH), wide),
+        address(out),
+        into.code,
+    )
+    return out

@@ -1,0 +1,129 @@
+"""`taskvec.evaluate`: one model, in a folder, on the hub, in memory, or as a candidate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.memory import Module
+from taskvec.engine.api import recipe_of_family
+from taskvec.engine.recipe import Family, Recipe
+from taskvec.errors import UsageError
+from taskvec.evaluation.data import DataPlaces
+from taskvec.evaluation.evaluate import (
+    Options,
+    Result,
+    SampleProgress,
+    evaluate_with,
+    prepare,
+    silent,
+)
+from taskvec.evaluation.judges import Judge
+from taskvec.evaluation.loading import Models
+from taskvec.evaluation.model import wrap
+from taskvec.evaluation.task import Settings, Tools
+from taskvec.methods.table import Table
+
+
+def evaluate(
+    model: str | os.PathLike[str] | Module | Family | Recipe,
+    tasks: Sequence[str],
+    *,
+    tokenizer: Any = None,
+    table: Table | str | Mapping[str, object] | None = None,
+    scale: Mapping[str, float | Mapping[str, Any]] | None = None,
+    data: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    context: int | None = None,
+    stride: int | None = None,
+    truncate: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    judge: Judge | None = None,
+    allow_code_execution: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    progress: SampleProgress = silent,
+) -> dict[str, Result]:
+    """Measure what a model can do.
+
+    Args:
+        model: A folder or a name on the hub; a loaded causal language model of transformers; a
+            recipe, or a family with `table` and `scale`, which are merged in memory.
+        tasks: Names; `taskvec eval --list` shows them.
+        tokenizer: Of a loaded model.
+        table: Of a family: layer weights, or a method, as in `merge`.
+        scale: Of a family: λ by task.
+        data: Folder that data lie in, or files by task; what is not there comes from the hub.
+        limit: Most samples of a task, drawn by the seed; None: all.
+        shots: Worked examples in front of a question; None: the task's own number.
+        draws: Answers that are drawn for a prompt, where a task can use several.
+        seed: Of samples, draws and intervals.
+        context: Tokens of a window over a text; None: the model's, at most 2,048.
+        stride: Tokens that each window after the first predicts; None: the whole window.
+        truncate: Cut prompts that do not fit at the front, instead of refusing them.
+        dtype: `float32`, `bfloat16`, `float16`; `auto`: as stored on an accelerator, else float32.
+        device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
+        batch_tokens: Tokens of a batch; None: by the memory there is.
+        judge: Who says how harmful an answer is; None: the task's default.
+        allow_code_execution: Whether programs that the model wrote may be run.
+        out: Folder for records, from which an interrupted run goes on; None: nothing is written.
+        progress: Told the samples done.
+
+    Returns:
+        The result of each task, by name.
+
+    Raises:
+        UsageError: what is asked for cannot be meant.
+        DataError: data are missing or malformed.
+        TaskvecError: anything else foreseen.
+    """
+    options = Options(
+        data=_places(data),
+        limit=limit,
+        settings=Settings(shots=shots, seed=seed, draws=draws),
+        context=context,
+        stride=stride,
+        truncate=truncate,
+        batch_tokens=batch_tokens,
+        dtype=dtype,
+        device=device,
+        tools=Tools(allow_code_execution=allow_code_execution, judge=judge),
+        out=None if out is None else Path(out),
+        progress=progress,
+    )
+    if scale is not None and not isinstance(model, Family):
+        raise UsageError("scale goes with a family; a folder, a module or a recipe has its own")
+    prepared = prepare(tasks, options)
+    if isinstance(model, Module):
+        loaded = wrap(model, tokenizer)
+        results = evaluate_with(
+            lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where
+        )
+        return dict(zip(tasks, results, strict=True))
+    given = table if isinstance(table, Table) else None
+    with Models(options) as models:
+        if isinstance(model, Family):
+            method = "task_arithmetic" if table is None or given is not None else table
+            recipe = recipe_of_family(model, method, scale or {}, {})
+            results = models.evaluate((recipe, given), prepared, "candidate")
+        elif isinstance(model, Recipe):
+            results = models.evaluate((model, given), prepared, "candidate")
+        else:
+            results = models.evaluate(model, prepared, os.fspath(model))
+    return dict(zip(tasks, results, strict=True))
+
+
+def _places(
+    data: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None,
+) -> DataPlaces:
+    if data is None:
+        return DataPlaces()
+    if isinstance(data, Mapping):
+        return DataPlaces(by_task={task: Path(path) for task, path in data.items()})
+    return DataPlaces((Path(data),))

@@ -1,0 +1,110 @@
+"""Loading what is to be evaluated: folders one by one, candidates of a family in one loaded model.
+
+A candidate is a recipe that is merged in memory: its target is loaded once, the merged weights are
+put into it, and it is the target again afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from taskvec.engine.candidates import Bench, candidates
+from taskvec.engine.deciding import Options as MergeOptions
+from taskvec.engine.recipe import Recipe
+from taskvec.errors import UsageError
+from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with
+from taskvec.evaluation.model import Model, load, open_stored, stamp_of
+from taskvec.methods.table import Table
+
+Candidate = tuple[Recipe, Table | None]
+Spec = str | os.PathLike[str] | Candidate
+
+
+class Models:
+    """Evaluates folders and candidates; a context, at whose end nothing is changed in memory."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._stack = ExitStack()
+        self._bench: tuple[Bench, Model] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def evaluate(self, spec: Spec, prepared: Sequence[Prepared], name: str) -> list[Result]:
+        """Results of one model, called `name`.
+
+        Weights are not loaded if all replies were kept by an earlier run.
+
+        Args:
+            spec: A folder, a hub name, or a candidate: a recipe, with layer weights that take the
+                place of the method's own or None.
+            prepared: Tasks with their samples.
+            name: What it is called.
+
+        Raises:
+            TaskvecError: it cannot be opened, loaded, merged, or asked what the tasks ask.
+        """
+        if not isinstance(spec, tuple):
+            stored = open_stored(spec)
+            how = {"dtype": self.options.dtype, "device": self.options.device}
+
+            def plain() -> Model:
+                self._close()  # two models may not fit
+                return load(stored, **how)
+
+            return evaluate_with(
+                plain, stored.encoder, prepared, self.options, where=name, stamp=stored.stamp
+            )
+        recipe, table = spec
+        target = recipe.family.edited
+        if not isinstance(target, (str, os.PathLike)):
+            raise UsageError("a candidate needs a target in a folder or on the hub")
+        stored = open_stored(target)
+        return evaluate_with(
+            lambda: self._with(recipe, table),
+            stored.encoder,
+            prepared,
+            self.options,
+            where=name,
+            stamp=_stamp(recipe, table),
+        )
+
+    def _with(self, recipe: Recipe, table: Table | None) -> Model:
+        """The loaded target of a recipe, with the candidate in its parameters."""
+        if self._bench is None or self._bench[0].plan.recipe.family != recipe.family:
+            self._close()
+            target: Any = recipe.family.edited
+            options = self.options
+            model = load(open_stored(target), dtype=options.dtype, device=options.device)
+            bench = self._stack.enter_context(candidates(recipe, model.module, MergeOptions()))
+            self._bench = bench, model
+        bench, model = self._bench
+        bench.put(recipe, table)
+        return model
+
+    def _close(self) -> None:
+        self._stack.close()
+        self._bench = None
+
+
+def _stamp(recipe: Recipe, table: Table | None) -> str:
+    """What identifies the weights of a candidate; empty if a member is in memory."""
+    family = recipe.family
+    members = [family.base, family.start, family.edited, *family.tasks.values()]
+    paths = [member for member in members if isinstance(member, (str, os.PathLike))]
+    if len(paths) < sum(member is not None for member in members):
+        return ""
+    files = sorted({stamp_of(Path(path)) for path in paths if Path(path).exists()})
+    told = table.to_json() if table is not None else None
+    text = json.dumps([recipe.to_dict(), files, told], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
