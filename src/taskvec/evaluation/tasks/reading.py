@@ -66,7 +66,7 @@ def normalised_ja(text: str) -> str:
     >>> normalised_ja("東京　タワー。")
     '東京 タワー'
     """
-    return " ".join(text.lower().rstrip("。").split())
+    return " ".join(text.strip().lower().rstrip("。").split())
 
 
 def f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
@@ -112,7 +112,7 @@ def _question(row: Row, data: Mapping[str, Any]) -> Row:
     given = data.get("answers")
     texts = given.get("text") if isinstance(given, dict) else given
     if isinstance(texts, list):
-        texts = [each.get("text") if isinstance(each, dict) else each for each in texts]
+        texts = [one.get("text") if isinstance(one, dict) else one for one in texts]
     if texts == [] or data.get("is_impossible"):
         raise DataError(
             f"{where}: has no answer; questions of SQuAD 2.0 without one are not supported: "
