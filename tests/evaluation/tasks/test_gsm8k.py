@@ -114,6 +114,13 @@ def test_conversation_is_one_message_of_the_user() -> None:
     ((role, content),) = sample.requests[0].text
     assert role == "user"
     assert "\nProblem: Six times 3?\n" in content
+    assert sample.requests[0].stop == (
+        "<|eot_id|>",
+        "<|start_header_id|>user<|end_header_id|>",
+        "Q:",
+        "</s>",
+        "<|im_end|>",
+    )
     assert CHAT.needs == ("chat",)
 
 

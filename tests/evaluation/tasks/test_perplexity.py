@@ -70,6 +70,16 @@ def test_a_line_a_row_is_the_same_as_the_whole_file() -> None:
     assert samples_of(WIKITEXT, lines) == samples_of(WIKITEXT, [{"text": "".join(LINES)}])
 
 
+def test_documents_are_plain_text() -> None:
+    (first, _) = samples_of(WIKITEXT, [{"text": "".join(LINES)}])
+    assert first.requests[0] == Document(
+        " = Grey Owl (bird) =\n\n"
+        'The owl\'s wings are 1,250 mm; it weighs 2.5 kg. It is called "grey".\n\n'
+        "== Habits ==\n\n=== Food ===\n\n"
+        "It eats mice [3], the keepers' favourites, at 20°C. Is it <unk>? Yes!\n1 = 1 and 2 = 2 "
+    )
+
+
 def test_words_and_bytes_are_of_the_original_text() -> None:
     (_, second) = samples_of(WIKITEXT, [{"text": "".join(LINES)}])
     assert second.requests == (

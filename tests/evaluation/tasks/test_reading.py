@@ -102,7 +102,7 @@ def test_scores(answer: str, references: tuple[str, ...], exact: int, f1: float)
 @pytest.mark.parametrize(
     ("answer", "references", "exact", "f1"),
     [
-        ("\n東京タワー。", ("東京タワー",), 1, 1.0),
+        ("\n東京タワー。\n", ("東京タワー",), 1, 1.0),
         ("東京タワー", ("東京",), 0, 2 * (2 / 5) * 1 / (2 / 5 + 1)),
         ("東京、京都", ("京都東京",), 0, 2 * (4 / 5) * 1 / (4 / 5 + 1)),  # order does not count
         ("「東京」", ("東京",), 0, 2 * (2 / 4) * 1 / (2 / 4 + 1)),  # brackets stay

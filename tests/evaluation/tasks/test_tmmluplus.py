@@ -38,6 +38,14 @@ def test_prompt_and_score() -> None:
     assert score_likelihoods(TASK, sample, -3.0, -2.0, -1.0, -2.0).values == {"accuracy": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("subject", "shown"), [("tve_design", "統測 設計"), ("music", "音樂科"), ("mine", "mine")]
+)
+def test_subjects_in_prompts(subject: str, shown: str) -> None:
+    (sample,) = samples_of(TASK, [ROW], file=f"{subject}_test")
+    assert sample.requests[0].context.startswith(f"以下為{shown}的單選題，")
+
+
 def test_files_of_several_subjects(tmp_path: Path) -> None:
     (tmp_path / "tmmluplus").mkdir()
     for name, count in (("physics_test", 2), ("mine_test", 1), ("physics_train", 5)):

@@ -98,8 +98,8 @@ BAD_LABELS = "'labels' must be 0 or 1 for each of the 2 choices, both at least o
         ({"Question": "?"}, "has no 'Best Answer'; its fields: Question"),
         (HUB | {"mc2_targets": None}, "'mc2_targets': has no 'choices'; its fields: "),
         (
-            HUB | {"mc1_targets": {"choices": ["a", "b"], "labels": [1]}},
-            f"'mc1_targets': {BAD_LABELS} [1]",
+            HUB | {"mc1_targets": {"choices": ["a", "b"], "labels": [1, 0, 0]}},
+            f"'mc1_targets': {BAD_LABELS} [1, 0, 0]",
         ),
         (
             HUB | {"mc1_targets": {"choices": ["a", "b"], "labels": [1, 1]}},
