@@ -80,6 +80,22 @@ def test_documents_are_plain_text() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ("the keepers ' hall", "the keepers' hall"),
+        ("it 's", "it's"),
+        ("( a ( b ) )", "(a ( b) )"),  # pairs do not nest
+        ('" a " b " c "', '"a" b "c"'),
+        ("1 @-@ 2 @,@ 3 @.@ 4", "1-2,3.4"),
+        ("N of N N ones", "N of 1 N ones"),  # between spaces, each space once
+        (" = = A = = \n", " == A ==\n"),
+    ],
+)
+def test_detokenized(tokens: str, text: str) -> None:
+    assert perplexity.detokenized(tokens) == text
+
+
 def test_words_and_bytes_are_of_the_original_text() -> None:
     (_, second) = samples_of(WIKITEXT, [{"text": "".join(LINES)}])
     assert second.requests == (
