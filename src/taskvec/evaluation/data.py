@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import DataError
+from taskvec.errors import DataError, TaskvecError
 from taskvec.extras import require
 
 
@@ -156,7 +156,11 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
                     return _filled(found)
                 tried.append(folder / pattern)
     if file.hub is not None and places.hub and not (given and first):
-        return _from_hub(task, file.hub)
+        try:
+            return _from_hub(task, file.hub)
+        except TaskvecError:
+            if not file.optional:
+                raise
     if file.optional:
         return []
     looked = f"; looked for {', '.join(map(str, tried[:4]))}" if tried else ""
