@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from taskvec.engine.scans import scan_members
 from taskvec.engine.stages import Stage
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.methods.method import Need
+from taskvec.methods.parameters import value_at
 from taskvec.methods.selection import bound, mask_key
 from taskvec.methods.table import Table, check_table
 from taskvec.statistics.collect import Sources
@@ -175,17 +176,18 @@ def _thresholds(plan: Plan, need: Need, options: Options) -> dict[str, dict[str,
 
 def _kept(plan: Plan, need: Need, options: Options) -> Sums:
     """Σ |x| and Σ m |x| under the layer weights that the method has made and its random masks."""
-    seed = plan.recipe.seed
+    seed, names = plan.recipe.seed, plan.members.merged
     sources, weights, how = _swept(plan, need, options)
-    bounds = {task: bound(density) for task, density in need.densities.items()}
-    keys = {t: {n: mask_key(seed, t, n) for n in plan.members.merged} for t in need.densities}
+    bounds = {t: {n: bound(value_at(d, n)) for n in names} for t, d in need.densities.items()}
+    keys = {t: {n: mask_key(seed, t, n) for n in names} for t in need.densities}
     return kept_sums(sources, weights, bounds, keys, how)
 
 
 def _competition(plan: Plan, need: Need, options: Options) -> dict[str, dict[str, float]]:
     """Bounds of magnitude and of scores, of the tasks that compete."""
     sources, weights, how = _swept(plan, need, options)
-    return competition(sources, weights, need.densities, how)
+    densities = cast(Mapping[str, float], need.densities)  # which are of the whole model
+    return competition(sources, weights, densities, how)
 
 
 def _swept(

@@ -15,24 +15,27 @@ project's choice. `elect: none` with `merge: sum` is what mergekit calls `della_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from taskvec.errors import ParameterError
+from taskvec.methods.dare import DENSITY
 from taskvec.methods.method import Block, Inputs, Method
-from taskvec.methods.parameters import Parameter
+from taskvec.methods.parameters import Parameter, value_at
 from taskvec.methods.selection import ELECTIONS, MERGES, fused, mask_key
 from taskvec.methods.table import Table
 
 Array = np.ndarray[Any, Any]
 
 CACHED = 262_144  # entries worked on at once, so that what is made of them stays in cache
+EPSILON = "how much likelier the largest of a row is kept"
 RESCALES = ("probability", "none")
 PARAMETERS = (
-    Parameter("density", 0.7, "share of entries that are kept, at random", low=1e-6, high=1),
-    Parameter("epsilon", 0.14, "how much likelier the largest of a row is kept", low=0, high=1),
+    Parameter("density", 0.7, DENSITY, low=1e-6, high=1, by_layer=True),
+    Parameter("epsilon", 0.14, EPSILON, low=0, high=1, by_layer=True),
     Parameter("rescale", "probability", "what is kept is divided by", choices=RESCALES),
     Parameter("elect", "mass", "what a sign is elected by", choices=ELECTIONS),
     Parameter("merge", "mean", "how agreeing entries are combined", choices=MERGES),
@@ -46,16 +49,23 @@ def decide(inputs: Inputs) -> Table:
         ParameterError: a probability would not be above 0 and at most 1.
     """
     for task in inputs.tasks:
-        density, epsilon = (inputs.parameters[task][name] for name in ("density", "epsilon"))
-        if density - epsilon / 2 <= 0 or density + epsilon / 2 > 1:
-            raise ParameterError(
-                "density ± epsilon / 2 of della must be above 0 and at most 1; got "
-                f"{density:g} ± {epsilon / 2:g} for task {task!r}; lower epsilon"
-            )
+        chosen = [inputs.parameters[task][name] for name in ("density", "epsilon")]
+        is_layered = any(isinstance(value, Mapping) for value in chosen)
+        for name in inputs.names if is_layered else ("",):
+            density, epsilon = (value_at(value, name) for value in chosen)
+            _check(density, epsilon, f"{task!r} in tensor {name!r}" if is_layered else repr(task))
     for name in ("elect", "merge"):
         inputs.common(name)  # refused where tasks differ
     table = inputs.layer_weights()
     return replace(table, origin=f"della of {table.origin}")
+
+
+def _check(density: float, epsilon: float, where: str) -> None:
+    if density < 1 and (density - epsilon / 2 <= 0 or density + epsilon / 2 > 1):
+        raise ParameterError(
+            "density ± epsilon / 2 of della must be above 0 and at most 1; got "
+            f"{density:g} ± {epsilon / 2:g} for task {where}; lower epsilon"
+        )
 
 
 def combine(block: Block) -> Array:
@@ -72,7 +82,8 @@ def combine(block: Block) -> Array:
         rows = block.vectors[:, part].copy()
         for task, key, values in zip(block.tasks, keys, rows, strict=True):
             chosen = block.parameters[task]
-            density, epsilon = chosen["density"], chosen["epsilon"]
+            density = chosen["density"]
+            epsilon = chosen["epsilon"] if density < 1 else 0.0
             rescale = chosen["rescale"] == "probability"
             start = block.start + first * columns
             magprune(values, growing(values), density, epsilon, rescale, key, start)

@@ -24,7 +24,7 @@ Sums = dict[str, dict[str, tuple[float, float]]]  # (all, kept) by task, then by
 def kept_sums(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
-    bounds: Mapping[str, int],
+    bounds: Mapping[str, Mapping[str, int]],
     keys: Mapping[str, Mapping[str, int]],
     how: Counting,
 ) -> Sums:
@@ -33,25 +33,26 @@ def kept_sums(
     Args:
         sources: Floating-point tensors in name order.
         weights: w_t by task, then by tensor.
-        bounds: Below which a draw keeps an entry, by task; see `kernels.randomness`.
-        keys: What draws depend on besides the entry, by task, then by tensor.
+        bounds: Below which a draw keeps an entry, by task, then by tensor; see
+            `kernels.randomness`.
+        keys: What draws depend on besides the entry, likewise.
         how: How to run.
     """
     from taskvec.kernels.select import sum_magnitudes
 
     found: Sums = {}
-    for task, bound in sorted(bounds.items()):
+    for task in sorted(bounds):
         mine = [s for s in sources if f"task:{task}" in s.views]
         sums = {s.name: np.zeros((-(-size(s.views[f"task:{task}"]) // CHUNK), 2)) for s in mine}
 
         def begin(
-            task: str = task, bound: int = bound, sums: dict[str, Array] = sums
+            task: str = task, sums: dict[str, Array] = sums
         ) -> Callable[[Source, int, int], None]:
             def add(source: Source, start: int, stop: int) -> None:
-                key, out = np.uint64(keys[task][source.name]), sums[source.name]
-                part = out[start // CHUNK : -(-stop // CHUNK)]
-                given = np.uint64(bound), key, start, source.rows, part
-                sum_magnitudes(*source.block(start, stop), *given)
+                name = source.name
+                part = sums[name][start // CHUNK : -(-stop // CHUNK)]
+                given = np.uint64(bounds[task][name]), np.uint64(keys[task][name])
+                sum_magnitudes(*source.block(start, stop), *given, start, source.rows, part)
 
             return add
 

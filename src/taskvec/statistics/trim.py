@@ -54,7 +54,7 @@ class Counting:
 def thresholds(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
-    densities: Mapping[str, float],
+    densities: Mapping[str, float | Mapping[str, float]],
     scope: str,
     how: Counting = Counting(),
 ) -> dict[str, dict[str, Threshold]]:
@@ -63,7 +63,8 @@ def thresholds(
     Args:
         sources: Floating-point tensors in name order.
         weights: w_t by task, then by tensor.
-        densities: Share of entries kept by task, in [0, 1].
+        densities: Share of entries kept by task, in [0, 1]; one for each tensor where `scope` is
+            `tensor` and it differs between them.
         scope: `model`: the largest of all entries of a task; `tensor`: of each tensor.
         how: How to run.
 
@@ -76,7 +77,8 @@ def thresholds(
         groups = [mine] if scope == "model" else [[source] for source in mine]
         found[task] = {}
         for group in groups:
-            found[task] |= _of_group(group, task, weights[task], density, how)
+            share = density[group[0].name] if isinstance(density, Mapping) else density
+            found[task] |= _of_group(group, task, weights[task], share, how)
     return found
 
 
