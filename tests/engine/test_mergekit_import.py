@@ -133,6 +133,86 @@ def test_gradients_and_filters_become_scales_by_layer():
     assert "*layers.1*" in scale["patterns"]
 
 
+DENSITY = """\
+merge_method: ties
+base_model: base
+models:
+  - model: a
+    parameters: {density: [1, 0.7, 0.1], weight: 1.0}
+  - model: b
+    parameters: {density: 0.5, weight: [0, 0.3, 0.7, 1]}
+  - model: c
+    parameters:
+      density: [{filter: mlp, value: 0.5}, {filter: layers.1, value: [0.2, 0.4]}, {value: 0}]
+      weight: [{filter: mlp, value: 0.5}, {value: 0}]
+parameters: {normalize: true, int8_mask: true}
+"""
+
+
+def test_densities_by_layer():
+    found = imported(DENSITY)
+    tasks = found.recipe["tasks"]
+    assert tasks["a"]["density"] == {
+        "depth": [1, 0.7, 0.1], "embedding": 1, "final_norm": 0.1, "head": 0.1, "outside": 1,
+    }  # fmt: skip
+    assert tasks["b"]["density"] == 0.5
+    assert tasks["c"]["density"] == {
+        "depth": 0,
+        "outside": 0,
+        "patterns": {"*mlp*": 0.5, "*layers.1.*": {"depth": [0.2, 0.4], "outside": 0.2}},
+    }
+    assert found.recipe["method"] == {"name": "ties", "scope": "tensor", "merge": "weighted"}
+    text = told(found)
+    assert (
+        "line 5: mergekit: the gradient density of a gives final norm and head its first value\n"
+        "   here: its last value, written out; theirs: final_norm and head 1" in text
+    )
+    assert (
+        "entries are ranked within each tensor\n"
+        "   here: the same, by scope: tensor, because a density differs by layer" in text
+    )
+    assert "line 10: mergekit: the filter 'layers.1' fits every name" in text
+    faithful = imported(DENSITY, faithful=True).recipe["tasks"]
+    assert (faithful["a"]["density"]["head"], faithful["a"]["density"]["final_norm"]) == (1, 1)
+    assert "*layers.1*" in faithful["c"]["density"]["patterns"]
+
+
+def test_a_density_by_layer_of_all_models_stands_at_the_method():
+    found = imported(config("ties", parameters={"density": [1, 0.5]}))
+    assert found.recipe["method"]["density"]["depth"] == [1, 0.5]
+    assert "density" not in found.recipe["tasks"]["math"]
+    assert found.text.count("depth: [1, 0.5]") == 1
+    assert "&id" not in found.text
+
+
+def test_what_belongs_to_a_density_may_differ_too():
+    della = {"density": [0.6, 0.4], "epsilon": [0.1, 0.2]}
+    found = imported(config("della", parameters=della))
+    assert found.recipe["method"]["epsilon"]["depth"] == [0.2, 0.4]
+    assert (
+        "epsilon by layer is half the range of probabilities\n   here: the whole range, doubled"
+        in told(found)
+    )
+    crumbs = {"density": [{"filter": "mlp", "value": 0.5}, {"value": 0.9}], "gamma": 0.2}
+    method = imported(config("breadcrumbs", parameters=crumbs)).recipe["method"]
+    assert method["gamma"] == {"depth": 0.1, "outside": 0.1, "patterns": {"*mlp*": 0.2}}
+    crumbs = {"density": [0.5, 0.4], "gamma": [0.1, 0.2]}
+    method = imported(config("breadcrumbs", parameters=crumbs)).recipe["method"]
+    assert (method["density"]["head"], method["gamma"]["head"]) == (0.4, 0.2)
+
+
+@pytest.mark.parametrize(("method", "theirs", "ours"), [
+    ("nearswap", "t", "t"), ("ram", "epsilon", "epsilon"), ("ramplus_tl", "alpha", "alpha"),
+    ("sce", "select_topk", "density"),
+])  # fmt: skip
+def test_numbers_of_the_whole_may_differ_by_layer(method, theirs, ours):
+    models = [{"model": name} for name in ("a", "b")][: 1 if method == "nearswap" else 2]
+    found = imported(config(method, models=models, parameters={theirs: [0.25, 0.75]}))
+    assert found.recipe["method"][ours]["depth"] == [0.25, 0.75]
+    assert found.recipe["method"][ours]["head"] == 0.75
+    assert f"the gradient {theirs} gives final norm and head its first value" in told(found)
+
+
 def test_the_innermost_parameter_that_gives_a_value_counts():
     own = [{"filter": "mlp", "value": 0.5}]
     models = [{"model": "a", "parameters": {"weight": own}}, {"model": "b"}]
@@ -361,8 +441,15 @@ def test_parameters_of_the_base_are_told():
         (config("ties", base_model=None), "base_model is missing; mergekit's ties needs it"),
         (config("ties", models=[{"model": "a"}]), r"c.yml:\d+: weight of a is missing"),
         (config("ties", "x"), "must be a finite number; got 'x'"),
-        (config("ties", parameters={"density": [1, 0.5]}),
-         r"c.yml:\d+: density of math that differs by layer is not supported"),
+        (config("ties", parameters={"lambda": [1, 0.5]}),
+         r"c.yml:\d+: lambda that differs by layer is not supported; give one number"),
+        (config("ties", parameters={"density": [2, 1]}), r"density of ties must be in \[0, 1\]"),
+        (config("dare_linear", parameters={"density": [{"filter": "mlp", "value": 0.5},
+                                                       {"value": 0}]}),
+         r"density of dare must be in \[1e-06, 1\]; got 0"),
+        (config("breadcrumbs", parameters={"density": [1, 0.5]}),
+         "density and gamma of math that differ by layer and sum to more than 1 in some are not "
+         "supported; lower one of them"),
         (config("ties", parameters={"rescale": True}), "rescale: true of ties"),
         (config("ties", parameters={"normalize": "maybe"}), "normalize must be true or false"),
         (config("ties", models=[{"model": "a+b+c"}]), "a model is PATH or PATH.LORA"),
