@@ -173,8 +173,9 @@ def test_dare(root, tmp_path, name, rescale):
     close(merged(root, tmp_path / "out", method, seed=3), expected, 2e-6)
 
 
-def test_della(root, tmp_path):
-    method = {"name": "della", "density": MEAN, "epsilon": EPSILON}
+@pytest.mark.parametrize("rescale", ["probability", "l1"])
+def test_della(root, tmp_path, rescale):
+    method = {"name": "della", "density": MEAN, "epsilon": EPSILON, "rescale": rescale}
     anchor, tau = vectors(root)
     expected = {}
     for name, start in anchor.items():
@@ -183,7 +184,10 @@ def test_della(root, tmp_path):
             q = keep_probability(tau[task][name], mean(name), epsilon(name))
             drawn = draws(0, task, name, q.size).reshape(q.shape)
             values = tau[task][name].astype(np.float64)
-            rows.append(scale * np.where(drawn < np.rint(q * 2.0**32), values, 0) / q)
+            kept = np.where(drawn < np.rint(q * 2.0**32), values, 0)
+            total = np.abs(kept).sum()
+            norm = np.abs(values).sum() / total if total else 1.0
+            rows.append(scale * (kept / q if rescale == "probability" else kept * norm))
         expected[name] = fused(start, rows, "mass", "mean")
     close(merged(root, tmp_path / "out", method), expected, 2e-6)
 

@@ -255,6 +255,10 @@ def test_della_has_half_their_epsilon():
     found = imported(text)
     assert found.recipe["method"]["epsilon"] == 0.2
     assert "the whole range, 0.2" in told(found)
+    assert "by its own probability, as in the paper; theirs: rescale: l1" in told(found)
+    assert "rescale" not in found.recipe["method"]
+    faithful = imported(text, faithful=True).recipe["method"]
+    assert (faithful["rescale"], faithful["epsilon"]) == ("l1", 0.2)
     linear = imported(config("della_linear", parameters={"density": 0.6})).recipe["method"]
     assert (linear["elect"], linear["merge"]) == ("none", "sum")
 
@@ -479,7 +483,6 @@ def test_what_is_not_supported_is_refused_by_name(text, says):
         (config("linear", 0.7, base_model=None, parameters={"normalize": False}),
          "weights that sum to 1.4 is not supported"),
         (config("multislerp"), "multislerp cannot be imported faithfully"),
-        (config("della", parameters={"density": 0.5}), "L1 norm is not reproduced for della"),
         (config("task_arithmetic", chat_template="x"), "chat_template is not supported"),
         (config("ties", models=[{"model": "a", "parameters": {"weight": 1}},
                                 {"model": "b", "parameters": {"weight": -2}}]),

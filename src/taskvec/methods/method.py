@@ -74,7 +74,7 @@ class Inputs:
 
 # Statistics that `decide` may ask for, and how often anchor and tasks are read for each.
 READINGS = {"products": "once", "thresholds": "2 or 3 times", "kept": "once",
-            "competition": "6 to 8 times"}  # fmt: skip
+            "kept_by_rank": "once", "competition": "6 to 8 times"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,14 @@ class Need:
         densities: Share of entries that are to be kept by task; where entries are ranked over the
             whole model, one number each.
         scope: Whether entries are ranked within a `tensor` or over the whole `model`.
+        epsilons: How much likelier the largest entry of a row is kept, by task, for `kept_by_rank`.
     """
 
     statistic: str
     table: Table
     densities: Mapping[str, Values] = field(default_factory=dict)
     scope: str = "model"
+    epsilons: Mapping[str, Values] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

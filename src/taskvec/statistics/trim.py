@@ -15,7 +15,17 @@ import numpy as np
 
 from taskvec.checkpoints.views import size
 from taskvec.statistics.collect import Sources, address
-from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
+from taskvec.streaming import (
+    BLOCK,
+    CHUNK,
+    Progress,
+    Unit,
+    cut,
+    default_threads,
+    row_step,
+    silent,
+    stream,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -181,6 +191,8 @@ def sweep(
     begin: Callable[[], Callable[[Source, int, int], None]],
     how: Counting,
     label: str = "rank",
+    *,
+    by_row: bool = False,
 ) -> None:
     """Give every block of every tensor to a function that each thread begins for itself."""
     from taskvec.kernels.gram import STRETCH
@@ -206,6 +218,7 @@ def sweep(
         return work
 
     total = sum(source.nbytes for source in group)
+    steps = [row_step(source.views[f"task:{task}"].shape) for source in group] if by_row else None
     with how.progress(f"{label} {task}", total) as advance:
-        for done in stream(cut(sizes, how.block), make, how.threads or default_threads()):
+        for done in stream(cut(sizes, how.block, steps), make, how.threads or default_threads()):
             advance(done)

@@ -19,6 +19,7 @@ OURS = {
     "ramplus_tl": "ram_plus",
 }
 ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
+BY_RANK = "each entry by its own probability"
 PAPERS_GAMMA = 0.007
 TINY = 1e-8  # below which mergekit takes a sum of weights for 0
 
@@ -164,24 +165,14 @@ def _selection(work: Work) -> Recipe:
         return parameters
     if not is_rescaled:
         return parameters | {"rescale": "none"}
-    if method.startswith("dare"):
-        work.note(
-            None,
-            "what DARE keeps is rescaled until the tensor has its L1 norm again",
-            "by 1/density, as in the paper",
-            "rescale: l1",
-        )
-        return parameters | ({"rescale": "l1"} if work.is_faithful else {})
-    if work.is_faithful and any(density != 1 for density in densities.values()):
-        work.document.fail(
-            (MARK,), "rescale to the L1 norm is not reproduced for della; set rescale: false"
-        )
+    name, ours = ("DARE", "by 1/density") if method.startswith("dare") else ("DELLA", BY_RANK)
     work.note(
         None,
-        "what DELLA keeps is rescaled until the tensor has its L1 norm again",
-        "each entry by its own probability, as in the paper",
+        f"what {name} keeps is rescaled until the tensor has its L1 norm again",
+        f"{ours}, as in the paper",
+        "rescale: l1",
     )
-    return parameters | ({"rescale": "none"} if work.is_faithful else {})
+    return parameters | ({"rescale": "l1"} if work.is_faithful else {})
 
 
 def _scope(work: Work, densities: Recipe) -> Recipe:
