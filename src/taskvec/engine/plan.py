@@ -24,7 +24,7 @@ from taskvec.dtypes import FLOATS
 from taskvec.engine.depth import by_tensor, factors
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.recipe import Recipe
-from taskvec.engine.stages import Stage, as_source
+from taskvec.engine.stages import KEPT, Stage, as_source
 from taskvec.errors import OutputError
 from taskvec.methods.method import Inputs, Need
 from taskvec.methods.table import Table
@@ -123,7 +123,11 @@ def make_plan(
         + PASS_BYTES * (recipe.needs_scan or recipe.method.sparsifies)
         + workers * BLOCK * (4 + sum(_widest(s, members.merged) for s in members.distinct))
         + TENSOR_BYTES * len(tensors) * len(members.distinct)
-        + _combining_bytes(recipe, members, workers),
+        + _combining_bytes(recipe, members, workers)
+        + sum(
+            _combining_bytes(stage.plan.recipe, stage.plan.members, workers + KEPT)
+            for stage in stages.values()
+        ),
     )
 
 

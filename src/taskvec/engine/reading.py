@@ -196,12 +196,6 @@ def _stages(document: Document, data: Mapping[str, Any], folder: Path) -> dict[s
         lines = {k[2:]: line for k, line in document.lines.items() if k[:2] == ("stages", name)}
         part = Document(entry, f"{document.source}: stage {name!r}", lines)
         stage = read_recipe(part, folder, stages=dict(found))
-        if stage.method.alignment != "element":
-            document.fail(
-                ("stages", name),
-                f"{stage.method.name} does not work entry by entry, as the method of a stage must; "
-                "merge it into a folder of its own and name that",
-            )
         found[name] = replace(stage, seed=_seed(document, data))
     return found
 
