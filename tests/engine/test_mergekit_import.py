@@ -393,6 +393,8 @@ def test_the_tokenizer_of_a_mean_may_be_any_members():
         (TIES, "ranked within each tensor\n.*whole model.*theirs: scope: tensor"),
         (TIES, "cancels equal weights; 0.5 does nothing"),
         (config("ties", -1), "-1: the task vectors are added, not subtracted\n.*: subtracted"),
+        (config("ties", parameters={"density": [{"filter": "mlp", "value": 0.5}]}),
+         "density of math is left at 1.0 where no filter fits\n   here: the same"),
         (config("dare_linear"), "L1 norm again\n.*by 1/density.*theirs: rescale: l1"),
         (config("dare_linear"), "without a seed\n.*seed 0"),
         (config("task_arithmetic", [0, 1]), "gradient weight of math.*final norm.*first value"),

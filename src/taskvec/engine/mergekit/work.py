@@ -111,6 +111,10 @@ class Work:
             for source, slice_ in zip(sources, slices, strict=True)
         ]
         who = "" if task is None else f" of {task}"
+        first, last = settings[0][0], settings[0][-1]
+        if first.key and not last.key:
+            rest = f"{name}{who} is left at {last.values[0]} where no filter fits"
+            self.note(first.key, rest, "the same")
         for condition in (c for setting in settings for c in setting):
             if len(set(condition.values)) > 1 and condition.part is None:
                 self.note(
