@@ -3,7 +3,7 @@
 Rates have Wilson's interval. Everything else, and every difference between two models, has the
 percentile interval of a bootstrap over samples: n of them are drawn with replacement, 2,000 times.
 A difference draws the same samples for both models (paired), since what is hard for one is mostly
-hard for the other. All intervals are at 95 %.
+hard for the other. All intervals are at 95 %. Samples that lack what a metric needs do not count.
 """
 
 from __future__ import annotations
@@ -52,24 +52,25 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 
 def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
-    """What a metric says over all samples.
+    """What a metric says over the samples that have it; NaN where none has.
 
     Args:
         metric: Which scores, and how they become one value.
-        scores: One for each sample, at least one.
+        scores: One for each sample.
         seed: Of the bootstrap.
     """
-    parts = _parts(metric, scores)
+    (parts,) = _parts(metric, scores)
+    n = parts.shape[1]
     value = float(_value(metric, parts.sum(1)))
-    if metric.kind == "rate":
-        return Figure(value, *wilson(parts[0].sum(), len(scores)), len(scores))
-    return Figure(value, *_percentiles(_resampled(metric, parts, seed)), len(scores))
+    if metric.kind == "rate" and n:
+        return Figure(value, *wilson(parts[0].sum(), n), n)
+    return Figure(value, *_percentiles(_resampled(metric, parts, seed)), n)
 
 
 def difference(
     metric: Metric, ours: Sequence[Score], theirs: Sequence[Score], *, seed: int = 0
 ) -> Figure:
-    """Our value minus theirs, paired.
+    """Our value minus theirs, paired, over the samples that have the metric in both.
 
     Args:
         metric: What is compared.
@@ -77,21 +78,25 @@ def difference(
         theirs: Scores of the other, of the same samples in the same order.
         seed: Of the bootstrap.
     """
-    mine, other = _parts(metric, ours), _parts(metric, theirs)
+    mine, other = _parts(metric, ours, theirs)
     value = float(_value(metric, mine.sum(1)) - _value(metric, other.sum(1)))
     resampled = _resampled(metric, mine, seed) - _resampled(metric, other, seed)
-    return Figure(value, *_percentiles(resampled), len(ours))
+    return Figure(value, *_percentiles(resampled), mine.shape[1])
 
 
-def _parts(metric: Metric, scores: Sequence[Score]) -> Array:
-    """Numerators and denominators, shape (2, n), float64."""
-    over = metric.value or metric.name
-    return np.array(
-        [
-            [score.values[over] for score in scores],
-            [score.values[metric.per] if metric.per else 1.0 for score in scores],
-        ]
+def _parts(metric: Metric, *runs: Sequence[Score]) -> list[Array]:
+    """Numerators and denominators of each run, shape (2, n), float64, for what all runs have."""
+    keys = [metric.value or metric.name, *([metric.per] if metric.per else [])]
+    rows = [
+        [[score.values[key] for key in keys] for score in together]
+        for together in zip(*runs, strict=True)
+        if all(key in score.values for score in together for key in keys)
+    ]
+    parts = np.ones((len(runs), 2, len(rows)))
+    parts[:, : len(keys)] = (
+        np.array(rows).reshape(len(rows), len(runs), len(keys)).transpose(1, 2, 0)
     )
+    return list(parts)
 
 
 def _value(metric: Metric, sums: Array) -> Array:
@@ -104,7 +109,9 @@ def _value(metric: Metric, sums: Array) -> Array:
 def _resampled(metric: Metric, parts: Array, seed: int) -> Array:
     """The metric of each resample, shape (RESAMPLES,)."""
     rng, n = np.random.default_rng(seed), parts.shape[1]
-    sums = np.empty((2, RESAMPLES))
+    sums = np.zeros((2, RESAMPLES))
+    if n == 0:
+        return _value(metric, sums)
     for i in range(RESAMPLES):  # one at a time: n may be large
         sums[:, i] = parts[:, rng.integers(0, n, n)].sum(1)
     return _value(metric, sums)
