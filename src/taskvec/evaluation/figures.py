@@ -48,7 +48,7 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     centre = rate + z2 / 2
     half = math.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
     low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))  # rounding may cross the rate
 
 
 def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
@@ -62,7 +62,9 @@ def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
     (parts,) = _parts(metric, scores)
     n = parts.shape[1]
     value = float(_value(metric, parts.sum(1)))
-    if metric.kind == "rate" and n:
+    if math.isnan(value):
+        return Figure(value, value, value, n)
+    if metric.kind == "rate":
         return Figure(value, *wilson(parts[0].sum(), n), n)
     return Figure(value, *_percentiles(_resampled(metric, parts, seed)), n)
 
@@ -79,24 +81,34 @@ def difference(
         seed: Of the bootstrap.
     """
     mine, other = _parts(metric, ours, theirs)
-    value = float(_value(metric, mine.sum(1)) - _value(metric, other.sum(1)))
-    resampled = _resampled(metric, mine, seed) - _resampled(metric, other, seed)
-    return Figure(value, *_percentiles(resampled), mine.shape[1])
+    n = mine.shape[1]
+    with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN
+        value = float(_value(metric, mine.sum(1)) - _value(metric, other.sum(1)))
+        if math.isnan(value):
+            return Figure(value, value, value, n)
+        resampled = _resampled(metric, mine, seed) - _resampled(metric, other, seed)
+    return Figure(value, *_percentiles(resampled), n)
 
 
 def _parts(metric: Metric, *runs: Sequence[Score]) -> list[Array]:
     """Numerators and denominators of each run, shape (2, n), float64, for what all runs have."""
-    keys = [metric.value or metric.name, *([metric.per] if metric.per else [])]
-    rows = [
-        [[score.values[key] for key in keys] for score in together]
+    over = metric.value or metric.name
+    keys = {over, metric.per} - {""}
+    shared = [
+        together
         for together in zip(*runs, strict=True)
-        if all(key in score.values for score in together for key in keys)
+        if all(keys <= score.values.keys() for score in together)
     ]
-    parts = np.ones((len(runs), 2, len(rows)))
-    parts[:, : len(keys)] = (
-        np.array(rows).reshape(len(rows), len(runs), len(keys)).transpose(1, 2, 0)
-    )
-    return list(parts)
+    return [
+        np.array(
+            [
+                [together[i].values[over] for together in shared],
+                [together[i].values[metric.per] if metric.per else 1.0 for together in shared],
+            ],
+            np.float64,
+        )
+        for i in range(len(runs))
+    ]
 
 
 def _value(metric: Metric, sums: Array) -> Array:
@@ -109,19 +121,19 @@ def _value(metric: Metric, sums: Array) -> Array:
 def _resampled(metric: Metric, parts: Array, seed: int) -> Array:
     """The metric of each resample, shape (RESAMPLES,)."""
     rng, n = np.random.default_rng(seed), parts.shape[1]
-    sums = np.zeros((2, RESAMPLES))
-    if n == 0:
-        return _value(metric, sums)
+    sums = np.empty((2, RESAMPLES))
     for i in range(RESAMPLES):  # one at a time: n may be large
         sums[:, i] = parts[:, rng.integers(0, n, n)].sum(1)
     return _value(metric, sums)
 
 
 def _percentiles(values: Array) -> tuple[float, float]:
-    low, high = (
-        np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else [np.nan] * 2
-    )
-    return float(low), float(high)
+    """The 2.5 % and 97.5 % points, never between two values: one of them may be infinite."""
+    known = np.sort(values[~np.isnan(values)])
+    if not known.size:
+        return math.nan, math.nan
+    last = known.size - 1
+    return float(known[math.floor(0.025 * last)]), float(known[math.ceil(0.975 * last)])
 
 
 def by_name(metrics: Sequence[Metric], scores: Sequence[Score], seed: int) -> Mapping[str, Figure]:
