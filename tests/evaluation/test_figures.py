@@ -23,7 +23,7 @@ def scores(key: str, values: Sequence[float]) -> list[Score]:
 
 
 def wilson_by_roots(k: float, n: int) -> tuple[float, float]:
-    """The rates p at which k/n lies z standard errors of p away: roots of (k/n - p)² = z² p(1-p)/n."""
+    """The rates p that k/n lies z standard errors away from: (k/n - p)² = z² p(1 - p)/n."""
     z2 = 1.959964**2
     return tuple(sorted(np.roots([1 + z2 / n, -2 * k / n - z2 / n, (k / n) ** 2]).real))
 
