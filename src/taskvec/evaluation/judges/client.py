@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from taskvec.errors import UsageError
+
+KEY = "OPENAI_API_KEY"
 MOST_BYTES = 4 << 20  # of a reply
 LATER = (408, 409, 425, 429)  # besides 5xx: the same request may do later
 THIS_ONE = (400, 413, 422)  # another request may do
@@ -69,7 +73,7 @@ def post(url: str, body: dict[str, Any], *, key: str, timeout_s: float) -> Any:
     deadline = time.monotonic() + timeout_s
     try:
         with opener.open(request, timeout=timeout_s) as response:
-            raw = _read(response, deadline)
+            raw = _without(key, _read(response, deadline).decode("utf-8", "replace"))
     except urllib.error.HTTPError as error:
         with error:
             raise _told(error, key) from None
@@ -82,6 +86,18 @@ def post(url: str, body: dict[str, Any], *, key: str, timeout_s: float) -> Any:
         return json.loads(raw)
     except ValueError as error:
         raise MalformedError(f"the server's reply is not JSON: {error}") from error
+
+
+def read_key() -> str:
+    """The key of the environment; empty: none.
+
+    Raises:
+        UsageError: it has a character that cannot be sent.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"the environment variable {KEY} holds a character that no key has")
+    return key
 
 
 def is_private(url: str) -> bool:
@@ -103,6 +119,11 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
     return b"".join(parts)
 
 
+def _without(key: str, text: str) -> str:
+    """A text of the server without the key, which it may repeat; short ones are no secret."""
+    return text.replace(key, "…") if len(key) >= 12 else text
+
+
 def _told(error: urllib.error.HTTPError, key: str) -> LaterError | RefusedError:
     """What a status means, with the server's own words, without the key that they may repeat."""
     try:
@@ -111,9 +132,7 @@ def _told(error: urllib.error.HTTPError, key: str) -> LaterError | RefusedError:
         text = ""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = str(json.loads(text)["error"]["message"])
-    if key:
-        text = text.replace(key, "…")
-    reason = f"HTTP {error.code}: {' '.join(text.split())[:300] or error.reason}"
+    reason = f"HTTP {error.code}: {' '.join(_without(key, text).split())[:300] or error.reason}"
     if error.code in LATER or error.code >= 500:
         return LaterError(reason, _wait_s(error.headers.get("Retry-After", "")))
     return RefusedError(reason, all_of_them=error.code not in THIS_ONE)

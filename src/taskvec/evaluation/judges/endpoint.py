@@ -23,10 +23,16 @@ from urllib.parse import parse_qsl, urlsplit
 
 from taskvec.errors import DataError, UsageError, nearest
 from taskvec.evaluation.judges import Exchange, Verdict
-from taskvec.evaluation.judges.client import LaterError, MalformedError, RefusedError, post
+from taskvec.evaluation.judges.client import (
+    KEY,
+    LaterError,
+    MalformedError,
+    RefusedError,
+    post,
+    read_key,
+)
 from taskvec.evaluation.judges.rubric import Rubric, read_rubric, score_in
 
-KEY = "OPENAI_API_KEY"
 LONGEST_WAIT_S = 300.0  # a server that asks for more is down, as far as a run is concerned
 UNREACHED_IN_A_ROW = 3  # questions without any answer, after all tries, that end a run
 KEPT = "judge-verdicts.jsonl"
@@ -79,6 +85,7 @@ class Endpoint:
         Raises:
             DataError: the server refuses all requests or cannot be reached, or there is not one
                 verdict.
+            UsageError: the key cannot be sent.
         """
         keys = [self._digest(exchange) for exchange in exchanges]
         scores = _read_kept(self.folder)
@@ -157,7 +164,7 @@ class Endpoint:
         rng = Random(f"{self.seed} {draw}")
         for attempt in range(self.retries + 1):
             try:
-                return post(self.url, body, key=os.environ.get(KEY, ""), timeout_s=self.timeout_s)
+                return post(self.url, body, key=read_key(), timeout_s=self.timeout_s)
             except LaterError as error:
                 wait_s = max(error.wait_s, self.wait_s * 2**attempt * rng.uniform(0.5, 1))
                 if attempt == self.retries or wait_s > LONGEST_WAIT_S or stop.wait(wait_s):
@@ -260,12 +267,16 @@ def parse(text: str, *, folder: Path | None, seed: int) -> Endpoint:
 
 def _address(url: str) -> str:
     """Where chat completions are: the address itself, or a server's or its `/v1`."""
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if "@" in url:
         raise UsageError(
             f"judge endpoint: the address has a user or password in it; use the variable {KEY}"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
         raise UsageError(
             f"judge endpoint:{url}: is no address; expected one such as "
             "endpoint:http://127.0.0.1:8000/v1?model=NAME"
