@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def datas(path: Path) -> list[dict[str, Any]]:
+def contents(path: Path) -> list[dict[str, Any]]:
     return [dict(row.data) for row in read_rows(path)]
 
 
@@ -43,7 +43,7 @@ def test_json_lines_skip_empty_lines_and_count_all(tmp_path: Path) -> None:
 
 def test_json_lines_keep_line_separators_of_unicode_inside_texts(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"q": "one\u2028two\x85three"}\n')
-    assert datas(path) == [{"q": "one\u2028two\x85three"}]
+    assert contents(path) == [{"q": "one\u2028two\x85three"}]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_json_lines_keep_line_separators_of_unicode_inside_texts(tmp_path: Path)
     ],
 )
 def test_json(tmp_path: Path, text: str, expected: list[dict[str, Any]]) -> None:
-    assert datas(write(tmp_path / "a.json", text)) == expected
+    assert contents(write(tmp_path / "a.json", text)) == expected
 
 
 def test_csv_has_quotes_commas_and_line_breaks_in_fields(tmp_path: Path) -> None:
@@ -69,7 +69,9 @@ def test_csv_has_quotes_commas_and_line_breaks_in_fields(tmp_path: Path) -> None
 
 
 def test_tsv(tmp_path: Path) -> None:
-    assert datas(write(tmp_path / "a.tsv", "q\ta\none, two\tx\n")) == [{"q": "one, two", "a": "x"}]
+    assert contents(write(tmp_path / "a.tsv", "q\ta\none, two\tx\n")) == [
+        {"q": "one, two", "a": "x"}
+    ]
 
 
 def test_text_is_one_row_and_an_empty_one_none(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_text_is_one_row_and_an_empty_one_none(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbfq,a\n1,2\n")
-    assert datas(path) == [{"q": "1", "a": "2"}]
+    assert contents(path) == [{"q": "1", "a": "2"}]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path) -> None
 def test_gzipped(tmp_path: Path, name: str, text: str, expected: list[dict[str, Any]]) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(text.encode()))
-    assert datas(path) == expected
+    assert contents(path) == expected
     assert {row.file for row in read_rows(path)} == {"a"}
 
 
@@ -114,12 +116,12 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_endings_in_capitals(tmp_path: Path) -> None:
-    assert datas(write(tmp_path / "A.CSV", "q\n1\n")) == [{"q": "1"}]
-    assert datas(write(tmp_path / "B.TSV", "q\ta\n1\t2\n")) == [{"q": "1", "a": "2"}]
+    assert contents(write(tmp_path / "A.CSV", "q\n1\n")) == [{"q": "1"}]
+    assert contents(write(tmp_path / "B.TSV", "q\ta\n1\t2\n")) == [{"q": "1", "a": "2"}]
 
 
 def test_only_the_ending_says_what_a_file_is(tmp_path: Path) -> None:
-    assert datas(write(tmp_path / "from.tsv.csv", "q,a\n1,2\n")) == [{"q": "1", "a": "2"}]
+    assert contents(write(tmp_path / "from.tsv.csv", "q,a\n1,2\n")) == [{"q": "1", "a": "2"}]
 
 
 # Files that are not what their names say
@@ -406,4 +408,4 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_rows_are_plain_json(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"q": [1, {"x": null}]}\n')
-    assert json.dumps(datas(path)) == '[{"q": [1, {"x": null}]}]'
+    assert json.dumps(contents(path)) == '[{"q": [1, {"x": null}]}]'
