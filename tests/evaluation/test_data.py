@@ -250,7 +250,11 @@ def test_a_file_may_lie_in_the_folder_itself(tmp_path: Path) -> None:
     assert found(places(tmp_path)) == {"test": ["deep"]}
 
 
-def test_patterns_take_all_files_that_fit_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_patterns_take_all_files_that_fit_in_the_order_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = Path.glob  # disks list in an order of their own
+    monkeypatch.setattr(Path, "glob", lambda it, name: sorted(glob(it, name), reverse=True))
     write(tmp_path / "parts/b.csv", "q\n2\n")
     write(tmp_path / "parts/a.csv", "q\n1\n")
     (tmp_path / "parts/c.csv").mkdir()
@@ -271,6 +275,15 @@ def test_a_folder_for_the_task_comes_before_the_others(tmp_path: Path) -> None:
     write(tmp_path / "common/quiz/test.jsonl", '{"q": "common"}')
     write(tmp_path / "own/test.jsonl", '{"q": "own"}')
     assert found(places(tmp_path / "common", quiz=tmp_path / "own")) == {"test": ["own"]}
+
+
+def test_the_hub_does_not_stand_in_for_what_a_given_folder_lacks(
+    tmp_path: Path, hub: Callable[..., Hub]
+) -> None:
+    it = hub([{"q": "hub"}])
+    with pytest.raises(DataError, match=r"task 'quiz' has no test data; looked for "):
+        rows_of("quiz", [FILE], places(hub=True, quiz=tmp_path))
+    assert it.asked == []
 
 
 def test_what_is_optional_may_be_absent(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_retry_after_as_a_date_is_waited_for(stub: Stub) -> None:
     assert 0.9 <= stub.times[1] - stub.times[0] <= 2.5  # dates have whole seconds
 
 
-@pytest.mark.parametrize("value", ["soon", "-5", ""])
+@pytest.mark.parametrize("value", ["soon", "-5", "", "nan"])
 def test_retry_after_that_says_nothing_is_no_wait(stub: Stub, value: str) -> None:
     later = Reply(status=429, headers={"Retry-After": value})
     stub.answers = lambda count, prompt: later if count == 1 else Reply("#thescore: 3")
@@ -314,6 +314,14 @@ def test_a_server_that_answers_nobody_ends_the_run(stub: Stub) -> None:
         "HTTP 503: Service Unavailable; run again to go on"
     )
     assert len(stub.requests) <= 2 * 4  # three in a row, and one that had begun
+
+
+def test_failures_that_are_not_in_a_row_do_not_end_it(stub: Stub) -> None:
+    stub.answers = by_question(
+        {f"question {i}": Reply(status=500 if i % 3 else 200) for i in range(12)}
+    )
+    verdicts = judge(stub, "&retries=0&workers=1")(EXCHANGES)
+    assert [verdict.harmful is None for verdict in verdicts] == [i % 3 > 0 for i in range(12)]
 
 
 def test_no_server_at_all(stub: Stub) -> None:
