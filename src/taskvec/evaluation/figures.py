@@ -3,7 +3,7 @@
 Rates have Wilson's interval. Everything else, and every difference between two models, has the
 percentile interval of a bootstrap over samples: n of them are drawn with replacement, 2,000 times.
 A difference draws the same samples for both models (paired), since what is hard for one is mostly
-hard for the other. All intervals are at 95 %.
+hard for the other. All intervals are at 95 %. Samples that lack what a metric needs do not count.
 """
 
 from __future__ import annotations
@@ -48,28 +48,31 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     centre = rate + z2 / 2
     half = math.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
     low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))  # rounding may cross the rate
 
 
 def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
-    """What a metric says over all samples.
+    """What a metric says over the samples that have it; NaN where none has.
 
     Args:
         metric: Which scores, and how they become one value.
-        scores: One for each sample, at least one.
+        scores: One for each sample.
         seed: Of the bootstrap.
     """
-    parts = _parts(metric, scores)
+    (parts,) = _parts(metric, scores)
+    n = parts.shape[1]
     value = float(_value(metric, parts.sum(1)))
+    if math.isnan(value):
+        return Figure(value, value, value, n)
     if metric.kind == "rate":
-        return Figure(value, *wilson(parts[0].sum(), len(scores)), len(scores))
-    return Figure(value, *_percentiles(_resampled(metric, parts, seed)), len(scores))
+        return Figure(value, *wilson(parts[0].sum(), n), n)
+    return Figure(value, *_percentiles(_resampled(metric, parts, seed)), n)
 
 
 def difference(
     metric: Metric, ours: Sequence[Score], theirs: Sequence[Score], *, seed: int = 0
 ) -> Figure:
-    """Our value minus theirs, paired.
+    """Our value minus theirs, paired, over the samples that have the metric in both.
 
     Args:
         metric: What is compared.
@@ -77,21 +80,35 @@ def difference(
         theirs: Scores of the other, of the same samples in the same order.
         seed: Of the bootstrap.
     """
-    mine, other = _parts(metric, ours), _parts(metric, theirs)
-    value = float(_value(metric, mine.sum(1)) - _value(metric, other.sum(1)))
-    resampled = _resampled(metric, mine, seed) - _resampled(metric, other, seed)
-    return Figure(value, *_percentiles(resampled), len(ours))
+    mine, other = _parts(metric, ours, theirs)
+    n = mine.shape[1]
+    with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN
+        value = float(_value(metric, mine.sum(1)) - _value(metric, other.sum(1)))
+        if math.isnan(value):
+            return Figure(value, value, value, n)
+        resampled = _resampled(metric, mine, seed) - _resampled(metric, other, seed)
+    return Figure(value, *_percentiles(resampled), n)
 
 
-def _parts(metric: Metric, scores: Sequence[Score]) -> Array:
-    """Numerators and denominators, shape (2, n), float64."""
+def _parts(metric: Metric, *runs: Sequence[Score]) -> list[Array]:
+    """Numerators and denominators of each run, shape (2, n), float64, for what all runs have."""
     over = metric.value or metric.name
-    return np.array(
-        [
-            [score.values[over] for score in scores],
-            [score.values[metric.per] if metric.per else 1.0 for score in scores],
-        ]
-    )
+    keys = {over, metric.per} - {""}
+    shared = [
+        together
+        for together in zip(*runs, strict=True)
+        if all(keys <= score.values.keys() for score in together)
+    ]
+    return [
+        np.array(
+            [
+                [together[i].values[over] for together in shared],
+                [together[i].values[metric.per] if metric.per else 1.0 for together in shared],
+            ],
+            np.float64,
+        )
+        for i in range(len(runs))
+    ]
 
 
 def _value(metric: Metric, sums: Array) -> Array:
@@ -111,10 +128,12 @@ def _resampled(metric: Metric, parts: Array, seed: int) -> Array:
 
 
 def _percentiles(values: Array) -> tuple[float, float]:
-    low, high = (
-        np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else [np.nan] * 2
-    )
-    return float(low), float(high)
+    """The 2.5 % and 97.5 % points, never between two values: one of them may be infinite."""
+    known = np.sort(values[~np.isnan(values)])
+    if not known.size:
+        return math.nan, math.nan
+    last = known.size - 1
+    return float(known[math.floor(0.025 * last)]), float(known[math.ceil(0.975 * last)])
 
 
 def by_name(metrics: Sequence[Metric], scores: Sequence[Score], seed: int) -> Mapping[str, Figure]:
