@@ -240,7 +240,7 @@ def restrict_files(visible: list[int], own: int) -> None:
     except OSError as error:
         raise OSError("a kernel with Landlock (Linux 5.13) is needed to guard files") from error
     every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
-    execute, write, read, read_folder = 1, 2, 4, 8
+    execute, read, read_folder = 1, 4, 8
     scopes = 3 if version >= 6 else 0  # no signals and no abstract sockets to others
     attributes = struct.pack("<QQQ", every, 0, scopes)
     size = len(attributes) if version >= 6 else 8

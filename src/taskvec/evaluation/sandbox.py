@@ -27,9 +27,9 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from taskvec.errors import TaskvecError, UsageError
 
@@ -101,14 +101,14 @@ def isolation() -> str:
                 return kind
             reasons.append(f"{kind}: {outcome.detail or outcome.ended}")
     raise TaskvecError(
-        f"programs that a model wrote cannot be shut in here ({'; '.join(reasons)}); needs Linux "
+        f"programs that a model wrote cannot be shut in here ({'; '.join(dict.fromkeys(reasons))}); needs Linux "
         "with user namespaces, or root and Landlock: run in a virtual machine or a container that "
         "has them, or leave out the tasks that run code"
     )
 
 
-def require_permission(task: str, *, allowed: bool) -> None:
-    """Refuses a task that runs programs, unless the user allows it and the system can.
+def require_permission(what: str, *, allowed: bool) -> None:
+    """Refuses what runs programs, such as a task, unless the user allows it and the system can.
 
     Raises:
         UsageError: the user has not allowed it.
@@ -116,7 +116,7 @@ def require_permission(task: str, *, allowed: bool) -> None:
     """
     if not allowed:
         raise UsageError(
-            f"task {task!r} runs programs that the model writes; allow that with "
+            f"{what} runs programs that the model writes; allow that with "
             "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
         )
     isolation()
@@ -132,6 +132,7 @@ def run_program(code: str, *, limits: Limits | None = None, within: str = "") ->
         code: The program with its tests.
         limits: What it may use.
         within: One of `ISOLATIONS`; empty: the best that works.
+
     Raises:
         TaskvecError: it cannot be shut in here.
     """
@@ -161,15 +162,15 @@ def run_program(code: str, *, limits: Limits | None = None, within: str = "") ->
     return _outcome(heard, told, limits)
 
 
-def _launch(told: dict[str, object], code: str, limits: Limits) -> dict[str, bytes]:
+def _launch(told: dict[str, Any], code: str, limits: Limits) -> dict[str, bytes]:
     """Has the program run; gives what came over each pipe."""
     source = code.encode("utf-8", "surrogatepass")
     with ExitStack() as stack:
 
         def pipe() -> tuple[IO[bytes], IO[bytes]]:
-            ends = os.pipe()
-            read, write = (open(fd, mode, 0) for fd, mode in zip(ends, ("rb", "wb"), strict=True))
-            return stack.enter_context(read), stack.enter_context(write)
+            read, write = os.pipe()
+            ends = os.fdopen(read, "rb", 0), os.fdopen(write, "wb", 0)
+            return stack.enter_context(ends[0]), stack.enter_context(ends[1])
 
         status, status_end = pipe()
         verdict, verdict_end = pipe()
@@ -177,26 +178,40 @@ def _launch(told: dict[str, object], code: str, limits: Limits) -> dict[str, byt
         launcher = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", str(Path(__file__).with_name("confine.py"))],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-                env={}, cwd="/", pass_fds=tuple(ends.values()), start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env={},
+                cwd="/",
+                pass_fds=tuple(ends.values()),
+                start_new_session=True,
+            )
         )
-        stack.callback(launcher.kill)  # in vain, unless something went wrong
+        stack.callback(_end, launcher)
         status_end.close()
         verdict_end.close()
-        assert launcher.stdin and launcher.stdout and launcher.stderr
-        stack.callback(launcher.stdin.close)
+        leash, out, error = launcher.stdin, launcher.stdout, launcher.stderr
+        assert leash is not None
+        assert out is not None
+        assert error is not None
+        stack.callback(leash.close)
         header = json.dumps({"orders": told | ends, "length": len(source)}).encode() + b"\n"
         with suppress(BrokenPipeError):  # then there is a status, or none, which says enough
-            launcher.stdin.write(header + source)
-        sources = {"status": status, "verdict": verdict, "out": launcher.stdout,
-                   "error": launcher.stderr}  # fmt: skip
-        return _listen(sources, launcher.stdin, limits)
+            leash.write(header + source)
+        sources = {"status": status, "verdict": verdict, "out": out, "error": error}
+        return _listen(sources, leash, limits)
 
 
-def _listen(
-    sources: dict[str, IO[bytes]], leash: IO[bytes], limits: Limits
-) -> dict[str, bytes]:
+def _end(launcher: subprocess.Popen[bytes]) -> None:
+    """Waits for the supervisor, whose leash was closed and who clears away by itself."""
+    try:
+        launcher.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+
+
+def _listen(sources: dict[str, IO[bytes]], leash: IO[bytes], limits: Limits) -> dict[str, bytes]:
     """What comes over each pipe until all are closed; stops the program when it is too much."""
     heard = dict.fromkeys(sources, b"")
     total, until = 0, time.monotonic() + limits.seconds + _GRACE_S
@@ -225,12 +240,10 @@ def _listen(
     return heard
 
 
-def _outcome(heard: dict[str, bytes], told: dict[str, object], limits: Limits) -> Outcome:
-    status = json.loads(heard["status"] or "{}")
+def _outcome(heard: dict[str, bytes], told: dict[str, Any], limits: Limits) -> Outcome:
+    status = json.loads(heard["status"].partition(b"\n")[0] or b"{}")
     if "error" in status:
-        raise TaskvecError(
-            f"a program cannot be shut in: {told['isolation']}: {status['error']}"
-        )
+        raise TaskvecError(f"a program cannot be shut in: {told['isolation']}: {status['error']}")
     if "too much" in heard:
         return Outcome("output", f"more than {limits.output_bytes:,} bytes of output")
     if status.get("ended") != "exit":
@@ -241,8 +254,10 @@ def _outcome(heard: dict[str, bytes], told: dict[str, object], limits: Limits) -
     if code == 0 and heard["verdict"] == str(told["token"]).encode():
         return Outcome("passed")
     if code < 0:
-        return Outcome("killed", f"by {signal.Signals(-code).name}")
+        names = {known.value: known.name for known in signal.Signals}
+        return Outcome("killed", f"by {names.get(-code, f'signal {-code}')}")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = "".join(filter(str.isprintable, last))
     if last.split(":")[0] == "MemoryError":
         return Outcome("memory", f"more than {limits.memory_bytes:,} bytes")
     return Outcome("failed", last[:200] or f"ended before its end, with exit code {code}")
@@ -285,20 +300,36 @@ def _python(*, for_others: bool) -> str:
 def remove_folder(folder: Path) -> None:
     """Removes a folder with whatever is in it, however deep, and follows no link out of it.
 
-    Folders are first moved up, so that no path grows long; nobody else may be writing there.
+    Nobody else may be writing there. It goes down and up again with one open folder at a time:
+    neither the length of a path nor the number of descriptors limits it.
     """
-    names = itertools.count()
-    while entries := list(os.scandir(folder)):
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
-                continue
-            os.chmod(entry.path, 0o700)
-            for inner in list(os.scandir(entry.path)):
-                if inner.is_dir(follow_symlinks=False):
-                    os.chmod(inner.path, 0o700)
-                    os.rename(inner.path, folder / f".moved-{next(names)}-{secrets.token_hex(8)}")
-                else:
-                    os.unlink(inner.path)
-            os.rmdir(entry.path)
+    below: list[str] = []  # names of the folders that are open or were on the way
+    folder.chmod(0o700)
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        while True:
+            name = _emptied(here)
+            if name:
+                os.chmod(name, 0o700, dir_fd=here)
+                beyond = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+                below.append(name)
+            elif below:
+                beyond = os.open("..", os.O_RDONLY, dir_fd=here)
+                os.rmdir(below.pop(), dir_fd=beyond)
+            else:
+                break
+            os.close(here)
+            here = beyond
+    finally:
+        os.close(here)
     folder.rmdir()
+
+
+def _emptied(folder: int) -> str:
+    """Removes files of an open folder; the name of the first folder in it, or nothing."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                return entry.name
+            os.unlink(entry.name, dir_fd=folder)
+    return ""

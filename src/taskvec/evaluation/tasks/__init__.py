@@ -20,7 +20,7 @@ from taskvec.errors import UsageError, nearest
 from taskvec.evaluation.task import Task
 
 GROUP = "taskvec.tasks"
-_MODULES: tuple[str, ...] = ()
+_MODULES: tuple[str, ...] = ("code",)
 
 
 @cache

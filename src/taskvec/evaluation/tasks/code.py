@@ -107,12 +107,14 @@ def mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
     """
     shots = 3 if settings.shots is None else settings.shots
     examples, scored = _split_mbpp(rows, shots)
-    front = "".join(f"{_mbpp_text(row)}{_lines(row.text('code'))}\n[DONE]\n\n" for row in examples)
+    front = "".join(
+        f"{_mbpp_text(row)}{_lines(row.text('code')).strip()}\n[DONE]\n\n" for row in examples
+    )
     return [
         Sample(
             f"MBPP/{row.number('task_id')}",
             _prompts(front + _mbpp_text(row), settings, ("[DONE]",)),
-            {"before": _setup(row), "after": _mbpp_tests(row)},
+            {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
         for row in scored
     ]
@@ -125,7 +127,7 @@ def mbpp_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
         Sample(
             f"MBPP/{row.number('task_id')}",
             _prompts(_asked(_wanted(row), _mbpp_tests(row)), settings),
-            {"before": _setup(row), "after": _mbpp_tests(row)},
+            {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
         for row in _split_mbpp(rows, 0)[1]
     ]
@@ -166,11 +168,11 @@ def _mbpp_tests(row: Row) -> str:
 
 
 def _setup(row: Row) -> str:
-    """What the tests need to be run; before the answer, which may use it as well."""
+    """What the tests need besides the answer, whose classes it may use."""
     setup = row.text("test_setup_code") if "test_setup_code" in row.data else ""
     if "test_imports" in row.data:  # of the sanitized problems
         setup = "\n".join(row.texts("test_imports"))
-    return f"{_lines(setup)}\n" if setup else ""
+    return f"\n{_lines(setup)}" if setup else ""
 
 
 def _lines(text: str) -> str:
@@ -203,7 +205,7 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
     Raises:
         TaskvecError: programs may not be run, or cannot be shut in here.
     """
-    require_permission(allowed=tools.allow_code_execution)
+    require_permission("scoring code", allowed=tools.allow_code_execution)
     programs = [
         [_program(sample.reference, reply) for reply in mine]
         for sample, mine in zip(samples, replies, strict=True)
