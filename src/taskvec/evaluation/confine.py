@@ -346,15 +346,17 @@ def _kill_all_of(user: int) -> None:
     """Kills every process of a user, in one stroke, so that none can fork away from it.
 
     A signal to -1 reaches whatever its sender's real or effective user may signal: both must be
-    the program's, or it ends the whole system. A program may be quick enough to kill the sender.
+    the program's, or it ends the whole system. So it is sent only once a signal to the parent,
+    which is root's, has been refused. A program may be quick enough to kill the sender first.
     """
     while True:
         sender = os.fork()
         if sender == 0:
             try:
                 os.setresuid(user, user, user)
-                if user > 0 and os.getresuid() == (user, user, user):
-                    os.kill(-1, signal.SIGKILL)
+                os.kill(os.getppid(), 0)
+            except PermissionError:
+                os.kill(-1, signal.SIGKILL)
             finally:
                 os._exit(0)
         os.waitpid(sender, 0)

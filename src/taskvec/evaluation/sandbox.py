@@ -100,10 +100,11 @@ def isolation() -> str:
             if outcome.passed:
                 return kind
             reasons.append(f"{kind}: {outcome.detail or outcome.ended}")
+    told = "; ".join(dict.fromkeys(reasons))
     raise TaskvecError(
-        f"programs that a model wrote cannot be shut in here ({'; '.join(dict.fromkeys(reasons))}); needs Linux "
-        "with user namespaces, or root and Landlock: run in a virtual machine or a container that "
-        "has them, or leave out the tasks that run code"
+        f"programs that a model wrote cannot be shut in here ({told}); needs Linux with user "
+        "namespaces, or root and Landlock: run in a virtual machine or a container that has them, "
+        "or leave out the tasks that run code"
     )
 
 
