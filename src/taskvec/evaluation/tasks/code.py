@@ -59,7 +59,8 @@ def pass_at(k: int, *, n: int, passed: int) -> float:
     >>> pass_at(2, n=4, passed=1)
     0.5
     """
-    return 1 - math.comb(n - passed, k) / math.comb(n, k)
+    draws = math.comb(n, k)
+    return (draws - math.comb(n - passed, k)) / draws
 
 
 # Samples
