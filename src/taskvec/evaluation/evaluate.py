@@ -25,6 +25,7 @@ from taskvec.evaluation.figures import Figure
 from taskvec.evaluation.model import DTYPES, Model
 from taskvec.evaluation.records import journal, kept_replies, write_records
 from taskvec.evaluation.replies import Asking, encode, replies_to
+from taskvec.evaluation.sandbox import require_permission
 from taskvec.evaluation.task import Metric, Replies, Sample, Score, Settings, Task, Tools
 from taskvec.evaluation.tasks import task as find_task
 
@@ -175,11 +176,9 @@ def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
         )
     found = [find_task(name) for name in names]
     for task in found:
-        if "code" in task.needs and not options.tools.allow_code_execution:
-            raise UsageError(
-                f"task {task.name!r} runs programs that the model writes; allow that with "
-                "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
-            )
+        if "code" in task.needs:
+            allowed = options.tools.allow_code_execution
+            require_permission(f"task {task.name!r}", allowed=allowed)
     return [_prepared(task, name, options) for task, name in zip(found, names, strict=True)]
 
 

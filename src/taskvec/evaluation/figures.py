@@ -137,5 +137,10 @@ def _percentiles(values: Array) -> tuple[float, float]:
 
 
 def by_name(metrics: Sequence[Metric], scores: Sequence[Score], seed: int) -> Mapping[str, Figure]:
-    """The figure of every metric, by name."""
-    return {metric.name: figure(metric, scores, seed=seed) for metric in metrics}
+    """The figure of every metric that the scores have, by name.
+
+    A metric that no score has is left out, such as pass@10 of fewer than ten answers.
+    """
+    had = {key for score in scores for key in score.values}
+    present = [metric for metric in metrics if (metric.value or metric.name) in had]
+    return {metric.name: figure(metric, scores, seed=seed) for metric in present}

@@ -28,6 +28,8 @@ _MODULES = (
     "tmmluplus",
     "reading",
     "likelihood",
+    "code",
+    "harm",
 )
 
 
