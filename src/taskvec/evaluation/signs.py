@@ -207,10 +207,8 @@ def _perplexity(case: _Case) -> Iterator[Finding]:
     apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
     if apart.low > 0:
         rise = mine.value / theirs.value - 1
-        percent = f"{rise:.0%}" if rise < 10 else f"{rise + 1:.3g} times"
-        what = f"{metric.name} {span(mine)} is {percent} above {other.model}'s, {span(theirs)}"
-        if rise >= 10:
-            what = f"{metric.name} {span(mine)} is {percent} {other.model}'s, {span(theirs)}"
+        by = f"{rise:.0%} above" if rise < 10 else f"{rise + 1:.3g} times"
+        what = f"{metric.name} {span(mine)} is {by} {other.model}'s, {span(theirs)}"
         figures = figures | {"difference": apart}
         yield case.finding("perplexity_rise", what, TOO_FAR, SMALLER_STEP, figures)
 
@@ -235,11 +233,13 @@ def _too_many(case: _Case, is_so: Callable[[Reply], bool]) -> tuple[str, dict[st
     mine = _share(case.result, is_so)
     if case.other is None:
         return (f"{mine.value:.0%} of the answers", {"share": mine}) if mine.value >= MOST else None
-    ours, theirs = _marked(case.result, is_so), _marked(case.other, is_so)
-    apart = difference(_SHARE, ours, theirs, seed=case.result.about["seed"])
-    if not (apart.value >= MORE and apart.low > 0 and _changed(_SHARE, ours, theirs)):
-        return None
     other = _share(case.other, is_so)
+    ours, theirs = _marked(case.result, is_so), _marked(case.other, is_so)
+    if not (mine.value - other.value >= MORE and _changed(_SHARE, ours, theirs)):
+        return None
+    apart = difference(_SHARE, ours, theirs, seed=case.result.about["seed"])
+    if not apart.low > 0:
+        return None
     what = f"{mine.value:.0%} of the answers, and {other.value:.0%} of {case.other.model}'s,"
     return what, {"share": mine, "reference": other, "difference": apart}
 
@@ -269,15 +269,15 @@ def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
     """Answers that do not read like language: see `writing`."""
     mine = [case.result for case in cases]
     theirs = [case.other for case in cases if case.other is not None] or None
-    found = writing.compared(mine, theirs)
-    if not found.far:
+    found = writing.odd(mine, theirs)
+    if found is None:
         return
     shown = []
     for name, own in found.figures.items():
         beside = f" ({found.reference[name].value:.3f})" if name in found.reference else ""
         shown.append(f"{name.replace('_', ' ')} {span(own)}{beside}")
     told = f", in brackets {theirs[0].model}'s" if theirs is not None else ""
-    reasons = " and ".join(found.far)
+    reasons = " and ".join(found.ways)
     figures = dict(found.figures) | {f"reference_{k}": v for k, v in found.reference.items()}
     merged = cases[0].role == "merge"
     yield Finding(
@@ -299,9 +299,11 @@ def _worse(case: _Case, other: Result) -> tuple[Metric, Figure] | None:
     metric, result = case.result.metrics[0], case.result
     if metric.kind == "perplexity" or metric.higher_is_better is None:
         return None
+    if not _changed(metric, result.scores, other.scores):
+        return None
     apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
     is_worse = apart.high < 0 if metric.higher_is_better else apart.low > 0
-    return (metric, apart) if is_worse and _changed(metric, result.scores, other.scores) else None
+    return (metric, apart) if is_worse else None
 
 
 def _changed(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> bool:

@@ -106,22 +106,22 @@ def _strings(data: Any) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """How a model writes, beside the reference.
+class Odd:
+    """Writing that is far from the reference's.
 
     Attributes:
-        far: What is too far from the reference's, in words; empty: nothing.
+        ways: What is far, in words.
         figures: Of the model, by measure.
         reference: Of the reference, by measure; empty without one.
     """
 
-    far: tuple[str, ...]
+    ways: tuple[str, ...]
     figures: Mapping[str, Figure]
     reference: Mapping[str, Figure]
 
 
-def compared(mine: Sequence[Result], reference: Sequence[Result] | None) -> Compared:
-    """How the answers to all tasks are written.
+def odd(mine: Sequence[Result], reference: Sequence[Result] | None) -> Odd | None:
+    """What is odd in how the answers to all tasks are written; None if nothing is.
 
     Args:
         mine: Results of a model.
@@ -129,52 +129,61 @@ def compared(mine: Sequence[Result], reference: Sequence[Result] | None) -> Comp
     """
     texts = answers(mine)
     if len(texts) < FEWEST:
-        return Compared((), {}, {})
+        return None
     seed = mine[0].about["seed"]
+    theirs: list[Score] = []
+    measures: Sequence[Metric] = (REPETITION,)
     if reference is None:
-        own = figure(REPETITION, written(texts), seed=seed)
-        far = ("repetition",) if own.value >= REPETITION_MORE else ()
-        return Compared(far, {REPETITION.name: own}, {})
-    known = vocabulary(reference)
-    ours, theirs, asked = (
-        written(each, known) for each in (texts, answers(reference), told(reference))
-    )
-    measures = MEASURES if sum(known.judged) >= FEWEST else MEASURES[1:]
-    return Compared(
-        tuple(_far(measures, ours, theirs, asked, seed)),
+        ours = written(texts)
+        ways = ["repetition"] if _ratio(REPETITION, ours) >= REPETITION_MORE else []
+    else:
+        known = vocabulary(reference)
+        ours, theirs = written(texts, known), written(answers(reference), known)
+        measures = MEASURES if sum(known.judged) >= FEWEST else MEASURES[1:]
+        ways = list(_ways(measures, ours, theirs, written(told(reference)), seed))
+    if not ways:
+        return None
+    return Odd(
+        tuple(ways),
         {m.name: figure(m, ours, seed=seed) for m in measures},
-        {m.name: figure(m, theirs, seed=seed) for m in measures},
+        {m.name: figure(m, theirs, seed=seed) for m in measures if theirs},
     )
 
 
-def _far(
+def _ways(
     measures: Sequence[Metric],
     ours: Sequence[Score],
     theirs: Sequence[Score],
     asked: Sequence[Score],
     seed: int,
 ) -> Iterator[str]:
-    """Measures that are too far from the reference's, in words."""
+    """Measures that are far from the reference's, in words."""
 
-    def beyond(metric: Metric, least: float, other: Sequence[Score]) -> int:
-        """1 or -1 where the difference is at least that large, and its interval on that side."""
+    def side(metric: Metric, least: float, other: Sequence[Score]) -> int:
+        """1 or -1 if it is at least that much above or below, beyond the interval; else 0."""
+        if not abs(_ratio(metric, ours) - _ratio(metric, other)) >= least:
+            return 0
         apart = difference(metric, ours, other, seed=seed)
-        up, down = apart.value >= least and apart.low > 0, apart.value <= -least and apart.high < 0
-        return int(up) - int(down)
+        return int(apart.low > 0) - int(apart.high < 0)
 
-    if NON_WORDS in measures and beyond(NON_WORDS, NON_WORDS_MORE, theirs) > 0:
+    if NON_WORDS in measures and side(NON_WORDS, NON_WORDS_MORE, theirs) > 0:
         yield "non-words"
-    if beyond(REPETITION, REPETITION_MORE, theirs) > 0:
+    if side(REPETITION, REPETITION_MORE, theirs) > 0:
         yield "repetition"
-    words = sum(score.values["tokens"] for score in ours)
-    if words >= LONG_ENOUGH * len(ours):
+    if sum(score.values["tokens"] for score in ours) >= LONG_ENOUGH * len(ours):
         sides = {
-            beyond(metric, least, other)
+            side(metric, least, other)
             for metric, least in ((CHARACTER_ENTROPY, CHARACTER_BITS), (TOKEN_ENTROPY, TOKEN_BITS))
             for other in (theirs, asked)
         }
-        if sides == {1} or sides == {-1}:
+        if sides in ({1}, {-1}):
             yield "far more disorder" if sides == {1} else "far less variety"
+
+
+def _ratio(metric: Metric, scores: Sequence[Score]) -> float:
+    """The value of a measure without its interval; NaN where there is nothing to measure."""
+    value, per = (sum(s.values[key] for s in scores) for key in (metric.value, metric.per))
+    return value / per if per else math.nan
 
 
 @dataclass(frozen=True, slots=True)
