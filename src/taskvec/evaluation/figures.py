@@ -144,3 +144,20 @@ def by_name(metrics: Sequence[Metric], scores: Sequence[Score], seed: int) -> Ma
     had = {key for score in scores for key in score.values}
     present = [metric for metric in metrics if (metric.value or metric.name) in had]
     return {metric.name: figure(metric, scores, seed=seed) for metric in present}
+
+
+def span(figure: Figure, sign: str = "") -> str:
+    """A value and its interval in words.
+
+    Args:
+        figure: Which.
+        sign: `+` for a difference.
+
+    >>> span(Figure(0.5, 0.4, 0.6, 100)), span(Figure(12.346, 11, 13, 9), "+")
+    ('0.500 [0.400, 0.600]', '+12.35 [+11.00, +13.00]')
+    >>> span(Figure(1234567.8, 1e6, math.inf, 9))
+    '1.23e+06 [1e+06, inf]'
+    """
+    form = ".3f" if abs(figure.value) < 10 else ".2f" if abs(figure.value) < 1e5 else ".3g"
+    value, low, high = (f"{x:{sign}{form}}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"
