@@ -22,6 +22,7 @@ from taskvec.evaluation import figures
 from taskvec.evaluation.data import DataPlaces, rows_of
 from taskvec.evaluation.encoding import Encoder, Windows
 from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.harness import PREFIX, harness_tasks
 from taskvec.evaluation.model import Model
 from taskvec.evaluation.records import journal, kept_replies, write_records
 from taskvec.evaluation.replies import Asking, encode, replies_to
@@ -49,6 +50,7 @@ class Options:
 
     Attributes:
         data: Where data lie.
+        include_path: Folder of the user's own task files for the harness; see `harness`.
         limit: Most samples of a task, drawn by the seed; None: all.
         settings: How samples are made.
         context: Tokens of a window over a text; None: the model's, at most 2,048.
@@ -64,6 +66,7 @@ class Options:
     """
 
     data: DataPlaces = field(default_factory=DataPlaces)
+    include_path: Path | None = None
     limit: int | None = None
     settings: Settings = field(default_factory=Settings)
     context: int | None = None
@@ -159,18 +162,32 @@ def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
         )
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"limit must be 1 or more; got {options.limit}")
-    found = [find_task(name) for name in names]
+    found = _found(names, options)
     for task in found:
         if "code" in task.needs and not options.tools.allow_code_execution:
             raise UsageError(
                 f"task {task.name!r} runs programs that the model writes; allow that with "
                 "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
             )
-    return [_prepared(task, name, options) for task, name in zip(found, names, strict=True)]
+    return [_prepared(task, options) for task in found]
 
 
-def _prepared(task: Task, name: str, options: Options) -> Prepared:
-    rows = rows_of(name, task.files, options.data)
+def _found(names: Sequence[str], options: Options) -> list[Task]:
+    """The tasks of these names, in their order; a group of the harness gives several."""
+    of_harness = [name for name in names if name.startswith(PREFIX)]
+    theirs = {}
+    if of_harness:
+        theirs = harness_tasks(
+            of_harness,
+            options.settings,
+            include_path=options.include_path,
+            allow_code_execution=options.tools.allow_code_execution,
+        )
+    return [task for name in names for task in theirs.get(name) or [find_task(name)]]
+
+
+def _prepared(task: Task, options: Options) -> Prepared:
+    rows = rows_of(task.name, task.files, options.data)
     samples = task.samples(rows, options.settings)
     available = len(samples)
     if options.limit is not None and options.limit < available:
@@ -267,12 +284,13 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         scores = task.score(samples, replies, tools)
     if path is not None:
         write_records(path, header, samples, replies, scores)
+    metrics = task.metrics if task.late_metrics is None else task.late_metrics(scores)
     return Result(
         task=task.name,
         version=task.version,
         model=run.where,
-        metrics=task.metrics,
-        figures=figures.by_name(task.metrics, scores, options.settings.seed),
+        metrics=metrics,
+        figures=figures.by_name(metrics, scores, options.settings.seed),
         samples=samples,
         scores=scores,
         replies=replies,

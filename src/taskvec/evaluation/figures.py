@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 Z_95 = 1.959964  # two-sided 95 % point of the normal distribution
 RESAMPLES = 2000
+RESAMPLES_OWN = 200  # of metrics with functions of their own, which may be slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,10 @@ def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
         scores: One for each sample, at least one.
         seed: Of the bootstrap.
     """
-    parts = _parts(metric, scores)
-    value = float(_value(metric, parts.sum(1)))
+    value = _total(metric, scores)
     if metric.kind == "rate":
-        return Figure(value, *wilson(parts[0].sum(), len(scores)), len(scores))
-    return Figure(value, *_percentiles(_resampled(metric, parts, seed)), len(scores))
+        return Figure(value, *wilson(value * len(scores), len(scores)), len(scores))
+    return Figure(value, *_percentiles(_resampled(metric, scores, seed)), len(scores))
 
 
 def difference(
@@ -77,10 +77,21 @@ def difference(
         theirs: Scores of the other, of the same samples in the same order.
         seed: Of the bootstrap.
     """
-    mine, other = _parts(metric, ours), _parts(metric, theirs)
-    value = float(_value(metric, mine.sum(1)) - _value(metric, other.sum(1)))
-    resampled = _resampled(metric, mine, seed) - _resampled(metric, other, seed)
+    value = _total(metric, ours) - _total(metric, theirs)
+    resampled = _resampled(metric, ours, seed) - _resampled(metric, theirs, seed)
     return Figure(value, *_percentiles(resampled), len(ours))
+
+
+def items_of(name: str, notes: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the samples that have a metric of kind `own` have in it."""
+    return [note["items"][name] for note in notes if name in note["items"]]
+
+
+def _total(metric: Metric, scores: Sequence[Score]) -> float:
+    """The metric of all samples."""
+    if metric.aggregate is not None:
+        return metric.aggregate(items_of(metric.name, [score.notes for score in scores]))
+    return float(_value(metric, _parts(metric, scores).sum(1)))
 
 
 def _parts(metric: Metric, scores: Sequence[Score]) -> Array:
@@ -101,10 +112,13 @@ def _value(metric: Metric, sums: Array) -> Array:
         return np.exp(ratio) if metric.kind == "perplexity" else np.asarray(ratio)
 
 
-def _resampled(metric: Metric, parts: Array, seed: int) -> Array:
-    """The metric of each resample, shape (RESAMPLES,)."""
-    rng, n = np.random.default_rng(seed), parts.shape[1]
-    sums = np.empty((2, RESAMPLES))
+def _resampled(metric: Metric, scores: Sequence[Score], seed: int) -> Array:
+    """The metric of each resample, shape (RESAMPLES,) or (RESAMPLES_OWN,)."""
+    rng, n = np.random.default_rng(seed), len(scores)
+    if metric.aggregate is not None:
+        drawn = ([scores[i] for i in rng.integers(0, n, n)] for _ in range(RESAMPLES_OWN))
+        return np.array([_total(metric, each) for each in drawn])
+    parts, sums = _parts(metric, scores), np.empty((2, RESAMPLES))
     for i in range(RESAMPLES):  # one at a time: n may be large
         sums[:, i] = parts[:, rng.integers(0, n, n)].sum(1)
     return _value(metric, sums)
