@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -229,7 +230,7 @@ def evaluate_with(
             tokens.append(encode(encoder, each.samples, asking).tokens)
         except TaskvecError as error:
             raise type(error)(f"task {each.task.name!r}: {error}") from error
-    run = _Run(where, stamp, encoder, model, asking, options)
+    run = _Run(where, stamp, encoder, cache(model), asking, options)
     return [_one(run, each, count) for each, count in zip(prepared, tokens, strict=True)]
 
 
@@ -269,6 +270,7 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         "context": run.asking.windows.context,
         "stride": run.asking.windows.stride,
         "tokens_read": tokens,
+        **task.about,
     }
     header = {"task": task.name, "version": task.version, "model": run.where, **about}
     header["key"] = _key(run, header, samples)

@@ -140,11 +140,12 @@ def _task(name: str, inner: Any, settings: Settings, allow_code_execution: bool)
         raise _unsafe(name)
     if getattr(inner, "MULTIMODAL", False):
         raise UsageError(f"task {PREFIX + name!r} asks about pictures or sound; only text is asked")
+    shots = _shots(name, inner.get_config("num_fewshot"), settings.shots)
     asked: dict[str, list[Any]] = {}  # requests of the harness by sample
 
     def samples(rows: Rows, settings: Settings) -> list[Sample]:
         with _told(PREFIX + name, "its samples cannot be made"), _apart(settings.seed):
-            asked.update(_instances(inner, name, settings))
+            asked.update(_instances(inner, shots, settings))
             return [_sample(PREFIX + name, inner, each, asked[each]) for each in asked]
 
     def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -> list[Score]:
@@ -162,20 +163,28 @@ def _task(name: str, inner: Any, settings: Settings, allow_code_execution: bool)
         metrics=(),
         late_metrics=lambda scores: _metrics(inner, scores),
         needs=("chat",) if in_conversations else (),
-        version=f"{inner.VERSION}, lm_eval {version('lm_eval')}",
+        version=inner.VERSION,
         source="lm-evaluation-harness",
+        about={
+            "lm_eval": version("lm_eval"),
+            "shots": shots,
+            "apply_chat_template": in_conversations,
+        },
     )
+
+
+def _shots(name: str, own: int | None, asked: int | None) -> int:
+    """Worked examples in front of a question; the harness holds to 0 where a task says so."""
+    if asked and own == 0:
+        raise UsageError(f"task {PREFIX + name!r} takes no worked examples; leave out --shots")
+    return (own or 0) if asked is None else asked
 
 
 # Samples
 
 
-def _instances(inner: Any, name: str, settings: Settings) -> dict[str, list[Any]]:
+def _instances(inner: Any, shots: int, settings: Settings) -> dict[str, list[Any]]:
     """The harness's requests of every document, in the order that its metrics take them in."""
-    own = inner.get_config("num_fewshot")
-    if settings.shots and own == 0:
-        raise UsageError(f"task {PREFIX + name!r} takes no worked examples; leave out --shots")
-    shots = own or 0 if settings.shots is None else settings.shots
     inner.set_config(key="num_fewshot", value=shots)
     inner.set_fewshot_seed(seed=settings.seed)
     chat = settings.apply_chat_template
@@ -257,7 +266,7 @@ def _scores(
     notes: list[dict[str, Any]] = []
     for instances, mine in zip(asked, replies, strict=True):
         broken = any(_is_nan(reply) for reply in mine)
-        filtered = [_plain(one.filtered_resps) for one in instances]
+        filtered = [_plain(one.filtered_resps) for one in instances if _generates(one)]
         notes.append({"items": _items(inner, instances, broken=broken), "filtered": filtered})
         tools.advance(1)
     metrics = _metrics(inner, [Score({}, note) for note in notes])
@@ -266,6 +275,10 @@ def _scores(
             if metric.aggregate is not None:
                 _aggregation(inner, metric.name)(items_of(metric.name, notes))
     return [Score(_values(inner, metrics, note["items"]), note) for note in notes]
+
+
+def _generates(instance: Any) -> bool:
+    return bool(instance.request_type == "generate_until")
 
 
 def _response(instance: Any, reply: Reply) -> Any:

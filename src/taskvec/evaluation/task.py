@@ -209,6 +209,7 @@ class Task:
         version: Raised whenever the same replies or the same data score differently.
         source: Paper or project that the protocol is from.
         late_metrics: The metrics by the scores, where only these say which there are.
+        about: What results say besides.
     """
 
     name: str
@@ -222,6 +223,7 @@ class Task:
     version: int | str = 1
     source: str = ""
     late_metrics: Callable[[Sequence[Score]], tuple[Metric, ...]] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def each(
