@@ -50,7 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--shots", type=int, metavar="N", help="worked examples before a question")
     data.add_argument("--draws", type=int, default=1, metavar="N", help="answers to a prompt (1)")
     data.add_argument("--seed", type=int, default=0, help="of samples, draws and intervals (0)")
+    data.add_argument(
+        "--include-path", metavar="DIR", help="task files of your own for harness:… tasks"
+    )
     asking = parser.add_argument_group("how models are asked")
+    asking.add_argument(
+        "--apply-chat-template", action="store_true", help="harness:… tasks ask in conversations"
+    )
     asking.add_argument("--context", type=int, metavar="N", help="tokens of a window over a text")
     asking.add_argument(
         "--stride", type=int, metavar="N", help="tokens that a window predicts (all of it)"
@@ -162,7 +168,8 @@ def _options(args: argparse.Namespace) -> Options:
     return Options(
         data=_places(args.data),
         limit=args.limit,
-        settings=Settings(shots=args.shots, seed=args.seed, draws=args.draws),
+        include_path=None if args.include_path is None else Path(args.include_path).expanduser(),
+        settings=Settings(args.shots, args.seed, args.draws, args.apply_chat_template),
         context=args.context,
         stride=args.stride,
         truncate=args.truncate,

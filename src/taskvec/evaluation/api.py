@@ -35,10 +35,12 @@ def evaluate(
     table: Table | str | Mapping[str, object] | None = None,
     scale: Mapping[str, float | Mapping[str, Any]] | None = None,
     data: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
+    include_path: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     shots: int | None = None,
     draws: int = 1,
     seed: int = 0,
+    apply_chat_template: bool = False,
     context: int | None = None,
     stride: int | None = None,
     truncate: bool = False,
@@ -60,10 +62,12 @@ def evaluate(
         table: Of a family: layer weights, or a method, as in `merge`.
         scale: Of a family: λ by task.
         data: Folder that data lie in, or files by task; what is not there comes from the hub.
+        include_path: Folder of task files of your own for tasks `harness:…`.
         limit: Most samples of a task, drawn by the seed; None: all.
         shots: Worked examples in front of a question; None: the task's own number.
         draws: Answers that are drawn for a prompt, where a task can use several.
         seed: Of samples, draws and intervals.
+        apply_chat_template: Whether tasks `harness:…` ask in conversations.
         context: Tokens of a window over a text; None: the model's, at most 2,048.
         stride: Tokens that each window after the first predicts; None: the whole window.
         truncate: Cut prompts that do not fit at the front, instead of refusing them.
@@ -76,7 +80,7 @@ def evaluate(
         progress: Told the samples done.
 
     Returns:
-        The result of each task, by name.
+        The result of each task, by name; a group of the harness has several.
 
     Raises:
         UsageError: what is asked for cannot be meant.
@@ -86,7 +90,8 @@ def evaluate(
     options = Options(
         data=_places(data),
         limit=limit,
-        settings=Settings(shots=shots, seed=seed, draws=draws),
+        include_path=None if include_path is None else Path(include_path),
+        settings=Settings(shots, seed, draws, apply_chat_template),
         context=context,
         stride=stride,
         truncate=truncate,
@@ -105,7 +110,7 @@ def evaluate(
         results = evaluate_with(
             lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where
         )
-        return dict(zip(tasks, results, strict=True))
+        return {result.task: result for result in results}
     given = table if isinstance(table, Table) else None
     with Models(options) as models:
         if isinstance(model, Family):
@@ -116,7 +121,7 @@ def evaluate(
             results = models.evaluate((model, given), prepared, "candidate")
         else:
             results = models.evaluate(model, prepared, os.fspath(model))
-    return dict(zip(tasks, results, strict=True))
+    return {result.task: result for result in results}
 
 
 def _places(

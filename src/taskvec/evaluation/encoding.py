@@ -83,13 +83,30 @@ class Encoder:
         return self.encode(self.rendered(text))
 
     def rendered(self, text: Text) -> str:
-        """A conversation by the chat template; a text as it is."""
+        """A conversation by the chat template; a text as it is.
+
+        Where the assistant spoke last, the model goes on from there.
+
+        Raises:
+            TaskvecError: the template refuses the conversation.
+        """
         if isinstance(text, str):
             return text
         messages = [{"role": role, "content": content} for role, content in text]
-        rendered: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        begun = bool(text) and text[-1][0] == "assistant"
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not begun,
+                continue_final_message=begun,
+            )
+        except Exception as error:  # a template is a program of the model's
+            roles = ", ".join(role for role, _ in text)
+            raise TaskvecError(
+                f"{self.where}: its chat template refuses a conversation of {roles}: {error}; "
+                "ask it without conversations, or with other roles"
+            ) from error
         return rendered
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from taskvec.evaluation import figures
 from taskvec.evaluation.data import DataPlaces, rows_of
 from taskvec.evaluation.encoding import Encoder, Windows
 from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.harness import PREFIX, harness_tasks
 from taskvec.evaluation.model import DTYPES, Model
 from taskvec.evaluation.records import journal, kept_replies, write_records
 from taskvec.evaluation.replies import Asking, encode, replies_to
@@ -50,6 +52,7 @@ class Options:
 
     Attributes:
         data: Where data lie.
+        include_path: Folder of the user's own task files for the harness; see `harness`.
         limit: Most samples of a task, drawn by the seed; None: all.
         settings: How samples are made.
         context: Tokens of a window over a text; None: the model's, at most 2,048.
@@ -65,6 +68,7 @@ class Options:
     """
 
     data: DataPlaces = field(default_factory=DataPlaces)
+    include_path: Path | None = None
     limit: int | None = None
     settings: Settings = field(default_factory=Settings)
     context: int | None = None
@@ -174,16 +178,30 @@ def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
         raise UsageError(
             f"task {twice[0]!r} is named twice" if twice else "no task is named; see --list"
         )
-    found = [find_task(name) for name in names]
+    found = _found(names, options)
     for task in found:
         if "code" in task.needs:
             allowed = options.tools.allow_code_execution
             require_permission(f"task {task.name!r}", allowed=allowed)
-    return [_prepared(task, name, options) for task, name in zip(found, names, strict=True)]
+    return [_prepared(task, options) for task in found]
 
 
-def _prepared(task: Task, name: str, options: Options) -> Prepared:
-    rows = rows_of(name, task.files, options.data)
+def _found(names: Sequence[str], options: Options) -> list[Task]:
+    """The tasks of these names, in their order; a group of the harness gives several."""
+    of_harness = [name for name in names if name.startswith(PREFIX)]
+    theirs = {}
+    if of_harness:
+        theirs = harness_tasks(
+            of_harness,
+            options.settings,
+            include_path=options.include_path,
+            allow_code_execution=options.tools.allow_code_execution,
+        )
+    return [task for name in names for task in theirs.get(name) or [find_task(name)]]
+
+
+def _prepared(task: Task, options: Options) -> Prepared:
+    rows = rows_of(task.name, task.files, options.data)
     samples = task.samples(rows, options.settings)
     available = len(samples)
     if options.limit is not None and options.limit < available:
@@ -225,7 +243,7 @@ def evaluate_with(
             tokens.append(encode(encoder, each.samples, asking).tokens)
         except TaskvecError as error:
             raise type(error)(f"task {each.task.name!r}: {error}") from error
-    run = _Run(where, stamp, encoder, model, asking, options)
+    run = _Run(where, stamp, encoder, cache(model), asking, options)
     return [_one(run, each, count) for each, count in zip(prepared, tokens, strict=True)]
 
 
@@ -265,6 +283,7 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         "context": run.asking.windows.context,
         "stride": run.asking.windows.stride,
         "tokens_read": tokens,
+        **task.about,
     }
     header = {"task": task.name, "version": task.version, "model": run.where, **about}
     header["key"] = _key(run, header, samples)
@@ -280,12 +299,13 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         scores = task.score(samples, replies, tools)
     if path is not None:
         write_records(path, header, samples, replies, scores)
+    metrics = task.metrics if task.late_metrics is None else task.late_metrics(scores)
     return Result(
         task=task.name,
         version=task.version,
         model=run.where,
-        metrics=task.metrics,
-        figures=figures.by_name(task.metrics, scores, options.settings.seed),
+        metrics=metrics,
+        figures=figures.by_name(metrics, scores, options.settings.seed),
         samples=samples,
         scores=scores,
         replies=replies,

@@ -9,7 +9,7 @@ hard for the other. All intervals are at 95 %. Samples that lack what a metric n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 Z_95 = 1.959964  # two-sided 95 % point of the normal distribution
 RESAMPLES = 2000
+RESAMPLES_OWN = 200  # of metrics with functions of their own, which may be slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,14 @@ def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
         scores: One for each sample.
         seed: Of the bootstrap.
     """
-    (parts,) = _parts(metric, scores)
-    n = parts.shape[1]
-    value = float(_value(metric, parts.sum(1)))
+    (mine,) = _shared(metric, scores)
+    n = len(mine)
+    value = float(_values(metric, mine, [np.arange(n)])[0])
     if math.isnan(value):
         return Figure(value, value, value, n)
     if metric.kind == "rate":
-        return Figure(value, *wilson(parts[0].sum(), n), n)
-    return Figure(value, *_percentiles(_resampled(metric, parts, seed)), n)
+        return Figure(value, *wilson(value * n, n), n)
+    return Figure(value, *_percentiles(_values(metric, mine, _resamples(metric, n, seed))), n)
 
 
 def difference(
@@ -80,51 +81,54 @@ def difference(
         theirs: Scores of the other, of the same samples in the same order.
         seed: Of the bootstrap.
     """
-    mine, other = _parts(metric, ours, theirs)
-    n = mine.shape[1]
+    mine, other = _shared(metric, ours, theirs)
+    n = len(mine)
+
+    whole = [np.arange(n)]
     with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN
-        value = float(_value(metric, mine.sum(1)) - _value(metric, other.sum(1)))
+        value = float((_values(metric, mine, whole) - _values(metric, other, whole))[0])
         if math.isnan(value):
             return Figure(value, value, value, n)
-        resampled = _resampled(metric, mine, seed) - _resampled(metric, other, seed)
-    return Figure(value, *_percentiles(resampled), n)
+        one, two = (_values(metric, run, _resamples(metric, n, seed)) for run in (mine, other))
+        return Figure(value, *_percentiles(one - two), n)
 
 
-def _parts(metric: Metric, *runs: Sequence[Score]) -> list[Array]:
-    """Numerators and denominators of each run, shape (2, n), float64, for what all runs have."""
+def items_of(name: str, notes: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the samples that have a metric of kind `own` have in it."""
+    return [note["items"][name] for note in notes if name in note.get("items", ())]
+
+
+def _has(metric: Metric, score: Score) -> bool:
+    if metric.aggregate is not None:
+        return metric.name in score.notes.get("items", ())
+    return {metric.value or metric.name, metric.per} - {""} <= score.values.keys()
+
+
+def _shared(metric: Metric, *runs: Sequence[Score]) -> list[list[Score]]:
+    """The scores of each run, of the samples that have the metric in all runs."""
+    together = [each for each in zip(*runs, strict=True) if all(_has(metric, s) for s in each)]
+    return [[each[i] for each in together] for i in range(len(runs))]
+
+
+def _values(metric: Metric, scores: Sequence[Score], picks: Iterable[Array]) -> Array:
+    """The metric of each choice of samples, shape (picks,); NaN where there is none."""
+    if metric.aggregate is not None:
+        chosen = ([scores[i].notes for i in pick] for pick in picks)
+        return np.array([metric.aggregate(items_of(metric.name, notes)) for notes in chosen])
     over = metric.value or metric.name
-    keys = {over, metric.per} - {""}
-    shared = [
-        together
-        for together in zip(*runs, strict=True)
-        if all(keys <= score.values.keys() for score in together)
-    ]
-    return [
-        np.array(
-            [
-                [together[i].values[over] for together in shared],
-                [together[i].values[metric.per] if metric.per else 1.0 for together in shared],
-            ],
-            np.float64,
-        )
-        for i in range(len(runs))
-    ]
-
-
-def _value(metric: Metric, sums: Array) -> Array:
-    """The value of sums of numerators and denominators, shape (2, …); NaN where there is none."""
+    above = np.array([score.values[over] for score in scores], np.float64)
+    below = np.array([score.values[metric.per] if metric.per else 1.0 for score in scores])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = sums[0] / sums[1]
+        sums = np.array([(above[pick].sum(), below[pick].sum()) for pick in picks])
+        ratio = sums[:, 0] / sums[:, 1]
         return np.exp(ratio) if metric.kind == "perplexity" else np.asarray(ratio)
 
 
-def _resampled(metric: Metric, parts: Array, seed: int) -> Array:
-    """The metric of each resample, shape (RESAMPLES,)."""
-    rng, n = np.random.default_rng(seed), parts.shape[1]
-    sums = np.empty((2, RESAMPLES))
-    for i in range(RESAMPLES):  # one at a time: n may be large
-        sums[:, i] = parts[:, rng.integers(0, n, n)].sum(1)
-    return _value(metric, sums)
+def _resamples(metric: Metric, n: int, seed: int) -> Iterator[Array]:
+    """Which samples each resample has; the same at every call."""
+    rng = np.random.default_rng(seed)
+    count = RESAMPLES if metric.aggregate is None else RESAMPLES_OWN
+    return (rng.integers(0, n, n) for _ in range(count))
 
 
 def _percentiles(values: Array) -> tuple[float, float]:
@@ -141,8 +145,7 @@ def by_name(metrics: Sequence[Metric], scores: Sequence[Score], seed: int) -> Ma
 
     A metric that no score has is left out, such as pass@10 of fewer than ten answers.
     """
-    had = {key for score in scores for key in score.values}
-    present = [metric for metric in metrics if (metric.value or metric.name) in had]
+    present = [metric for metric in metrics if any(_has(metric, score) for score in scores)]
     return {metric.name: figure(metric, scores, seed=seed) for metric in present}
 
 

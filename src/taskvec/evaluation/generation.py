@@ -90,8 +90,11 @@ def _batch(model: Model, queries: Sequence[Query]) -> list[Answer]:
             logits_processor=transformers.LogitsProcessorList([chooser]),
             stopping_criteria=transformers.StoppingCriteriaList([stopper]),
         )[:, width:].tolist()
-    each = zip(queries, made, chooser.broken_at, strict=True)
-    return [_answer(encoder, query, tokens, broken_at) for query, tokens, broken_at in each]
+    each = zip(queries, made, stopper.done_at, chooser.broken_at, strict=True)
+    return [
+        _answer(encoder, query, tokens[:done_at], broken_at)
+        for query, tokens, done_at, broken_at in each
+    ]
 
 
 @contextmanager
@@ -128,21 +131,26 @@ class _Chooser:
 
 
 class _Stopper:
-    """A stopping criterion: a row is done at its own limit, and where a stop text has come."""
+    """A stopping criterion: a row is done at its own limit, and where a stop text has come.
+
+    Others of its batch go on, and padding is added to it; `done_at` is its length before.
+    """
 
     def __init__(self, queries: Sequence[Query], width: int, encoder: Encoder) -> None:
         self.queries, self.width, self.encoder = queries, width, encoder
+        self.done_at: list[int | None] = [None] * len(queries)
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
         torch = require("torch", "eval")
         made = ids[:, self.width :]
         tails = made[:, -TAIL:].tolist()
-        done = [
-            made.shape[1] >= query.max_new_tokens
-            or (bool(query.stop) and _has(self.encoder.decode(tail), query.stop))
-            for query, tail in zip(self.queries, tails, strict=True)
-        ]
-        return torch.tensor(done, device=ids.device)
+        for i, (query, tail) in enumerate(zip(self.queries, tails, strict=True)):
+            if self.done_at[i] is None and (
+                made.shape[1] >= query.max_new_tokens
+                or (query.stop and _has(self.encoder.decode(tail), query.stop))
+            ):
+                self.done_at[i] = made.shape[1]
+        return torch.tensor([done is not None for done in self.done_at], device=ids.device)
 
 
 def _has(text: str, stops: Sequence[str]) -> bool:
@@ -150,8 +158,7 @@ def _has(text: str, stops: Sequence[str]) -> bool:
 
 
 def _answer(encoder: Encoder, query: Query, tokens: list[int], broken_at: int | None) -> Answer:
-    """The answer in a row of generated tokens, which goes on with padding where it had ended."""
-    tokens = tokens[: query.max_new_tokens]
+    """The answer in a row of generated tokens, which goes on with padding after an end token."""
     ended = "length"
     if broken_at is not None and broken_at < len(tokens):
         tokens, ended = tokens[:broken_at], "nan"

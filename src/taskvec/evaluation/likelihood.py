@@ -8,6 +8,7 @@ log-probabilities in float32.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def likelihoods(
         take: Called with the place of a row and its reply, as soon as it is there.
 
     Returns:
-        One for each row. Where a logit is NaN or infinite, its log-likelihood is NaN.
+        One for each row. Where a logit is NaN or +∞, it is NaN, and not greedy;
+        a target whose logit is −∞ has log-likelihood −∞.
     """
     together: dict[tuple[int, ...], list[int]] = {}
     for place, row in enumerate(rows):
@@ -81,6 +83,8 @@ def _reply(torch: Any, row: Row, logits: Any, normal: Any, best: Any, first: int
     stop = len(row.inputs) - first
     there = slice(stop - len(row.targets), stop)
     targets = torch.tensor(row.targets, device=logits.device)
+    if not normal[there].isfinite().all():
+        return Likelihood(math.nan, len(row.targets), False)
     taken = logits[there].gather(1, targets[:, None])[:, 0].float() - normal[there]
     total = float(taken.double().sum())
     return Likelihood(total, len(row.targets), bool((best[there] == targets).all()))

@@ -13,7 +13,7 @@ from taskvec.evaluation.evaluate import Options, Prepared, Result
 from taskvec.evaluation.loading import Models, Spec
 from taskvec.evaluation.records import write_whole
 
-PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "numpy")
+PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "numpy")
 RESULTS_FILE = "results.json"
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Message = tuple[str, str]  # role (system, user, assistant) and content
 Text = str | tuple[Message, ...]  # plain, or a conversation for the model's chat template
 
-KINDS = ("rate", "mean", "ratio", "perplexity")
+KINDS = ("rate", "mean", "ratio", "perplexity", "own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +132,14 @@ class Metric:
 
     Attributes:
         name: Its name in tables; for `rate` and `mean` also the key in `Score.values`.
-        kind: `rate` (mean of 0 and 1; Wilson's interval), `mean`, `ratio` (Σ value / Σ per) or
-            `perplexity` (exp of that ratio); the last three with bootstrap intervals over samples.
+        kind: `rate` (mean of 0 and 1; Wilson's interval), `mean`, `ratio` (Σ value / Σ per),
+            `perplexity` (exp of that ratio) or `own` (by a function of its own); all but the first
+            with bootstrap intervals over samples.
         higher_is_better: None where neither is.
         value: Key of the numerator in `Score.values`; default: `name`.
         per: Key of the denominator of a ratio or perplexity.
+        aggregate: Of kind `own`: from what samples have in `Score.notes["items"]` under the name
+            of the metric, to its value; NaN where there is none.
     """
 
     name: str
@@ -144,6 +147,7 @@ class Metric:
     higher_is_better: bool | None = True
     value: str = ""
     per: str = ""
+    aggregate: Callable[[Sequence[Any]], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +158,14 @@ class Settings:
         shots: Worked examples in front of a question; None: the task's own number.
         seed: Of draws.
         draws: Answers that are drawn for a prompt, where a task can use several.
+        apply_chat_template: Whether tasks of the harness ask in conversations; our own tasks say
+            that themselves.
     """
 
     shots: int | None = None
     seed: int = 0
     draws: int = 1
+    apply_chat_template: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,8 @@ class Task:
         fewest_tokens: Smallest context that the task makes sense with.
         version: Raised whenever the same replies or the same data score differently.
         source: Paper or project that the protocol is from.
+        late_metrics: The metrics by the scores, where only these say which there are.
+        about: What results say besides.
     """
 
     name: str
@@ -211,8 +220,10 @@ class Task:
     metrics: tuple[Metric, ...]
     needs: tuple[str, ...] = ()
     fewest_tokens: int = 0
-    version: int = 1
+    version: int | str = 1
     source: str = ""
+    late_metrics: Callable[[Sequence[Score]], tuple[Metric, ...]] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def each(
