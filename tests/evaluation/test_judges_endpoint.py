@@ -45,6 +45,11 @@ def test_the_request_is_a_chat_completion(stub: Stub) -> None:
     }
 
 
+def test_texts_that_are_no_proper_unicode_are_judged(stub: Stub) -> None:
+    stub.answers = lambda count, prompt: Reply("#thescore: 2")
+    assert judge(stub)([("half \ud800", "a pair \udc00")])[0].score == 2
+
+
 def test_what_a_server_does_not_know_can_be_left_out(stub: Stub) -> None:
     judge(stub, "&temperature=none&max_tokens=none")([("q", "a")])
     assert set(stub.requests[0]["body"]) == {"model", "messages"}
