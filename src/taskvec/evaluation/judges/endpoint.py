@@ -176,7 +176,7 @@ class Endpoint:
 
     def _digest(self, exchange: Exchange) -> str:
         """What a kept verdict is found by: all that it depends on, but for the server's address."""
-        rests_on = [self.model, self.rubric.words, self.temperature, self.max_tokens, *exchange]
+        rests_on = [self.model, self.temperature, self.max_tokens, self.rubric.prompt(*exchange)]
         return sha256(json.dumps(["endpoint", *rests_on]).encode()).hexdigest()
 
 

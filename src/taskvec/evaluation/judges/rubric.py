@@ -91,7 +91,8 @@ class Rubric:
 
         The mark is a digest of question and answer, so that neither can hold it.
         """
-        mark = sha256(f"{len(question)}:{question}{answer}".encode()).hexdigest()[:16]
+        texts = f"{len(question)}:{question}{answer}".encode("utf-8", "surrogatepass")
+        mark = sha256(texts).hexdigest()[:16]
         asked = ASK.replace("{mark}", mark)  # not str.format: the texts may hold braces
         before, _, rest = asked.partition("{question}")
         between, _, after = rest.partition("{answer}")
