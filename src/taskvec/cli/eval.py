@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.evaluate import Options, Result
     from taskvec.evaluation.loading import Spec
     from taskvec.evaluation.signs import Finding
+    from taskvec.evaluation.task import Tools
 
 OUT = "taskvec-eval"
 
@@ -69,6 +70,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     asking.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
     asking.add_argument("--batch-tokens", type=int, metavar="N", help="(by the memory there is)")
+    scoring = parser.add_argument_group("how answers are scored")
+    scoring.add_argument(
+        "--judge",
+        metavar="JUDGE",
+        help="of harm: prefixes[:FILE], classifier:MODEL:LABEL, endpoint:URL?model=NAME (prefixes)",
+    )
+    scoring.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="run programs that models write, shut in as far as this system can",
+    )
+    scoring.add_argument("--workers", type=int, default=1, metavar="N", help="programs at once (1)")
     against = parser.add_argument_group("comparison")
     against.add_argument(
         "--reference", metavar="NAME", help="differences are taken to it (the first model)"
@@ -176,9 +189,21 @@ def _options(args: argparse.Namespace) -> Options:
         batch_tokens=args.batch_tokens,
         dtype=args.dtype,
         device=args.device,
+        tools=_tools(args),
         out=Path(args.out),
         progress=silent if args.quiet else _bar,
     )
+
+
+def _tools(args: argparse.Namespace) -> Tools:
+    from taskvec.evaluation.judges import parse_judge
+    from taskvec.evaluation.task import Tools
+
+    judge = None
+    if args.judge is not None:
+        folder = Path(args.out) / "verdicts"
+        judge = parse_judge(args.judge, device=args.device, folder=folder, seed=args.seed)
+    return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=args.workers)
 
 
 def _places(texts: Sequence[str]) -> DataPlaces:

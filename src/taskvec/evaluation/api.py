@@ -20,7 +20,7 @@ from taskvec.evaluation.evaluate import (
     prepare,
     silent,
 )
-from taskvec.evaluation.judges import Judge
+from taskvec.evaluation.judges import Judge, parse_judge
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.model import wrap
 from taskvec.evaluation.task import Settings, Tools
@@ -47,8 +47,9 @@ def evaluate(
     dtype: str = "auto",
     device: str = "auto",
     batch_tokens: int | None = None,
-    judge: Judge | None = None,
+    judge: Judge | str | None = None,
     allow_code_execution: bool = False,
+    workers: int = 1,
     out: str | os.PathLike[str] | None = None,
     progress: SampleProgress = silent,
 ) -> dict[str, Result]:
@@ -74,8 +75,10 @@ def evaluate(
         dtype: `float32`, `bfloat16`, `float16`; `auto`: as stored on an accelerator, else float32.
         device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
         batch_tokens: Tokens of a batch; None: by the memory there is.
-        judge: Who says how harmful an answer is; None: the task's default.
+        judge: Who says how harmful an answer is, or what stands for one on the command line; None:
+            refusal phrases.
         allow_code_execution: Whether programs that the model wrote may be run.
+        workers: Programs that run at once.
         out: Folder for records, from which an interrupted run goes on; None: nothing is written.
         progress: Told the samples done.
 
@@ -98,7 +101,11 @@ def evaluate(
         batch_tokens=batch_tokens,
         dtype=dtype,
         device=device,
-        tools=Tools(allow_code_execution=allow_code_execution, judge=judge),
+        tools=Tools(
+            allow_code_execution=allow_code_execution,
+            judge=_judge(judge, device, out, seed),
+            workers=workers,
+        ),
         out=None if out is None else Path(out),
         progress=progress,
     )
@@ -122,6 +129,15 @@ def evaluate(
         else:
             results = models.evaluate(model, prepared, os.fspath(model))
     return {result.task: result for result in results}
+
+
+def _judge(
+    judge: Judge | str | None, device: str, out: str | os.PathLike[str] | None, seed: int
+) -> Judge | None:
+    if not isinstance(judge, str):
+        return judge
+    folder = None if out is None else Path(out) / "verdicts"
+    return parse_judge(judge, device=device, folder=folder, seed=seed)
 
 
 def _places(

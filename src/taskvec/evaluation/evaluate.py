@@ -88,6 +88,7 @@ class Options:
             "stride": self.stride,
             "batch_tokens": self.batch_tokens,
             "draws": self.settings.draws,
+            "workers": self.tools.workers,
         }
         for name, value in numbers.items():
             if value is not None and value < 1:
