@@ -265,6 +265,12 @@ def test_empty_and_endless_answers(texts, ended, sign, what, cause):
     )
 
 
+def test_a_few_more_empty_answers_are_none():
+    """8 in 100: more than chance, less than the 10 points that count."""
+    texts = [FINE[i % 30] for i in range(100)]
+    assert signs(spoken("instruct", texts), spoken("merged", [*[""] * 8, *texts[8:]])) == []
+
+
 def test_endless_answers_as_the_reference_has_them_are_no_sign_of_the_merge():
     found = signs(spoken("instruct", FINE, "length"), spoken("merged", FINE, "length"))
     assert [(f.model, f.sign) for f in found] == [("instruct", "endless_answers")]
