@@ -112,9 +112,11 @@ def test_where_lower_is_better_more_is_worse():
     assert signs(rate("instruct", 20, metric=metric), rate("merged", 4, metric=metric)) == []
 
 
-def test_a_metric_that_has_no_better_is_not_compared():
+@pytest.mark.parametrize(("theirs", "ours"), [(36, 4), (4, 36)])
+def test_a_metric_that_has_no_better_is_not_compared(theirs, ours):
     metric = Metric("length", higher_is_better=None)
-    assert signs(rate("instruct", 36, metric=metric), rate("merged", 4, metric=metric)) == []
+    given = rate("instruct", theirs, metric=metric), rate("merged", ours, metric=metric)
+    assert signs(*given) == []
 
 
 def test_a_merge_below_its_single_task_model():
