@@ -307,10 +307,10 @@ def test_words_that_are_none():
     )
     assert found.task is None
     assert found.text.startswith(
-        "merged: the answers are gibberish: non-words (non words 1.000 [1.000, 1.000] (0.000); "
-        "repetition 0.000 [0.000, 0.000] (0.000); character entropy "
+        "merged: the answers are gibberish: non-words (non_words 1.000 [1.000, 1.000], "
+        "instruct's 0.000; repetition 0.000 [0.000, 0.000], instruct's 0.000; character_entropy "
     )
-    assert f"in brackets instruct's). {TOO_FAR}" in found.text
+    assert found.text.endswith(f"). {TOO_FAR}")
     assert found.figures["reference_non_words"].value == 0
 
 
@@ -348,12 +348,20 @@ def test_disorder_needs_no_words():
     assert "gibberish: far more disorder (" in only(found, "gibberish").text
 
 
+ASKED = "Q: what of {} and the big brown fox, quietly jumping over a lazy dog?"
+LONG = [f"{TALK[i]} {TALK[-i]} it was number {i}, by my quick guess." for i in range(30)]
+
+
 def test_one_word_for_everything_has_no_variety():
     texts = ["no no no not on"] * 30
-    asked = "Q: what of {} and the big brown fox, quietly jumping over a lazy dog?"
-    long = [f"{TALK[i]} {TALK[-i]} it was number {i}, by my quick guess." for i in range(30)]
-    found = signs(spoken("instruct", long, asked=asked), spoken("merged", texts, asked=asked))
+    found = signs(spoken("instruct", LONG, asked=ASKED), spoken("merged", texts, asked=ASKED))
     assert "far less variety" in only(found, "gibberish").text
+
+
+def test_more_variety_than_a_reference_that_says_one_thing_is_as_much_as_the_questions_have():
+    texts = ["no no on"] * 30
+    found = signs(spoken("instruct", texts, asked=ASKED), spoken("merged", LONG, asked=ASKED))
+    assert found == []
 
 
 def test_few_answers_are_not_judged():
