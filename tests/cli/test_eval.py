@@ -17,6 +17,9 @@ INSTRUCT, MATH = f"instruct={zoo.path('instruct')}", f"math={zoo.path('math')}"
 MATHS = ("--tasks", "zoo:math", "--limit", "20", "--quiet")
 
 
+UNSAFE = f"unsafe={zoo.path('unsafe')}"
+
+
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "half.yaml"
@@ -63,6 +66,18 @@ def test_results_file(cli, tmp_path, recipe):
     assert {"taskvec", "torch", "transformers", "python"} <= told["versions"].keys()
     assert {path.name for path in out.iterdir()} == {"results.json", "instruct", "half.yaml"}
     assert {path.name for path in (out / "half.yaml").iterdir()} == {"zoo-math.jsonl"}
+
+
+def test_findings(cli, tmp_path):
+    asked = (INSTRUCT, UNSAFE, "--tasks", "zoo:refusal", "--limit", "20", "--quiet")
+    _, text, _ = cli("eval", *asked, "--out", tmp_path, "--json")
+    (finding,) = json.loads(text)["findings"]
+    assert (finding["model"], finding["sign"]) == ("unsafe", "below_reference")
+    _, out, _ = cli("eval", *asked, "--out", tmp_path)
+    _, _, printed = out.partition("\nFindings:\n")
+    assert " ".join(printed.split()).startswith(f"- {finding['text']} {tmp_path}/: results.json")
+    _, out, _ = cli("eval", INSTRUCT, *asked[2:], "--out", tmp_path)
+    assert "\nFindings: none\n" in out
 
 
 def test_the_same_command_again_asks_nothing(cli, tmp_path, recipe):

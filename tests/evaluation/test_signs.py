@@ -112,9 +112,11 @@ def test_where_lower_is_better_more_is_worse():
     assert signs(rate("instruct", 20, metric=metric), rate("merged", 4, metric=metric)) == []
 
 
-def test_a_metric_that_has_no_better_is_not_compared():
+@pytest.mark.parametrize(("theirs", "ours"), [(36, 4), (4, 36)])
+def test_a_metric_that_has_no_better_is_not_compared(theirs, ours):
     metric = Metric("length", higher_is_better=None)
-    assert signs(rate("instruct", 36, metric=metric), rate("merged", 4, metric=metric)) == []
+    given = rate("instruct", theirs, metric=metric), rate("merged", ours, metric=metric)
+    assert signs(*given) == []
 
 
 def test_a_merge_below_its_single_task_model():
@@ -265,6 +267,12 @@ def test_empty_and_endless_answers(texts, ended, sign, what, cause):
     )
 
 
+def test_a_few_more_empty_answers_are_none():
+    """8 in 100: more than chance, less than the 10 points that count."""
+    texts = [FINE[i % 30] for i in range(100)]
+    assert signs(spoken("instruct", texts), spoken("merged", [*[""] * 8, *texts[8:]])) == []
+
+
 def test_endless_answers_as_the_reference_has_them_are_no_sign_of_the_merge():
     found = signs(spoken("instruct", FINE, "length"), spoken("merged", FINE, "length"))
     assert [(f.model, f.sign) for f in found] == [("instruct", "endless_answers")]
@@ -299,10 +307,10 @@ def test_words_that_are_none():
     )
     assert found.task is None
     assert found.text.startswith(
-        "merged: the answers are gibberish: non-words (non words 1.000 [1.000, 1.000] (0.000); "
-        "repetition 0.000 [0.000, 0.000] (0.000); character entropy "
+        "merged: the answers are gibberish: non-words (non_words 1.000 [1.000, 1.000], "
+        "instruct's 0.000; repetition 0.000 [0.000, 0.000], instruct's 0.000; character_entropy "
     )
-    assert f"in brackets instruct's). {TOO_FAR}" in found.text
+    assert found.text.endswith(f"). {TOO_FAR}")
     assert found.figures["reference_non_words"].value == 0
 
 
@@ -340,12 +348,20 @@ def test_disorder_needs_no_words():
     assert "gibberish: far more disorder (" in only(found, "gibberish").text
 
 
+ASKED = "Q: what of {} and the big brown fox, quietly jumping over a lazy dog?"
+LONG = [f"{TALK[i]} {TALK[-i]} it was number {i}, by my quick guess." for i in range(30)]
+
+
 def test_one_word_for_everything_has_no_variety():
     texts = ["no no no not on"] * 30
-    asked = "Q: what of {} and the big brown fox, quietly jumping over a lazy dog?"
-    long = [f"{TALK[i]} {TALK[-i]} it was number {i}, by my quick guess." for i in range(30)]
-    found = signs(spoken("instruct", long, asked=asked), spoken("merged", texts, asked=asked))
+    found = signs(spoken("instruct", LONG, asked=ASKED), spoken("merged", texts, asked=ASKED))
     assert "far less variety" in only(found, "gibberish").text
+
+
+def test_more_variety_than_a_reference_that_says_one_thing_is_as_much_as_the_questions_have():
+    texts = ["no no on"] * 30
+    found = signs(spoken("instruct", texts, asked=ASKED), spoken("merged", LONG, asked=ASKED))
+    assert found == []
 
 
 def test_few_answers_are_not_judged():

@@ -274,9 +274,10 @@ def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
         return
     shown = []
     for name, own in found.figures.items():
-        beside = f" ({found.reference[name].value:.3f})" if name in found.reference else ""
-        shown.append(f"{name.replace('_', ' ')} {span(own)}{beside}")
-    told = f", in brackets {theirs[0].model}'s" if theirs is not None else ""
+        beside = ""
+        if theirs is not None:
+            beside = f", {theirs[0].model}'s {found.reference[name].value:.3f}"
+        shown.append(f"{name} {span(own)}{beside}")
     reasons = " and ".join(found.ways)
     figures = dict(found.figures) | {f"reference_{k}": v for k, v in found.reference.items()}
     merged = cases[0].role == "merge"
@@ -284,7 +285,7 @@ def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
         mine[0].model,
         None,
         "gibberish",
-        f"the answers are gibberish: {reasons} ({'; '.join(shown)}{told})",
+        f"the answers are gibberish: {reasons} ({'; '.join(shown)})",
         TOO_FAR if merged and theirs is not None else "",
         SMALLER_STEP if merged else "",
         figures,
