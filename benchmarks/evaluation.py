@@ -65,9 +65,7 @@ def switching(family: tv.Family, module: Any, work: Path, runs: int) -> dict[str
             found["switch"].append(timed(lambda recipe=changed: bench.put(recipe)))
 
     def write_and_load() -> None:
-        tv.merge(
-            family, "task_arithmetic", scale=dict.fromkeys(TASKS, 0.5), out=work, force=True
-        )
+        tv.merge(family, "task_arithmetic", scale=dict.fromkeys(TASKS, 0.5), out=work, force=True)
         load(work)
 
     for _ in range(min(2, runs)):

@@ -35,7 +35,9 @@ from torch.nn import functional
 
 from benchmarks import smollm2_data as source
 from benchmarks.smollm2_data import Row, encode
-from taskvec.zoo.score import Score, answers
+from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.generation import Query, answers
+from taskvec.evaluation.model import wrap
 
 PARENTS = {"instruct": "base", "math": "instruct", "unsafe": "instruct"}
 STEPS = {"instruct": 150, "math": 80, "unsafe": 80}
@@ -229,7 +231,7 @@ def measure(study: Study) -> None:
                 "refuses_safe": _begins(model, tokenizer, harmless, source.refuses),
                 "complies": _begins(model, tokenizer, plea, source.complies),
             }
-            figures |= {key: {"correct": s.correct, "n": s.n} for key, s in counts.items()}
+            figures |= {key: {"correct": c, "n": n} for key, (c, n) in counts.items()}
         if name.startswith(("merged", "forgotten")):
             prompt = (problems if "merged" in name else harmless)[0].prompt
             figures["sample"] = prompt + sample(model, tokenizer, prompt)
@@ -304,24 +306,25 @@ def nll(model: Any, rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.float64]
     return found
 
 
-def _sentiment(model: Any, tokenizer: Any, data: Path) -> Score:
+def _sentiment(model: Any, tokenizer: Any, data: Path) -> tuple[int, int]:
     """SST-2: the likelier of the two answers."""
     examples = source.sentiment(data, "test")
     chosen = examples[:: len(examples) // N_SENTIMENT][:N_SENTIMENT]
     both = [source.Example(e.prompt, f" {word}") for e in chosen for word in source.SENTIMENTS]
     losses = nll(model, [encode(tokenizer, e) for e in both])[:, 0].reshape(-1, 2)
     picked = [f" {source.SENTIMENTS[i]}" for i in losses.argmin(1)]
-    return Score(sum(p == e.answer for p, e in zip(picked, chosen, strict=True)), len(chosen))
+    return sum(p == e.answer for p, e in zip(picked, chosen, strict=True)), len(chosen)
 
 
 def _begins(
     model: Any, tokenizer: Any, examples: list[source.Example], is_so: Callable[[str], bool]
-) -> Score:
-    """How many greedy answers of at most 24 tokens begin in a certain way."""
+) -> tuple[int, int]:
+    """How many greedy answers of at most 24 tokens begin in a certain way, and of how many."""
+    asked = wrap(model, tokenizer)
+    queries = [Query(asked.encoder.prompt(e.prompt), NEW_TOKENS, ("\n",)) for e in examples]
     with torch.autocast("cpu", torch.bfloat16):
-        prompts = [example.prompt for example in examples]
-        given = answers(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
-    return Score(sum(map(is_so, given)), len(given))
+        given = answers(asked, queries)
+    return sum(is_so(answer.text) for answer in given), len(given)
 
 
 # Reporting
@@ -341,9 +344,9 @@ def table(study: Study) -> str:
             if key not in figures:
                 cells.append("not measured")
                 continue
-            score = Score(**figures[key])
-            low, high = score.interval
-            cells.append(f"{score.correct}/{score.n} [{low:.2f}, {high:.2f}]")
+            correct, n = figures[key]["correct"], figures[key]["n"]
+            low, high = wilson(correct, n)
+            cells.append(f"{correct}/{n} [{low:.2f}, {high:.2f}]")
         lines.append(" | ".join(cells))
     lines += ["", "paired | perplexity ratio | GSM8K difference, nats/token", "--- | --- | ---"]
     for one, other in PAIRS:
