@@ -304,6 +304,15 @@ def test_della_keeps_expectations(root):
     assert anchor["row"].shape == (53,)
 
 
+@pytest.mark.parametrize("rescale", ["probability", "l1"])
+def test_rows_of_nothing_are_left_as_they_are(root, rescale):
+    for member in ("anchor", *SCALES):
+        weights = read_checkpoint(root / member)
+        write_checkpoint(root / member, weights | {"hollow": np.zeros((4, 0))}, "F32")
+    out = merged(root, "out", {"name": "della", "rescale": rescale})
+    assert read_checkpoint(out)["hollow"].shape == (4, 0)
+
+
 def test_della_refuses_probabilities_that_are_none(root):
     with pytest.raises(UsageError) as caught:
         merged(root, "out", {"name": "della", "density": 0.9, "epsilon": 0.3})

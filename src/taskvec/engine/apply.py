@@ -388,7 +388,7 @@ def _by_method(
         return False
     shape = edit.like.shape
     if told.alignment != "tensor":
-        shape = (-1,) if told.alignment == "element" else (-1, shape[-1] if shape else 1)
+        shape = (-1,) if told.alignment == "element" else (-1, max((1, *shape[-1:])))
     block = Block(
         name=edit.name,
         target=target.reshape(shape),

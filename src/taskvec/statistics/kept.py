@@ -6,7 +6,6 @@ counted from the start of a tensor and are added in that order, in float64.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,25 +40,11 @@ def kept_sums(
     """
     from taskvec.kernels.select import sum_magnitudes
 
-    found: Sums = {}
-    for task in sorted(bounds):
-        mine = [s for s in sources if f"task:{task}" in s.views]
-        sums = {s.name: np.zeros((-(-size(s.views[f"task:{task}"]) // CHUNK), 2)) for s in mine}
+    def add(task: str, source: Source, start: int, stop: int, part: Array) -> None:
+        given = np.uint64(bounds[task][source.name]), np.uint64(keys[task][source.name])
+        sum_magnitudes(*source.block(start, stop), *given, start, source.rows, part)
 
-        def begin(
-            task: str = task, sums: dict[str, Array] = sums
-        ) -> Callable[[Source, int, int], None]:
-            def add(source: Source, start: int, stop: int) -> None:
-                name = source.name
-                part = sums[name][start // CHUNK : -(-stop // CHUNK)]
-                given = np.uint64(bounds[task][name]), np.uint64(keys[task][name])
-                sum_magnitudes(*source.block(start, stop), *given, start, source.rows, part)
-
-            return add
-
-        sweep(mine, task, weights[task], begin, how, "sum")
-        found[task] = {name: _added(chunks) for name, chunks in sums.items()}
-    return found
+    return _swept(sources, weights, sorted(bounds), add, how)
 
 
 def kept_by_rank(
@@ -81,31 +66,45 @@ def kept_by_rank(
     from taskvec.kernels.magprune import add_magnitudes, prune
     from taskvec.kernels.select import load_vector
 
+    shapes = {source.name: next(iter(source.views.values())).shape for source in sources}
+
+    def add(task: str, source: Source, start: int, stop: int, part: Array) -> None:
+        rows = np.zeros((2, stop - start), source.rows.dtype)
+        load_vector(*source.block(start, stop)[:4], 0, stop - start, rows, 1)
+        add_magnitudes(rows[1], part[:, 0])
+        columns = max((1, *shapes[source.name][-1:]))
+        key = np.uint64(keys[task][source.name])
+        prune(rows[1].reshape(-1, columns), *shares[task][source.name], False, key, start)
+        add_magnitudes(rows[1], part[:, 1])
+
+    return _swept(sources, weights, sorted(shares), add, how, by_row=True)
+
+
+def _swept(
+    sources: Sequence[Sources],
+    weights: Mapping[str, Mapping[str, float]],
+    tasks: Sequence[str],
+    add: Callable[[str, Source, int, int, Array], None],
+    how: Counting,
+    *,
+    by_row: bool = False,
+) -> Sums:
+    """Sums of every task, given what adds those of a block to its chunks, shape (chunks, 2)."""
     found: Sums = {}
-    for task in sorted(shares):
+    for task in tasks:
         mine = [s for s in sources if f"task:{task}" in s.views]
-        shapes = {s.name: s.views[f"task:{task}"].shape for s in mine}
-        sums = {n: np.zeros((-(-math.prod(shape) // CHUNK), 2)) for n, shape in shapes.items()}
+        sums = {s.name: np.zeros((-(-size(s.views[f"task:{task}"]) // CHUNK), 2)) for s in mine}
 
         def begin(
-            task: str = task,
-            shapes: dict[str, tuple[int, ...]] = shapes,
-            sums: dict[str, Array] = sums,
+            task: str = task, sums: dict[str, Array] = sums
         ) -> Callable[[Source, int, int], None]:
-            def add(source: Source, start: int, stop: int) -> None:
-                shape = shapes[source.name]
+            def count(source: Source, start: int, stop: int) -> None:
                 part = sums[source.name][start // CHUNK : -(-stop // CHUNK)]
-                rows = np.zeros((2, stop - start), source.rows.dtype)
-                load_vector(*source.block(start, stop)[:4], 0, stop - start, rows, 1)
-                add_magnitudes(rows[1], part[:, 0])
-                lines = rows[1].reshape(-1, shape[-1] if shape else 1)
-                key = np.uint64(keys[task][source.name])
-                prune(lines, *shares[task][source.name], False, key, start)
-                add_magnitudes(rows[1], part[:, 1])
+                add(task, source, start, stop, part)
 
-            return add
+            return count
 
-        sweep(mine, task, weights[task], begin, how, "sum", by_row=True)
+        sweep(mine, task, weights[task], begin, how, "sum", by_row=by_row)
         found[task] = {name: _added(chunks) for name, chunks in sums.items()}
     return found
 
