@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ SECTIONS = (
     "startup",
     "vocabulary",
     "methods",
+    "evaluation",
 )
 MERGEKIT_FLAGS = {
     "default flags": [],
@@ -356,6 +358,28 @@ def by_token(bench: Bench) -> None:
         bench.compare(job, jobs[:1], "≤ 2.00")
 
 
+def evaluation(bench: Bench) -> None:
+    """Switching candidates and asking a model, against a copy and bare forward passes."""
+    family = Family(bench, "tiny" if bench.quick else "135m")
+    bench.heading(f"evaluation, {family}; fastest of {max(5, bench.runs)} runs in one process")
+    command = [sys.executable, "-m", "benchmarks.evaluation", str(family.folder), str(family.out)]
+    command += ["--runs", str(max(5, bench.runs)), "--threads", str(bench.threads)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    seconds: dict[str, list[float]] = json.loads(done.stdout)
+    shutil.rmtree(family.out)
+    bench.jobs.append({"section": bench.title, "name": "evaluation", "seconds": seconds})
+    best = {name: min(runs) for name, runs in seconds.items()}
+    for name, value in best.items():
+        print(f"  {name:<44}{value:>8.3f}")
+    bench.state("switch of 2 tasks / copy", best["switch"] / best["copy"], "≤ 2.50")
+    bench.state("folder written and loaded / switch", best["folder"] / best["switch"], "≥ 20")
+    for name in ("perplexity", "answers"):
+        bench.state(f"{name} / bare", best[name] / best[f"{name}, bare"], "≤ 1.10")
+    usage = Job("taskvec eval --help", [bench.taskvec, "eval", "--help"])
+    bench.run([usage], runs=max(5, bench.runs))
+    bench.state("taskvec eval --help, s", usage.median_s(), "< 0.50")
+
+
 def _need_disk(family: Family) -> None:
     """Stop before anything is written when members and one output do not fit."""
     there = (family.folder / "complete.json").exists()
@@ -430,6 +454,8 @@ def main() -> None:
         by_token(bench)
     if "methods" in wanted:
         methods(bench)
+    if "evaluation" in wanted:
+        evaluation(bench)
     if options.json:
         content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))

@@ -102,6 +102,7 @@ _TINY = Shapes(hidden=256, blocks=8, kv=64, mlp=1024, vocab=8192)
 SCALES = {
     "tiny": _TINY,
     "tiny2": replace(_TINY, blocks=18),  # twice the bytes of tiny
+    "135m": Shapes(hidden=576, blocks=30, kv=192, mlp=1536, vocab=49_152),  # as SmolLM2-135M
     "1b": _1B,
     "2b": replace(_1B, blocks=36),  # twice the bytes of 1b
 }

@@ -7,6 +7,7 @@ threads finish; what is done with them must not depend on it.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -62,6 +63,16 @@ def default_threads() -> int:
             else os.cpu_count() or 1,
         ),
     )
+
+
+def row_step(shape: Sequence[int]) -> int:
+    """What a tensor may be cut at multiples of so that rows, its last dimension, stay whole.
+
+    >>> row_step((5, 3)), row_step((100_000, 48))
+    (65536, 196608)
+    """
+    whole = -(-math.prod(shape) // CHUNK) * CHUNK
+    return min(whole, math.lcm(CHUNK, shape[-1])) if shape and whole else max(whole, CHUNK)
 
 
 def cut(

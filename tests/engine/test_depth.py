@@ -180,10 +180,10 @@ def test_a_pattern_that_fits_nothing_is_an_error(root):
     ("scale", "says"),
     [
         ({"dept": [1]}, "unknown key 'dept'.*did you mean 'depth'"),
-        ({"depth": []}, "depth of task 'math' must be a number or a list"),
+        ({"depth": []}, "depth in scale of task 'math' must be a number or a list"),
         ({"depth": [0, "x"]}, "must be a finite number; got 'x'"),
         ({"depth": [0, float("nan")]}, "must be a finite number"),
-        ({"patterns": ["*"]}, "patterns must map patterns to scales"),
+        ({"patterns": ["*"]}, "patterns in scale of task 'math' must map patterns to values"),
         ({"patterns": {"*": {"head": 1}}}, "unknown key 'head'"),
         ({"times": 2}, "gives no value"),
     ],

@@ -351,10 +351,3 @@ def test_a_stage_as_a_task(root, method, anchor):
         tasks = {"law": {"model": "law"}, "new": {"model": model, "scale": 0.5}}
         found.append(read_raw(merged(root, name, method, anchor=anchor, tasks=tasks, **stages)))
     assert found[0] == found[1]
-
-
-def test_rows_cannot_be_a_stage(root):
-    stage = {"instruct": "instruct", "tasks": dict.fromkeys(TWO, "math"), "method": "nuslerp"}
-    path = recipe(root, "a", "slerp", target="stage:s", stages={"s": stage})
-    with pytest.raises(UsageError, match="nuslerp does not work entry by entry"):
-        load_recipe(path)

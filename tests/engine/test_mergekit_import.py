@@ -133,6 +133,86 @@ def test_gradients_and_filters_become_scales_by_layer():
     assert "*layers.1*" in scale["patterns"]
 
 
+DENSITY = """\
+merge_method: ties
+base_model: base
+models:
+  - model: a
+    parameters: {density: [1, 0.7, 0.1], weight: 1.0}
+  - model: b
+    parameters: {density: 0.5, weight: [0, 0.3, 0.7, 1]}
+  - model: c
+    parameters:
+      density: [{filter: mlp, value: 0.5}, {filter: layers.1, value: [0.2, 0.4]}, {value: 0}]
+      weight: [{filter: mlp, value: 0.5}, {value: 0}]
+parameters: {normalize: true, int8_mask: true}
+"""
+
+
+def test_densities_by_layer():
+    found = imported(DENSITY)
+    tasks = found.recipe["tasks"]
+    assert tasks["a"]["density"] == {
+        "depth": [1, 0.7, 0.1], "embedding": 1, "final_norm": 0.1, "head": 0.1, "outside": 1,
+    }  # fmt: skip
+    assert tasks["b"]["density"] == 0.5
+    assert tasks["c"]["density"] == {
+        "depth": 0,
+        "outside": 0,
+        "patterns": {"*mlp*": 0.5, "*layers.1.*": {"depth": [0.2, 0.4], "outside": 0.2}},
+    }
+    assert found.recipe["method"] == {"name": "ties", "scope": "tensor", "merge": "weighted"}
+    text = told(found)
+    assert (
+        "line 5: mergekit: the gradient density of a gives final norm and head its first value\n"
+        "   here: its last value, written out; theirs: final_norm and head 1" in text
+    )
+    assert (
+        "entries are ranked within each tensor\n"
+        "   here: the same, by scope: tensor, because a density differs by layer" in text
+    )
+    assert "line 10: mergekit: the filter 'layers.1' fits every name" in text
+    faithful = imported(DENSITY, faithful=True).recipe["tasks"]
+    assert (faithful["a"]["density"]["head"], faithful["a"]["density"]["final_norm"]) == (1, 1)
+    assert "*layers.1*" in faithful["c"]["density"]["patterns"]
+
+
+def test_a_density_by_layer_of_all_models_stands_at_the_method():
+    found = imported(config("ties", parameters={"density": [1, 0.5]}))
+    assert found.recipe["method"]["density"]["depth"] == [1, 0.5]
+    assert "density" not in found.recipe["tasks"]["math"]
+    assert found.text.count("depth: [1, 0.5]") == 1
+    assert "&id" not in found.text
+
+
+def test_what_belongs_to_a_density_may_differ_too():
+    della = {"density": [0.6, 0.4], "epsilon": [0.1, 0.2]}
+    found = imported(config("della", parameters=della))
+    assert found.recipe["method"]["epsilon"]["depth"] == [0.2, 0.4]
+    assert (
+        "epsilon by layer is half the range of probabilities\n   here: the whole range, doubled"
+        in told(found)
+    )
+    crumbs = {"density": [{"filter": "mlp", "value": 0.5}, {"value": 0.9}], "gamma": 0.2}
+    method = imported(config("breadcrumbs", parameters=crumbs)).recipe["method"]
+    assert method["gamma"] == {"depth": 0.1, "outside": 0.1, "patterns": {"*mlp*": 0.2}}
+    crumbs = {"density": [0.5, 0.4], "gamma": [0.1, 0.2]}
+    method = imported(config("breadcrumbs", parameters=crumbs)).recipe["method"]
+    assert (method["density"]["head"], method["gamma"]["head"]) == (0.4, 0.2)
+
+
+@pytest.mark.parametrize(("method", "theirs", "ours"), [
+    ("nearswap", "t", "t"), ("ram", "epsilon", "epsilon"), ("ramplus_tl", "alpha", "alpha"),
+    ("sce", "select_topk", "density"),
+])  # fmt: skip
+def test_numbers_of_the_whole_may_differ_by_layer(method, theirs, ours):
+    models = [{"model": name} for name in ("a", "b")][: 1 if method == "nearswap" else 2]
+    found = imported(config(method, models=models, parameters={theirs: [0.25, 0.75]}))
+    assert found.recipe["method"][ours]["depth"] == [0.25, 0.75]
+    assert found.recipe["method"][ours]["head"] == 0.75
+    assert f"the gradient {theirs} gives final norm and head its first value" in told(found)
+
+
 def test_the_innermost_parameter_that_gives_a_value_counts():
     own = [{"filter": "mlp", "value": 0.5}]
     models = [{"model": "a", "parameters": {"weight": own}}, {"model": "b"}]
@@ -175,6 +255,10 @@ def test_della_has_half_their_epsilon():
     found = imported(text)
     assert found.recipe["method"]["epsilon"] == 0.2
     assert "the whole range, 0.2" in told(found)
+    assert "by its own probability, as in the paper; theirs: rescale: l1" in told(found)
+    assert "rescale" not in found.recipe["method"]
+    faithful = imported(text, faithful=True).recipe["method"]
+    assert (faithful["rescale"], faithful["epsilon"]) == ("l1", 0.2)
     linear = imported(config("della_linear", parameters={"density": 0.6})).recipe["method"]
     assert (linear["elect"], linear["merge"]) == ("none", "sum")
 
@@ -309,6 +393,8 @@ def test_the_tokenizer_of_a_mean_may_be_any_members():
         (TIES, "ranked within each tensor\n.*whole model.*theirs: scope: tensor"),
         (TIES, "cancels equal weights; 0.5 does nothing"),
         (config("ties", -1), "-1: the task vectors are added, not subtracted\n.*: subtracted"),
+        (config("ties", parameters={"density": [{"filter": "mlp", "value": 0.5}]}),
+         "density of math is left at 1.0 where no filter fits\n   here: the same"),
         (config("dare_linear"), "L1 norm again\n.*by 1/density.*theirs: rescale: l1"),
         (config("dare_linear"), "without a seed\n.*seed 0"),
         (config("task_arithmetic", [0, 1]), "gradient weight of math.*final norm.*first value"),
@@ -361,8 +447,15 @@ def test_parameters_of_the_base_are_told():
         (config("ties", base_model=None), "base_model is missing; mergekit's ties needs it"),
         (config("ties", models=[{"model": "a"}]), r"c.yml:\d+: weight of a is missing"),
         (config("ties", "x"), "must be a finite number; got 'x'"),
-        (config("ties", parameters={"density": [1, 0.5]}),
-         r"c.yml:\d+: density of math that differs by layer is not supported"),
+        (config("ties", parameters={"lambda": [1, 0.5]}),
+         r"c.yml:\d+: lambda that differs by layer is not supported; give one number"),
+        (config("ties", parameters={"density": [2, 1]}), r"density of ties must be in \[0, 1\]"),
+        (config("dare_linear", parameters={"density": [{"filter": "mlp", "value": 0.5},
+                                                       {"value": 0}]}),
+         r"density of dare must be in \[1e-06, 1\]; got 0"),
+        (config("breadcrumbs", parameters={"density": [1, 0.5]}),
+         "density and gamma of math that differ by layer and sum to more than 1 in some are not "
+         "supported; lower one of them"),
         (config("ties", parameters={"rescale": True}), "rescale: true of ties"),
         (config("ties", parameters={"normalize": "maybe"}), "normalize must be true or false"),
         (config("ties", models=[{"model": "a+b+c"}]), "a model is PATH or PATH.LORA"),
@@ -392,7 +485,6 @@ def test_what_is_not_supported_is_refused_by_name(text, says):
         (config("linear", 0.7, base_model=None, parameters={"normalize": False}),
          "weights that sum to 1.4 is not supported"),
         (config("multislerp"), "multislerp cannot be imported faithfully"),
-        (config("della", parameters={"density": 0.5}), "L1 norm is not reproduced for della"),
         (config("task_arithmetic", chat_template="x"), "chat_template is not supported"),
         (config("ties", models=[{"model": "a", "parameters": {"weight": 1}},
                                 {"model": "b", "parameters": {"weight": -2}}]),

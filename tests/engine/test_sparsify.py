@@ -232,6 +232,45 @@ def test_della(root, elect, merge, density, epsilon):
     close(merged(root, "out", method | {"merge": merge}, seed=2), expected, 1e-6)
 
 
+@pytest.mark.parametrize(("density", "epsilon"), [(0.6, 0.3), (1e-3, 0.0), (1.0, 0.5)])
+def test_della_keeps_the_l1_norm(root, density, epsilon):
+    anchor, tau = vectors(root)
+    plain = della_rows(tau, density, epsilon if density < 1 else 0, seed=3, rescale=False)
+    rows = {name: [] for name in plain}
+    for name, kept in plain.items():
+        for task, scale, mine in zip(SCALES, SCALES.values(), kept, strict=True):
+            norm = np.abs(scale * tau[task][name].astype(np.float64)).sum()
+            total = np.abs(mine).sum()
+            rows[name].append(mine * (norm / total if total else 1.0))
+    method = {"name": "della", "density": density, "epsilon": epsilon, "rescale": "l1"}
+    expected = {n: fused(v, rows[n], "mass", "mean") for n, v in anchor.items()}
+    out = merged(root, "out", method, seed=3)
+    close(out, expected, 2e-6)
+    factors = read_manifest(out)["table"]["selection"]["factors"]
+    assert set(factors) == set(SCALES)
+    assert (set(factors["a"].values()) == {1.0}) == (density == 1)
+
+
+def test_della_rescales_each_task_in_its_own_way(root):
+    anchor, tau = vectors(root)
+    scales = {"a": {"scale": 1.0, "rescale": "l1"}, "b": {"scale": 1.0, "rescale": "none"},
+              "c": {"scale": 1.0}}  # fmt: skip
+    method = {"name": "della", "elect": "none", "merge": "sum"}
+    out = merged(root, "out", method, scales)
+    assert set(read_manifest(out)["table"]["selection"]["factors"]) == {"a"}
+    alone = {t: read_checkpoint(merged(root, f"of-{t}", method, {t: s})) for t, s in scales.items()}
+    found = read_checkpoint(out)
+    for name, start in anchor.items():
+        both = sum(one[name].astype(np.float64) - start for one in alone.values())
+        np.testing.assert_allclose(found[name], start + both, rtol=1e-6, atol=2e-7)
+    change = alone["a"]["large"] - anchor["large"].astype(np.float64)
+    norm = np.abs(tau["a"]["large"]).sum(dtype=np.float64)
+    assert np.abs(change).sum() == pytest.approx(norm, rel=1e-5)
+    kept = alone["b"]["large"] != anchor["large"]
+    change = alone["b"]["large"][kept] - anchor["large"][kept]
+    np.testing.assert_allclose(change, tau["b"]["large"][kept], atol=2e-8)
+
+
 def test_della_without_rescaling_keeps_entries_as_they_are(root):
     anchor, tau = vectors(root)
     rows = della_rows(tau, 0.7, 0.14, rescale=False)
@@ -436,6 +475,7 @@ METHODS = {
     "dare": {"name": "dare", "density": 0.5, "rescale": "l1"},
     "dare_ties": {"name": "dare_ties", "density": 0.5, "rescale": "l1"},
     "della": {"name": "della", "density": 0.5, "epsilon": 0.2},
+    "della_l1": {"name": "della", "density": 0.5, "epsilon": 0.2, "rescale": "l1"},
     "consensus": {"name": "consensus"},
     "pcb": {"name": "pcb", "density": 0.3},
 }

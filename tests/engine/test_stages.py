@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tests.conftest import read_raw, write_family
+from tests.engine import test_sparsify
 
+from taskvec.checkpoints.views import size
+from taskvec.engine import apply
 from taskvec.engine import run as engine
+from taskvec.engine import stages as stages_module
+from taskvec.engine.deciding import settle
 from taskvec.engine.manifest import read_manifest, recipe_of
+from taskvec.engine.plan import make_plan, make_stages
 from taskvec.engine.reading import load_recipe
 from taskvec.engine.verify import verify
 from taskvec.errors import RecipeError, StaleError
+from taskvec.streaming import CHUNK
 
 FIRST = {
     "base": "base",
@@ -164,3 +172,88 @@ def test_a_stage_draws_by_the_seed_of_the_recipe(root):
     assert a != b
     written = merged(write(root, "r.yaml", stage | {"seed": 1}), root / "w")
     assert read_raw(written) == a
+
+
+# Methods that must see more at once than a reader asks for.
+
+WIDE = {
+    "della": {"name": "della", "density": 0.5, "epsilon": 0.2, "rescale": "l1"},
+    "nuslerp": {"name": "nuslerp", "granularity": "row"},
+    "sce": {"name": "sce", "density": 0.5},
+    "tsv": {"name": "tsv"},
+    "iso_c": {"name": "iso_c"},
+    "ties": {"name": "ties", "density": 0.3},
+    "dare": {"name": "dare", "density": 0.5},
+}
+
+
+def wide(root: Path, method: str, dtype: str = "F32") -> dict:
+    """A recipe of two tasks, with tensors of several chunks."""
+    test_sparsify.write(root, dtype)
+    tasks = {"a": {"model": "a", "scale": 0.6}, "b": {"model": "b", "scale": 0.8}}
+    return {"anchor": "anchor", "tasks": tasks, "method": WIDE[method]}
+
+
+@pytest.mark.parametrize("method", WIDE)
+def test_a_stage_of_any_method_gives_what_writing_it_gives(root, method):
+    recipe = wide(root, method)
+    expected = read_raw(merged(write(root, "w.yaml", recipe), root / "written"))
+    one = {"target": "stage:s", "method": "passthrough", "stages": {"s": recipe}}
+    path = write(root, "one.yaml", one)
+    for threads in (1, 3):
+        out = merged(path, root / f"out{threads}", threads=threads, block=CHUNK)
+        assert read_raw(out) == expected
+    assert all(check.outcome == "same" for check in verify(root / "out3", replay=True))
+
+
+def test_a_task_may_be_a_stage_of_whole_rows(root):
+    recipe = wide(root, "della") | {"out": {"dtype": "bfloat16"}}
+    merged(write(root, "w.yaml", recipe), root / "written")
+    found = []
+    for model, stages in (("written", {}), ("stage:s", {"stages": {"s": recipe}})):
+        tasks = {"both": {"model": model, "scale": 0.5}, "c": {"model": "c", "scale": 0.5}}
+        data = {"anchor": "anchor", "tasks": tasks, "method": WIDE["ties"]} | stages
+        path = write(root, f"{len(found)}.yaml", data)
+        found.append(read_raw(merged(path, root / f"out{len(found)}", block=CHUNK)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("method", WIDE)
+def test_any_part_of_a_tensor_is_that_part_of_the_whole(root, method):
+    """Rows of tokens are read from anywhere; in 16 bits many entries equal the cut of `ties`."""
+    recipe = wide(root, method, "BF16")
+    one = {"target": "stage:s", "method": "passthrough", "stages": {"s": recipe}}
+    stages = make_stages(load_recipe(write(root, "one.yaml", one)))
+    settle(stages, {})
+    random = np.random.default_rng(0)
+    for name in ("large", "long", "wide", "cube", "scalar", "empty"):
+        view = stages["s"].view(name)
+        count = size(view)
+        whole = view.read(0, count)
+        for _ in range(6):
+            start, stop = sorted(random.integers(0, count + 1, 2).tolist())
+            np.testing.assert_array_equal(view.read(start, stop), whole[start:stop])
+
+
+def test_a_whole_tensor_is_worked_out_once_for_readers_of_its_parts(root, monkeypatch):
+    recipe = wide(root, "sce")
+    one = {"target": "stage:s", "method": "passthrough", "stages": {"s": recipe}}
+    calls: list[str] = []
+
+    def counted(edit, *rest):
+        calls.append(edit.name)
+        return apply.result_of(edit, *rest)
+
+    monkeypatch.setattr(stages_module, "result_of", counted)
+    merged(write(root, "one.yaml", one), root / "out", threads=2, block=CHUNK)
+    assert sorted(calls) == sorted(test_sparsify.SHAPES)
+
+
+def test_a_plan_counts_what_a_stage_must_hold(root):
+    one = {"target": "stage:s", "method": "passthrough"}
+    peaks = []
+    for method in ("ties", "tsv"):
+        data = one | {"stages": {"s": wide(root, method)}}
+        peaks.append(make_plan(load_recipe(write(root, "p.yaml", data)), threads=1).peak_bytes)
+    largest = 4 * 310 * 431
+    assert peaks[1] - peaks[0] > 3 * 22 * largest  # one thread, and two stretches that are kept

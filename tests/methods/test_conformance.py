@@ -104,6 +104,12 @@ def other_target(inputs):
     return replace(table, target=np.full(len(table.names), 0.9))
 
 
+def of_mapping(inputs):
+    """One more where a parameter differs by layer, or may."""
+    table, power = PLAIN.decide(inputs), inputs.parameters["a"]["power"]
+    return replace(table, weights=table.weights + isinstance(power, dict))
+
+
 def never(inputs):
     raise ParameterError("wrong takes no tasks")
 
@@ -116,6 +122,8 @@ WRONG = {
         (replace(PLAIN, summary="two\nlines"), "summary, source and formula must be texts"),
         (replace(PLAIN, name="ties"), "taskvec's own method has that name"),
         (replace(PLAIN, alignment="matrix"), "alignment must be in element"),
+        (replace(PLAIN, parameters=(replace(POWER, choices=("b",), by_layer=True),)),
+         "its parameter 'power' is a word, which cannot differ by layer"),
     ],
     "test_every_dtype_shape_and_number_of_tasks": [
         (replace(PLAIN, decide=never), "runs with none of 1, 2 and 3 tasks"),
@@ -148,6 +156,12 @@ WRONG = {
     "test_ends_of_parameters": [
         (replace(PLAIN, combine=broken, parameters=(POWER,)),
          "power = 1.* is refused in more than one line"),
+    ],
+    "test_parameters_by_layer": [
+        (replace(PLAIN, decide=of_mapping, parameters=(replace(POWER, by_layer=True),)),
+         "other bits in .*: power by layer, the same everywhere"),
+        (replace(PLAIN, decide=lambda i: 2 * i.parameters["a"]["power"],
+                 parameters=(replace(POWER, by_layer=True),)), "decide gave 1.0, not a Table"),
     ],
     "test_seed": [
         (replace(PLAIN, combine=drawn), "say draws = True if it draws"),

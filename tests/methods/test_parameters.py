@@ -13,6 +13,7 @@ from taskvec.errors import ParameterError
 from taskvec.methods.parameters import Parameter, resolve
 
 DENSITY = Parameter("density", 0.2, "share of entries kept", low=0, high=1)
+SHARE = Parameter("share", 0.2, "of entries, by layer", low=0, high=1, by_layer=True)
 SCHEME = Parameter("scheme", "linear", "how", choices=("linear", "square"))
 
 
@@ -32,7 +33,9 @@ def test_defaults_and_given_values():
     ({"density": "0.5"}, "density of toy must be in [0, 1]; got '0.5'"),
     ({"density": True}, "density of toy must be in [0, 1]; got True"),
     ({"density": None}, "density of toy must be in [0, 1]; got None"),
-    ({"density": [0.5]}, "density of toy must be in [0, 1]; got [0.5]"),
+    ({"density": [0.5]}, "density of toy must be in [0, 1]; got [0.5]; it cannot differ by layer"),
+    ({"density": {}}, "density of toy must be in [0, 1]; got {}; it cannot differ by layer"),
+    ({"share": [0.5]}, "share of toy must be in [0, 1]; got [0.5]; by layer: {depth: [0.5]}"),
     ({"scheme": "liner"}, "scheme of toy must be in linear | square; got 'liner'; "
                           "did you mean 'linear'?"),
     ({"scheme": "cubic-ish"}, "scheme of toy must be in linear | square; got 'cubic-ish'"),
@@ -45,7 +48,7 @@ def test_defaults_and_given_values():
 ])  # fmt: skip
 def test_messages(given, text):
     with pytest.raises(ParameterError) as caught:
-        resolve((DENSITY, SCHEME), given, "toy")
+        resolve((DENSITY, SHARE, SCHEME) if "share" in given else (DENSITY, SCHEME), given, "toy")
     assert str(caught.value) == text
     assert caught.value.exit_code == 2
 

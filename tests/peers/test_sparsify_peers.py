@@ -153,6 +153,24 @@ def test_della_draws_by_rank_as_mergekit_does(family, tmp_path, theirs, elect):
     assert factors[1] < 0.01  # one for the tensor
 
 
+@pytest.mark.parametrize(("theirs", "elect"), [("della", "mass"), ("della_linear", "none")])
+def test_della_to_the_l1_norm_is_what_mergekit_rescales_to(family, tmp_path, theirs, elect):
+    """Draws differ; what is kept has one factor a tensor, and the L1 norm is the task vector's."""
+    each = {"density": 0.5, "epsilon": 0.2}
+    wanted = mergekit(family, tmp_path, theirs, {"first": 1.0}, each=each)
+    method = {"name": "della", "density": 0.5, "epsilon": 0.4, "elect": elect, "rescale": "l1"}
+    got = taskvec(family, tmp_path, method, {"first": 1.0})
+    assert kept_of_rows(family, got) == pytest.approx((0.5, 0.32, 0.68), abs=0.015)
+    ours, peers = changes(family, got), changes(family, wanted)
+    for name, values in task_vector(family, "first").items():
+        norm = np.abs(values).sum()
+        for change in (ours[name], peers[name]):
+            assert np.abs(change).sum() == pytest.approx(norm, rel=1e-5), name
+            kept = (change != 0) & (np.abs(values) > 1e-3)
+            factors = change[kept] / values[kept]
+            assert np.ptp(factors) < 1e-3 * factors.mean(), name
+
+
 def test_della_at_minus_one_is_added_by_mergekit_and_subtracted_here(family, tmp_path):
     each = {"density": 0.5, "epsilon": 0.2}
     theirs = mergekit(family, tmp_path, "della", {"first": -1.0}, each=each)

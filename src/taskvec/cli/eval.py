@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
     from taskvec.evaluation.data import DataPlaces
     from taskvec.evaluation.evaluate import Options, Result
-    from taskvec.evaluation.figures import Figure
     from taskvec.evaluation.loading import Spec
+    from taskvec.evaluation.signs import Finding
 
 OUT = "taskvec-eval"
 
@@ -107,14 +108,17 @@ def run(args: argparse.Namespace) -> int:
     from taskvec.evaluation.comparison import compare
     from taskvec.evaluation.evaluate import prepare
     from taskvec.evaluation.results import about, evaluate_models, write_results
+    from taskvec.evaluation.signs import find_signs
 
     options = _options(args)
     prepared = prepare(names, options)
     results = evaluate_models(specs, prepared, options)
     compared = compare(results, reference=reference, singles=singles)
+    findings = find_signs(results, reference=reference, singles=singles)
     told = {
         "reference": reference,
         "tasks": {task: [each.to_json() for each in row] for task, row in compared.items()},
+        "findings": [finding.to_json() for finding in findings],
         **about(),
     }
     write_results(Path(args.out), told)
@@ -123,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for task, rows in compared.items():
             _print(task, rows, reference, singles.get(task))
+        _print_findings(findings)
         print(f"{args.out}/: results.json, and what was asked and replied")
     return 0
 
@@ -201,6 +206,8 @@ def _bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:
     """The models in one task; 95 % intervals in brackets."""
+    from taskvec.evaluation.figures import span
+
     first = rows[0].result
     about = first.about
     of = f" of {about['available']:,}" if about["available"] != about["n"] else ""
@@ -212,14 +219,22 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
         head.append(f"share of {single}'s")
     lines = []
     for row in rows:
-        line = [row.result.model, *(_span(row.result.figures[m]) for m in metrics)]
+        line = [row.result.model, *(span(row.result.figures[m]) for m in metrics)]
         if len(rows) > 1:
-            line.append("" if row.difference is None else _span(row.difference, sign="+"))
+            line.append("" if row.difference is None else span(row.difference, sign="+"))
         if single is not None:
             line.append("–" if row.share is None else f"{row.share:.0%}")
         lines.append(line)
     print(f"{task}: n = {about['n']:,}{of}, seed {about['seed']}{_how(first)}")
     common.show(lines, head)
+    print()
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """Signs of failure, a paragraph each."""
+    print("Findings:" if findings else "Findings: none")
+    for finding in findings:
+        print(textwrap.fill(f"- {finding.text}", 100, subsequent_indent="  "))
     print()
 
 
@@ -230,18 +245,6 @@ def _how(result: Result) -> str:
     windowed = any(isinstance(r, Document) for s in result.samples for r in s.requests)
     about = result.about
     return f", context {about['context']}, stride {about['stride']}" if windowed else ""
-
-
-def _span(figure: Figure, sign: str = "") -> str:
-    """A value and its interval.
-
-    >>> from taskvec.evaluation.figures import Figure
-    >>> _span(Figure(0.5, 0.4, 0.6, 100)), _span(Figure(12.346, 11, 13, 9), "+")
-    ('0.500 [0.400, 0.600]', '+12.35 [+11.00, +13.00]')
-    """
-    digits = 2 if abs(figure.value) >= 10 else 3
-    value, low, high = (f"{x:{sign}.{digits}f}" for x in (figure.value, figure.low, figure.high))
-    return f"{value} [{low}, {high}]"
 
 
 def _list(*, as_json: bool) -> int:

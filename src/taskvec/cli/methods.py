@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from taskvec.methods.method import Method
+    from taskvec.methods.parameters import Parameter
 
 OURS = "taskvec"
 
@@ -86,9 +87,13 @@ def _describe(method: Method, origin: str) -> None:
         print(f"  from {origin}")
     if method.parameters:
         common.show(
-            [(f"  {p.name}", p.default, p.range, p.help) for p in method.parameters],
+            [(f"  {p.name}", p.default, p.range, _told(p)) for p in method.parameters],
             ("  parameter", "default", "range", ""),
         )
+
+
+def _told(parameter: Parameter) -> str:
+    return f"{parameter.help}{'; may differ by layer' if parameter.by_layer else ''}"
 
 
 def _as_json(method: Method, origin: str) -> dict[str, Any]:
@@ -108,7 +113,13 @@ def _as_json(method: Method, origin: str) -> dict[str, Any]:
         "table": method.takes_table,
         "alignment": method.alignment,
         "parameters": [
-            {"name": p.name, "default": p.default, "range": p.range, "help": p.help}
+            {
+                "name": p.name,
+                "default": p.default,
+                "range": p.range,
+                "by_layer": p.by_layer,
+                "help": p.help,
+            }
             for p in method.parameters
         ],
     }

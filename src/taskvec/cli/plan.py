@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "other": [name for name in members.merged if members.keys[name].module == "other"],
         "method": {
             "name": recipe.method.name,
-            "parameters": {t: dict(p) for t, p in recipe.parameters.items()},
+            "parameters": {task: recipe.parameters_of(task) for task in recipe.parameters},
         },
         "scale": {task: recipe.scale_of(task) for task in recipe.scales},
         "decided": decided,
@@ -126,10 +126,9 @@ def _print(result: dict[str, Any]) -> None:
         print(f"note      {note}")
     print(f"method    {result['method']['name']}")
     for task, parameters in result["method"]["parameters"].items():
-        scale = result["scale"].get(task, "not given")
-        scale = "by layer" if isinstance(scale, dict) else scale
+        scale = _cell(result["scale"].get(task, "not given"))
         scale = f"{scale:g}" if isinstance(scale, float) else scale
-        words = ", ".join(f"{name} {value}" for name, value in parameters.items())
+        words = ", ".join(f"{name} {_cell(value)}" for name, value in parameters.items())
         print(f"          {task}: scale {scale}{'; ' + words if words else ''}")
     if result["decided"]:
         print(
@@ -150,3 +149,7 @@ def _print(result: dict[str, Any]) -> None:
     print(f"write     {write} in {len(shards)} file{'s' if len(shards) > 1 else ''}")
     print(f"disk      {gb(result['write_bytes'])} needed, {gb(result['free_bytes'])} free")
     print(f"memory    about {gb(result['peak_memory_bytes'])} besides the page cache")
+
+
+def _cell(value: Any) -> Any:
+    return "by layer" if isinstance(value, dict) else value

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from taskvec.cli import common
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
+    from taskvec.engine.members import Members
     from taskvec.engine.recipe import Recipe
     from taskvec.statistics.scan import Scan
 
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             "no base is given: similarity to instruction tuning cannot be known"
         )
     if args.save_table:
-        _save_table(recipe, scan, Path(args.save_table))
+        _save_table(recipe, members, scan, Path(args.save_table))
     if args.csv:
         _write_csv(result["layers"], args.csv)
     if args.plot:
@@ -132,12 +134,12 @@ def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
     }
 
 
-def _save_table(recipe: Recipe, scan: Scan, path: Path) -> None:
-    from taskvec.methods.method import Inputs
+def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> None:
+    from taskvec.engine.plan import inputs_of
     from taskvec.methods.table import Table
 
-    scales = {task: recipe.scales.get(task, 1.0) for task in scan.tasks}
-    table = recipe.method.decide(Inputs(scan.tasks, scan.names, scales, recipe.parameters, scan))
+    scaled = replace(recipe, scales={task: recipe.scales.get(task, 1.0) for task in scan.tasks})
+    table = recipe.method.decide(inputs_of(scaled, members, scan=scan))
     if not isinstance(table, Table):
         raise UsageError(f"the table of {recipe.method.name} rests on more than a scan")
     with common.writing(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +17,17 @@ from taskvec.methods.parameters import Resolved
 from taskvec.methods.selection import Selection
 from taskvec.statistics.collect import address, describe, refuse_non_finite
 from taskvec.statistics.trim import Threshold
-from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
+from taskvec.streaming import (
+    BLOCK,
+    CHUNK,
+    Progress,
+    Unit,
+    cut,
+    default_threads,
+    row_step,
+    silent,
+    stream,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -137,10 +146,9 @@ class Edit:
         alignment = "element" if self.combination is None else self.combination.alignment
         if alignment == "element":
             return CHUNK
-        whole = -(-size(self.like) // CHUNK) * CHUNK
-        if alignment == "row" and self.like.shape and whole:
-            return min(whole, math.lcm(CHUNK, self.like.shape[-1]))
-        return max(whole, CHUNK)
+        if alignment == "row":
+            return row_step(self.like.shape)
+        return max(CHUNK, -(-size(self.like) // CHUNK) * CHUNK)
 
 
 class Sink(Protocol):

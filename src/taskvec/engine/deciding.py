@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from taskvec.engine.scans import scan_members
 from taskvec.engine.stages import Stage
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.methods.method import Need
+from taskvec.methods.parameters import value_at
 from taskvec.methods.selection import bound, mask_key
 from taskvec.methods.table import Table, check_table
 from taskvec.statistics.collect import Sources
 from taskvec.statistics.competition import competition
-from taskvec.statistics.kept import Sums, kept_sums
+from taskvec.statistics.kept import Sums, kept_by_rank, kept_sums
 from taskvec.statistics.products import Products, products_of_models, products_of_vectors
 from taskvec.statistics.scan import Scan
 from taskvec.statistics.trim import Counting, Threshold, thresholds
@@ -34,6 +35,7 @@ COLLECTORS: dict[str, Callable[[Plan, Need, Options], object]] = {
     "products": lambda plan, need, options: _products(plan, options),
     "thresholds": lambda plan, need, options: _thresholds(plan, need, options),
     "kept": lambda plan, need, options: _kept(plan, need, options),
+    "kept_by_rank": lambda plan, need, options: _kept_by_rank(plan, need, options),
     "competition": lambda plan, need, options: _competition(plan, need, options),
 }
 
@@ -175,17 +177,33 @@ def _thresholds(plan: Plan, need: Need, options: Options) -> dict[str, dict[str,
 
 def _kept(plan: Plan, need: Need, options: Options) -> Sums:
     """Σ |x| and Σ m |x| under the layer weights that the method has made and its random masks."""
-    seed = plan.recipe.seed
     sources, weights, how = _swept(plan, need, options)
-    bounds = {task: bound(density) for task, density in need.densities.items()}
-    keys = {t: {n: mask_key(seed, t, n) for n in plan.members.merged} for t in need.densities}
-    return kept_sums(sources, weights, bounds, keys, how)
+    names = plan.members.merged
+    bounds = {t: {n: bound(value_at(d, n)) for n in names} for t, d in need.densities.items()}
+    return kept_sums(sources, weights, bounds, _keys(plan, need), how)
+
+
+def _kept_by_rank(plan: Plan, need: Need, options: Options) -> Sums:
+    """The same where the larger entries of a row are kept more often."""
+    sources, weights, how = _swept(plan, need, options)
+    shares = {
+        t: {n: (value_at(d, n), value_at(need.epsilons[t], n)) for n in plan.members.merged}
+        for t, d in need.densities.items()
+    }
+    return kept_by_rank(sources, weights, shares, _keys(plan, need), how)
+
+
+def _keys(plan: Plan, need: Need) -> dict[str, dict[str, int]]:
+    """What draws depend on besides the entry, by task, then by tensor."""
+    seed, names = plan.recipe.seed, plan.members.merged
+    return {t: {n: mask_key(seed, t, n) for n in names} for t in need.densities}
 
 
 def _competition(plan: Plan, need: Need, options: Options) -> dict[str, dict[str, float]]:
     """Bounds of magnitude and of scores, of the tasks that compete."""
     sources, weights, how = _swept(plan, need, options)
-    return competition(sources, weights, need.densities, how)
+    densities = cast(Mapping[str, float], need.densities)  # which are of the whole model
+    return competition(sources, weights, densities, how)
 
 
 def _swept(

@@ -1,4 +1,4 @@
-"""Scales that differ between the tensors of one task: over depth, outside the blocks, by pattern.
+"""Numbers that differ between the tensors of one task: over depth, outside the blocks, by pattern.
 
 ```yaml
 scale:
@@ -12,7 +12,8 @@ scale:
 ```
 
 The scale of tensor n of task t is λ_t(n) = times × the value found for n. It stands wherever λ_t
-stands in a method's formula.
+stands in a method's formula. Parameters that are declared `by_layer`, such as densities, have the
+same form.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What λ of one task is multiplied with, tensor by tensor.
+    """A number of one task tensor by tensor: a parameter, or what its λ is multiplied with.
 
     Attributes:
         rest: Values of tensors that no pattern fits.
@@ -85,7 +86,7 @@ class Profile:
 def read_profile(
     document: Document,
     key: Key,
-    task: str,
+    what: str,
     data: Mapping[str, Any],
     number: Callable[[Key, object], float],
 ) -> Profile:
@@ -94,7 +95,7 @@ def read_profile(
     Args:
         document: The recipe.
         key: Where it stands.
-        task: Of which task, for messages.
+        what: What differs, for messages.
         data: The mapping.
         number: Gives the number at a key, or fails.
 
@@ -105,7 +106,7 @@ def read_profile(
 
     def depth(at: Key, value: object) -> tuple[float, ...]:
         if value == []:
-            document.fail(at, f"depth of task {task!r} must be a number or a list of numbers")
+            document.fail(at, f"depth in {what} must be a number or a list of numbers")
         listed = value if isinstance(value, list) else [value]
         return tuple(number((*at, i), each) for i, each in enumerate(listed))
 
@@ -126,14 +127,16 @@ def read_profile(
 
     patterns: object = data.get("patterns", {})
     if not isinstance(patterns, dict):
-        document.fail((*key, "patterns"), f"patterns must map patterns to scales; got {patterns!r}")
+        document.fail(
+            (*key, "patterns"), f"patterns in {what} must map patterns to values; got {patterns!r}"
+        )
     profile = Profile(
         rest=values(key, data),
         places={place: number((*key, place), data[place]) for place in PLACES if place in data},
         patterns={p: pattern((*key, "patterns", p), value) for p, value in patterns.items()},
     )
     if not profile.to_dict():
-        document.fail(key, f"scale of task {task!r} gives no value; known: {', '.join(KEYS)}")
+        document.fail(key, f"{what} gives no value; known: {', '.join(KEYS)}")
     return profile
 
 
@@ -157,17 +160,38 @@ def factors(
     Raises:
         UsageError: no value is given for a tensor, or a pattern fits none.
     """
-    blocks = block_counts(keys.values())
     found = np.ones((len(tasks), len(names)))
     for row, task in enumerate(tasks):
-        if task not in profiles:
-            continue
-        for pattern in profiles[task].patterns:
-            if not any(fnmatchcase(name, pattern) for name in keys):
-                raise UsageError(f"scale of task {task!r}: pattern {pattern!r} fits no tensor")
-        for column, name in enumerate(names):
-            found[row, column] = _value(profiles[task], task, name, keys[name], blocks)
+        if task in profiles:
+            found[row] = _values(profiles[task], f"scale of task {task!r}", names, keys)
     return found
+
+
+def by_tensor(
+    parameters: Mapping[str, Mapping[str, Any]], names: Sequence[str], keys: Mapping[str, LayerKey]
+) -> dict[str, dict[str, Any]]:
+    """Parameters as methods have them: values by tensor in the place of a profile.
+
+    Args:
+        parameters: By task, as a recipe has them.
+        names: See `factors`.
+        keys: See `factors`.
+
+    Raises:
+        UsageError: see `factors`.
+    """
+
+    def resolved(task: str, parameter: str, value: Any) -> Any:
+        if not isinstance(value, Profile):
+            return value
+        return dict(
+            zip(names, _values(value, f"{parameter} of task {task!r}", names, keys), strict=True)
+        )
+
+    return {
+        task: {name: resolved(task, name, value) for name, value in mine.items()}
+        for task, mine in parameters.items()
+    }
 
 
 def block_counts(keys: Iterable[LayerKey]) -> dict[str, int]:
@@ -195,8 +219,19 @@ def interpolated(values: Sequence[float], block: int, blocks: int) -> float:
     return (1 - share) * values[first] + share * values[first + 1]
 
 
+def _values(
+    profile: Profile, what: str, names: Sequence[str], keys: Mapping[str, LayerKey]
+) -> list[float]:
+    """The value of each tensor."""
+    for pattern in profile.patterns:
+        if not any(fnmatchcase(name, pattern) for name in keys):
+            raise UsageError(f"{what}: pattern {pattern!r} fits no tensor")
+    blocks = block_counts(keys.values())
+    return [_value(profile, what, name, keys[name], blocks) for name in names]
+
+
 def _value(
-    profile: Profile, task: str, name: str, key: LayerKey, blocks: Mapping[str, int]
+    profile: Profile, what: str, name: str, key: LayerKey, blocks: Mapping[str, int]
 ) -> float:
     fits = next((p for p in profile.patterns if fnmatchcase(name, p)), None)
     values = profile.rest if fits is None else profile.patterns[fits]
@@ -206,12 +241,8 @@ def _value(
         return profile.places[key.module]
     if key.block is None and values.outside is not None:
         return values.outside
-    where = "scale" if fits is None else f"pattern {fits!r} of scale"
+    where = what if fits is None else f"pattern {fits!r} of {what}"
     if key.block is not None:
-        raise UsageError(
-            f"{where} of task {task!r} has no value for {name!r}; give depth: [FIRST, LAST]"
-        )
+        raise UsageError(f"{where} has no value for {name!r}; give depth: [FIRST, LAST]")
     kind = f"{key.module}: NUMBER" if fits is None and key.module in PLACES else "outside: NUMBER"
-    raise UsageError(
-        f"{where} of task {task!r} has no value for {name!r}, which is in no block; give {kind}"
-    )
+    raise UsageError(f"{where} has no value for {name!r}, which is in no block; give {kind}")

@@ -16,9 +16,10 @@ from taskvec.engine.apply import (
     Election,
     Voter,
 )
-from taskvec.engine.depth import factors
+from taskvec.engine.depth import by_tensor, factors
 from taskvec.engine.members import Members
 from taskvec.engine.plan import Plan
+from taskvec.methods.parameters import Resolved, value_at
 from taskvec.methods.selection import bound, mask_key
 from taskvec.methods.table import Table
 
@@ -30,6 +31,7 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
     members = plan.members
     column = {name: i for i, name in enumerate(table.names)}
     scales = layer_scales(plan, table)
+    parameters = by_tensor(plan.recipe.parameters, members.merged, members.keys)
     coefficients = (table.weights * scales).T.tolist()
     factors = table.target.tolist() if table.target is not None else None
     weighed = [
@@ -64,7 +66,7 @@ def edits_of(plan: Plan, table: Table) -> dict[str, Edit]:
                 if c != 0 and members.has(f"task:{task}", name)
             }
             mine = scales[:, i].tolist()
-            combination = _combination(plan, table, i, mine) if terms else None
+            combination = _combination(plan, table, i, mine, parameters) if terms else None
             expected = {role: d[name] for role, d in table.digests.items() if name in d}
             if same_as_anchor and "anchor" in expected:
                 expected["target"] = expected["anchor"]
@@ -94,10 +96,14 @@ def layer_scales(plan: Plan, table: Table) -> Array:
 
 
 def _combination(
-    plan: Plan, table: Table, column: int, scales: Sequence[float]
+    plan: Plan,
+    table: Table,
+    column: int,
+    scales: Sequence[float],
+    parameters: Mapping[str, Resolved],
 ) -> Combination | None:
     """What a method that combines blocks itself is told for one tensor."""
-    method, recipe = plan.recipe.method, plan.recipe
+    method, name = plan.recipe.method, table.names[column]
     if method.combine is None:
         return None
     weights = dict(zip(table.tasks, table.weights[:, column].tolist(), strict=True))
@@ -107,8 +113,8 @@ def _combination(
         method.alignment,
         weights,
         by_task,
-        recipe.parameters,
-        recipe.seed,
+        {t: {k: value_at(v, name) for k, v in mine.items()} for t, mine in parameters.items()},
+        plan.recipe.seed,
         table.selection,
     )
 
@@ -129,13 +135,13 @@ def _election(
             Voter(
                 weight=float(table.weights[i, column]),
                 scale=scales[i]
-                * selection.rescale.get(task, 1.0)
+                * value_at(selection.rescale.get(task, 1.0), name)
                 * selection.factors.get(task, {}).get(name, 1.0),
                 share=abs(scales[i]),
                 threshold=threshold,
                 # A ceiling of 0, in a tensor that hardly changes, drops all but zeros.
                 ceiling=max(1, selection.ceilings.get(task, {}).get(name, LARGEST + 1)) - 1,
-                bound=bound(selection.densities.get(task, 1.0)),
+                bound=bound(value_at(selection.densities.get(task, 1.0), name)),
                 key=mask_key(selection.seed, task, name),
             )
         )

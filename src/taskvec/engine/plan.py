@@ -21,10 +21,10 @@ from taskvec.checkpoints.staging import (
     staging_folder,
 )
 from taskvec.dtypes import FLOATS
-from taskvec.engine.depth import factors
+from taskvec.engine.depth import by_tensor, factors
 from taskvec.engine.members import Members, open_members
 from taskvec.engine.recipe import Recipe
-from taskvec.engine.stages import Stage, as_source
+from taskvec.engine.stages import KEPT, Stage, as_source
 from taskvec.errors import OutputError
 from taskvec.methods.method import Inputs, Need
 from taskvec.methods.table import Table
@@ -104,6 +104,7 @@ def make_plan(
         stages=stages,
     )
     factors(recipe.profiles, members.tasks, members.merged, members.keys)  # or say what lacks
+    by_tensor(recipe.parameters, members.merged, members.keys)  # likewise
     shards = lay_out(_outputs(recipe, members), recipe.out.shard_bytes)
     tensors = members.target.tensors
     write = sum(s.nbytes for s in shards)
@@ -122,7 +123,11 @@ def make_plan(
         + PASS_BYTES * (recipe.needs_scan or recipe.method.sparsifies)
         + workers * BLOCK * (4 + sum(_widest(s, members.merged) for s in members.distinct))
         + TENSOR_BYTES * len(tensors) * len(members.distinct)
-        + _combining_bytes(recipe, members, workers),
+        + _combining_bytes(recipe, members, workers)
+        + sum(
+            _combining_bytes(stage.plan.recipe, stage.plan.members, workers + KEPT)
+            for stage in stages.values()
+        ),
     )
 
 
@@ -181,8 +186,8 @@ def _outputs(recipe: Recipe, members: Members) -> list[OutputTensor]:
 
 def inputs_of(recipe: Recipe, members: Members, **known: Any) -> Inputs:
     """What the method decides on."""
-    scales, parameters, seed = recipe.scales, recipe.parameters, recipe.seed
-    profile = None
+    scales, seed, profile = recipe.scales, recipe.seed, None
+    parameters = by_tensor(recipe.parameters, members.merged, members.keys)
     if recipe.profiles:
         profile = factors(recipe.profiles, members.tasks, members.merged, members.keys)
     return Inputs(

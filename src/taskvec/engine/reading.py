@@ -55,7 +55,7 @@ from taskvec.errors import ParameterError, RecipeError, nearest
 from taskvec.layers import override
 from taskvec.methods import find_method
 from taskvec.methods.method import Method
-from taskvec.methods.parameters import resolve
+from taskvec.methods.parameters import Parameter, resolve
 
 TOP = (
     "base",
@@ -196,12 +196,6 @@ def _stages(document: Document, data: Mapping[str, Any], folder: Path) -> dict[s
         lines = {k[2:]: line for k, line in document.lines.items() if k[:2] == ("stages", name)}
         part = Document(entry, f"{document.source}: stage {name!r}", lines)
         stage = read_recipe(part, folder, stages=dict(found))
-        if stage.method.alignment != "element":
-            document.fail(
-                ("stages", name),
-                f"{stage.method.name} does not work entry by entry, as the method of a stage must; "
-                "merge it into a folder of its own and name that",
-            )
         found[name] = replace(stage, seed=_seed(document, data))
     return found
 
@@ -310,7 +304,7 @@ def _tasks(
     dict[str, Model],
     dict[str, float],
     dict[str, Profile],
-    dict[str, dict[str, str | float]],
+    dict[str, dict[str, str | float | Profile]],
     dict[str, str],
 ]:
     entries = data.get("tasks")
@@ -324,10 +318,14 @@ def _tasks(
             "tasks must name at least one; for example: tasks: {math: {model: DIR, scale: 0.5}}",
         )
     names = tuple(p.name for p in method.parameters)
+    of_all = {
+        p.name: _parameter(document, ("method", p.name), common, p, method.name)
+        for p in method.parameters
+    }
     paths: dict[str, Model] = {}
     scales: dict[str, float] = {}
     profiles: dict[str, Profile] = {}
-    parameters: dict[str, dict[str, str | float]] = {}
+    parameters: dict[str, dict[str, str | float | Profile]] = {}
     over: dict[str, str] = {}
     for task, given in entries.items():
         at: Key = ("tasks", task)
@@ -341,7 +339,8 @@ def _tasks(
         scale = entry.get("scale", method.default_scale)
         if isinstance(scale, dict):
             check = partial(_scale, document, task=task, method=method)
-            profiles[task] = read_profile(document, (*at, "scale"), task, scale, check)
+            what = f"scale of task {task!r}"
+            profiles[task] = read_profile(document, (*at, "scale"), what, scale, check)
             scale = scale.get("times", 1.0)
         if scale is not None or "scale" in entry:
             scales[task] = _scale(document, (*at, "scale"), scale, task=task, method=method)
@@ -351,16 +350,35 @@ def _tasks(
             )
         if "over" in entry:
             over[task] = _choice(document, (*at, "over"), entry, OVER)
-        own = {k: v for k, v in entry.items() if k not in ("model", "scale", "over")}
-        for place, part in ((("method",), common), (at, own)):
-            for name, value in part.items():
-                try:
-                    resolve(method.parameters, {name: numeric(value)}, method.name)
-                except ParameterError as error:
-                    document.fail((*place, name), str(error))
-        merged = {k: numeric(v) for k, v in {**common, **own}.items()}
-        parameters[task] = resolve(method.parameters, merged, method.name)
+        parameters[task] = of_all | {
+            p.name: _parameter(document, (*at, p.name), entry, p, method.name)
+            for p in method.parameters
+            if p.name in entry
+        }
     return paths, scales, profiles, parameters, over
+
+
+def _parameter(
+    document: Document, key: Key, given: Mapping[str, object], parameter: Parameter, owner: str
+) -> str | float | Profile:
+    """A word, a number, or a profile where the number differs by layer."""
+    value = given.get(parameter.name, parameter.default)
+
+    def check(at: Key, value: object) -> str | float:
+        try:
+            return parameter.check(value, owner)
+        except ParameterError as error:
+            document.fail(at, str(error))
+
+    if not parameter.by_layer or not isinstance(value, dict):
+        return check(key, numeric(value))
+    what = f"{parameter.name} of {owner}"
+    times = _finite(document, (*key, "times"), value.get("times", 1.0), f"times in {what}")
+
+    def number(at: Key, value: object) -> float:
+        return float(check(at, times * _finite(document, at, value, what)))
+
+    return read_profile(document, key, what, value, number)
 
 
 def _choice(
@@ -389,7 +407,7 @@ def numeric(value: object) -> object:
     return value
 
 
-def _scale(document: Document, key: Key, value: object, *, task: str, method: Method) -> float:
+def _finite(document: Document, key: Key, value: object, what: str) -> float:
     number = numeric(value)
     if (
         isinstance(number, bool)
@@ -397,12 +415,17 @@ def _scale(document: Document, key: Key, value: object, *, task: str, method: Me
         or not math.isfinite(number)
     ):
         hint = f"; by layer: {{depth: {value!r}}}" if isinstance(value, list) else ""
-        document.fail(key, f"scale of task {task!r} must be a finite number; got {value!r}{hint}")
+        document.fail(key, f"{what} must be a finite number; got {value!r}{hint}")
+    return float(number)
+
+
+def _scale(document: Document, key: Key, value: object, *, task: str, method: Method) -> float:
+    number = _finite(document, key, value, f"scale of task {task!r}")
     if number < 0 and not method.takes_negative_scale:
         document.fail(
             key, f"{method.name} takes no negative scale; got {value!r} for task {task!r}"
         )
-    return float(number)
+    return number
 
 
 def _patterns(document: Document, data: Mapping[str, Any], key: str) -> tuple[str, ...]:

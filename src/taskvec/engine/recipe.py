@@ -111,7 +111,7 @@ class Recipe:
         scales: λ by task; every task has one, unless the method has no default and a table is not
             wanted.
         method: How weights are decided.
-        parameters: Resolved parameters by task.
+        parameters: Resolved parameters by task; a `Profile` for one that differs by layer.
         out: How the result is written.
         seed: For methods that draw random numbers; recorded in any case.
         weighing: A recipe of the same family whose table the method weighs layers by.
@@ -163,7 +163,7 @@ class Recipe:
                 "model": _said(path),
                 "scale": self.scale_of(task),
                 **({"over": family.over[task]} if task in family.over else {}),
-                **self.parameters[task],
+                **self.parameters_of(task),
             }
             for task, path in sorted(family.tasks.items())
         }
@@ -188,6 +188,11 @@ class Recipe:
         if task not in self.profiles:
             return self.scales[task]
         return self.profiles[task].to_dict() | {"times": self.scales[task]}
+
+    def parameters_of(self, task: str) -> dict[str, Any]:
+        """Parameters of a task as a recipe has them: a mapping for one that differs by layer."""
+        given = self.parameters[task].items()
+        return {name: v.to_dict() if isinstance(v, Profile) else v for name, v in given}
 
 
 def _stage_dict(recipe: Recipe) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import DataError
+from taskvec.errors import DataError, TaskvecError
 from taskvec.extras import require
 
 
@@ -88,7 +89,7 @@ class Row:
             DataError: there is none, or it is no whole number.
         """
         value = self._value(keys)
-        if isinstance(value, str) and value.strip().isdigit():
+        if isinstance(value, str) and value.strip().isdecimal():
             return int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise DataError(
@@ -144,6 +145,8 @@ def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[st
 
 def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list[Row]:
     given = places.by_task.get(task)
+    if given is not None and not given.exists():
+        raise DataError(f"task {task!r}: {given} is not there; it was given by --data {task}=…")
     if given is not None and given.is_file() and first:
         return _filled([given])
     tried: list[Path] = []
@@ -156,12 +159,14 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
                     return _filled(found)
                 tried.append(folder / pattern)
     if file.hub is not None and places.hub and not (given and first):
-        return _from_hub(task, file.hub)
+        try:
+            return _from_hub(task, file.hub)
+        except TaskvecError:
+            if not file.optional:
+                raise
     if file.optional:
         return []
     looked = f"; looked for {', '.join(map(str, tried[:4]))}" if tried else ""
-    if given is not None and not given.exists():
-        looked = f"; {given} is not there"
     raise DataError(
         f"task {task!r} has no {file.role} data{looked}; "
         f"give a folder with {file.names[0]!r} in it by --data DIR, or --data {task}=FILE"
@@ -187,12 +192,16 @@ def read_rows(path: Path) -> list[Row]:
     kind = Path(name).suffix.lower()
     stem = Path(name).stem
     if kind == ".parquet":
-        frames = require("pyarrow.parquet", "eval").read_table(path).to_pylist()
+        parquet = require("pyarrow.parquet", "eval")
+        try:
+            frames = parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
         return [Row(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
     if kind in readers:
@@ -229,7 +238,7 @@ def _object(value: object, where: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    delimiter = "\t" if Path(path.name.removesuffix(".gz")).suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for data in reader:

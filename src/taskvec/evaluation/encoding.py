@@ -74,7 +74,7 @@ class Encoder:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without any that the tokenizer would put around it."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def prompt(self, text: Text) -> list[int]:
         """Tokens of what a model goes on from; never empty."""

@@ -24,9 +24,10 @@ from taskvec.evaluation.data import DataPlaces, rows_of
 from taskvec.evaluation.encoding import Encoder, Windows
 from taskvec.evaluation.figures import Figure
 from taskvec.evaluation.harness import PREFIX, harness_tasks
-from taskvec.evaluation.model import Model
+from taskvec.evaluation.model import DTYPES, Model
 from taskvec.evaluation.records import journal, kept_replies, write_records
 from taskvec.evaluation.replies import Asking, encode, replies_to
+from taskvec.evaluation.sandbox import require_permission
 from taskvec.evaluation.task import Metric, Replies, Sample, Score, Settings, Task, Tools
 from taskvec.evaluation.tasks import task as find_task
 
@@ -79,6 +80,22 @@ class Options:
     tools: Tools = field(default_factory=Tools)
     out: Path | None = None
     progress: SampleProgress = silent
+
+    def __post_init__(self) -> None:
+        numbers = {
+            "limit": self.limit,
+            "context": self.context,
+            "stride": self.stride,
+            "batch_tokens": self.batch_tokens,
+            "draws": self.settings.draws,
+        }
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more; got {value}")
+        if self.settings.shots is not None and self.settings.shots < 0:
+            raise UsageError(f"shots must be 0 or more; got {self.settings.shots}")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
 
     def asking(self, encoder: Encoder) -> Asking:
         """How samples are put to a model with this encoder."""
@@ -161,15 +178,11 @@ def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
         raise UsageError(
             f"task {twice[0]!r} is named twice" if twice else "no task is named; see --list"
         )
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"limit must be 1 or more; got {options.limit}")
     found = _found(names, options)
     for task in found:
-        if "code" in task.needs and not options.tools.allow_code_execution:
-            raise UsageError(
-                f"task {task.name!r} runs programs that the model writes; allow that with "
-                "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
-            )
+        if "code" in task.needs:
+            allowed = options.tools.allow_code_execution
+            require_permission(f"task {task.name!r}", allowed=allowed)
     return [_prepared(task, options) for task in found]
 
 

@@ -3,13 +3,13 @@
 Rates have Wilson's interval. Everything else, and every difference between two models, has the
 percentile interval of a bootstrap over samples: n of them are drawn with replacement, 2,000 times.
 A difference draws the same samples for both models (paired), since what is hard for one is mostly
-hard for the other. All intervals are at 95 %.
+hard for the other. All intervals are at 95 %. Samples that lack what a metric needs do not count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,27 +49,31 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     centre = rate + z2 / 2
     half = math.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
     low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))  # rounding may cross the rate
 
 
 def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
-    """What a metric says over all samples.
+    """What a metric says over the samples that have it; NaN where none has.
 
     Args:
         metric: Which scores, and how they become one value.
-        scores: One for each sample, at least one.
+        scores: One for each sample.
         seed: Of the bootstrap.
     """
-    value = _total(metric, scores)
+    (mine,) = _shared(metric, scores)
+    n = len(mine)
+    value = float(_values(metric, mine, [np.arange(n)])[0])
+    if math.isnan(value):
+        return Figure(value, value, value, n)
     if metric.kind == "rate":
-        return Figure(value, *wilson(value * len(scores), len(scores)), len(scores))
-    return Figure(value, *_percentiles(_resampled(metric, scores, seed)), len(scores))
+        return Figure(value, *wilson(value * n, n), n)
+    return Figure(value, *_percentiles(_values(metric, mine, _resamples(metric, n, seed))), n)
 
 
 def difference(
     metric: Metric, ours: Sequence[Score], theirs: Sequence[Score], *, seed: int = 0
 ) -> Figure:
-    """Our value minus theirs, paired.
+    """Our value minus theirs, paired, over the samples that have the metric in both.
 
     Args:
         metric: What is compared.
@@ -77,60 +81,86 @@ def difference(
         theirs: Scores of the other, of the same samples in the same order.
         seed: Of the bootstrap.
     """
-    value = _total(metric, ours) - _total(metric, theirs)
-    resampled = _resampled(metric, ours, seed) - _resampled(metric, theirs, seed)
-    return Figure(value, *_percentiles(resampled), len(ours))
+    mine, other = _shared(metric, ours, theirs)
+    n = len(mine)
+
+    whole = [np.arange(n)]
+    with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN
+        value = float((_values(metric, mine, whole) - _values(metric, other, whole))[0])
+        if math.isnan(value):
+            return Figure(value, value, value, n)
+        one, two = (_values(metric, run, _resamples(metric, n, seed)) for run in (mine, other))
+        return Figure(value, *_percentiles(one - two), n)
 
 
 def items_of(name: str, notes: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What the samples that have a metric of kind `own` have in it."""
-    return [note["items"][name] for note in notes if name in note["items"]]
+    return [note["items"][name] for note in notes if name in note.get("items", ())]
 
 
-def _total(metric: Metric, scores: Sequence[Score]) -> float:
-    """The metric of all samples."""
+def _has(metric: Metric, score: Score) -> bool:
     if metric.aggregate is not None:
-        return metric.aggregate(items_of(metric.name, [score.notes for score in scores]))
-    return float(_value(metric, _parts(metric, scores).sum(1)))
+        return metric.name in score.notes.get("items", ())
+    return {metric.value or metric.name, metric.per} - {""} <= score.values.keys()
 
 
-def _parts(metric: Metric, scores: Sequence[Score]) -> Array:
-    """Numerators and denominators, shape (2, n), float64."""
+def _shared(metric: Metric, *runs: Sequence[Score]) -> list[list[Score]]:
+    """The scores of each run, of the samples that have the metric in all runs."""
+    together = [each for each in zip(*runs, strict=True) if all(_has(metric, s) for s in each)]
+    return [[each[i] for each in together] for i in range(len(runs))]
+
+
+def _values(metric: Metric, scores: Sequence[Score], picks: Iterable[Array]) -> Array:
+    """The metric of each choice of samples, shape (picks,); NaN where there is none."""
+    if metric.aggregate is not None:
+        chosen = ([scores[i].notes for i in pick] for pick in picks)
+        return np.array([metric.aggregate(items_of(metric.name, notes)) for notes in chosen])
     over = metric.value or metric.name
-    return np.array(
-        [
-            [score.values[over] for score in scores],
-            [score.values[metric.per] if metric.per else 1.0 for score in scores],
-        ]
-    )
-
-
-def _value(metric: Metric, sums: Array) -> Array:
-    """The value of sums of numerators and denominators, shape (2, …); NaN where there is none."""
+    above = np.array([score.values[over] for score in scores], np.float64)
+    below = np.array([score.values[metric.per] if metric.per else 1.0 for score in scores])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = sums[0] / sums[1]
+        sums = np.array([(above[pick].sum(), below[pick].sum()) for pick in picks])
+        ratio = sums[:, 0] / sums[:, 1]
         return np.exp(ratio) if metric.kind == "perplexity" else np.asarray(ratio)
 
 
-def _resampled(metric: Metric, scores: Sequence[Score], seed: int) -> Array:
-    """The metric of each resample, shape (RESAMPLES,) or (RESAMPLES_OWN,)."""
-    rng, n = np.random.default_rng(seed), len(scores)
-    if metric.aggregate is not None:
-        drawn = ([scores[i] for i in rng.integers(0, n, n)] for _ in range(RESAMPLES_OWN))
-        return np.array([_total(metric, each) for each in drawn])
-    parts, sums = _parts(metric, scores), np.empty((2, RESAMPLES))
-    for i in range(RESAMPLES):  # one at a time: n may be large
-        sums[:, i] = parts[:, rng.integers(0, n, n)].sum(1)
-    return _value(metric, sums)
+def _resamples(metric: Metric, n: int, seed: int) -> Iterator[Array]:
+    """Which samples each resample has; the same at every call."""
+    rng = np.random.default_rng(seed)
+    count = RESAMPLES if metric.aggregate is None else RESAMPLES_OWN
+    return (rng.integers(0, n, n) for _ in range(count))
 
 
 def _percentiles(values: Array) -> tuple[float, float]:
-    low, high = (
-        np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else [np.nan] * 2
-    )
-    return float(low), float(high)
+    """The 2.5 % and 97.5 % points, never between two values: one of them may be infinite."""
+    known = np.sort(values[~np.isnan(values)])
+    if not known.size:
+        return math.nan, math.nan
+    last = known.size - 1
+    return float(known[math.floor(0.025 * last)]), float(known[math.ceil(0.975 * last)])
 
 
 def by_name(metrics: Sequence[Metric], scores: Sequence[Score], seed: int) -> Mapping[str, Figure]:
-    """The figure of every metric, by name."""
-    return {metric.name: figure(metric, scores, seed=seed) for metric in metrics}
+    """The figure of every metric that the scores have, by name.
+
+    A metric that no score has is left out, such as pass@10 of fewer than ten answers.
+    """
+    present = [metric for metric in metrics if any(_has(metric, score) for score in scores)]
+    return {metric.name: figure(metric, scores, seed=seed) for metric in present}
+
+
+def span(figure: Figure, sign: str = "") -> str:
+    """A value and its interval in words.
+
+    Args:
+        figure: Which.
+        sign: `+` for a difference.
+
+    >>> span(Figure(0.5, 0.4, 0.6, 100)), span(Figure(12.346, 11, 13, 9), "+")
+    ('0.500 [0.400, 0.600]', '+12.35 [+11.00, +13.00]')
+    >>> span(Figure(1234567.8, 1e6, math.inf, 9))
+    '1.23e+06 [1e+06, inf]'
+    """
+    form = ".3f" if abs(figure.value) < 10 else ".2f" if abs(figure.value) < 1e5 else ".3g"
+    value, low, high = (f"{x:{sign}{form}}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"

@@ -84,18 +84,16 @@ def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
 
     Args:
         stored: The folder.
-        dtype: `float32`, `bfloat16`, `float16`; `auto`: as stored on an accelerator, float32 on
+        dtype: One of `DTYPES`; `auto`: as stored on an accelerator, float32 on
             the CPU, where narrow types are slow or coarse.
         device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
 
     Raises:
         CheckpointError: it is no causal language model that transformers can load.
-        UsageError: there is no such dtype or device.
+        UsageError: there is no such device.
     """
     torch, transformers = require("torch", "eval"), require("transformers", "eval")
     place = find_device(device)
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     narrow = dtype == "auto" and place.type != "cpu"
     wanted = "auto" if narrow else getattr(torch, "float32" if dtype == "auto" else dtype)
     try:

@@ -118,7 +118,7 @@ class Score:
     """What the replies to one sample are worth.
 
     Attributes:
-        values: By the name that a `Metric` has them under.
+        values: By the name that a `Metric` has them under; one that does not apply is left out.
         notes: For the records, such as what was extracted from an answer; JSON types.
     """
 

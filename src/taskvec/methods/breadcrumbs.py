@@ -19,15 +19,17 @@ from dataclasses import replace
 from typing import cast
 
 from taskvec.methods.method import Inputs, Method, Need
-from taskvec.methods.parameters import Parameter
+from taskvec.methods.parameters import Parameter, tensorwise
 from taskvec.methods.selection import ELECTIONS, MERGES, Selection
 from taskvec.methods.table import Table
-from taskvec.methods.ties import SCOPES
+from taskvec.methods.ties import SCOPES, shares
 from taskvec.statistics.trim import Threshold
 
+DROPPED = "share of entries dropped because they are largest"
+
 PARAMETERS = (
-    Parameter("density", 0.093, "share of entries that are kept", low=0, high=1),
-    Parameter("gamma", 0.007, "share of entries dropped because they are largest", low=0, high=1),
+    Parameter("density", 0.093, "share of entries that are kept", low=0, high=1, by_layer=True),
+    Parameter("gamma", 0.007, DROPPED, low=0, high=1, by_layer=True),
     Parameter("scope", "tensor", "what entries are ranked within", choices=SCOPES),
     Parameter("elect", "none", "what a sign is elected by", choices=ELECTIONS),
     Parameter("merge", "sum", "how entries are combined", choices=MERGES),
@@ -37,11 +39,11 @@ PARAMETERS = (
 def decide(inputs: Inputs) -> Table | Need:
     """The layer weights with a floor and a ceiling; asks for the two one after the other."""
     table, scope = inputs.layer_weights(), inputs.common("scope")
-    chosen = {task: inputs.parameters[task] for task in inputs.tasks}
+    dropped, kept = shares(inputs, "gamma"), shares(inputs, "density")
     if not inputs.passes:
-        return Need("thresholds", table, {t: p["gamma"] for t, p in chosen.items()}, scope)
+        return Need("thresholds", table, dropped, scope)
     if len(inputs.passes) == 1:
-        both = {t: min(1.0, p["gamma"] + p["density"]) for t, p in chosen.items()}
+        both = {t: tensorwise(_sum, dropped[t], kept[t]) for t in inputs.tasks}
         return Need("thresholds", table, both, scope)
     top, floor = (cast(dict[str, dict[str, Threshold]], found) for found in inputs.passes)
     ceilings = {task: {n: t.lower for n, t in mine.items()} for task, mine in top.items()}
@@ -52,6 +54,10 @@ def decide(inputs: Inputs) -> Table | Need:
         merge=inputs.common("merge"),
     )
     return replace(table, selection=selection, origin=f"breadcrumbs of {table.origin}")
+
+
+def _sum(dropped: float, kept: float) -> float:
+    return min(1.0, dropped + kept)
 
 
 METHOD = Method(

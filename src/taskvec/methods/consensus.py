@@ -28,9 +28,10 @@ from taskvec.methods.table import Table
 
 Array = np.ndarray[Any, Any]
 
+MASK_SCALE = "the larger, the fewer entries a task uses"
 PARAMETERS = (
     Parameter("min_tasks", 2, "tasks that must use an entry for it to be kept", low=1, high=1000),
-    Parameter("mask_scale", 0.4, "the larger, the fewer entries a task uses", low=0, high=100),
+    Parameter("mask_scale", 0.4, MASK_SCALE, low=0, high=100, by_layer=True),
 )
 
 

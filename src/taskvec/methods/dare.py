@@ -15,15 +15,16 @@ from dataclasses import replace
 from typing import cast
 
 from taskvec.methods.method import Inputs, Method, Need
-from taskvec.methods.parameters import Parameter
+from taskvec.methods.parameters import Parameter, tensorwise
 from taskvec.methods.selection import Selection
 from taskvec.methods.table import Table
 from taskvec.statistics.kept import Sums
 
+DENSITY = "share of entries that are kept, at random"
 RESCALES = ("density", "l1", "none")
 
 PARAMETERS = (
-    Parameter("density", 0.1, "share of entries that are kept, at random", low=1e-6, high=1),
+    Parameter("density", 0.1, DENSITY, low=1e-6, high=1, by_layer=True),
     Parameter("rescale", "density", "what the factor of what is kept restores", choices=RESCALES),
 )
 
@@ -39,18 +40,23 @@ def selection_of(inputs: Inputs, election: str, merge: str) -> Selection:
     """Random masks of every task, and how tasks are combined."""
     chosen = {task: inputs.parameters[task] for task in inputs.tasks}
     sums = cast(Sums, inputs.passes[0]) if inputs.passes else {}
-    factors = {
-        task: {name: total / kept if kept > 0 else 1.0 for name, (total, kept) in mine.items()}
-        for task, mine in sums.items()
-    }
+    divided = {t: p["density"] for t, p in chosen.items() if p["rescale"] == "density"}
     return Selection(
         densities={task: p["density"] for task, p in chosen.items()},
-        rescale={t: 1 / p["density"] for t, p in chosen.items() if p["rescale"] == "density"},
-        factors=factors,
+        rescale={task: tensorwise(lambda d: 1 / d, density) for task, density in divided.items()},
+        factors=quotients(sums),
         election=election,
         merge=merge,
         seed=inputs.seed,
     )
+
+
+def quotients(sums: Sums) -> dict[str, dict[str, float]]:
+    """What gives each tensor its L1 norm again, by task; 1 where nothing is kept."""
+    return {
+        task: {name: total / kept if kept > 0 else 1.0 for name, (total, kept) in mine.items()}
+        for task, mine in sums.items()
+    }
 
 
 def decide(inputs: Inputs) -> Table | Need:

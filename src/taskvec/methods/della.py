@@ -10,60 +10,82 @@ Source: DELLA-Merging, arXiv:2406.11617 (MAGPRUNE), in drop probabilities p = 1 
 those within a row and that both ends are reached is as in the authors' code (`window_size` there is
 ε). A row is the last dimension of a tensor, a vector is one row. With equal λ this is the paper's
 λ; defaults are those of the authors' example. Equal entries share their mean rank, which is this
-project's choice. `elect: none` with `merge: sum` is what mergekit calls `della_linear`.
+project's choice. `rescale: l1`, which is mergekit's and not the paper's, multiplies with
+‖τ'_t‖₁ / ‖m_t ⊙ τ'_t‖₁ of each tensor in the place of 1 / q_t, as in `dare`. `elect: none` with
+`merge: sum` is what mergekit calls `della_linear`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from taskvec.errors import ParameterError
-from taskvec.methods.method import Block, Inputs, Method
-from taskvec.methods.parameters import Parameter
-from taskvec.methods.selection import ELECTIONS, MERGES, fused, mask_key
+from taskvec.methods.dare import DENSITY, quotients
+from taskvec.methods.method import Block, Inputs, Method, Need
+from taskvec.methods.parameters import Parameter, value_at
+from taskvec.methods.selection import ELECTIONS, MERGES, Selection, fused, mask_key
 from taskvec.methods.table import Table
+from taskvec.statistics.kept import Sums
 
 Array = np.ndarray[Any, Any]
 
-CACHED = 262_144  # entries worked on at once, so that what is made of them stays in cache
-RESCALES = ("probability", "none")
+SHARES = ("density", "epsilon")
+EPSILON = "how much likelier the largest of a row is kept"
+RESCALES = ("probability", "l1", "none")
 PARAMETERS = (
-    Parameter("density", 0.7, "share of entries that are kept, at random", low=1e-6, high=1),
-    Parameter("epsilon", 0.14, "how much likelier the largest of a row is kept", low=0, high=1),
-    Parameter("rescale", "probability", "what is kept is divided by", choices=RESCALES),
+    Parameter("density", 0.7, DENSITY, low=1e-6, high=1, by_layer=True),
+    Parameter("epsilon", 0.14, EPSILON, low=0, high=1, by_layer=True),
+    Parameter("rescale", "probability", "what the factor of what is kept is", choices=RESCALES),
     Parameter("elect", "mass", "what a sign is elected by", choices=ELECTIONS),
     Parameter("merge", "mean", "how agreeing entries are combined", choices=MERGES),
 )
 
 
-def decide(inputs: Inputs) -> Table:
-    """The layer weights.
+def decide(inputs: Inputs) -> Table | Need:
+    """The layer weights, with factors for `rescale: l1`; asks for their sums first.
 
     Raises:
         ParameterError: a probability would not be above 0 and at most 1.
     """
     for task in inputs.tasks:
-        density, epsilon = (inputs.parameters[task][name] for name in ("density", "epsilon"))
-        if density - epsilon / 2 <= 0 or density + epsilon / 2 > 1:
-            raise ParameterError(
-                "density ± epsilon / 2 of della must be above 0 and at most 1; got "
-                f"{density:g} ± {epsilon / 2:g} for task {task!r}; lower epsilon"
-            )
+        chosen = [inputs.parameters[task][name] for name in SHARES]
+        is_layered = any(isinstance(value, Mapping) for value in chosen)
+        for name in inputs.names if is_layered else ("",):
+            density, epsilon = (value_at(value, name) for value in chosen)
+            _check(density, epsilon, f"{task!r} in tensor {name!r}" if is_layered else repr(task))
     for name in ("elect", "merge"):
         inputs.common(name)  # refused where tasks differ
     table = inputs.layer_weights()
-    return replace(table, origin=f"della of {table.origin}")
+    origin = f"della of {table.origin}"
+    rescaled = {t: p for t, p in inputs.parameters.items() if p["rescale"] == "l1"}
+    if not rescaled:
+        return replace(table, origin=origin)
+    if not inputs.passes:
+        densities, epsilons = ({t: p[n] for t, p in rescaled.items()} for n in SHARES)
+        return Need("kept_by_rank", table, densities, epsilons=epsilons)
+    factors = quotients(cast(Sums, inputs.passes[0]))
+    return replace(table, origin=origin, selection=Selection(factors=factors))
+
+
+def _check(density: float, epsilon: float, where: str) -> None:
+    if density < 1 and (density - epsilon / 2 <= 0 or density + epsilon / 2 > 1):
+        raise ParameterError(
+            "density ± epsilon / 2 of della must be above 0 and at most 1; got "
+            f"{density:g} ± {epsilon / 2:g} for task {where}; lower epsilon"
+        )
 
 
 def combine(block: Block) -> Array:
     """Whole rows, masked task by task, then elected and merged."""
-    from taskvec.kernels.magprune import magprune
+    from taskvec.kernels.magprune import CACHED, prune
 
     keys = [np.uint64(mask_key(block.seed, task, block.name)) for task in block.tasks]
     common = block.parameters[block.tasks[0]]
+    factors = block.selection.factors if block.selection is not None else {}
     merged = np.empty_like(block.target)
     columns = block.target.shape[1]
     step = max(1, CACHED // max(1, columns))
@@ -72,32 +94,14 @@ def combine(block: Block) -> Array:
         rows = block.vectors[:, part].copy()
         for task, key, values in zip(block.tasks, keys, rows, strict=True):
             chosen = block.parameters[task]
-            density, epsilon = chosen["density"], chosen["epsilon"]
+            shares = chosen["density"], chosen["epsilon"]
             rescale = chosen["rescale"] == "probability"
-            start = block.start + first * columns
-            magprune(values, growing(values), density, epsilon, rescale, key, start)
+            prune(values, *shares, rescale, key, block.start + first * columns)
+            if task in factors:
+                values *= values.dtype.type(factors[task][block.name])
         target, scales = block.target[part], block.scales
         merged[part] = fused(target, rows, scales, common["elect"], common["merge"])
     return merged
-
-
-def growing(values: Array) -> Array:
-    """Columns of each row by growing magnitude, int64; of equal entries any is first.
-
-    A float32's magnitude grows as its bits do: sorting them with the column below is two and a half
-    times as fast as `argsort`.
-
-    >>> growing(np.array([[0.5, -2.0, 1.0]], np.float32)).tolist()
-    [[0, 2, 1]]
-    """
-    magnitudes = np.abs(values)
-    if values.dtype != np.float32:
-        return np.argsort(magnitudes, axis=1)
-    keys = magnitudes.view(np.uint32).astype(np.uint64) << np.uint64(32)
-    keys |= np.arange(values.shape[1], dtype=np.uint64)
-    keys.sort(axis=1)
-    keys &= np.uint64(2**32 - 1)
-    return keys.view(np.int64)
 
 
 METHOD = Method(

@@ -15,10 +15,10 @@ from taskvec.methods.method import Inputs, Method, Need
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.selection import Selection
 from taskvec.methods.table import Table
-from taskvec.methods.ties import DENSITY, SCOPES
+from taskvec.methods.ties import DENSITY, SCOPES, shares
 
 PARAMETERS = (
-    Parameter("density", 0.2, DENSITY, low=0, high=1),
+    Parameter("density", 0.2, DENSITY, low=0, high=1, by_layer=True),
     Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
 )
 
@@ -27,8 +27,7 @@ def decide(inputs: Inputs) -> Table | Need:
     """The layer weights, with thresholds for the trim; asks for these first."""
     table = inputs.layer_weights()
     if not inputs.passes:
-        densities = {task: inputs.parameters[task]["density"] for task in inputs.tasks}
-        return Need("thresholds", table, densities, inputs.common("scope"))
+        return Need("thresholds", table, shares(inputs, "density"), inputs.common("scope"))
     thresholds = cast(dict, inputs.passes[0])  # type: ignore[type-arg]
     selection = Selection(thresholds=thresholds)
     return replace(table, selection=selection, origin=f"magnitude of {table.origin}")

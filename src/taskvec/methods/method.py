@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.errors import ParameterError
-from taskvec.methods.parameters import Parameter, Resolved
+from taskvec.methods.parameters import Parameter, Resolved, Values
 from taskvec.methods.selection import Selection
 from taskvec.methods.table import Table
 from taskvec.statistics.scan import Scan
@@ -25,7 +25,7 @@ class Inputs:
         tasks: Task names, sorted.
         names: Floating-point tensors that are merged, sorted.
         scales: λ_t by task.
-        parameters: Every declared parameter of each task.
+        parameters: Every declared parameter of each task; `Values` where it may differ by layer.
         scan: Statistics of the weights; None if the method does not ask for them.
         table: Layer weights made elsewhere, for a method that sparsifies; None for 1 everywhere.
         seed: For methods that draw random numbers.
@@ -58,10 +58,12 @@ class Inputs:
             ParameterError: it does.
         """
         values = {task: self.parameters[task][name] for task in self.tasks}
-        if len(set(values.values())) > 1:
-            told = ", ".join(f"{task} {value}" for task, value in values.items())
+        first = values[self.tasks[0]]
+        if any(value != first for value in values.values()):
+            words = {t: "by layer" if isinstance(v, Mapping) else v for t, v in values.items()}
+            told = ", ".join(f"{task} {word}" for task, word in words.items())
             raise ParameterError(f"{name} must be the same for all tasks; got {told}")
-        return next(iter(values.values()))
+        return first
 
     def layer_weights(self) -> Table:
         """The table that was given, or weight 1 for every task and tensor."""
@@ -72,7 +74,7 @@ class Inputs:
 
 # Statistics that `decide` may ask for, and how often anchor and tasks are read for each.
 READINGS = {"products": "once", "thresholds": "2 or 3 times", "kept": "once",
-            "competition": "6 to 8 times"}  # fmt: skip
+            "kept_by_rank": "once", "competition": "6 to 8 times"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,17 @@ class Need:
     Attributes:
         statistic: Which collector to run, one of `READINGS`.
         table: Weights under which the statistic is collected.
-        densities: Share of entries that are to be kept by task, for `thresholds`.
+        densities: Share of entries that are to be kept by task; where entries are ranked over the
+            whole model, one number each.
         scope: Whether entries are ranked within a `tensor` or over the whole `model`.
+        epsilons: How much likelier the largest entry of a row is kept, by task, for `kept_by_rank`.
     """
 
     statistic: str
     table: Table
-    densities: Mapping[str, float] = field(default_factory=dict)
+    densities: Mapping[str, Values] = field(default_factory=dict)
     scope: str = "model"
+    epsilons: Mapping[str, Values] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ class Block:
             method needs no anchor. A task that does not change the tensor has zeros.
         tasks: Task names, sorted.
         scales: λ_t, shape (K,), of the same type.
-        parameters: Every declared parameter of each task.
+        parameters: Every declared parameter of each task, as it is in this tensor.
         seed: For methods that draw random numbers.
         start: Which element of the tensor is the first.
         has_anchor: Whether the vectors are w_t τ_t; if not, they are w_t θ_ft,t.

@@ -18,7 +18,8 @@ from taskvec.methods.method import Array, Block, Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
-PARAMETERS = (Parameter("t", 0.0001, "largest change of an entry at λ = 1", low=0),)
+STEP = "largest change of an entry at λ = 1"
+PARAMETERS = (Parameter("t", 0.0001, STEP, low=0, by_layer=True),)
 
 
 def decide(inputs: Inputs) -> Table:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from taskvec.errors import ParameterError, nearest
+
+Values = float | Mapping[str, float]  # a number, or one by tensor name where it differs by layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Parameter:
         choices: Words allowed; empty for a number.
         low: Smallest number allowed.
         high: Largest number allowed.
+        by_layer: Whether it may differ between the tensors of a task. `decide` then sees `Values`,
+            `combine` the number of its tensor.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    by_layer: bool = False
 
     @property
     def range(self) -> str:
@@ -44,15 +49,25 @@ class Parameter:
         if self.choices:
             if value in self.choices:
                 return str(value)
+        elif (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+            and math.isfinite(value)
+        ):
+            return float(value)
+        hint = self._hint(value)
+        raise ParameterError(f"{self.name} of {owner} must be in {self.range}; got {value!r}{hint}")
+
+    def _hint(self, value: object) -> str:
+        if self.choices:
             hint = nearest(value, self.choices) if isinstance(value, str) else ""
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if self.low <= value <= self.high and math.isfinite(value):
-                return float(value)
-            hint = ""
-        else:
-            hint = ""
-        tail = f"; {hint}" if hint.startswith("did") else ""
-        raise ParameterError(f"{self.name} of {owner} must be in {self.range}; got {value!r}{tail}")
+            return f"; {hint}" if hint.startswith("did") else ""
+        if not isinstance(value, (dict, list)):
+            return ""
+        return (
+            f"; by layer: {{depth: {value!r}}}" if self.by_layer else "; it cannot differ by layer"
+        )
 
 
 def resolve(
@@ -72,3 +87,20 @@ def resolve(
 
 
 Resolved = Mapping[str, Any]
+
+
+def value_at(value: Any, name: str) -> Any:
+    """The value of a parameter in one tensor."""
+    return value[name] if isinstance(value, Mapping) else value
+
+
+def tensorwise(function: Callable[..., float], *values: Values) -> Values:
+    """A function of values, tensor by tensor where one of them differs by layer.
+
+    >>> tensorwise(max, 0.5, {"a": 0.25, "b": 1.0})
+    {'a': 0.5, 'b': 1.0}
+    """
+    layered = next((value for value in values if isinstance(value, Mapping)), None)
+    if layered is None:
+        return function(*values)
+    return {name: function(*(value_at(value, name) for value in values)) for name in layered}

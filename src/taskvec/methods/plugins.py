@@ -142,6 +142,8 @@ def _flaw_of_parameters(method: Method) -> str | None:
             return f"its parameter {parameter.name!r} is a key that recipes have already"
         if parameter.name in seen:
             return f"its parameter {parameter.name!r} is declared twice"
+        if parameter.by_layer and parameter.choices:
+            return f"its parameter {parameter.name!r} is a word, which cannot differ by layer"
         seen.add(parameter.name)
         try:
             parameter.check(parameter.default, method.name)

@@ -18,7 +18,8 @@ from taskvec.methods.method import Array, Block, Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
-EPSILON = Parameter("epsilon", 1e-5, "an entry that moves by no more is not changed", low=0)
+STILL = "an entry that moves by no more is not changed"
+EPSILON = Parameter("epsilon", 1e-5, STILL, low=0, by_layer=True)
 PARAMETERS = (EPSILON,)
 
 

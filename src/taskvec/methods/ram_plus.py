@@ -20,9 +20,11 @@ from taskvec.methods.method import Array, Block, Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
+GROWTH = "how much larger the entries of one task become"
+LARGEST = "largest ratio of shared to own entries that counts"
 PARAMETERS = (
-    Parameter("r", 0.1, "how much larger the entries of one task become", low=0),
-    Parameter("alpha", 0.2, "largest ratio of shared to own entries that counts", low=0),
+    Parameter("r", 0.1, GROWTH, low=0, by_layer=True),
+    Parameter("alpha", 0.2, LARGEST, low=0, by_layer=True),
     ram.EPSILON,
 )
 

@@ -22,7 +22,7 @@ from taskvec.methods.table import Table
 from taskvec.methods.ties import DENSITY, SCOPES
 
 PARAMETERS = (
-    Parameter("density", 0.1, DENSITY, low=0, high=1),
+    Parameter("density", 0.1, DENSITY, low=0, high=1, by_layer=True),
     Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
 )
 

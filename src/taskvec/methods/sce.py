@@ -13,7 +13,7 @@ much as the last one selected, those that stand first are taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
 DENSITY = "share of positions that are kept, those that vary most across tasks"
-PARAMETERS = (Parameter("density", 0.1, DENSITY, low=0, high=1),)
+PARAMETERS = (Parameter("density", 0.1, DENSITY, low=0, high=1, by_layer=True),)
 
 
 def decide(inputs: Inputs) -> Table:
@@ -34,7 +34,9 @@ def decide(inputs: Inputs) -> Table:
     Raises:
         ParameterError: there is a share to select and nothing that it could vary across.
     """
-    check([t for t in inputs.tasks if inputs.scales[t] != 0], inputs.common("density"), "")
+    density = inputs.common("density")
+    lowest = min(density.values(), default=1.0) if isinstance(density, Mapping) else density
+    check([t for t in inputs.tasks if inputs.scales[t] != 0], lowest, "")
     table = inputs.layer_weights()
     return replace(table, origin=f"sce of {table.origin}")
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from taskvec.methods.parameters import Values
 from taskvec.statistics.trim import Threshold
 
 Array = np.ndarray[Any, Any]
@@ -28,8 +29,9 @@ class Selection:
     Attributes:
         thresholds: Smallest magnitude kept, by task, then by tensor; everything where absent.
         ceilings: Entries of this magnitude (bits) or above are dropped; likewise.
-        densities: Share of entries that a draw keeps by task; all where absent.
-        rescale: Factor of what is kept by task; 1 where absent.
+        densities: Share of entries that a draw keeps by task, of all tensors or of each; all where
+            absent.
+        rescale: Factor of what is kept by task, likewise; 1 where absent.
         factors: A further factor by task, then by tensor; likewise.
         limits: What a method's own `combine` must know of the whole model, by task, then by name.
         election: How the sign of an entry is elected: `none`, `mass` or `count`.
@@ -39,8 +41,8 @@ class Selection:
 
     thresholds: Mapping[str, Mapping[str, Threshold]] = field(default_factory=dict)
     ceilings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    densities: Mapping[str, float] = field(default_factory=dict)
-    rescale: Mapping[str, float] = field(default_factory=dict)
+    densities: Mapping[str, Values] = field(default_factory=dict)
+    rescale: Mapping[str, Values] = field(default_factory=dict)
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     election: str = "none"
@@ -55,8 +57,8 @@ class Selection:
                 for task, mine in self.thresholds.items()
             },
             "ceilings": {task: dict(mine) for task, mine in self.ceilings.items()},
-            "densities": dict(self.densities),
-            "rescale": dict(self.rescale),
+            "densities": {task: _copy(values) for task, values in self.densities.items()},
+            "rescale": {task: _copy(values) for task, values in self.rescale.items()},
             "factors": {task: dict(mine) for task, mine in self.factors.items()},
             "limits": {task: dict(mine) for task, mine in self.limits.items()},
             "election": self.election,
@@ -85,8 +87,8 @@ def selection_from_json(data: Mapping[str, Any]) -> Selection:
             task: {name: int(bits) for name, bits in mine.items()}
             for task, mine in data["ceilings"].items()
         },
-        densities={task: float(value) for task, value in data["densities"].items()},
-        rescale={task: float(value) for task, value in data["rescale"].items()},
+        densities={task: _copy(values) for task, values in data["densities"].items()},
+        rescale={task: _copy(values) for task, values in data["rescale"].items()},
         factors={
             task: {name: float(value) for name, value in mine.items()}
             for task, mine in data.get("factors", {}).items()
@@ -99,6 +101,12 @@ def selection_from_json(data: Mapping[str, Any]) -> Selection:
         merge=str(data["merge"]),
         seed=int(data["seed"]),
     )
+
+
+def _copy(values: Values) -> Values:
+    if isinstance(values, Mapping):
+        return {name: float(value) for name, value in values.items()}
+    return float(values)
 
 
 def mask_key(seed: int, task: str, tensor: str) -> int:

@@ -14,11 +14,13 @@ number, as mergekit's `normalize` does where weights are positive.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
+from taskvec.errors import ParameterError
 from taskvec.methods.method import Inputs, Method, Need
-from taskvec.methods.parameters import Parameter
+from taskvec.methods.parameters import Parameter, Values
 from taskvec.methods.selection import MERGES, Selection
 from taskvec.methods.table import Table
 
@@ -26,7 +28,7 @@ SCOPES = ("model", "tensor")
 DENSITY = "share of entries that are kept, the largest ones"
 
 PARAMETERS = (
-    Parameter("density", 0.2, DENSITY, low=0, high=1),
+    Parameter("density", 0.2, DENSITY, low=0, high=1, by_layer=True),
     Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
     Parameter("elect", "mass", "what a sign is elected by", choices=("mass", "count")),
     Parameter("merge", "mean", "how agreeing entries are combined", choices=MERGES),
@@ -37,14 +39,29 @@ def decide(inputs: Inputs) -> Table | Need:
     """The layer weights, with thresholds for the trim; asks for these first."""
     table = inputs.layer_weights()
     if not inputs.passes:
-        densities = {task: inputs.parameters[task]["density"] for task in inputs.tasks}
-        return Need("thresholds", table, densities, inputs.common("scope"))
+        return Need("thresholds", table, shares(inputs, "density"), inputs.common("scope"))
     selection = Selection(
         thresholds=cast(dict, inputs.passes[0]),  # type: ignore[type-arg]
         election=inputs.common("elect"),
         merge=inputs.common("merge"),
     )
     return replace(table, selection=selection, origin=f"ties of {table.origin}")
+
+
+def shares(inputs: Inputs, name: str) -> dict[str, Values]:
+    """A share of entries by task, for entries that are ranked within `scope`.
+
+    Raises:
+        ParameterError: it differs by layer, and entries are ranked over the whole model.
+    """
+    found = {task: inputs.parameters[task][name] for task in inputs.tasks}
+    layered = [task for task, share in found.items() if isinstance(share, Mapping)]
+    if layered and inputs.common("scope") == "model":
+        raise ParameterError(
+            f"{name} of task {layered[0]!r} differs by layer, but entries are ranked over the "
+            "whole model; set scope: tensor, or give one number"
+        )
+    return found
 
 
 METHOD = Method(

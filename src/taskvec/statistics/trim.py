@@ -15,7 +15,17 @@ import numpy as np
 
 from taskvec.checkpoints.views import size
 from taskvec.statistics.collect import Sources, address
-from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
+from taskvec.streaming import (
+    BLOCK,
+    CHUNK,
+    Progress,
+    Unit,
+    cut,
+    default_threads,
+    row_step,
+    silent,
+    stream,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +64,7 @@ class Counting:
 def thresholds(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
-    densities: Mapping[str, float],
+    densities: Mapping[str, float | Mapping[str, float]],
     scope: str,
     how: Counting = Counting(),
 ) -> dict[str, dict[str, Threshold]]:
@@ -63,7 +73,8 @@ def thresholds(
     Args:
         sources: Floating-point tensors in name order.
         weights: w_t by task, then by tensor.
-        densities: Share of entries kept by task, in [0, 1].
+        densities: Share of entries kept by task, in [0, 1]; one for each tensor where `scope` is
+            `tensor` and it differs between them.
         scope: `model`: the largest of all entries of a task; `tensor`: of each tensor.
         how: How to run.
 
@@ -76,7 +87,8 @@ def thresholds(
         groups = [mine] if scope == "model" else [[source] for source in mine]
         found[task] = {}
         for group in groups:
-            found[task] |= _of_group(group, task, weights[task], density, how)
+            share = density[group[0].name] if isinstance(density, Mapping) else density
+            found[task] |= _of_group(group, task, weights[task], share, how)
     return found
 
 
@@ -179,6 +191,8 @@ def sweep(
     begin: Callable[[], Callable[[Source, int, int], None]],
     how: Counting,
     label: str = "rank",
+    *,
+    by_row: bool = False,
 ) -> None:
     """Give every block of every tensor to a function that each thread begins for itself."""
     from taskvec.kernels.gram import STRETCH
@@ -204,6 +218,7 @@ def sweep(
         return work
 
     total = sum(source.nbytes for source in group)
+    steps = [row_step(source.views[f"task:{task}"].shape) for source in group] if by_row else None
     with how.progress(f"{label} {task}", total) as advance:
-        for done in stream(cut(sizes, how.block), make, how.threads or default_threads()):
+        for done in stream(cut(sizes, how.block, steps), make, how.threads or default_threads()):
             advance(done)

@@ -262,6 +262,20 @@ class MethodConformance:
                 self._runs_or_refuses(recipe, f"{parameter.name} = {value}")
 
     @_promise
+    def test_parameters_by_layer(self) -> None:
+        """A parameter by layer that is the same everywhere changes no bit, or is refused."""
+        number = max(self._numbers())
+        plain = self._stored(self._recipe("BF16", number))
+        for parameter in self.method.parameters:
+            if not parameter.by_layer:
+                continue
+            everywhere = {"patterns": {"*": parameter.default}}
+            recipe = self._recipe("BF16", number, given={parameter.name: everywhere})
+            told = f"{parameter.name} by layer, the same everywhere"
+            if self._runs_or_refuses(recipe, told):
+                self._same(self._stored(recipe), plain, told)
+
+    @_promise
     def test_seed(self) -> None:
         """The same seed gives the same bits; another gives others if, and only if, it draws."""
         number = max(self._numbers())

@@ -71,7 +71,7 @@ def _linear(work: Work) -> Recipe:
         "config and tokenizer are those of base_model, or else of any of the models",
         "those of the target",
     )
-    scales = {task: work.scale(weight) for task, weight in weights.items()}
+    scales = {task: work.written(weight) for task, weight in weights.items()}
     recipe = assembled(work, "average", scales, {})
     target = _target(work)
     return {"target": target, **recipe}
@@ -120,7 +120,7 @@ def _slerp(work: Work) -> Recipe:
     work.base = []
     name = _name_of_base(work, base, other)
     work.inputs = {name: base, other: work.inputs[other]}
-    scales = {name: work.scale(t.map(lambda x: 1 - x)), other: work.scale(t)}
+    scales = {name: work.written(t.map(lambda x: 1 - x)), other: work.written(t)}
     recipe = assembled(work, "slerp", scales, {})
     return {"target": model_of(work, base), **recipe}
 
@@ -177,7 +177,7 @@ def _relative(work: Work) -> dict[str, Any]:
             work.document.fail(
                 (MARK,), f"a negative weight ({task}) of {work.config.method} is not supported"
             )
-    return {task: work.scale(weight) for task, weight in weights.items()}
+    return {task: work.written(weight) for task, weight in weights.items()}
 
 
 def _one(work: Work, name: str) -> str:
@@ -188,7 +188,7 @@ def _one(work: Work, name: str) -> str:
 
 def _nearswap(work: Work) -> Recipe:
     _one(work, "nearswap")
-    return assembled(work, "nearswap", {}, {"t": plain(work.shared_number("t"))})
+    return assembled(work, "nearswap", {}, {"t": work.for_all("t")})
 
 
 def _arcee_fusion(work: Work) -> Recipe:
@@ -215,7 +215,7 @@ def _model_stock(work: Work) -> Recipe:
 
 
 def _sce(work: Work) -> Recipe:
-    share = plain(work.shared_number("select_topk"))
+    share = work.for_all("select_topk")
     is_given = any(condition.key for condition in work.conditions("select_topk"))
     if work.is_faithful:
         work.document.fail(
@@ -233,7 +233,7 @@ def _sce(work: Work) -> Recipe:
 
 def _ram(work: Work) -> Recipe:
     names = ("epsilon",) if work.config.method == "ram" else ("r", "alpha", "epsilon")
-    parameters = {name: plain(work.shared_number(name)) for name in names}
+    parameters = {name: work.for_all(name) for name in names}
     return assembled(work, OURS.get(work.config.method, "ram"), {}, parameters)
 
 

@@ -161,8 +161,9 @@ def assembled(
     for key, value in parameters.items():
         if not isinstance(value, dict):
             common[key] = value
-        elif value.keys() == work.inputs.keys() and len({*value.values()}) == 1:
-            common[key] = next(iter(value.values()))
+        elif value.keys() == work.inputs.keys():
+            first, *others = value.values()
+            common |= {key: first} if all(other == first for other in others) else {}
     for task, sources in work.inputs.items():
         entry: Recipe = {"model": task_model(work, sources)}
         if task in scales:

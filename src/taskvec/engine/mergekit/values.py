@@ -1,4 +1,4 @@
-"""Parameters of mergekit that differ by layer, as the scales that a recipe may have.
+"""Parameters of mergekit that differ by layer, as a recipe has them.
 
 A gradient is a list over the blocks of a slice. mergekit takes the place 0 for everything outside
 the blocks, so that final norm and head get the first value of the list; here they get the last
@@ -59,21 +59,38 @@ class Layered:
     @property
     def number(self) -> float | None:
         """The value, if it is the same everywhere."""
-        values = {part.number for part in (self.rest, *(p for _, p in self.parts))}
+        values = {part.number for part in self._every}
         return values.pop() if len(values) == 1 else None
 
     @property
     def lowest(self) -> float:
         """The smallest value."""
-        every = (self.rest, *(part for _, part in self.parts))
-        return min(min(*part.depth, part.before, part.after) for part in every)
+        return min(self._values)
+
+    @property
+    def highest(self) -> float:
+        """The largest value."""
+        return max(self._values)
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether no value lies between others, so that `map` may be any function."""
+        return all(len(part.depth) == 1 for part in self._every)
+
+    @property
+    def _every(self) -> tuple[Part, ...]:
+        return (self.rest, *(part for _, part in self.parts))
+
+    @property
+    def _values(self) -> list[float]:
+        return [x for part in self._every for x in (*part.depth, part.before, part.after)]
 
     def map(self, change: Callable[[float], float]) -> Layered:
         """The same with every value changed."""
         return Layered(self.rest.map(change), tuple((n, p.map(change)) for n, p in self.parts))
 
-    def to_scale(self, pattern: Callable[[str], str]) -> Any:
-        """As a recipe's `scale`; `pattern` makes a shell pattern of a part of a name."""
+    def to_recipe(self, pattern: Callable[[str], str]) -> Any:
+        """As a recipe has it; `pattern` makes a shell pattern of a part of a name."""
         if self.number is not None:
             return plain(self.number)
         rest, number = self.rest, self.rest.number

@@ -19,6 +19,8 @@ OURS = {
     "ramplus_tl": "ram_plus",
 }
 ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
+BY_RANK = "each entry by its own probability"
+PAPERS_GAMMA = 0.007
 TINY = 1e-8  # below which mergekit takes a sum of weights for 0
 
 
@@ -55,7 +57,7 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
             "the same; the paper elects before weighing",
         )
     if not work.switch("normalize"):
-        merged = {t: work.scale(w.map(lambda x: x * lambda_)) for t, w in weights.items()}
+        merged = {t: work.written(w.map(lambda x: x * lambda_)) for t, w in weights.items()}
         return merged, "sum"
     lowest = min(weight.lowest for weight in weights.values())
     if method not in ELECTING:
@@ -84,7 +86,7 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
             "normalize cancels the weight of the only model, in every layer",
             "the same, by merge: weighted; with merge: mean the weight counts",
         )
-    return {task: work.scale(weight) for task, weight in weights.items()}, "weighted"
+    return {task: work.written(weight) for task, weight in weights.items()}, "weighted"
 
 
 def _normalized(
@@ -138,11 +140,11 @@ def _selection(work: Work) -> Recipe:
     densities: Recipe = {}
     found: dict[str, Recipe] = {}
     for task in work.inputs:
-        density, key = work.number("density", task)
+        density, key = work.own("density", task)
         if not key:
             _note_density(work, task)
         if key or work.is_faithful:
-            densities[task] = plain(density)
+            densities[task] = work.written(density)
         if method.startswith("della"):
             _della(work, task, density, key != (), found)
         if method.startswith("breadcrumbs"):
@@ -159,35 +161,29 @@ def _selection(work: Work) -> Recipe:
             "to the nearest; the first ones are kept",
         )
         if method == "ties":
-            work.note(
-                None,
-                "entries are ranked within each tensor",
-                "over the whole model, as in the authors' code",
-                "scope: tensor",
-            )
-            if work.is_faithful:
-                parameters["scope"] = "tensor"
+            parameters |= _scope(work, densities)
         return parameters
     if not is_rescaled:
         return parameters | {"rescale": "none"}
-    if method.startswith("dare"):
-        work.note(
-            None,
-            "what DARE keeps is rescaled until the tensor has its L1 norm again",
-            "by 1/density, as in the paper",
-            "rescale: l1",
-        )
-        return parameters | ({"rescale": "l1"} if work.is_faithful else {})
-    if work.is_faithful and set(densities.values()) != {1}:
-        work.document.fail(
-            (MARK,), "rescale to the L1 norm is not reproduced for della; set rescale: false"
-        )
+    name, ours = ("DARE", "by 1/density") if method.startswith("dare") else ("DELLA", BY_RANK)
     work.note(
         None,
-        "what DELLA keeps is rescaled until the tensor has its L1 norm again",
-        "each entry by its own probability, as in the paper",
+        f"what {name} keeps is rescaled until the tensor has its L1 norm again",
+        f"{ours}, as in the paper",
+        "rescale: l1",
     )
-    return parameters | ({"rescale": "none"} if work.is_faithful else {})
+    return parameters | ({"rescale": "l1"} if work.is_faithful else {})
+
+
+def _scope(work: Work, densities: Recipe) -> Recipe:
+    """What entries are ranked within under `ties`."""
+    theirs = "entries are ranked within each tensor"
+    if any(isinstance(density, dict) for density in densities.values()):
+        work.note(None, theirs, "the same, by scope: tensor, because a density differs by layer")
+        return {"scope": "tensor"}
+    ours = "over the whole model, as in the authors' code"
+    work.note(None, theirs, ours, "scope: tensor")
+    return {"scope": "tensor"} if work.is_faithful else {}
 
 
 def _note_density(work: Work, task: str) -> None:
@@ -201,39 +197,54 @@ def _note_density(work: Work, task: str) -> None:
     )
 
 
-def _della(work: Work, task: str, density: float, is_given: bool, found: dict[str, Recipe]) -> None:
+def _della(
+    work: Work, task: str, density: Layered, is_given: bool, found: dict[str, Recipe]
+) -> None:
     """Probabilities there are density ± epsilon, here density ± epsilon / 2."""
-    epsilon, key = work.number("epsilon", task)
-    if density >= 1 and (is_given or work.is_faithful):
+    epsilon, key = work.own("epsilon", task)
+    if density.lowest >= 1 and (is_given or work.is_faithful):
         found.setdefault("epsilon", {})[task] = 0
         return
     if not key and not work.is_faithful:
         return
-    found.setdefault("epsilon", {})[task] = plain(2 * epsilon)
+    whole = work.written(epsilon.map(lambda half: 2 * half))
+    found.setdefault("epsilon", {})[task] = whole
+    half = "by layer" if epsilon.number is None else f"{epsilon.number:g}"
     work.note(
         key or None,
-        f"epsilon {epsilon:g} is half the range of probabilities",
-        f"the whole range, {plain(2 * epsilon)}, as in the authors' code",
+        f"epsilon {half} is half the range of probabilities",
+        f"the whole range, {'doubled' if isinstance(whole, dict) else whole}, as in the authors' "
+        "code",
     )
 
 
 def _breadcrumbs(
-    work: Work, task: str, density: float, is_given: bool, found: dict[str, Recipe]
+    work: Work, task: str, density: Layered, is_given: bool, found: dict[str, Recipe]
 ) -> None:
     """Density comes first there: gamma gives way where both are above 1, or density is 1."""
-    gamma, key = work.number("gamma", task)
+    gamma, key = work.own("gamma", task)
     if not key and not work.is_faithful:
         work.note(
             work.inputs[task][0].key,
-            f"gamma of {task} is left at {gamma:g}",
+            f"gamma of {task} is left at {gamma.lowest:g}",
             "0.007, the paper's",
-            f"gamma: {gamma:g}",
+            f"gamma: {gamma.lowest:g}",
         )
-        if not is_given:
+        gamma = gamma.map(lambda _: PAPERS_GAMMA)
+        if not is_given or density.highest + PAPERS_GAMMA <= 1:
             return
-        gamma = min(0.007, gamma)
-        if density + gamma <= 1:
-            return
-    if density + gamma > 1:
-        gamma = plain(1 - density) if is_given or work.is_faithful else gamma
-    found.setdefault("gamma", {})[task] = plain(gamma)
+    if density.highest + gamma.highest > 1 and (is_given or work.is_faithful):
+        gamma = _giving_way(work, task, density, gamma)
+    found.setdefault("gamma", {})[task] = work.written(gamma)
+
+
+def _giving_way(work: Work, task: str, density: Layered, gamma: Layered) -> Layered:
+    """min(γ, 1 − density), where it can be said without knowing the number of blocks."""
+    most = gamma.number
+    if most is None or not density.is_stepwise:
+        work.document.fail(
+            (MARK,),
+            f"density and gamma of {task} that differ by layer and sum to more than 1 in some are "
+            "not supported; lower one of them",
+        )
+    return density.map(lambda share: min(most, 1 - share))

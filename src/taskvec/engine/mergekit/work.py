@@ -11,7 +11,6 @@ from taskvec.engine.mergekit.schema import Condition, Config, Source
 from taskvec.engine.mergekit.values import Layered, layered, meant_pattern, whole_pattern
 
 NO_SWITCH = ""
-_ONE = "is not supported; give one number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,10 @@ class Work:
         settings = [self.config.setting(name, None, s) for s in self.config.slices]
         found = layered(self.document, settings, self.config.slices, faithful=True).number
         if found is None:
-            self.document.fail(settings[0][0].key, f"{name} that differs by layer {_ONE}")
+            key = settings[0][0].key
+            self.document.fail(
+                key, f"{name} that differs by layer is not supported; give one number"
+            )
         return found
 
     def switch(self, name: str) -> bool:
@@ -109,12 +111,16 @@ class Work:
             for source, slice_ in zip(sources, slices, strict=True)
         ]
         who = "" if task is None else f" of {task}"
+        first, last = settings[0][0], settings[0][-1]
+        if first.key and not last.key:
+            rest = f"{name}{who} is left at {last.values[0]} where no filter fits"
+            self.note(first.key, rest, "the same")
         for condition in (c for setting in settings for c in setting):
             if len(set(condition.values)) > 1 and condition.part is None:
                 self.note(
                     condition.key,
                     f"the gradient {name}{who} gives final norm and head its first value",
-                    "its last value, written out in scale",
+                    "its last value, written out",
                     f"final_norm and head {condition.values[0]}",
                 )
             part = condition.part
@@ -127,18 +133,15 @@ class Work:
                 )
         return layered(self.document, settings, slices, faithful=self.is_faithful)
 
-    def number(self, name: str, task: str) -> tuple[float, Key]:
-        """A number of one input that must be the same for all tensors, and where it stands."""
-        settings = [
-            self.config.setting(name, source, slice_)
-            for source, slice_ in zip(self.inputs[task], self.config.slices, strict=True)
-        ]
-        found = layered(self.document, settings, self.config.slices, faithful=True)
-        key = settings[0][0].key
-        if found.number is None:
-            self.document.fail(key, f"{name} of {task} that differs by layer {_ONE}")
-        return found.number, key
+    def own(self, name: str, task: str) -> tuple[Layered, Key]:
+        """A number of one input that may differ by layer, and where it stands."""
+        setting = self.config.setting(name, self.inputs[task][0], self.config.slices[0])
+        return self.layered(name, task), setting[0].key
 
-    def scale(self, values: Layered) -> Any:
-        """Values as a recipe's `scale`."""
-        return values.to_scale(whole_pattern if self.is_faithful else meant_pattern)
+    def for_all(self, name: str) -> dict[str, Any]:
+        """A number of the whole that may differ by layer, as a recipe has it, by task."""
+        return dict.fromkeys(self.inputs, self.written(self.layered(name, None)))
+
+    def written(self, values: Layered) -> Any:
+        """Values as a recipe has them: a number, or a mapping where it differs by layer."""
+        return values.to_recipe(whole_pattern if self.is_faithful else meant_pattern)

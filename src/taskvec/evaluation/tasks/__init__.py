@@ -20,7 +20,17 @@ from taskvec.errors import UsageError, nearest
 from taskvec.evaluation.task import Task
 
 GROUP = "taskvec.tasks"
-_MODULES: tuple[str, ...] = ()
+_MODULES = (
+    "perplexity",
+    "gsm8k",
+    "choice",
+    "truthfulqa",
+    "tmmluplus",
+    "reading",
+    "likelihood",
+    "code",
+    "harm",
+)
 
 
 @cache

@@ -1,0 +1,358 @@
+"""Signs of failure: what results say is wrong with a model, the likely cause, and what to try.
+
+Pure: works on results and asks no model. A cause is named only where it follows from the figures.
+Thresholds are rules of thumb and say where they are from; `docs/reference/signs.md` has them in
+words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from taskvec.evaluation import writing
+from taskvec.evaluation.evaluate import Result
+from taskvec.evaluation.figures import Figure, difference, figure, span
+from taskvec.evaluation.task import Answer, Likelihood, Metric, Reply, Score
+
+SIGNS = (
+    "broken_logits",
+    "gibberish",
+    "perplexity",
+    "perplexity_rise",
+    "empty_answers",
+    "endless_answers",
+    "below_reference",
+    "below_single",
+)
+
+PERPLEXITY = 15.0  # per token; models of a billion parameters and more are below it on plain text
+PERPLEXITY_RISE = 0.05  # of the reference's perplexity
+# Two-sided sign test at 95 %: of fewer samples that differ, all fall on one side by chance.
+FEWEST_CHANGED = 6
+MORE = 0.1  # empty or endless answers above the reference's, as a share of all
+MOST = 0.5  # share of empty or endless answers that is too high by itself
+
+TOO_FAR = "the weights have moved too far: λ too large, or few entries kept and scaled up for it"
+SMALLER_STEP = "a lower λ, a higher density where the method has one, or another scheme"
+DAMAGED = "the model is damaged as a whole; see its other findings"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sign of failure.
+
+    Attributes:
+        model: As the user named it.
+        task: Where it shows; None: in the answers to all tasks.
+        sign: One of `SIGNS`.
+        what: What is seen, with figures.
+        cause: What is likely behind it; empty where the figures do not say.
+        advice: What to try; empty where there is nothing.
+        figures: By name.
+    """
+
+    model: str
+    task: str | None
+    sign: str
+    what: str
+    cause: str = ""
+    advice: str = ""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """All of it in words."""
+        where = f" in {self.task}" if self.task is not None else ""
+        cause = f" Likely cause: {self.cause}." if self.cause else ""
+        advice = f" Try {self.advice}." if self.advice else ""
+        return f"{self.model}{where}: {self.what}.{cause}{advice}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "model": self.model,
+            "task": self.task,
+            "sign": self.sign,
+            "text": self.text,
+            "what": self.what,
+            "cause": self.cause,
+            "advice": self.advice,
+            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A model in a task.
+
+    Attributes:
+        role: `reference`, `single` (tuned for one of the tasks) or `merge`.
+        result: Of the model.
+        other: Of the reference; None if there is none, or this is it.
+        alone: Of the model that was tuned for this task alone; None if none was named.
+        damaged: Whether other signs say that the model is damaged as a whole.
+    """
+
+    role: str
+    result: Result
+    other: Result | None
+    alone: Result | None
+    damaged: bool = False
+
+    def finding(
+        self, sign: str, what: str, cause: str, advice: str, figures: Mapping[str, Figure]
+    ) -> Finding:
+        """A finding; what can be tried with a merge is no advice for another model."""
+        advice = advice if self.role == "merge" else ""
+        return Finding(self.result.model, self.result.task, sign, what, cause, advice, figures)
+
+
+def find_signs(
+    results: Mapping[str, Sequence[Result]],
+    *,
+    reference: str | None = None,
+    singles: Mapping[str, str] | None = None,
+) -> list[Finding]:
+    """Signs of failure of every model, in the order of the models; of each, in that of `SIGNS`.
+
+    Args:
+        results: By model, of the same tasks in the same order.
+        reference: The target, such as the instruction-tuned model. Without one only signs that need
+            no comparison are looked for.
+        singles: The model that was tuned for a task alone, by task.
+    """
+    singles = singles or {}
+    found: list[Finding] = []
+    for model, mine in results.items():
+        theirs = results[reference] if reference is not None and model != reference else None
+        role = "single" if model in singles.values() else "merge"
+        cases = [
+            _Case(
+                "reference" if model == reference else role,
+                result,
+                theirs[place] if theirs is not None else None,
+                results[singles[result.task]][place] if result.task in singles else None,
+            )
+            for place, result in enumerate(mine)
+        ]
+        found += sorted(_of_model(cases), key=lambda finding: SIGNS.index(finding.sign))
+    return found
+
+
+def _of_model(cases: Sequence[_Case]) -> list[Finding]:
+    def each(*signs: Callable[[_Case], Iterator[Finding]]) -> Iterator[Finding]:
+        return (finding for sign in signs for case in cases for finding in sign(case))
+
+    found = [*each(_broken), *_gibberish(cases), *each(_perplexity)]
+    damaged = any(finding.sign != "perplexity" for finding in found)
+    cases = [replace(case, damaged=damaged) for case in cases]
+    return [*found, *each(_empty, _endless, _below_reference, _below_single)]
+
+
+# Logits and perplexity
+
+
+def _broken(case: _Case) -> Iterator[Finding]:
+    """NaN or infinite logits."""
+    share = _share(case.result, _is_broken)
+    if not share.value > 0:
+        return
+    cause = "weights that are NaN, infinite, or so large that numbers overflow"
+    if case.other is not None and _share(case.other, _is_broken).value > 0:
+        cause = f"numbers overflow in this dtype; {case.other.model} has it too"
+    yield Finding(
+        case.result.model,
+        case.result.task,
+        "broken_logits",
+        f"logits are NaN or infinite in {round(share.value * share.n)} of {share.n} samples",
+        cause,
+        "`taskvec inspect --norms` on the model, and --dtype float32",
+        {"broken": share},
+    )
+
+
+def _is_broken(reply: Reply) -> bool:
+    if isinstance(reply, Likelihood):
+        return not math.isfinite(reply.log_likelihood)
+    return reply.ended == "nan"
+
+
+def _perplexity(case: _Case) -> Iterator[Finding]:
+    """Perplexity above 15, or more than 5 % above the reference's."""
+    result, other = case.result, case.other
+    metric = next((m for m in result.metrics if m.kind == "perplexity"), None)
+    if metric is None:
+        return
+    mine = result.figures[metric.name]
+    figures = {metric.name: mine}
+    theirs, compared = None, ""
+    if other is not None:
+        theirs = figures["reference"] = other.figures[metric.name]
+        compared = f"; {other.model}'s is {span(theirs)}"
+    if mine.value > PERPLEXITY and metric.per != "words":
+        cause, advice = "", ""
+        if theirs is None:
+            cause = "a small model, or text unlike what it was trained on"
+        elif theirs.value > PERPLEXITY:
+            compared += ", above it as well"
+        else:
+            cause, advice = TOO_FAR, SMALLER_STEP
+        what = f"{metric.name} {span(mine)} is above {PERPLEXITY:g}{compared}"
+        yield case.finding("perplexity", what, cause, advice, figures)
+    if other is None or theirs is None or not mine.value > theirs.value * (1 + PERPLEXITY_RISE):
+        return
+    apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
+    if apart.low > 0:
+        rise = mine.value / theirs.value - 1
+        by = f"{rise:.0%} above" if rise < 10 else f"{rise + 1:.3g} times"
+        what = f"{metric.name} {span(mine)} is {by} {other.model}'s, {span(theirs)}"
+        figures = figures | {"difference": apart}
+        yield case.finding("perplexity_rise", what, TOO_FAR, SMALLER_STEP, figures)
+
+
+# Answers
+
+
+def _share(result: Result, is_so: Callable[[Reply], bool]) -> Figure:
+    """Share of the samples with such a reply."""
+    return figure(_SHARE, _marked(result, is_so), seed=result.about["seed"])
+
+
+_SHARE = Metric("share", "rate", higher_is_better=False)
+
+
+def _marked(result: Result, is_so: Callable[[Reply], bool]) -> list[Score]:
+    return [Score({"share": float(any(map(is_so, replies)))}) for replies in result.replies]
+
+
+def _too_many(case: _Case, is_so: Callable[[Reply], bool]) -> tuple[str, dict[str, Figure]] | None:
+    """How many answers are so, in words and figures, if they are too many."""
+    mine = _share(case.result, is_so)
+    if case.other is None:
+        return (f"{mine.value:.0%} of the answers", {"share": mine}) if mine.value >= MOST else None
+    other = _share(case.other, is_so)
+    ours, theirs = _marked(case.result, is_so), _marked(case.other, is_so)
+    if not (mine.value - other.value >= MORE and _changed(_SHARE, ours, theirs)):
+        return None
+    apart = difference(_SHARE, ours, theirs, seed=case.result.about["seed"])
+    if not apart.low > 0:
+        return None
+    what = f"{mine.value:.0%} of the answers, and {other.value:.0%} of {case.other.model}'s,"
+    return what, {"share": mine, "reference": other, "difference": apart}
+
+
+def _empty(case: _Case) -> Iterator[Finding]:
+    """Answers that say nothing."""
+    found = _too_many(case, lambda r: isinstance(r, Answer) and not r.text.strip())
+    if found is not None:
+        cause = "the answer is over before it begins: a chat template or a stop text that does "
+        cause += "not fit the model, or a tokenizer other than that it was tuned with"
+        cause = DAMAGED if case.damaged else cause
+        yield case.finding("empty_answers", f"{found[0]} are empty", cause, "", found[1])
+
+
+def _endless(case: _Case) -> Iterator[Finding]:
+    """Answers that were cut at the most tokens there may be."""
+    found = _too_many(case, lambda r: isinstance(r, Answer) and r.ended == "length")
+    if found is not None:
+        cause = "what ends an answer was lost, or is another token than the tokenizer says"
+        if case.other is None:
+            cause = "a base model, which ends no answers, or answers longer than the task allows"
+        cause = DAMAGED if case.damaged else cause
+        yield case.finding("endless_answers", f"{found[0]} do not end", cause, "", found[1])
+
+
+def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
+    """Answers that do not read like language: see `writing`."""
+    mine = [case.result for case in cases]
+    theirs = [case.other for case in cases if case.other is not None] or None
+    found = writing.odd(mine, theirs)
+    if found is None:
+        return
+    shown = []
+    for name, own in found.figures.items():
+        beside = f" ({found.reference[name].value:.3f})" if name in found.reference else ""
+        shown.append(f"{name.replace('_', ' ')} {span(own)}{beside}")
+    told = f", in brackets {theirs[0].model}'s" if theirs is not None else ""
+    reasons = " and ".join(found.ways)
+    figures = dict(found.figures) | {f"reference_{k}": v for k, v in found.reference.items()}
+    merged = cases[0].role == "merge"
+    yield Finding(
+        mine[0].model,
+        None,
+        "gibberish",
+        f"the answers are gibberish: {reasons} ({'; '.join(shown)}{told})",
+        TOO_FAR if merged and theirs is not None else "",
+        SMALLER_STEP if merged else "",
+        figures,
+    )
+
+
+# Scores
+
+
+def _worse(case: _Case, other: Result) -> tuple[Metric, Figure] | None:
+    """The main metric and how far it is on the wrong side of another's, if beyond the interval."""
+    metric, result = case.result.metrics[0], case.result
+    if metric.kind == "perplexity" or metric.higher_is_better is None:
+        return None
+    if not _changed(metric, result.scores, other.scores):
+        return None
+    apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
+    is_worse = apart.high < 0 if metric.higher_is_better else apart.low > 0
+    return (metric, apart) if is_worse else None
+
+
+def _changed(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> bool:
+    """Whether enough samples differ for a difference to mean something."""
+    key = metric.value or metric.name
+    pairs = zip(ours, theirs, strict=True)
+    return sum(a.values.get(key) != b.values.get(key) for a, b in pairs) >= FEWEST_CHANGED
+
+
+def _told(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
+    side = "below" if metric.higher_is_better else "above"
+    mine, theirs = case.result.main, other.main
+    return (
+        f"{metric.name} {span(mine)} is {side} {other.model}'s, {span(theirs)}: {span(apart, '+')}"
+    )
+
+
+def _below_reference(case: _Case) -> Iterator[Finding]:
+    """The main metric worse than the reference's."""
+    if case.other is None or (found := _worse(case, case.other)) is None:
+        return
+    cause = "what was added displaces what the model could do"
+    advice = "a lower λ, or a method that leaves out small or opposed changes (lata, ties)"
+    if case.damaged:
+        cause, advice = DAMAGED, ""
+    elif case.alone is not None and _better(case.alone, case.other):
+        cause = f"the task is subtracted: {case.alone.model} is better at it, not worse"
+        advice = "its `scale` with the other sign, unless it is to be forgotten"
+    figures = {found[0].name: case.result.main, "reference": case.other.main}
+    what = _told(case, case.other, *found)
+    figures["difference"] = found[1]
+    yield case.finding("below_reference", what, cause, advice, figures)
+
+
+def _below_single(case: _Case) -> Iterator[Finding]:
+    """The main metric of a merge worse than that of the model tuned for the task alone."""
+    if case.alone is None or case.role != "merge" or (found := _worse(case, case.alone)) is None:
+        return
+    metric, apart = found
+    figures = {metric.name: case.result.main, "single": case.alone.main, "difference": apart}
+    cause = "λ of this task too small, or the vectors of other tasks work against it"
+    advice = "a higher λ for this task alone, or a method that elects signs, such as ties"
+    if case.damaged:
+        cause, advice = DAMAGED, ""
+    yield case.finding(
+        "below_single", _told(case, case.alone, metric, apart), cause, advice, figures
+    )
+
+
+def _better(one: Result, other: Result) -> bool:
+    """Whether a model is better than another by more than the interval."""
+    return _worse(_Case("merge", other, None, None), one) is not None

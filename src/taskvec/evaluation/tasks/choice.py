@@ -1,0 +1,166 @@
+"""Multiple choice by likelihood: the answer is the choice that the model finds most likely.
+
+    accuracy        choice with the largest log p(choice | question)
+    accuracy_norm   choice with the largest log p(choice | question) / characters of the choice
+
+The first of equal ones counts. Characters are those of the choice without the space or line feed
+in front of it. These are `acc` and `acc_norm` of lm-evaluation-harness.
+
+Source: Kurihara et al., LREC 2022 (JCommonsenseQA); lm-evaluation-harness, task
+`ja_leaderboard_jcommonsenseqa`, for its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskvec.errors import DataError
+from taskvec.evaluation.data import DataFile, HubData, Row
+from taskvec.evaluation.task import (
+    Continuation,
+    Metric,
+    Replies,
+    Rows,
+    Sample,
+    Score,
+    Settings,
+    Task,
+    each,
+)
+from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots, worked
+
+JCOMMONSENSEQA_SHOTS = 3
+JCOMMONSENSEQA_INTRODUCTION = (
+    "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。"
+    "要求を適切に満たす応答を書きなさい。\n\n"
+)
+JCOMMONSENSEQA = (
+    "### 指示：\n出力は以下から選択してください：\n{choices}\n### 入力：\n{question}\n\n### 応答："
+)
+
+METRICS = (Metric("accuracy"), Metric("accuracy_norm"))
+
+
+def first_largest(values: Sequence[float]) -> int:
+    """The index of the largest value; of equal ones, the first.
+
+    >>> first_largest([-2.0, -1.0, -1.0])
+    1
+    """
+    return max(range(len(values)), key=lambda i: values[i])
+
+
+def choice_sample(
+    name: str, context: str, choices: Sequence[str], answer: int, *, joint: str = " "
+) -> Sample:
+    """A question with choices.
+
+    Args:
+        name: Id of the sample.
+        context: All that stands before a choice.
+        choices: Texts, none of them empty.
+        answer: Index of the right one.
+        joint: What stands between context and choice.
+    """
+    requests = tuple(Continuation(context, joint + choice) for choice in choices)
+    return Sample(name, requests, {"choices": list(choices), "answer": answer})
+
+
+def choice_score(sample: Sample, replies: Replies) -> Score:
+    """Whether the likeliest choice is the right one, with and without normalisation by length."""
+    values = [reply.log_likelihood for reply in likelihoods(replies)]
+    lengths = [len(choice) for choice in sample.reference["choices"]]
+    answer = sample.reference["answer"]
+    plain = first_largest(values)
+    normalised = first_largest([v / n for v, n in zip(values, lengths, strict=True)])
+    right = {"accuracy": float(plain == answer), "accuracy_norm": float(normalised == answer)}
+    return Score(right, {"chosen": plain, "chosen_norm": normalised})
+
+
+def checked(row: Row, choices: Sequence[str], answer: int) -> None:
+    """Refuse what cannot be a question with choices.
+
+    Raises:
+        DataError: fewer than two choices, an empty one, or an answer that is none of them.
+    """
+    if len(choices) < 2 or not all(choice.strip() for choice in choices):
+        raise DataError(
+            f"{row.where}: must have at least two choices, none of them blank; got {list(choices)}"
+        )
+    if answer not in range(len(choices)):
+        raise DataError(
+            f"{row.where}: the answer must be the index of a choice, 0 to {len(choices) - 1}; "
+            f"got {answer}"
+        )
+
+
+def _samples(rows: Rows, settings: Settings) -> list[Sample]:
+    refuse_shots("choice", settings)
+    samples = []
+    for name, row in numbered(rows["test"], "id"):
+        choices, answer = row.texts("choices"), row.number("answer")
+        checked(row, choices, answer)
+        samples.append(choice_sample(name, filled(row, "question"), choices, answer))
+    return samples
+
+
+def _jcommonsenseqa(row: Row) -> tuple[str, list[str], int]:
+    """Prompt, choices and the index of the right one."""
+    choices, answer = [row.text(f"choice{i}") for i in range(5)], row.number("label")
+    checked(row, choices, answer)
+    listed = "".join(f"- {choice}\n" for choice in choices)
+    prompt = JCOMMONSENSEQA.format(choices=listed, question=filled(row, "question"))
+    return prompt, choices, answer
+
+
+def _jcommonsenseqa_samples(rows: Rows, settings: Settings) -> list[Sample]:
+    before = JCOMMONSENSEQA_INTRODUCTION
+    for row in worked("jcommonsenseqa", rows, settings, JCOMMONSENSEQA_SHOTS):
+        prompt, choices, answer = _jcommonsenseqa(row)
+        before += f"{prompt}\n{choices[answer]}\n\n"
+    samples = []
+    for name, row in numbered(rows["test"], "q_id"):
+        prompt, choices, answer = _jcommonsenseqa(row)
+        samples.append(choice_sample(name, before + prompt, choices, answer, joint="\n"))
+    return samples
+
+
+TASKS = (
+    Task(
+        name="choice",
+        summary="questions with choices of your own",
+        files=(DataFile("test", ("choice/*.jsonl", "choice/*.json")),),
+        samples=_samples,
+        score=each(choice_score),
+        metrics=METRICS,
+        source="taskvec",
+    ),
+    Task(
+        name="jcommonsenseqa",
+        summary="common sense in Japanese, five choices, after 3 worked examples",
+        files=(
+            DataFile(
+                "test",
+                (
+                    "jglue/jcommonsenseqa-*valid*.json",
+                    "jcommonsenseqa-v1.3/valid-v1.3.json",
+                ),
+                HubData("sbintuitions/JCommonsenseQA", None, "validation"),
+            ),
+            DataFile(
+                "train",
+                (
+                    "jglue/jcommonsenseqa-*train*.json",
+                    "jcommonsenseqa-v1.3/train-v1.3.json",
+                ),
+                HubData("sbintuitions/JCommonsenseQA", None, "train"),
+                optional=True,
+            ),
+        ),
+        samples=_jcommonsenseqa_samples,
+        score=each(choice_score),
+        metrics=METRICS,
+        fewest_tokens=512,
+        source="Kurihara et al., LREC 2022; lm-evaluation-harness, ja_leaderboard_jcommonsenseqa",
+    ),
+)

@@ -1,0 +1,334 @@
+"""Code: HumanEval and MBPP, by running the programs; unbiased pass@k.
+
+pass@k is the probability that at least one of k answers passes all tests. From n ≥ k answers, of
+which c pass, its unbiased estimate for one problem is 1 − C(n−c, k) / C(n, k) (Codex paper,
+arXiv:2107.03374, equation 1); the figure is the mean over problems.
+
+One answer is the most likely one (temperature 0); with `draws` n > 1, n are drawn at 0.8, which
+the Codex paper finds best for many answers. Its best for pass@1 alone is nearer to 0.2: compare
+pass@1 figures of equal draws only.
+
+The `-chat` tasks put the same problems to a model's chat template in this project's own words, and
+take the code block of the answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from taskvec.errors import DataError, UsageError
+from taskvec.evaluation.data import DataFile, HubData, Row
+from taskvec.evaluation.sandbox import Outcome, require_permission, run_program
+from taskvec.evaluation.task import (
+    Answer,
+    Metric,
+    Prompt,
+    Replies,
+    Rows,
+    Sample,
+    Score,
+    Settings,
+    Task,
+    Text,
+    Tools,
+)
+
+MAX_NEW_TOKENS = 512
+DRAWN_TEMPERATURE = 0.8
+PASS_AT = (1, 10, 100)
+HUMANEVAL_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Codex paper, section 2.2
+MBPP_TEST = range(11, 511)  # task_id of its test split
+MBPP_EXAMPLES = (2, 3, 4)  # task_id of the worked examples of its paper
+
+
+def pass_at(k: int, *, n: int, passed: int) -> float:
+    """Unbiased estimate of the probability that one of k answers passes.
+
+    Args:
+        k: Answers that one may try, at most n.
+        n: Answers that were drawn.
+        passed: How many of them pass.
+
+    >>> pass_at(1, n=4, passed=1)
+    0.25
+    >>> pass_at(2, n=4, passed=1)
+    0.5
+    """
+    draws = math.comb(n, k)
+    return (draws - math.comb(n - passed, k)) / draws
+
+
+# Samples
+
+
+def humaneval_samples(rows: Rows, settings: Settings) -> list[Sample]:
+    """The problems as they are: the model goes on after the function's docstring."""
+    _no_shots("humaneval", settings)
+    return [
+        Sample(
+            row.text("task_id"),
+            _prompts(row.text("prompt"), settings, HUMANEVAL_STOP),
+            {"before": row.text("prompt"), "after": _humaneval_tests(row)},
+        )
+        for row in rows["test"]
+    ]
+
+
+def humaneval_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
+    """The same problems as requests to write the whole function."""
+    _no_shots("humaneval-chat", settings)
+    return [
+        Sample(
+            row.text("task_id"),
+            _prompts(_asked("Complete this Python function:", row.text("prompt")), settings),
+            {
+                "before": row.text("prompt"),
+                "after": _humaneval_tests(row),
+                "entry_point": row.text("entry_point"),
+            },
+        )
+        for row in rows["test"]
+    ]
+
+
+def _humaneval_tests(row: Row) -> str:
+    return f"\n{row.text('test')}\ncheck({row.text('entry_point')})\n"
+
+
+def mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
+    """The problems in the format of the paper, after worked examples: 3, task_id 2, 3 and 4.
+
+    They are taken from the `prompt` rows, or from the test rows where all of MBPP is in one file.
+    Where neither has them, the first problems serve, which then are not scored.
+    """
+    shots = 3 if settings.shots is None else settings.shots
+    examples, scored = _split_mbpp(rows, shots)
+    front = "".join(
+        f"{_mbpp_text(row)}{_lines(row.text('code')).strip()}\n[DONE]\n\n" for row in examples
+    )
+    return [
+        Sample(
+            f"MBPP/{row.number('task_id')}",
+            _prompts(front + _mbpp_text(row), settings, ("[DONE]",)),
+            {"before": "", "after": _setup(row) + _mbpp_tests(row)},
+        )
+        for row in scored
+    ]
+
+
+def mbpp_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
+    """The same problems as requests, without worked examples."""
+    _no_shots("mbpp-chat", settings)
+    return [
+        Sample(
+            f"MBPP/{row.number('task_id')}",
+            _prompts(_asked(_wanted(row), _mbpp_tests(row)), settings),
+            {"before": "", "after": _setup(row) + _mbpp_tests(row)},
+        )
+        for row in _split_mbpp(rows, 0)[1]
+    ]
+
+
+def _split_mbpp(rows: Rows, shots: int) -> tuple[list[Row], list[Row]]:
+    """Worked examples and what is scored."""
+    test = [row for row in rows["test"] if row.number("task_id") in MBPP_TEST]
+    if not test:
+        raise DataError(
+            f"{rows['test'][0].where}: no problem has a task_id of MBPP's test split, 11 to 510"
+        )
+    known = {row.number("task_id"): row for row in (*rows["test"], *rows.get("prompt", ()))}
+    if all(number in known for number in MBPP_EXAMPLES):
+        others = [number for number in known if number not in (*MBPP_EXAMPLES, *MBPP_TEST)]
+        examples = [known[number] for number in (*MBPP_EXAMPLES, *sorted(others))]
+    else:
+        examples, test = test[:shots], test[shots:]
+    if len(examples) < shots or not test:
+        raise UsageError(f"task 'mbpp' has {len(examples)} worked examples; got shots {shots}")
+    return examples[:shots], test
+
+
+def _wanted(row: Row) -> str:
+    return f"{row.text('text', 'prompt').strip()} It must pass these tests:"
+
+
+def _mbpp_text(row: Row) -> str:
+    """The problem as the MBPP paper puts it (arXiv:2108.07732, figure 2)."""
+    return (
+        f"You are an expert Python programmer, and here is your task: {row.text('text', 'prompt')} "
+        f"Your code should pass these tests:\n\n{_mbpp_tests(row).strip()}\n[BEGIN]\n"
+    )
+
+
+def _mbpp_tests(row: Row) -> str:
+    return "\n" + "\n".join(_lines(test) for test in row.texts("test_list")) + "\n"
+
+
+def _setup(row: Row) -> str:
+    """What the tests need besides the answer, whose classes it may use."""
+    setup = row.text("test_setup_code") if "test_setup_code" in row.data else ""
+    if "test_imports" in row.data:  # of the sanitized problems
+        setup = "\n".join(row.texts("test_imports"))
+    return f"\n{_lines(setup)}" if setup else ""
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n")
+
+
+def _prompts(text: Text, settings: Settings, stop: tuple[str, ...] = ()) -> tuple[Prompt, ...]:
+    temperature = DRAWN_TEMPERATURE if settings.draws > 1 else 0.0
+    return tuple(
+        Prompt(text, MAX_NEW_TOKENS, stop, temperature, draw) for draw in range(settings.draws)
+    )
+
+
+def _asked(what: str, code: str) -> Text:
+    block = f"```python\n{code.strip()}\n```"
+    return (("user", f"{what}\n\n{block}\n\nAnswer with all of its code in one code block."),)
+
+
+def _no_shots(task: str, settings: Settings) -> None:
+    if settings.shots:
+        raise UsageError(f"task {task!r} has no worked examples; got shots {settings.shots}")
+
+
+# Scores
+
+
+def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -> list[Score]:
+    """Runs the program of every answer; a program that comes twice is run once.
+
+    Raises:
+        TaskvecError: programs may not be run, or cannot be shut in here.
+    """
+    require_permission("scoring code", allowed=tools.allow_code_execution)
+    programs = [
+        [_program(sample.reference, reply) for reply in mine]
+        for sample, mine in zip(samples, replies, strict=True)
+    ]
+    scores = []
+    with ThreadPoolExecutor(tools.workers) as pool:
+        different = dict.fromkeys(itertools.chain.from_iterable(programs))
+        running = {program: pool.submit(run_program, program) for program in different}
+        try:
+            for mine in programs:
+                scores.append(_score([running[program].result() for program in mine]))
+                tools.advance(1)
+        finally:  # after an error or an interrupt, what has not begun is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+    return scores
+
+
+def _score(outcomes: Sequence[Outcome]) -> Score:
+    n, passed = len(outcomes), sum(outcome.passed for outcome in outcomes)
+    values = {f"pass@{k}": pass_at(k, n=n, passed=passed) for k in PASS_AT if k <= n}
+    told = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]
+    return Score(values, {"passed": passed, "outcomes": told})
+
+
+def _program(reference: Any, reply: object) -> str:
+    """The program as HumanEval puts it together: the problem, the answer, the tests."""
+    assert isinstance(reply, Answer)
+    return str(reference["before"] + reply.text + reference["after"])
+
+
+def chat_score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -> list[Score]:
+    """`score` of the code blocks of conversational answers."""
+    codes = [
+        [Answer(_code(sample.reference, reply), 0, "stop") for reply in mine]
+        for sample, mine in zip(samples, replies, strict=True)
+    ]
+    return score(samples, codes, tools)
+
+
+def _code(reference: Any, reply: object) -> str:
+    """The code of an answer, as what can follow `before`.
+
+    A whole function may follow the one of the problem, whose body is its docstring.
+    """
+    assert isinstance(reply, Answer)
+    blocks = re.findall(r"```[^\n]*\n(.*?)(?:```|\Z)", reply.text, re.DOTALL)
+    name = reference.get("entry_point")
+    if name is None:
+        return str(blocks[0]) if blocks else reply.text
+    is_whole = re.compile(rf"^def {re.escape(name)}\b", re.MULTILINE).search
+    whole = [block for block in blocks or [reply.text] if is_whole(block)]
+    if whole:
+        return f"\n\n{whole[0]}"
+    return str(blocks[0]) if blocks else reply.text
+
+
+METRICS = (Metric("pass@1"), *(Metric(f"pass@{k}", "mean") for k in PASS_AT[1:]))
+
+_HUMANEVAL = (
+    DataFile(
+        "test",
+        ("humaneval/HumanEval.jsonl.gz", "humaneval/HumanEval.jsonl"),
+        HubData("openai/openai_humaneval", None, "test"),
+    ),
+)
+_MBPP = (
+    DataFile(
+        "test",
+        ("mbpp/mbpp.test.jsonl", "mbpp/mbpp.jsonl"),
+        HubData("google-research-datasets/mbpp", "full", "test"),
+    ),
+    DataFile(
+        "prompt",
+        ("mbpp/mbpp.prompt.jsonl", "mbpp/mbpp.jsonl"),
+        HubData("google-research-datasets/mbpp", "full", "prompt"),
+        optional=True,
+    ),
+)
+
+TASKS = (
+    Task(
+        name="humaneval",
+        summary="HumanEval: Python functions from their docstrings, tested by running them",
+        files=_HUMANEVAL,
+        samples=humaneval_samples,
+        score=score,
+        metrics=METRICS,
+        needs=("code",),
+        fewest_tokens=1024,
+        source="arXiv:2107.03374",
+    ),
+    Task(
+        name="humaneval-chat",
+        summary="HumanEval, put to the chat template",
+        files=_HUMANEVAL,
+        samples=humaneval_chat_samples,
+        score=chat_score,
+        metrics=METRICS,
+        needs=("chat", "code"),
+        fewest_tokens=1024,
+        source="arXiv:2107.03374; the wording is this project's",
+    ),
+    Task(
+        name="mbpp",
+        summary="MBPP: short Python functions from a sentence and three tests, 3-shot",
+        files=_MBPP,
+        samples=mbpp_samples,
+        score=score,
+        metrics=METRICS,
+        needs=("code",),
+        fewest_tokens=1536,
+        source="arXiv:2108.07732",
+    ),
+    Task(
+        name="mbpp-chat",
+        summary="MBPP, put to the chat template, without worked examples",
+        files=_MBPP[:1],
+        samples=mbpp_chat_samples,
+        score=chat_score,
+        metrics=METRICS,
+        needs=("chat", "code"),
+        fewest_tokens=1024,
+        source="arXiv:2108.07732; the wording is this project's",
+    ),
+)

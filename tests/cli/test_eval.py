@@ -1,0 +1,131 @@
+"""`taskvec eval` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tests.conftest import run_cli
+
+from taskvec import zoo
+
+INSTRUCT, MATH = f"instruct={zoo.path('instruct')}", f"math={zoo.path('math')}"
+MATHS = ("--tasks", "zoo:math", "--limit", "20", "--quiet")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "half.yaml"
+    path.write_text(
+        f"anchor: {zoo.path('instruct')}\nmethod: task_arithmetic\n"
+        f"tasks:\n  math: {{model: {zoo.path('math')}, scale: 1.0}}\n"
+    )
+    return path
+
+
+def test_a_table_with_intervals(tmp_path):
+    """In a process of its own: nothing but the table on standard output, nothing else on error."""
+    code, out, err = run_cli(
+        "eval", INSTRUCT, MATH, "--tasks", "zoo:math,zoo:text", "--limit", "20",
+        "--single", "zoo:math=math", "--out", tmp_path / "out", "--quiet", HF_HUB_OFFLINE="1",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "zoo:math: n = 20 of 150, seed 0"
+    assert lines[1].split() == ["right", "right,", "less", "instruct's", "share", "of", "math's"]
+    assert lines[2].split() == ["instruct", "0.000", "[0.000,", "0.161]", "0%"]
+    assert lines[3].startswith("math      ")
+    assert lines[3].endswith("100%")
+    assert lines[5] == "zoo:text: n = 20 of 100, seed 0, context 128, stride 128"
+    assert lines[-1] == f"{tmp_path / 'out'}/: results.json, and what was asked and replied"
+
+
+def test_results_file(cli, tmp_path, recipe):
+    """The same as is printed; a recipe is merged in memory."""
+    out = tmp_path / "out"
+    code, text, _ = cli(
+        "eval", INSTRUCT, recipe, *MATHS, "--out", out, "--json", "--reference", "half.yaml"
+    )
+    assert code == 0
+    told = json.loads(text)
+    assert told == json.loads((out / "results.json").read_text())
+    instruct, half = told["tasks"]["zoo:math"]
+    assert told["reference"] == "half.yaml"
+    assert instruct["model"] == "instruct"
+    assert half["figures"]["right"]["value"] > 0.8
+    assert instruct["difference"]["value"] < -0.8
+    assert half["difference"] is None
+    assert half["n"] == 20
+    assert {"taskvec", "torch", "transformers", "python"} <= told["versions"].keys()
+    assert {path.name for path in out.iterdir()} == {"results.json", "instruct", "half.yaml"}
+    assert {path.name for path in (out / "half.yaml").iterdir()} == {"zoo-math.jsonl"}
+
+
+def test_the_same_command_again_asks_nothing(cli, tmp_path, recipe):
+    command = ("eval", INSTRUCT, recipe, *MATHS, "--out", tmp_path / "out", "--json")
+    first, again = (json.loads(cli(*command)[1]) for _ in range(2))
+    for mine, theirs in zip(first["tasks"]["zoo:math"], again["tasks"]["zoo:math"], strict=True):
+        assert mine["figures"] == theirs["figures"]
+        assert (mine["kept"], theirs["kept"]) == (0, 20)
+    recipe.write_text(recipe.read_text().replace("1.0", "0.0"))
+    changed = json.loads(cli(*command)[1])["tasks"]["zoo:math"][1]
+    assert changed["kept"] == 0
+    assert changed["figures"]["right"]["value"] == 0
+
+
+def test_a_manifest_is_a_candidate(cli, tmp_path, recipe):
+    merged = tmp_path / "merged"
+    assert cli("merge", recipe, merged)[0] == 0
+    code, text, _ = cli(
+        "eval", f"folder={merged}", f"again={merged / 'taskvec-manifest.json'}",
+        *MATHS, "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert code == 0
+    folder, again = json.loads(text)["tasks"]["zoo:math"]
+    assert folder["figures"] == again["figures"]
+
+
+def test_list(cli):
+    code, out, _ = cli("eval", "--list")
+    assert code == 0
+    assert "zoo:math" in out
+    told = json.loads(cli("eval", "--list", "--json")[1])
+    assert told["zoo:text"]["metrics"] == ["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "no model is given; see taskvec eval --help"),
+        ([MATH], "no task is named; see --list"),
+        ([MATH, MATH, *MATHS], "two models are called 'math'; name them: NAME="),
+        ([MATH, *MATHS, "--reference", "x"], "'x' is none of the models: math"),
+        ([MATH, *MATHS, "--single", "zoo:math=x"], "'x' is none of the models: math"),
+        ([MATH, *MATHS, "--single", "gsm8k=math"], "--single names 'gsm8k', which is none of"),
+        ([MATH, *MATHS, "--single", "math"], "--single must be TASK=NAME; got 'math'"),
+        ([MATH, *MATHS, "--data", "nowhere"], "--data nowhere: no such folder; give DIR, or TASK"),
+        (
+            [MATH, *MATHS, "--dtype", "int8"],
+            "dtype must be one of auto, float32",
+        ),
+    ],
+)
+def test_usage(cli, tmp_path, arguments, text):
+    code, out, err = cli("eval", *arguments, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith("taskvec: error: ")
+    assert text in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra(cli, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    code, _, err = cli("eval", MATH, *MATHS)
+    assert code == 1
+    assert "transformers is not installed; this needs: pip install 'taskvec[eval]'" in err

@@ -1,0 +1,381 @@
+"""Evaluating: what is found before weights are loaded, resuming, records, candidates."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tests.evaluation import made_up  # noqa: E402
+
+import taskvec as tv  # noqa: E402
+from taskvec import zoo  # noqa: E402
+from taskvec.errors import CheckpointError, DataError, TaskvecError, UsageError  # noqa: E402
+from taskvec.evaluation import evaluate as module  # noqa: E402
+from taskvec.evaluation import tasks as registry  # noqa: E402
+from taskvec.evaluation.evaluate import Options, evaluate_with, prepare  # noqa: E402
+from taskvec.evaluation.loading import Models  # noqa: E402
+from taskvec.evaluation.model import load, open_stored  # noqa: E402
+from taskvec.evaluation.records import kept_replies, part_of  # noqa: E402
+from taskvec.evaluation.task import Document, Sample, Settings, Tools  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return open_stored(zoo.path("instruct"))
+
+
+@pytest.fixture(scope="module")
+def model(stored):
+    return load(stored)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Tasks that can be asked for in a test."""
+    found: dict[str, Any] = {"made-up": made_up.make()}
+    monkeypatch.setattr(module, "find_task", lambda name: found.get(name) or registry.task(name))
+    return found
+
+
+def run(model: Any, options: Options, where: str = "m", stamp: str = "s") -> Any:
+    prepared = prepare(["made-up"], options)
+    (result,) = evaluate_with(
+        lambda: model, model.encoder, prepared, options, where=where, stamp=stamp
+    )
+    return result
+
+
+def never() -> Any:
+    raise AssertionError("the model was loaded")
+
+
+def test_every_kind_of_request_gets_its_reply(known, model):
+    result = run(model, Options())
+    assert [sample.id for sample in result.samples] == [f"s{i}" for i in range(made_up.N)]
+    for i, (answer, likely, text) in enumerate(result.replies):
+        assert 1 <= answer.tokens <= 8
+        assert likely.tokens == 2  # the space in front of the number is part of it
+        assert text.tokens == 39 * (i + 1)  # over 128 tokens: several windows
+    assert result.figures["perplexity"].value == pytest.approx(
+        math.exp(
+            sum(s.values["nll"] for s in result.scores)
+            / sum(s.values["tokens"] for s in result.scores)
+        )
+    )
+    assert result.main.n == made_up.N
+    assert result.about["tokens_read"] > 0
+
+
+def test_limit_draws_by_the_seed(known):
+    (few,) = prepare(["made-up"], Options(limit=5))
+    (again,) = prepare(["made-up"], Options(limit=5))
+    (other,) = prepare(["made-up"], Options(limit=5, settings=Settings(seed=1)))
+    ids = [[sample.id for sample in each.samples] for each in (few, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+    assert ids[0] != [f"s{i}" for i in range(5)]
+    assert ids[0] == sorted(ids[0], key=lambda name: int(name[1:]))
+    assert few.available == made_up.N
+
+
+def test_records_say_what_was_asked_and_replied(known, model, tmp_path):
+    result = run(model, Options(out=tmp_path), where="org/model")
+    path = tmp_path / "org-model" / "made-up.jsonl"
+    header, *lines = map(json.loads, path.read_text().splitlines())
+    assert header["task"] == "made-up"
+    assert header["n"] == made_up.N
+    assert not part_of(path).exists()
+    assert [line["id"] for line in lines] == [f"s{i}" for i in range(made_up.N)]
+    first = lines[0]
+    assert first["scores"] == dict(result.scores[0].values)
+    assert first["notes"] == {"said": result.replies[0][0].text}
+    assert first["requests"][0]["text"] == "Q: say ab?\nA: "
+    assert first["reference"] == {"right": "0"}
+    assert [list(reply) for reply in first["replies"]] == [
+        ["text", "tokens", "ended"],
+        ["log_likelihood", "tokens", "is_greedy"],
+        ["log_likelihood", "tokens", "is_greedy"],
+    ]
+
+
+def test_a_finished_run_is_not_asked_again(known, model, tmp_path):
+    options = Options(out=tmp_path)
+    first = run(model, options)
+    prepared = prepare(["made-up"], options)
+    (again,) = evaluate_with(never, model.encoder, prepared, options, where="m", stamp="s")
+    assert again.replies == first.replies
+    assert again.figures == first.figures
+    assert again.about["kept"] == made_up.N
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stamp": "t"},
+        {"options": {"context": 64}},
+        {"options": {"dtype": "bfloat16"}},
+        {"options": {"limit": 3}},
+        {"task": {"version": 2}},
+    ],
+    ids=str,
+)
+def test_replies_to_anything_else_are_not_taken(known, model, tmp_path, change):
+    run(model, Options(out=tmp_path))
+    known["made-up"] = made_up.make(**change.get("task", {}))
+    options = replace(Options(out=tmp_path), **change.get("options", {}))
+    assert run(model, options, stamp=change.get("stamp", "s")).about["kept"] == 0
+
+
+def test_a_model_without_identity_is_always_asked(known, model, tmp_path):
+    for _ in range(2):
+        assert run(model, Options(out=tmp_path), stamp="").about["kept"] == 0
+
+
+def test_an_interrupted_run_goes_on(known, model, tmp_path):
+    """Stopped in the middle, with a last line that was cut short."""
+    options = Options(out=tmp_path / "a", batch_tokens=300)
+    whole = run(model, Options(out=tmp_path / "b", batch_tokens=300))
+
+    class StoppedError(Exception):
+        pass
+
+    taken = []
+
+    class Stopping:
+        def __call__(self, label: str, total: int) -> Any:
+            from contextlib import nullcontext
+
+            def advance(done: int) -> None:
+                taken.append(done)
+                if len(taken) > 5:
+                    raise StoppedError
+
+            return nullcontext(advance)
+
+    with pytest.raises(StoppedError):
+        run(model, replace(options, progress=Stopping()))
+    path = part_of(tmp_path / "a" / "m" / "made-up.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    assert 2 < len(lines) < made_up.N
+    path.write_text("".join(lines)[:-20])
+    asked = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        asked.append(len(arguments[1]))
+        return original(*arguments, **options)
+
+    original = module.replies_to
+    module.replies_to = counted
+    try:
+        result = run(model, options)
+    finally:
+        module.replies_to = original
+    assert result.about["kept"] == len(lines) - 2
+    assert asked == [made_up.N - len(lines) + 2]
+    for mine, theirs in zip(result.replies, whole.replies, strict=True):
+        assert mine[0] == theirs[0]
+        assert mine[1].log_likelihood == pytest.approx(theirs[1].log_likelihood, abs=1e-4)
+    assert not path.exists()
+
+
+def test_broken_replies_come_back_as_they_were(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        '{"key": "k"}\n{"id": "a", "replies": [{"log_likelihood": null, "tokens": 2, '
+        '"is_greedy": false}]}\n'
+    )
+    (reply,) = kept_replies(path, "k")["a"]
+    assert math.isnan(reply.log_likelihood)
+    assert kept_replies(path, "other") == {}
+
+
+def test_what_does_not_fit_is_told_before_weights_are_loaded(known, stored):
+    known["made-up"] = made_up.make(
+        samples=lambda rows, settings: [
+            Sample("a", (made_up.Prompt("x" * 200, 8),)),
+        ]
+    )
+    options = Options()
+    with pytest.raises(TaskvecError) as raised:
+        evaluate_with(never, stored.encoder, prepare(["made-up"], options), options, where="m")
+    assert str(raised.value) == (
+        f"task 'made-up': {zoo.path('instruct')}: a sample needs 209 tokens, the model's context "
+        "is 128; take fewer shots, or cut samples at the front (--truncate)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"needs": ("code",)}, "runs programs that the model writes; allow that with --allow-code"),
+        ({"fewest_tokens": 512}, "needs a context of 512 tokens; .*instruct has 128"),
+    ],
+)
+def test_tasks_that_cannot_be_done_are_refused(known, stored, fields, text):
+    known["made-up"] = made_up.make(**fields)
+    options = Options()
+    with pytest.raises(UsageError, match=text):
+        evaluate_with(never, stored.encoder, prepare(["made-up"], options), options, where="m")
+    if "code" in fields.get("needs", ()):
+        prepare(["made-up"], Options(tools=Tools(allow_code_execution=True)))
+
+
+def test_a_model_without_a_chat_template(known, stored):
+    known["made-up"] = made_up.make(needs=("chat",))
+    tokenizer = stored.encoder.tokenizer
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    options = Options()
+    try:
+        with pytest.raises(UsageError, match=r"asks in conversations; .* has no chat template"):
+            evaluate_with(never, stored.encoder, prepare(["made-up"], options), options, where="m")
+    finally:
+        tokenizer.chat_template = template
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "text"),
+    [
+        ([], {}, "no task is named"),
+        (["made-up", "made-up"], {}, "'made-up' is named twice"),
+        (["made-up"], {"limit": 0}, "limit must be 1 or more; got 0"),
+        (["made-up"], {"context": 0}, "context must be 1 or more; got 0"),
+        (["made-up"], {"stride": -1}, "stride must be 1 or more; got -1"),
+        (["made-up"], {"batch_tokens": 0}, "batch_tokens must be 1 or more; got 0"),
+        (["made-up"], {"settings": Settings(draws=0)}, "draws must be 1 or more; got 0"),
+        (["made-up"], {"settings": Settings(shots=-1)}, "shots must be 0 or more; got -1"),
+        (["made-up"], {"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
+        (["zoo:meth"], {}, "no task 'zoo:meth'; did you mean 'zoo:math'"),
+        (["fish:meth"], {}, "no distribution brings tasks called 'fish:…'; installed: zoo"),
+    ],
+)
+def test_wrong_requests(known, names, options, text):
+    with pytest.raises(UsageError, match=text):
+        prepare(names, Options(**options))
+
+
+def test_stride_and_context(known, model):
+    with pytest.raises(UsageError, match="stride must be 1 to the context, 64; got 65"):
+        run(model, Options(context=64, stride=65))
+    narrow = run(model, Options(context=64, stride=16))
+    wide = run(model, Options(context=128))
+    assert narrow.about["context"] == 64
+    assert narrow.about["stride"] == 16
+    assert wide.about["stride"] == 128
+    tokens = [[reply[2].tokens for reply in each.replies] for each in (narrow, wide)]
+    assert tokens[0] == tokens[1]
+
+
+def test_empty_text_is_told(known, model):
+    known["made-up"] = made_up.make(
+        samples=lambda rows, settings: [Sample("a", (Document(""),))],
+    )
+    with pytest.raises(DataError, match="sample 'a': its text is empty"):
+        run(model, Options())
+
+
+def test_models_that_cannot_be_opened(tmp_path):
+    options = Options()
+    with Models(options) as models:
+        for make, text in (
+            (lambda folder: None, "no such folder"),
+            (lambda folder: folder.mkdir(), "config.json cannot be read"),
+            (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+            (lambda folder: (folder / "config.json").write_text("{}"), "no tokenizer that can be"),
+        ):
+            folder = tmp_path / "model"
+            make(folder)
+            with pytest.raises(CheckpointError, match=text):
+                models.evaluate(str(folder), [], "x")
+        adapter = tmp_path / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="is an adapter; evaluate a recipe that has it"):
+            models.evaluate(str(adapter), [], "x")
+
+
+def test_weights_that_cannot_be_loaded(known, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.path("math"), folder)
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=r"model: cannot be loaded: "):
+        tv.evaluate(folder, ["made-up"])
+
+
+def test_a_device_that_is_not_there(known):
+    with pytest.raises(UsageError, match="there is no device 'gpu7'; give cpu, cuda"):
+        tv.evaluate(zoo.path("math"), ["made-up"], device="gpu7")
+
+
+def test_python(known, model, tmp_path):
+    """A folder, a loaded module, a recipe and a family; the last two are merged in memory."""
+    family = tv.Family(
+        instruct=zoo.path("instruct"), tasks={"math": zoo.path("math"), "code": zoo.path("code")}
+    )
+    scale = {"math": 0.7, "code": 0.7}
+    tv.merge(family, "task_arithmetic", scale=scale, out=tmp_path / "merged")
+    tasks = ["zoo:math", "zoo:text"]
+    folder = tv.evaluate(tmp_path / "merged", tasks, limit=30)
+    merged = tv.evaluate(family, tasks, table="task_arithmetic", scale=scale, limit=30)
+    assert {task: result.figures for task, result in folder.items()} == {
+        task: result.figures for task, result in merged.items()
+    }
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"anchor: {zoo.path('instruct')}\nmethod: task_arithmetic\ntasks:\n"
+        f"  math: {{model: {zoo.path('math')}, scale: 0.7}}\n"
+        f"  code: {{model: {zoo.path('code')}, scale: 0.7}}\n"
+    )
+    read = tv.evaluate(tv.load_recipe(recipe), tasks, limit=30)
+    assert read["zoo:math"].figures == folder["zoo:math"].figures
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    in_memory = tv.evaluate(model.module, ["zoo:text"], tokenizer=model.encoder.tokenizer)
+    assert in_memory["zoo:text"].main.value != folder["zoo:text"].main.value
+    assert all(torch.equal(before[k], v) for k, v in model.module.state_dict().items())
+    with pytest.raises(UsageError, match="needs its tokenizer: give tokenizer="):
+        tv.evaluate(model.module, ["zoo:text"])
+    with pytest.raises(UsageError, match="scale goes with a family"):
+        tv.evaluate(tmp_path / "merged", ["zoo:text"], scale=scale)
+
+
+def test_candidates_share_one_loaded_model(known, monkeypatch):
+    loads: list[Path] = []
+    from taskvec.evaluation import loading
+
+    def counted(stored: Any, **how: Any) -> Any:
+        loads.append(stored.folder)
+        return load(stored, **how)
+
+    monkeypatch.setattr(loading, "load", counted)
+    from taskvec.engine.api import recipe_of_family
+
+    family = tv.Family(instruct=zoo.path("instruct"), tasks={"math": zoo.path("math")})
+    options = Options(limit=20)
+    prepared = prepare(["zoo:math"], options)
+    rates = []
+    with Models(options) as models:
+        for scale in (0.0, 1.0, 0.0):
+            recipe = recipe_of_family(family, "task_arithmetic", {"math": scale}, {})
+            (result,) = models.evaluate((recipe, None), prepared, f"λ = {scale}")
+            rates.append(result.main.value)
+        assert len(loads) == 1
+        (alone,) = models.evaluate(zoo.path("math"), prepared, "math")
+    assert len(loads) == 2
+    assert rates[0] == rates[2] == 0.0
+    assert rates[1] == alone.main.value > 0.8
+
+
+def test_options_are_as_documented(tmp_path):
+    """`evaluate` and the options say the same defaults."""
+    import inspect
+
+    signature = inspect.signature(tv.evaluate)
+    for field in ("limit", "context", "stride", "truncate", "batch_tokens", "dtype", "device"):
+        assert signature.parameters[field].default == getattr(Options(), field)
