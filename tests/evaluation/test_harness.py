@@ -279,6 +279,34 @@ def test_metrics_that_are_no_means_are_the_harnesss_with_an_interval(folder: Pat
     assert row.difference.low <= change <= row.difference.high
 
 
+def test_documents_without_a_metric_do_not_count_in_it(folder: Path) -> None:
+    (folder / "some.py").write_text(
+        "def results(doc, replies):\n"
+        "    found = {'acc': 0.25 * doc['label']}\n"
+        "    return found if doc['label'] else found | {'first': len(doc['answer'])}\n"
+    )
+    write_task(
+        folder,
+        "some",
+        CHOICE
+        + """
+process_results: !function some.results
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: first, aggregation: mean, higher_is_better: false}
+""",
+    )
+    model = tiny.model(context=200)
+    (expected,) = theirs(model, folder, "some")
+    (result,) = ours(model, folder, "some")
+    check_figures(result, expected)
+    assert [(m.kind, m.higher_is_better) for m in result.metrics] == [
+        ("mean", True),
+        ("mean", False),
+    ]
+    assert (result.figures["acc"].n, result.figures["first"].n) == (11, 4)
+
+
 def test_an_answer_that_the_task_begins_goes_on(folder: Path) -> None:
     model = tiny.model(template="<s>" + tiny.TEMPLATE, context=200)
     (expected,) = theirs(model, folder, "begun", chat=True)

@@ -18,7 +18,7 @@ TEXT = (
 )
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
-    "{% if not loop.last or add_generation_prompt %}\n{% endif %}{% endfor %}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 

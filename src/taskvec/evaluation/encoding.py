@@ -79,8 +79,12 @@ class Encoder:
     def prompt(self, text: Text) -> list[int]:
         """Tokens of what a model goes on from; never empty."""
         if isinstance(text, str):
-            return [*self.begins, *self.encode(text)] or [self.prefix]
+            return self.begun(self.encode(text)) or [self.prefix]
         return self.encode(self.rendered(text))
+
+    def begun(self, tokens: list[int]) -> list[int]:
+        """Tokens of a text after what the tokenizer puts in front; not twice, if it is written."""
+        return tokens if tuple(tokens[:1]) == self.begins else [*self.begins, *tokens]
 
     def rendered(self, text: Text) -> str:
         """A conversation by the chat template; a text as it is.
@@ -198,8 +202,7 @@ def scored_row(encoder: Encoder, request: Continuation, *, truncate: bool) -> Ro
     targets = whole[len(left) :]
     if not targets:
         raise TaskvecError(f"{encoder.where}: nothing to score in {request.text[:40]!r}")
-    front = list(encoder.begins) if isinstance(request.context, str) else []
-    inputs = [*front, *whole][:-1]
+    inputs = (encoder.begun(whole) if isinstance(request.context, str) else whole)[:-1]
     if len(inputs) < len(targets):  # nothing stands before the first token
         inputs = [encoder.prefix, *inputs]
     if len(inputs) > encoder.context:

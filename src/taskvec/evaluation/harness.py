@@ -314,25 +314,28 @@ def _metrics(inner: Any, scores: Sequence[Score]) -> tuple[Metric, ...]:
     """Metrics that the scores have, in the order of the first document that has them."""
     every = [score.notes["items"] for score in scores]
     labels = dict.fromkeys(label for items in every for label in items)
-    return tuple(_metric(inner, label, [items.get(label) for items in every]) for label in labels)
+    return tuple(
+        _metric(inner, label, [items[label] for items in every if label in items])
+        for label in labels
+    )
 
 
 def _metric(inner: Any, label: str, items: Sequence[Any]) -> Metric:
     """How the harness makes one figure of a metric.
 
-    Means, ratios and perplexities over all documents are figures of ours; whatever else it does is
-    done by its own function.
+    Means, ratios and perplexities are figures of ours; whatever else it does is done by its own
+    function.
     """
     up = inner.higher_is_better().get(label.partition(",")[0], True)
-    how, pairs = _how(inner, label), all(isinstance(item, list) for item in items)
-    if how == "mean" and all(isinstance(item, (int, float)) for item in items):
-        kind = "rate" if all(item in (0, 1) for item in items) else "mean"
-        return Metric(label, kind, up)
-    if how == "perplexity" and None not in items:
-        return Metric(label, "perplexity", up)
-    if how in SCALES and pairs:
+    how = _how(inner, label)
+    if how in SCALES and all(isinstance(item, list) for item in items):
         kind = "ratio" if how == "bits_per_byte" else "perplexity"
         return Metric(label, kind, up, per=label + WEIGHT)
+    if how in ("mean", "perplexity") and all(
+        isinstance(item, (int, float, type(None))) for item in items
+    ):
+        is_rate = how == "mean" and all(item in (0, 1) for item in items)
+        return Metric(label, "rate" if is_rate else how, up)
     return Metric(label, "own", up, aggregate=_quiet(_aggregation(inner, label)))
 
 
@@ -340,7 +343,7 @@ def _values(inner: Any, metrics: Sequence[Metric], items: Mapping[str, Any]) -> 
     """The values of one document that its metrics are worked out from."""
     found = {}
     for metric in metrics:
-        if metric.aggregate is None:
+        if metric.aggregate is None and metric.name in items:
             item = items[metric.name]
             value, *weight = item if isinstance(item, list) else [item]
             found[metric.name] = SCALES[_how(inner, metric.name)] * _number(value)
