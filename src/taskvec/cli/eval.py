@@ -80,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="the model that was tuned for a task alone; shares are taken of it",
     )
+    programs = parser.add_argument_group("programs that a model writes")
+    programs.add_argument(
+        "--allow-code-execution", action="store_true", help="run them, shut in; humaneval, mbpp"
+    )
+    programs.add_argument(
+        "--workers", type=int, metavar="N", help="programs that run at once (processors, at most 8)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", metavar="DIR", default=OUT, help=f"results and records; resumes ({OUT})"
@@ -163,8 +170,12 @@ def _pair(text: str, flag: str, form: str) -> tuple[str, str]:
 
 def _options(args: argparse.Namespace) -> Options:
     from taskvec.evaluation.evaluate import Options, silent
-    from taskvec.evaluation.task import Settings
+    from taskvec.evaluation.task import Settings, Tools
+    from taskvec.streaming import default_threads
 
+    workers = args.workers if args.workers is not None else default_threads()
+    if workers < 1:
+        raise UsageError(f"--workers must be 1 or more; got {workers}")
     return Options(
         data=_places(args.data),
         limit=args.limit,
@@ -176,6 +187,10 @@ def _options(args: argparse.Namespace) -> Options:
         batch_tokens=args.batch_tokens,
         dtype=args.dtype,
         device=args.device,
+        tools=Tools(
+            allow_code_execution=args.allow_code_execution,
+            workers=workers,
+        ),
         out=Path(args.out),
         progress=silent if args.quiet else _bar,
     )
