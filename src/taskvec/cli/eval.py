@@ -79,9 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scoring.add_argument(
         "--allow-code-execution",
         action="store_true",
-        help="run programs that models write, shut in as far as this system can",
+        help="run programs that the model wrote, shut in (humaneval, mbpp)",
     )
-    scoring.add_argument("--workers", type=int, default=1, metavar="N", help="programs at once (1)")
+    scoring.add_argument(
+        "--workers", type=int, metavar="N", help="programs that run at once (processors, at most 8)"
+    )
     against = parser.add_argument_group("comparison")
     against.add_argument(
         "--reference", metavar="NAME", help="differences are taken to it (the first model)"
@@ -198,12 +200,14 @@ def _options(args: argparse.Namespace) -> Options:
 def _tools(args: argparse.Namespace) -> Tools:
     from taskvec.evaluation.judges import parse_judge
     from taskvec.evaluation.task import Tools
+    from taskvec.streaming import default_threads
 
     judge = None
     if args.judge is not None:
         folder = Path(args.out) / "verdicts"
         judge = parse_judge(args.judge, device=args.device, folder=folder, seed=args.seed)
-    return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=args.workers)
+    workers = default_threads() if args.workers is None else args.workers
+    return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=workers)
 
 
 def _places(texts: Sequence[str]) -> DataPlaces:

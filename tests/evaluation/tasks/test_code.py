@@ -139,12 +139,17 @@ def test_several_answers_are_drawn() -> None:
 def test_worked_examples_are_refused_where_there_are_none(name: str) -> None:
     with pytest.raises(UsageError) as error:
         task(name).samples({"test": rows(TWICE)}, Settings(shots=2))
-    assert str(error.value) == f"task {name!r} has no worked examples; got shots 2"
+    assert (
+        str(error.value)
+        == f"task {name!r} takes no worked examples; got --shots 2, so leave that out"
+    )
 
 
 def test_humaneval_runs_problem_answer_and_tests() -> None:
     needs_a_sandbox()
-    samples = code.humaneval_samples({"test": rows(*[TWICE] * 5)}, Settings())
+    samples = code.humaneval_samples(
+        {"test": rows(*(TWICE | {"task_id": str(i)} for i in range(5)))}, Settings()
+    )
     texts = ("    return 2 * n\n", "    return n * n", "    import os; os._exit(0)",
              "    return n +", "    return n + n")  # fmt: skip
     scores = code.score(samples, [answers(text) for text in texts], ALLOWED)
@@ -198,6 +203,7 @@ assert add(2) == 4
 [BEGIN]
 def add(n):
     return n + 2
+
 [DONE]
 
 You are an expert Python programmer, and here is your task: Write a function to add 12. \
@@ -213,7 +219,7 @@ assert add(2) == 14
 def test_mbpp_asks_as_its_paper_does() -> None:
     data = {"test": rows(problem(12)), "prompt": rows(*map(problem, range(1, 11)))}
     (sample,) = code.mbpp_samples(data, Settings(shots=1))
-    assert sample.id == "MBPP/12"
+    assert sample.id == "12"
     assert sample.requests == (Prompt(PROMPT_12, 512, ("[DONE]",), 0.0, 0),)
 
 
@@ -227,7 +233,7 @@ def test_mbpp_takes_its_worked_examples_from_where_they_are() -> None:
     prompt, test = rows(*map(problem, range(1, 11))), rows(*map(problem, range(11, 16)))
     for data in ({"test": test, "prompt": prompt}, {"test": [*prompt, *test], "prompt": []}):
         samples = code.mbpp_samples(data, Settings())
-        assert [sample.id for sample in samples] == [f"MBPP/{i}" for i in range(11, 16)]
+        assert [sample.id for sample in samples] == [str(i) for i in range(11, 16)]
         assert {tuple(examples(sample)) for sample in samples} == {(2, 3, 4)}
         more = code.mbpp_samples(data, Settings(shots=5))
         assert {tuple(examples(sample)) for sample in more} == {(2, 3, 4, 1, 5)}
@@ -237,14 +243,17 @@ def test_mbpp_takes_its_worked_examples_from_where_they_are() -> None:
 
 def test_mbpp_without_them_takes_its_first_problems_which_are_not_scored() -> None:
     samples = code.mbpp_samples({"test": rows(*map(problem, range(11, 16)))}, Settings())
-    assert [sample.id for sample in samples] == ["MBPP/14", "MBPP/15"]
+    assert [sample.id for sample in samples] == ["14", "15"]
     assert examples(samples[0]) == [11, 12, 13]
 
 
 def test_mbpp_with_too_few_examples_is_refused() -> None:
-    with pytest.raises(UsageError) as error:
-        code.mbpp_samples({"test": rows(problem(11), problem(12))}, Settings())
-    assert str(error.value) == "task 'mbpp' has 2 worked examples; got shots 3"
+    for shots in (-1, 2):
+        with pytest.raises(UsageError) as error:
+            code.mbpp_samples({"test": rows(problem(11), problem(12))}, Settings(shots=shots))
+        assert str(error.value) == (
+            f"task 'mbpp' takes 0 to 1 worked examples; got --shots {shots}"
+        )
     with pytest.raises(DataError) as data_error:
         code.mbpp_samples({"test": rows(problem(601))}, Settings())
     assert str(data_error.value) == (

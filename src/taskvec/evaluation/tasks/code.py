@@ -37,6 +37,8 @@ from taskvec.evaluation.task import (
     Text,
     Tools,
 )
+from taskvec.evaluation.tasks.likelihood import MBPP
+from taskvec.evaluation.tasks.shared import filled, numbered, refuse_shots
 
 MAX_NEW_TOKENS = 512
 DRAWN_TEMPERATURE = 0.8
@@ -68,31 +70,31 @@ def pass_at(k: int, *, n: int, passed: int) -> float:
 
 def humaneval_samples(rows: Rows, settings: Settings) -> list[Sample]:
     """The problems as they are: the model goes on after the function's docstring."""
-    _no_shots("humaneval", settings)
+    refuse_shots("humaneval", settings)
     return [
         Sample(
-            row.text("task_id"),
-            _prompts(row.text("prompt"), settings, HUMANEVAL_STOP),
-            {"before": row.text("prompt"), "after": _humaneval_tests(row)},
+            name,
+            _prompts(filled(row, "prompt"), settings, HUMANEVAL_STOP),
+            {"before": filled(row, "prompt"), "after": _humaneval_tests(row)},
         )
-        for row in rows["test"]
+        for name, row in numbered(rows["test"], "task_id")
     ]
 
 
 def humaneval_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
     """The same problems as requests to write the whole function."""
-    _no_shots("humaneval-chat", settings)
+    refuse_shots("humaneval-chat", settings)
     return [
         Sample(
-            row.text("task_id"),
-            _prompts(_asked("Complete this Python function:", row.text("prompt")), settings),
+            name,
+            _prompts(_asked("Complete this Python function:", filled(row, "prompt")), settings),
             {
                 "before": row.text("prompt"),
                 "after": _humaneval_tests(row),
                 "entry_point": row.text("entry_point"),
             },
         )
-        for row in rows["test"]
+        for name, row in numbered(rows["test"], "task_id")
     ]
 
 
@@ -101,7 +103,7 @@ def _humaneval_tests(row: Row) -> str:
 
 
 def mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
-    """The problems in the format of the paper, after worked examples: 3, task_id 2, 3 and 4.
+    """The problems as lm-evaluation-harness asks them, after worked examples: task_id 2, 3 and 4.
 
     They are taken from the `prompt` rows, or from the test rows where all of MBPP is in one file.
     Where neither has them, the first problems serve, which then are not scored.
@@ -109,28 +111,28 @@ def mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
     shots = 3 if settings.shots is None else settings.shots
     examples, scored = _split_mbpp(rows, shots)
     front = "".join(
-        f"{_mbpp_text(row)}{_lines(row.text('code')).strip()}\n[DONE]\n\n" for row in examples
+        f"{_mbpp_text(row)}{_lines(filled(row, 'code'))}\n[DONE]\n\n" for row in examples
     )
     return [
         Sample(
-            f"MBPP/{row.number('task_id')}",
+            name,
             _prompts(front + _mbpp_text(row), settings, ("[DONE]",)),
             {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
-        for row in scored
+        for name, row in numbered(scored, "task_id")
     ]
 
 
 def mbpp_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
     """The same problems as requests, without worked examples."""
-    _no_shots("mbpp-chat", settings)
+    refuse_shots("mbpp-chat", settings)
     return [
         Sample(
-            f"MBPP/{row.number('task_id')}",
+            name,
             _prompts(_asked(_wanted(row), _mbpp_tests(row)), settings),
             {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
-        for row in _split_mbpp(rows, 0)[1]
+        for name, row in numbered(_split_mbpp(rows, 0)[1], "task_id")
     ]
 
 
@@ -146,22 +148,21 @@ def _split_mbpp(rows: Rows, shots: int) -> tuple[list[Row], list[Row]]:
         others = [number for number in known if number not in (*MBPP_EXAMPLES, *MBPP_TEST)]
         examples = [known[number] for number in (*MBPP_EXAMPLES, *sorted(others))]
     else:
-        examples, test = test[:shots], test[shots:]
-    if len(examples) < shots or not test:
-        raise UsageError(f"task 'mbpp' has {len(examples)} worked examples; got shots {shots}")
+        examples, test = test[:-1], test[max(shots, 0) :]
+    if not 0 <= shots <= len(examples):
+        raise UsageError(
+            f"task 'mbpp' takes 0 to {len(examples)} worked examples; got --shots {shots}"
+        )
     return examples[:shots], test
 
 
 def _wanted(row: Row) -> str:
-    return f"{row.text('text', 'prompt').strip()} It must pass these tests:"
+    return f"{filled(row, 'text', 'prompt')} It must pass these tests:"
 
 
 def _mbpp_text(row: Row) -> str:
-    """The problem as the MBPP paper puts it (arXiv:2108.07732, figure 2)."""
-    return (
-        f"You are an expert Python programmer, and here is your task: {row.text('text', 'prompt')} "
-        f"Your code should pass these tests:\n\n{_mbpp_tests(row).strip()}\n[BEGIN]\n"
-    )
+    text, tests = filled(row, "text", "prompt"), _mbpp_tests(row).strip()
+    return MBPP.format(text=text, tests=tests)
 
 
 def _mbpp_tests(row: Row) -> str:
@@ -190,11 +191,6 @@ def _prompts(text: Text, settings: Settings, stop: tuple[str, ...] = ()) -> tupl
 def _asked(what: str, code: str) -> Text:
     block = f"```python\n{code.strip()}\n```"
     return (("user", f"{what}\n\n{block}\n\nAnswer with all of its code in one code block."),)
-
-
-def _no_shots(task: str, settings: Settings) -> None:
-    if settings.shots:
-        raise UsageError(f"task {task!r} has no worked examples; got shots {settings.shots}")
 
 
 # Scores
