@@ -122,7 +122,7 @@ def test_list(cli):
         ([MATH, *MATHS, "--single", "zoo:math=x"], "'x' is none of the models: math"),
         ([MATH, *MATHS, "--single", "gsm8k=math"], "--single names 'gsm8k', which is none of"),
         ([MATH, *MATHS, "--single", "math"], "--single must be TASK=NAME; got 'math'"),
-        ([MATH, *MATHS, "--workers", "0"], "--workers must be 1 or more; got 0"),
+        ([MATH, *MATHS, "--workers", "0"], "workers must be 1 or more; got 0"),
         ([MATH, "--tasks", "humaneval"], "allow that with --allow-code-execution (docs/how-to/"),
         ([MATH, *MATHS, "--data", "nowhere"], "--data nowhere: no such folder; give DIR, or TASK"),
         (
