@@ -450,25 +450,31 @@ def test_nan_is_never_right(folder: Path) -> None:
     assert math.isnan(odd.figures["brier_score"].value)
 
 
-def test_drawn_answers(folder: Path) -> None:
-    write_task(
-        folder,
-        "drawn",
-        """
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-repeats: 3
-generation_kwargs: {until: ["\n"], max_gen_toks: 4, do_sample: true, temperature: 1.5}
-filter_list: [{name: most, filter: [{function: majority_vote}, {function: take_first}]}]
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-""",
+def test_repeated_answers(folder: Path) -> None:
+    (folder / "count.py").write_text(
+        "def results(doc, replies):\n    return {'count': len(replies[0])}\n"
     )
-    (result,) = ours(tiny.model(context=200), folder, "drawn", limit=3)
-    for sample, replies in zip(result.samples, result.replies, strict=True):
+    for name, how in (("drawn", "do_sample: true, temperature: 1.5"), ("greedy", "temperature: 0")):
+        write_task(
+            folder,
+            name,
+            f"""
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+repeats: 3
+generation_kwargs: {{until: ["#"], max_gen_toks: 4, {how}}}
+filter_list: [{{name: all, filter: [{{function: take_first_k, k: 3}}]}}]
+process_results: !function count.results
+metric_list: [{{metric: count, aggregation: mean, higher_is_better: true}}]
+""",
+        )
+    drawn, greedy = ours(tiny.model(context=200), folder, "drawn", "greedy", limit=3)
+    for sample, replies in zip(drawn.samples, drawn.replies, strict=True):
         assert [(r.temperature, r.draw) for r in sample.requests] == [(1.5, 0), (1.5, 1), (1.5, 2)]
         assert len({reply.text for reply in replies}) > 1
-    assert list(result.figures) == ["exact_match,most"]
+    assert all(len(sample.requests) == 1 for sample in greedy.samples)  # all are the same
+    assert drawn.figures["count,all"].value == greedy.figures["count,all"].value == 3
 
 
 def test_a_tag_gives_its_tasks_and_a_group_its_members(folder: Path) -> None:

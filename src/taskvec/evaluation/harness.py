@@ -11,30 +11,26 @@ Source: lm-evaluation-harness, github.com/EleutherAI/lm-evaluation-harness, from
 
 from __future__ import annotations
 
-import io
-import math
-import random
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from taskvec.errors import DataError, TaskvecError, UsageError
-from taskvec.evaluation.figures import items_of
+from taskvec.evaluation.harness_scores import (
+    Asked,
+    apart,
+    harness_metrics,
+    harness_scores,
+    plain,
+)
 from taskvec.evaluation.task import (
-    Answer,
     Continuation,
     Document,
-    Likelihood,
-    Metric,
     Prompt,
     Replies,
-    Reply,
     Request,
     Rows,
     Sample,
@@ -48,13 +44,6 @@ from taskvec.extras import require
 
 PREFIX = "harness:"
 MAX_NEW_TOKENS = 256  # of the harness, where a task names no limit
-WEIGHT = " (weight)"
-SCALES = {  # of aggregations that are figures of ours; a log-likelihood becomes nats or bits
-    "mean": 1.0,
-    "perplexity": -1.0,
-    "weighted_perplexity": -1.0,
-    "bits_per_byte": -1 / math.log(2),
-}
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _WITHOUT_EFFECT = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "num_beams": 1, "repetition_penalty": 1}
 _SAMPLING = ("top_p", "top_k", "min_p")  # what a greedy answer does not depend on
@@ -83,13 +72,13 @@ def harness_tasks(
     """
     manager_of = require("lm_eval.tasks", "harness").TaskManager
     wanted = [name.removeprefix(PREFIX) for name in names]
-    with _apart(settings.seed):
+    with apart(settings.seed):
         manager = _manager(manager_of, wanted, include_path)
     found = {}
     for name, theirs in zip(names, wanted, strict=True):
         _check(manager, theirs, allow_code_execution)
         try:
-            with _apart(settings.seed):
+            with apart(settings.seed):
                 loaded = manager.load([theirs])["tasks"]
         except Exception as error:  # whatever task code and the libraries of data raise
             raise DataError(
@@ -141,17 +130,21 @@ def _task(name: str, inner: Any, settings: Settings, allow_code_execution: bool)
     if getattr(inner, "MULTIMODAL", False):
         raise UsageError(f"task {PREFIX + name!r} asks about pictures or sound; only text is asked")
     shots = _shots(name, inner.get_config("num_fewshot"), settings.shots)
-    asked: dict[str, list[Any]] = {}  # requests of the harness by sample
+    asked: dict[str, Asked] = {}  # by sample
 
     def samples(rows: Rows, settings: Settings) -> list[Sample]:
-        with _told(PREFIX + name, "its samples cannot be made"), _apart(settings.seed):
-            asked.update(_instances(inner, shots, settings))
-            return [_sample(PREFIX + name, inner, each, asked[each]) for each in asked]
+        with _told(PREFIX + name, "its samples cannot be made"), apart(settings.seed):
+            made = []
+            for each, instances in _instances(inner, shots, settings).items():
+                requests = [_requests(PREFIX + name, instance) for instance in instances]
+                asked[each] = [*zip(instances, map(len, requests), strict=True)]
+                made.append(_sample(inner, each, instances, requests))
+            return made
 
     def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -> list[Score]:
-        with _told(PREFIX + name, "cannot be scored"), _apart(tools.seed):
+        with _told(PREFIX + name, "cannot be scored"), apart(tools.seed):
             mine = [asked[sample.id] for sample in samples]
-            return _scores(PREFIX + name, inner, mine, replies, tools)
+            return harness_scores(inner, mine, replies, tools.advance)
 
     in_conversations = settings.apply_chat_template and inner.OUTPUT_TYPE != "loglikelihood_rolling"
     return Task(
@@ -161,7 +154,7 @@ def _task(name: str, inner: Any, settings: Settings, allow_code_execution: bool)
         samples=samples,
         score=score,
         metrics=(),
-        late_metrics=lambda scores: _metrics(inner, scores),
+        late_metrics=lambda scores: harness_metrics(inner, scores),
         needs=("chat",) if in_conversations else (),
         version=inner.VERSION,
         source="lm-evaluation-harness",
@@ -204,11 +197,12 @@ def _conversation(messages: Sequence[Mapping[str, str]], **_: Any) -> Text:
     return tuple((message["role"], message["content"]) for message in messages)
 
 
-def _sample(task: str, inner: Any, name: str, instances: Sequence[Any]) -> Sample:
-    requests = [request for each in instances for request in _requests(task, each)]
+def _sample(
+    inner: Any, name: str, instances: Sequence[Any], requests: Sequence[Sequence[Request]]
+) -> Sample:
     is_text = inner.OUTPUT_TYPE == "loglikelihood_rolling"  # which the request has already
-    reference = {} if is_text else {"target": _plain(inner.doc_to_target(instances[0].doc))}
-    return Sample(name, tuple(requests), reference)
+    reference = {} if is_text else {"target": plain(inner.doc_to_target(instances[0].doc))}
+    return Sample(name, tuple(each for some in requests for each in some), reference)
 
 
 def _requests(task: str, instance: Any) -> list[Request]:
@@ -244,170 +238,7 @@ def _requests(task: str, instance: Any) -> list[Request]:
     ]
 
 
-# Scores
-
-
-def _scores(
-    task: str,
-    inner: Any,
-    asked: Sequence[Sequence[Any]],
-    replies: Sequence[Replies],
-    tools: Tools,
-) -> list[Score]:
-    """The harness's metrics of every document's replies."""
-    for instances, mine in zip(asked, replies, strict=True):
-        left = iter(mine)
-        for instance in instances:
-            own = [_response(instance, next(left)) for _ in _requests(task, instance)]
-            instance.resps = own * instance.repeats if len(own) == 1 else own
-            instance.filtered_resps = {}
-    inner._instances = [instance for instances in asked for instance in instances]
-    inner.apply_filters()
-    notes: list[dict[str, Any]] = []
-    for instances, mine in zip(asked, replies, strict=True):
-        broken = any(_is_nan(reply) for reply in mine)
-        filtered = [_plain(one.filtered_resps) for one in instances if _generates(one)]
-        notes.append({"items": _items(inner, instances, broken=broken), "filtered": filtered})
-        tools.advance(1)
-    metrics = _metrics(inner, [Score({}, note) for note in notes])
-    if not any(_is_nan(reply) for mine in replies for reply in mine):
-        for metric in metrics:  # an aggregation that fails does so here, with its reason
-            if metric.aggregate is not None:
-                _aggregation(inner, metric.name)(items_of(metric.name, notes))
-    return [Score(_values(inner, metrics, note["items"]), note) for note in notes]
-
-
-def _generates(instance: Any) -> bool:
-    return bool(instance.request_type == "generate_until")
-
-
-def _response(instance: Any, reply: Reply) -> Any:
-    """A reply as the harness has it."""
-    if isinstance(reply, Answer):
-        return reply.text
-    if instance.request_type == "loglikelihood_rolling":
-        return reply.log_likelihood
-    return (reply.log_likelihood, reply.is_greedy)
-
-
-def _is_nan(reply: Reply) -> bool:
-    return isinstance(reply, Likelihood) and math.isnan(reply.log_likelihood)
-
-
-def _items(inner: Any, instances: Sequence[Any], *, broken: bool) -> dict[str, Any]:
-    """What the harness gives one document in each metric, by metric and filter.
-
-    Where a likelihood is NaN, which of them is the largest means nothing: nothing is right then.
-    """
-    found = {}
-    for name in instances[0].filtered_resps:
-        responses = [each.filtered_resps[name] for each in instances]
-        for metric, item in inner.process_results(instances[0].doc, responses).items():
-            label = str(metric) if name == "none" else f"{metric},{name}"
-            if broken and isinstance(item, (bool, int, float, np.number)):
-                item = 0.0 if inner.higher_is_better().get(metric, True) else math.nan
-            found[label] = _plain(item)
-    return found
-
-
-def _metrics(inner: Any, scores: Sequence[Score]) -> tuple[Metric, ...]:
-    """Metrics that the scores have, in the order of the first document that has them."""
-    every = [score.notes["items"] for score in scores]
-    labels = dict.fromkeys(label for items in every for label in items)
-    return tuple(
-        _metric(inner, label, [items[label] for items in every if label in items])
-        for label in labels
-    )
-
-
-def _metric(inner: Any, label: str, items: Sequence[Any]) -> Metric:
-    """How the harness makes one figure of a metric.
-
-    Means, ratios and perplexities are figures of ours; whatever else it does is done by its own
-    function.
-    """
-    up = inner.higher_is_better().get(label.partition(",")[0], True)
-    how = _how(inner, label)
-    if how in SCALES and all(isinstance(item, list) for item in items):
-        kind = "ratio" if how == "bits_per_byte" else "perplexity"
-        return Metric(label, kind, up, per=label + WEIGHT)
-    if how in ("mean", "perplexity") and all(
-        isinstance(item, (int, float, type(None))) for item in items
-    ):
-        is_rate = how == "mean" and all(item in (0, 1) for item in items)
-        return Metric(label, "rate" if is_rate else how, up)
-    return Metric(label, "own", up, aggregate=_quiet(_aggregation(inner, label)))
-
-
-def _values(inner: Any, metrics: Sequence[Metric], items: Mapping[str, Any]) -> dict[str, float]:
-    """The values of one document that its metrics are worked out from."""
-    found = {}
-    for metric in metrics:
-        if metric.aggregate is None and metric.name in items:
-            item = items[metric.name]
-            value, *weight = item if isinstance(item, list) else [item]
-            found[metric.name] = SCALES[_how(inner, metric.name)] * _number(value)
-            if metric.per:
-                found[metric.per] = _number(weight[0])
-    return found
-
-
-def _aggregation(inner: Any, label: str) -> Callable[[Sequence[Any]], Any]:
-    """The harness's function from the items of all documents to one value."""
-    own = inner.aggregation().get(label.partition(",")[0])
-    found: Callable[[Sequence[Any]], Any] = own or _registered("mean")
-    return found
-
-
-def _how(inner: Any, label: str) -> str:
-    """Which of `SCALES` an aggregation is; empty: none."""
-    own = _aggregation(inner, label)
-    return next((name for name in SCALES if own is _registered(name)), "")
-
-
-def _registered(name: str) -> Any:
-    return require("lm_eval.api.registry", "harness").get_aggregation(name)
-
-
-def _quiet(own: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], float]:
-    """An aggregation for resamples, some of which have no value, such as those of one class."""
-
-    def aggregate(items: Sequence[Any]) -> float:
-        try:
-            with _apart(0):
-                return float(own(items))
-        except Exception:  # whatever it raises
-            return math.nan
-
-    return aggregate
-
-
-# The harness's code and ours
-
-
-@contextmanager
-def _apart(seed: int) -> Iterator[None]:
-    """Code of the harness runs with this seed, prints nothing, and leaves no random state behind.
-
-    Task code shuffles with the generators of the whole process.
-    """
-    torch = require("torch", "eval")
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with (
-        warnings.catch_warnings(),
-        redirect_stdout(io.StringIO()),
-        redirect_stderr(io.StringIO()),
-        torch.random.fork_rng(devices=[]),
-    ):
-        warnings.simplefilter("ignore")
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+# Errors
 
 
 @contextmanager
@@ -424,20 +255,3 @@ def _told(task: str, what: str) -> Iterator[None]:
 def _line(error: Exception) -> str:
     """The first line of an error."""
     return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0].rstrip(": ")
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; what is not finite becomes None."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
