@@ -192,7 +192,7 @@ def read_rows(path: Path) -> list[Row]:
     kind = Path(name).suffix.lower()
     stem = Path(name).stem
     if kind == ".parquet":
-        parquet = require("pyarrow.parquet", "eval")
+        parquet = require("pyarrow.parquet", "data")
         try:
             frames = parquet.read_table(path).to_pylist()
         except (OSError, ValueError) as error:
@@ -255,7 +255,7 @@ def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _from_hub(task: str, hub: HubData) -> list[Row]:
     """Rows of a data set, through the datasets library and its cache."""
-    datasets = require("datasets", "eval")
+    datasets = require("datasets", "data")
     try:
         loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split)
     except Exception as error:  # the library raises what its many back ends raise
