@@ -415,7 +415,7 @@ def test_hub_data_are_named_with_their_configuration() -> None:
 
 def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'taskvec\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'taskvec\[data\]'"):
         rows_of("quiz", [FILE], DataPlaces())
 
 
