@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import resource
 import select
 import signal
@@ -142,8 +143,8 @@ def enter_namespaces(orders: Orders) -> None:
     """
     kinds = NEW_NS | NEW_PID | NEW_NET | NEW_IPC | NEW_UTS | NEW_CGROUP
     if orders.user is None:
-        release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-        if release < (5, 14):  # before that, other processes of the user count too
+        release = [int(part) for part in re.findall(r"\d+", platform.release())[:2]]
+        if release < [5, 14]:  # before that, other processes of the user count too
             raise OSError("limits on processes of a user namespace need Linux 5.14")
         user, group = os.geteuid(), os.getegid()
         _call("unshare", _libc.unshare(kinds | NEW_USER))

@@ -18,6 +18,9 @@ from taskvec.evaluation.model import Model
 from taskvec.evaluation.task import Likelihood
 from taskvec.extras import require
 
+CPU_LOGITS = 1 << 22  # worked on at once: more leave the caches of a CPU between two passes
+LOGITS = 1 << 27
+
 
 def likelihoods(
     model: Model,
@@ -66,10 +69,7 @@ def _batch(model: Model, groups: Sequence[Sequence[Row]]) -> list[list[Likelihoo
     first = min(len(g[0].inputs) - max(len(row.targets) for row in g) for g in groups)
     with torch.inference_mode():
         logits = _logits(model.module, ids.to(model.device), first)
-        normal = torch.logsumexp(logits.float(), -1)
-        best = logits.argmax(-1)
-        return [[_reply(torch, row, logits[i], normal[i], best[i], first) for row in group]
-                for i, group in enumerate(groups)]  # fmt: skip
+        return [_replies(torch, group, logits[i], first) for i, group in enumerate(groups)]
 
 
 def _logits(module: Any, ids: Any, first: int) -> Any:
@@ -79,12 +79,23 @@ def _logits(module: Any, ids: Any, first: int) -> Any:
     return module(input_ids=ids, use_cache=False).logits[:, first:]
 
 
-def _reply(torch: Any, row: Row, logits: Any, normal: Any, best: Any, first: int) -> Likelihood:
-    stop = len(row.inputs) - first
-    there = slice(stop - len(row.targets), stop)
-    targets = torch.tensor(row.targets, device=logits.device)
-    if not normal[there].isfinite().all():
-        return Likelihood(math.nan, len(row.targets), False)
-    taken = logits[there].gather(1, targets[:, None])[:, 0].float() - normal[there]
-    total = float(taken.double().sum())
-    return Likelihood(total, len(row.targets), bool((best[there] == targets).all()))
+def _replies(torch: Any, group: Sequence[Row], logits: Any, first: int) -> list[Likelihood]:
+    """Replies to rows with the same inputs, from logits of shape (positions, vocabulary)."""
+    stop = len(group[0].inputs) - first
+    start = stop - max(len(row.targets) for row in group)
+    at_once = max(1, (CPU_LOGITS if logits.device.type == "cpu" else LOGITS) // logits.shape[1])
+    parts = logits[start:stop].split(at_once)
+    normal = torch.cat([part.float().logsumexp(-1) for part in parts])
+    best = logits[start:stop].argmax(-1)
+    replies = []
+    for row in group:
+        targets = torch.tensor(row.targets, device=logits.device)
+        last = slice(len(normal) - len(targets), None)
+        if not normal[last].isfinite().all():
+            replies.append(Likelihood(math.nan, len(targets), False))
+            continue
+        there = logits[stop - len(targets) : stop]
+        taken = there.gather(1, targets[:, None])[:, 0].float() - normal[last]
+        is_greedy = bool((best[last] == targets).all())
+        replies.append(Likelihood(float(taken.double().sum()), len(targets), is_greedy))
+    return replies
