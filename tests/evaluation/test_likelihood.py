@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from tests.evaluation import tiny  # noqa: E402
 
+from taskvec.evaluation import likelihood  # noqa: E402
 from taskvec.evaluation.batches import by_length, halving, tokens_at_once  # noqa: E402
 from taskvec.evaluation.encoding import Row, Windows, document_rows, scored_row  # noqa: E402
 from taskvec.evaluation.evaluate import Options, evaluate_with, prepare  # noqa: E402
@@ -54,6 +55,13 @@ def test_rows_are_what_each_is_alone(model: Model, batch_tokens: int | None) -> 
         assert reply.log_likelihood == pytest.approx(total, abs=1e-5)
         assert reply.is_greedy == is_greedy
         assert reply.tokens == len(row.targets)
+
+
+def test_logits_are_normalised_in_parts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = likelihoods(model, ROWS)
+    monkeypatch.setattr(likelihood, "CPU_LOGITS", 2 * len(model.encoder.tokenizer))
+    for one, two in zip(likelihoods(model, ROWS), whole, strict=True):
+        assert one.log_likelihood == pytest.approx(two.log_likelihood, abs=1e-5)
 
 
 def test_greedy_is_told(model: Model) -> None:
