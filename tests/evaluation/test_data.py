@@ -373,6 +373,19 @@ def test_local_files_never_ask_the_hub(tmp_path: Path, hub: Callable[..., Hub]) 
     assert it.asked == []
 
 
+def test_optional_files_come_from_where_the_first_one_is(
+    tmp_path: Path, hub: Callable[..., Hub]
+) -> None:
+    it = hub([{"q": "hub"}])
+    train = HubData("someone/questions", "main", "train")
+    shots = DataFile("train", ("train.jsonl",), train, optional=True)
+    assert found(places(hub=True), FILE, shots) == {"test": ["hub"], "train": ["hub"]}
+    write(tmp_path / "quiz/test.jsonl", '{"q": "local"}')
+    it.asked.clear()
+    assert found(places(tmp_path, hub=True), FILE, shots) == {"test": ["local"], "train": []}
+    assert it.asked == []
+
+
 def test_without_leave_the_hub_is_not_asked(hub: Callable[..., Hub]) -> None:
     it = hub([{"q": "hub"}])
     with pytest.raises(DataError, match="has no test data"):

@@ -206,3 +206,18 @@ def test_a_difference_is_added_as_it_is(dtype):
     expected = target + 0.5 * decode(vector, dtype) + -0.25 * (other - start)
     assert finite
     np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.0, 1.0, 0.75])
+def test_target_and_anchor_may_be_one_array(dtype, factor):
+    members = family(2500, dtype)
+    same = [members[0], members[0], *members[2:]]
+    apart = [members[0], members[0].copy(), *members[2:]]
+    coefficients = [factor, 0, 0.5, -0.25]
+    got, finite = run(same, [dtype] * 4, coefficients, "F32")
+    expected, _ = run(apart, [dtype] * 4, coefficients, "F32")
+    assert finite
+    np.testing.assert_array_equal(got, expected)
+    wanted = in_order(apart, [dtype] * 4, coefficients, np.float32)
+    np.testing.assert_array_equal(decode(got, "F32"), wanted)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.kernels.reference import FORMATS, address, code, decode, encode, rounded
 
-from taskvec.kernels.convert import narrow, widen
+from taskvec.kernels.convert import all_finite, narrow, recast, widen
 
 PATTERNS = np.arange(65_536, dtype=np.uint16)  # every 16-bit element there is
 HALVES = ("BF16", "F16")
@@ -177,3 +177,36 @@ def test_narrowing_float64_against_rational_arithmetic(value, dtype):
     assert abs(got) == exactly_rounded(value, dtype)
     assert np.signbit(got) == np.signbit(value)
     assert rounded(np.array([value]), dtype)[0] == got  # the reference of other tests, too
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize("place", [0, 5, 999])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_all_finite_sees_one_odd_element(dtype, place, odd):
+    values = np.random.default_rng(0).normal(0, 1, 1000)
+    values[[1, 2, 3]] = -0.0, FORMATS[dtype].largest, -FORMATS[dtype].largest
+    stored = encode(values, dtype)
+    assert all_finite(code(dtype), address(stored), 0, 1000)
+    values[place] = odd
+    stored = encode(values, dtype)
+    assert not all_finite(code(dtype), address(stored), 0, 1000)
+    assert all_finite(code(dtype), address(stored), place + 1, 1000 - place - 1)
+    assert all_finite(code(dtype), address(stored), 0, place)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_all_finite_of_every_element(dtype):
+    for element in PATTERNS[::97]:
+        stored = np.array([element])
+        assert all_finite(code(dtype), address(stored), 0, 1) == np.isfinite(decode(stored, dtype))
+
+
+@pytest.mark.parametrize("into", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_recast_rounds_once(dtype, into):
+    values = np.random.default_rng(1).normal(0, 1, 2500)
+    stored = encode(values, dtype)
+    out = encode(np.zeros(2500), into)
+    wide = np.float64 if "F64" in (dtype, into) else np.float32
+    recast(code(dtype), address(stored), code(into), address(out), 2500, np.empty(1024, wide))
+    np.testing.assert_array_equal(out, encode(decode(stored, dtype), into))

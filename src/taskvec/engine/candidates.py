@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.memory import Module, dtype_of, view_of
+from taskvec.checkpoints.memory import Module, dtype_of, is_torch, stored, view_of
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DType
 from taskvec.engine.apply import Array, Edit, result_of
@@ -29,7 +29,7 @@ from taskvec.methods.table import Table
 from taskvec.statistics.collect import address
 from taskvec.streaming import CHUNK, Unit, cut, default_threads, stream
 
-BLOCK = 4 * CHUNK  # elements: a block of the result stays in the cache until it is written
+BLOCK = 16 * CHUNK  # elements worked on at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,12 +121,17 @@ class Bench:
         held = [self._in_memory(edit) for edit in edits]
         sink = Parameters([self.parameters[edit.name] for edit in edits])
         into = [dtype_of(edit.name, self.parameters[edit.name], "out") for edit in edits]
+        flats = [_flat(self.parameters[edit.name]) for edit in edits]
 
         def work(unit: Unit) -> list[int]:
             for i, start, stop in unit:
                 blocks = {role: view.read(start, stop) for role, view in held[i].views.items()}
                 block = result_of(held[i], blocks, start, precision)
-                sink.write(i, start, _converted(block, held[i].dtype, into[i]))
+                flat = flats[i]
+                if flat is None:
+                    sink.write(i, start, _recast(block, held[i].dtype, into[i]))
+                else:
+                    _recast(block, held[i].dtype, into[i], flat[start:stop])
             return [i for i, _, _ in unit]
 
         units = cut([size(e.like) for e in held], BLOCK, [edit.step for edit in held])
@@ -196,29 +201,28 @@ def _equal(there: View, target: View) -> bool:
     """Whether a tensor in memory holds the target's elements, converted to its dtype."""
     for start in range(0, size(target), BLOCK):
         stop = min(size(target), start + BLOCK)
-        block = _converted(target.read(start, stop), target.dtype, there.dtype)
+        block = _recast(target.read(start, stop), target.dtype, there.dtype)
         if not np.array_equal(block, there.read(start, stop)):
             return False
     return True
 
 
-def _converted(block: Array, dtype: DType, into: DType) -> Array:
-    """Stored elements in another dtype, rounded once; the same array if it is the same dtype."""
-    if dtype == into:
-        return block
-    from taskvec.kernels.combine import combine
+def _flat(tensor: Any) -> Array | None:
+    """The elements of a tensor in main memory as an array that shares it, if they lie in order."""
+    if is_torch(tensor):
+        is_there = tensor.device.type == "cpu" and tensor.is_contiguous()
+        return stored(tensor.detach().view(-1)) if is_there else None
+    return tensor.reshape(-1) if tensor.flags.c_contiguous else None
+
+
+def _recast(block: Array, dtype: DType, into: DType, out: Array | None = None) -> Array:
+    """Stored elements in another dtype, rounded once; into `out`, if that is given."""
+    from taskvec.kernels.convert import recast
     from taskvec.kernels.gram import STRETCH
 
-    out = np.empty(len(block), into.storage)
+    if out is None:
+        out = np.empty(len(block), into.storage)
     wide = np.float64 if 8 in (dtype.itemsize, into.itemsize) else np.float32
-    combine(
-        np.array([address(block), 0]),
-        np.array([dtype.code, 0]),
-        np.zeros(2, np.bool_),
-        np.array([1, 0], wide),
-        len(block),
-        np.empty((3, STRETCH), wide),
-        address(out),
-        into.code,
-    )
+    row = np.empty(STRETCH, wide)
+    recast(dtype.code, address(block), into.code, address(out), len(block), row)
     return out

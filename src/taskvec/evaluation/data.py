@@ -12,11 +12,11 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import DataError, TaskvecError
+from taskvec.errors import DataError
 from taskvec.extras import require
 
 
@@ -140,7 +140,14 @@ def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[st
         DataError: a file is not there, cannot be read or holds no rows.
         MissingExtraError: the hub is needed, and datasets is not installed.
     """
-    return {file.role: _rows(task, file, places, first=file is files[0]) for file in files}
+    found: dict[str, list[Row]] = {}
+    for file in files:
+        # What is optional is not fetched where the rest lies in files: the same command would ask
+        # something else with a network than without.
+        is_local = bool(found) and bool(found[files[0].role][0].file)
+        hub = places.hub and not (file.optional and is_local)
+        found[file.role] = _rows(task, file, replace(places, hub=hub), first=file is files[0])
+    return found
 
 
 def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list[Row]:
@@ -159,11 +166,7 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
                     return _filled(found)
                 tried.append(folder / pattern)
     if file.hub is not None and places.hub and not (given and first):
-        try:
-            return _from_hub(task, file.hub)
-        except TaskvecError:
-            if not file.optional:
-                raise
+        return _from_hub(task, file.hub)
     if file.optional:
         return []
     looked = f"; looked for {', '.join(map(str, tried[:4]))}" if tried else ""

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import carray
 
-from taskvec.kernels.convert import narrow, widen
+from taskvec.dtypes import BF16
+from taskvec.kernels.convert import all_finite, float_from_bits, narrow, pointer, widen
 from taskvec.kernels.gram import STRETCH
 from taskvec.kernels.jit import jit, jit_reduction
 
@@ -56,30 +58,46 @@ def combine(
     finite = True
     for start in range(0, count, STRETCH):
         length = min(STRETCH, count - start)
-        if coefficients[TARGET] == 0:
-            total[:length] = 0
-        else:
-            widen(codes[TARGET], addresses[TARGET], start, length, total)
-            if coefficients[TARGET] != 1:
-                for i in range(length):
-                    total[i] = coefficients[TARGET] * total[i]
         if addresses[ANCHOR] == 0:
             anchor[:length] = 0
         else:
             widen(codes[ANCHOR], addresses[ANCHOR], start, length, anchor)
+        if coefficients[TARGET] == 0:
+            total[:length] = 0
+        elif addresses[TARGET] == addresses[ANCHOR]:
+            for i in range(length):  # many times as fast as an assignment of slices
+                total[i] = anchor[i]
+        else:
+            widen(codes[TARGET], addresses[TARGET], start, length, total)
+        if coefficients[TARGET] != 0 and coefficients[TARGET] != 1:
+            for i in range(length):
+                total[i] = coefficients[TARGET] * total[i]
         for t in range(TASKS, addresses.shape[0]):
             coefficient = coefficients[t]
-            widen(codes[t], addresses[t], start, length, task)
             if differences[t]:
+                widen(codes[t], addresses[t], start, length, task)
                 for i in range(length):
                     total[i] = total[i] + coefficient * task[i]
             else:
-                for i in range(length):
-                    total[i] = total[i] + coefficient * (task[i] - anchor[i])
+                add_difference(codes[t], addresses[t], start, length, coefficient, scratch)
         narrow(out_code, total, out_address, start, length)
-        widen(
-            out_code, out_address, start, length, total
-        )  # finite as stored: float16 overflows earlier
-        if probe(total, length) != 0:
+        if not all_finite(out_code, out_address, start, length):  # as stored: float16 overflows
             finite = False
     return finite
+
+
+@jit
+def add_difference(
+    code: int, address: int, first: int, count: int, coefficient: float, scratch: Array
+) -> None:
+    """Coefficient · (x − anchor) onto the total, for elements [first, first + count) of x."""
+    total, anchor, task = scratch[0], scratch[1], scratch[2]
+    if code == BF16:
+        brain = carray(pointer(address + 2 * first), (count,), np.uint16)
+        for i in range(count):
+            value = float_from_bits(np.uint32(brain[i]) << np.uint32(16))
+            total[i] = total[i] + coefficient * (value - anchor[i])
+    else:
+        widen(code, address, first, count, task)
+        for i in range(count):
+            total[i] = total[i] + coefficient * (task[i] - anchor[i])

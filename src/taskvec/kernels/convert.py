@@ -181,3 +181,39 @@ def narrow(code: int, values: np.ndarray[Any, Any], address: int, first: int, co
         double = carray(pointer(address + 8 * first), (count,), np.float64)
         for i in range(count):
             double[i] = values[i]
+
+
+@jit
+def all_finite(code: int, address: int, first: int, count: int) -> bool:
+    """Whether none of elements [first, first + count) of the block at `address` is NaN or infinite.
+
+    The exponents of those, and no others, are all ones; what is not the sign sorts as magnitude.
+    """
+    if code in (BF16, F16):
+        half = carray(pointer(address + 2 * first), (count,), np.uint16)
+        top = np.uint16(0)
+        for i in range(count):
+            top = max(top, half[i] & np.uint16(0x7FFF))
+        return bool(top < np.uint16(0x7F80 if code == BF16 else 0x7C00))
+    if code == F32:
+        single = carray(pointer(address + 4 * first), (count,), np.uint32)
+        highest = np.uint32(0)
+        for i in range(count):
+            highest = max(highest, single[i] & _MAGNITUDE)
+        return bool(highest < _INFINITY)
+    double = carray(pointer(address + 8 * first), (count,), np.uint64)
+    largest = np.uint64(0)
+    for i in range(count):
+        largest = max(largest, double[i] & np.uint64(0x7FFFFFFFFFFFFFFF))
+    return bool(largest < np.uint64(0x7FF0000000000000))
+
+
+@jit
+def recast(
+    code: int, address: int, out_code: int, out_address: int, count: int, row: np.ndarray[Any, Any]
+) -> None:
+    """A block in another element type, rounded once; by way of `row`, in whose type it fits."""
+    for start in range(0, count, len(row)):
+        length = min(len(row), count - start)
+        widen(code, address, start, length, row)
+        narrow(out_code, row, out_address, start, length)
