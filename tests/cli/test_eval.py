@@ -139,6 +139,18 @@ def test_usage(cli, tmp_path, arguments, text):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_model_is_checked_before_the_first_is_asked(cli, tmp_path, recipe, monkeypatch):
+    from taskvec.evaluation import loading
+
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(recipe.read_text().replace(str(zoo.path("math")), str(tmp_path / "none")))
+    for last, text in ((tmp_path / "none", "no such folder"), (broken, "none: ")):
+        code, _, err = cli("eval", INSTRUCT, last, *MATHS, "--out", tmp_path / "out")
+        assert code == 1
+        assert text in err
+
+
 def test_without_the_extra(cli, monkeypatch):
     import sys
 

@@ -236,20 +236,32 @@ def evaluate_with(
     Raises:
         TaskvecError: the model cannot be loaded, or not asked what the tasks ask.
     """
-    asking = options.asking(encoder)
-    tokens = []
-    for each in prepared:
-        _check_model(encoder, each.task)
-        try:
-            tokens.append(encode(encoder, each.samples, asking).tokens)
-        except TaskvecError as error:
-            raise type(error)(f"task {each.task.name!r}: {error}") from error
-    run = _Run(where, stamp, encoder, cache(model), asking, options)
+    tokens = check(encoder, prepared, options)
+    run = _Run(where, stamp, encoder, cache(model), options.asking(encoder), options)
     return [_one(run, each, count) for each, count in zip(prepared, tokens, strict=True)]
 
 
-def _check_model(encoder: Encoder, task: Task) -> None:
-    """Refuse a task that a model cannot do, before its weights are loaded."""
+def check(encoder: Encoder, prepared: Sequence[Prepared], options: Options) -> list[int]:
+    """Find whatever a model cannot be asked, without its weights.
+
+    Returns:
+        Tokens that it would read for each task, answers not counted.
+
+    Raises:
+        UsageError: a task needs what the model lacks.
+        TaskvecError: a sample does not fit its context.
+    """
+    tokens = []
+    for each in prepared:
+        _check_task(encoder, each.task)
+        try:
+            tokens.append(encode(encoder, each.samples, options.asking(encoder)).tokens)
+        except TaskvecError as error:
+            raise type(error)(f"task {each.task.name!r}: {error}") from error
+    return tokens
+
+
+def _check_task(encoder: Encoder, task: Task) -> None:
     if "chat" in task.needs and not encoder.has_chat:
         raise UsageError(
             f"task {task.name!r} asks in conversations; {encoder.where} has no chat template"

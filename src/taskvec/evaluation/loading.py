@@ -12,14 +12,15 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from taskvec.engine.candidates import Bench, candidates
 from taskvec.engine.deciding import Options as MergeOptions
+from taskvec.engine.plan import make_plan
 from taskvec.engine.recipe import Recipe
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with
-from taskvec.evaluation.model import Model, load, open_stored, stamp_of
+from taskvec.evaluation.evaluate import Options, Prepared, Result, check, evaluate_with
+from taskvec.evaluation.model import Model, Stored, load, open_stored, stamp_of
 from taskvec.methods.table import Table
 
 Candidate = tuple[Recipe, Table | None]
@@ -40,6 +41,17 @@ class Models:
     def __exit__(self, *_: object) -> None:
         self._close()
 
+    def check(self, spec: Spec, prepared: Sequence[Prepared]) -> None:
+        """Find what is wrong with a model, or what it cannot be asked, without its weights.
+
+        Raises:
+            TaskvecError: as `evaluate` would.
+        """
+        stored, _ = _opened(spec)
+        check(stored.encoder, prepared, self.options)
+        if isinstance(spec, tuple):
+            make_plan(spec[0])
+
     def evaluate(self, spec: Spec, prepared: Sequence[Prepared], name: str) -> list[Result]:
         """Results of one model, called `name`.
 
@@ -54,38 +66,21 @@ class Models:
         Raises:
             TaskvecError: it cannot be opened, loaded, merged, or asked what the tasks ask.
         """
-        if not isinstance(spec, tuple):
-            stored = open_stored(spec)
-            how = {"dtype": self.options.dtype, "device": self.options.device}
+        stored, stamp = _opened(spec)
 
-            def plain() -> Model:
-                self._close()  # two models may not fit
-                return load(stored, **how)
+        def model() -> Model:
+            return self._candidate(stored, *spec) if isinstance(spec, tuple) else self._load(stored)
 
-            return evaluate_with(
-                plain, stored.encoder, prepared, self.options, where=name, stamp=stored.stamp
-            )
-        recipe, table = spec
-        target = recipe.family.edited
-        if not isinstance(target, (str, os.PathLike)):
-            raise UsageError("a candidate needs a target in a folder or on the hub")
-        stored = open_stored(target)
-        return evaluate_with(
-            lambda: self._with(recipe, table),
-            stored.encoder,
-            prepared,
-            self.options,
-            where=name,
-            stamp=_stamp(recipe, table),
-        )
+        return evaluate_with(model, stored.encoder, prepared, self.options, where=name, stamp=stamp)
 
-    def _with(self, recipe: Recipe, table: Table | None) -> Model:
+    def _load(self, stored: Stored) -> Model:
+        self._close()  # two models may not fit
+        return load(stored, dtype=self.options.dtype, device=self.options.device)
+
+    def _candidate(self, target: Stored, recipe: Recipe, table: Table | None) -> Model:
         """The loaded target of a recipe, with the candidate in its parameters."""
         if self._bench is None or self._bench[0].plan.recipe.family != recipe.family:
-            self._close()
-            target: Any = recipe.family.edited
-            options = self.options
-            model = load(open_stored(target), dtype=options.dtype, device=options.device)
+            model = self._load(target)
             bench = self._stack.enter_context(candidates(recipe, model.module, MergeOptions()))
             self._bench = bench, model
         bench, model = self._bench
@@ -95,6 +90,17 @@ class Models:
     def _close(self) -> None:
         self._stack.close()
         self._bench = None
+
+
+def _opened(spec: Spec) -> tuple[Stored, str]:
+    """A model, or the target of a candidate, without weights; and what identifies the weights."""
+    if not isinstance(spec, tuple):
+        stored = open_stored(spec)
+        return stored, stored.stamp
+    target = spec[0].family.edited
+    if not isinstance(target, (str, os.PathLike)):
+        raise UsageError("a candidate needs a target in a folder or on the hub")
+    return open_stored(target), _stamp(*spec)
 
 
 def _stamp(recipe: Recipe, table: Table | None) -> str:

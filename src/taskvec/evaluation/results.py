@@ -28,9 +28,12 @@ def evaluate_models(
         options: How to evaluate.
 
     Raises:
-        TaskvecError: a model cannot be opened, loaded, or asked what the tasks ask.
+        TaskvecError: a model cannot be opened, merged, loaded, or asked what the tasks ask; found
+            before any weights are loaded, as far as it can be.
     """
     with Models(options) as loaded:
+        for spec in models.values():
+            loaded.check(spec, prepared)
         return {name: loaded.evaluate(spec, prepared, name) for name, spec in models.items()}
 
 
