@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -63,16 +64,14 @@ class Stub:
                     count = len(stub.requests)
                     stub.at_once += 1
                     stub.most_at_once = max(stub.most_at_once, stub.at_once)
-                try:
-                    self.reply(stub.answers(count, body["messages"][0]["content"]))
-                except OSError:  # the judge did not wait
-                    pass
-                finally:
-                    with lock:
-                        stub.at_once -= 1
+                answer = stub.answers(count, body["messages"][0]["content"])
+                time.sleep(answer.stall_s)
+                with lock:  # before the judge can see the answer and ask again
+                    stub.at_once -= 1
+                with suppress(OSError):  # the judge did not wait
+                    self.reply(answer)
 
             def reply(self, reply: Reply) -> None:
-                time.sleep(reply.stall_s)
                 if reply.reset:
                     linger = struct.pack("ii", 1, 0)
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
