@@ -84,6 +84,28 @@ def test_a_candidate_has_the_weights_that_merge_writes(family, tmp_path, method,
     assert bits(module) == before
 
 
+def test_candidates_may_be_written_in_other_dtypes(family, tmp_path):
+    """One loaded model serves recipes that differ in `out.dtype`, also where nothing is added."""
+    scale = {"math": 0.7, "code": 0.4}
+    as_stored = recipe_of_family(family, "task_arithmetic", scale, {})
+    narrow = replace(as_stored, out=replace(as_stored.out, dtype="float16"))
+    unmerged = replace(narrow, scales={"math": 0.0, "code": 0.0})
+    module = target_of(family)
+    before = bits(module)
+    with candidates(as_stored, module) as bench:
+        for number, recipe in enumerate((narrow, as_stored, unmerged)):
+            out = tmp_path / str(number)
+            tv.merge(
+                family, "task_arithmetic", scale=dict(recipe.scales), out=out, dtype=recipe.out.dtype
+            )
+            written = read_checkpoint(out)
+            bench.put(recipe)
+            for name, tensor in module.tensors.items():
+                there = np.asarray(written[name], np.float32)
+                assert np.array_equal(tensor.detach().float().numpy(), there), (number, name)
+    assert bits(module) == before
+
+
 def test_one_candidate_after_another_leaves_nothing_of_the_first(family):
     module = target_of(family)
     both = {"math": 0.7, "code": 0.4}

@@ -87,20 +87,22 @@ class Bench:
         """
         if recipe.family != self.plan.recipe.family:
             raise UsageError("a candidate must have the members of the recipe that it began with")
-        check_scales(recipe)
-        known = self.plan.recipe
-        if (recipe.needs_base, recipe.needs_anchor) != (known.needs_base, known.needs_anchor):
-            self.plan = make_plan(recipe, threads=self.options.threads)
-        plan = replace(self.plan, recipe=recipe)
-        table = decided(plan, table, self.options)
-        edits = edits_of(plan, table)
-        todo = [
-            edit
-            for edit in edits.values()
-            if edit.terms or edit.target_factor != 1 or edit.name in self.changed
-        ]
-        self.changed |= {edit.name for edit in todo}
         try:
+            check_scales(recipe)
+            if _planned(recipe) != _planned(self.plan.recipe):
+                self.plan = make_plan(recipe, threads=self.options.threads)
+            plan = replace(self.plan, recipe=recipe)
+            table = decided(plan, table, self.options)
+            stored_as = plan.members.target.tensors
+            todo = [
+                edit
+                for edit in edits_of(plan, table).values()
+                if edit.terms
+                or edit.target_factor != 1
+                or edit.dtype != stored_as[edit.name].dtype
+                or edit.name in self.changed
+            ]
+            self.changed |= {edit.name for edit in todo}
             self._write(todo, recipe.out.precision)
         except BaseException:
             self.restore()
@@ -152,6 +154,11 @@ class Bench:
                 self.kept[key] = same[view]
             views[role] = same.setdefault(view, self.kept[key])
         return replace(edit, views=views, expected={})
+
+
+def _planned(recipe: Recipe) -> tuple[object, ...]:
+    """What a plan depends on besides the members."""
+    return recipe.needs_base, recipe.needs_anchor, recipe.out.dtype
 
 
 @contextmanager
