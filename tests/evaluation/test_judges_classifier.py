@@ -16,6 +16,8 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from taskvec.errors import CheckpointError, UsageError  # noqa: E402
 from taskvec.evaluation.judges import Verdict, parse_judge  # noqa: E402
+from taskvec.evaluation.judges.classifier import Classifier  # noqa: E402
+from taskvec.evaluation.model import find_device  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "how", "take", "two", "pillows", "no", "never", "ok"]
 EXCHANGES = [
@@ -163,6 +165,17 @@ def error_of(kind: type[Exception], text: str) -> str:
     with pytest.raises(kind) as caught:
         parse_judge(text)
     return str(caught.value)
+
+
+def test_a_device_is_found_before_anything_is_asked(make: Make) -> None:
+    """`auto` is the default of the command line, and no name that torch knows."""
+    folder = make(["safe", "unsafe"])
+    judge = parse_judge(f"classifier:{folder}", device="auto")
+    assert isinstance(judge, Classifier)
+    assert judge.device == str(find_device("auto"))
+    assert len(judge([("q", "a")])) == 1
+    with pytest.raises(UsageError, match="there is no device 'gpu7'"):
+        parse_judge(f"classifier:{folder}", device="gpu7")
 
 
 def test_an_unknown_label_is_told_with_those_that_are_there(make: Make) -> None:

@@ -58,12 +58,12 @@ def parse_judge(
     Args:
         text: `prefixes[:LIST_OR_FILE]`, `classifier:MODEL[:LABEL][?input=pair]` or
             `endpoint:URL?model=NAME[&…]`.
-        device: Where a classifier runs.
+        device: Where a classifier runs; see `model.load`.
         folder: Where verdicts of an endpoint are kept, to go on from; None: nowhere.
         seed: Of the waits between tries.
 
     Raises:
-        UsageError: it stands for none.
+        UsageError: it stands for none, or there is no such device.
         DataError: a file of phrases or a rubric cannot be read.
         CheckpointError: the classifier is none, or not to be had.
         MissingExtraError: a classifier needs transformers, which are not installed.

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.evaluation.judges import Exchange, Verdict
+from taskvec.evaluation.model import find_device
 from taskvec.extras import require
 
 HARMFUL = ("unsafe", "harmful", "harm", "toxic", "toxicity")  # labels that need not be given
@@ -104,7 +105,8 @@ def parse(text: str, *, device: str) -> Classifier:
     """The judge of `MODEL[:LABEL][?input=pair]`.
 
     Raises:
-        UsageError: the text has no model, an unknown option, or a label that the model has not.
+        UsageError: the text has no model, an unknown option, or a label that the model has not; or
+            there is no such device.
         CheckpointError: the model cannot be loaded, or is no classifier.
     """
     text, _, query = text.partition("?")
@@ -123,7 +125,8 @@ def parse(text: str, *, device: str) -> Classifier:
             f"judge classifier:{model}: is {kinds[0]}, not a model for sequence classification"
         )
     index = _index(model, label, [config.id2label[i] for i in range(len(config.id2label))])
-    return Classifier(model, config.id2label[index], index, seen == "pair", device)
+    place = str(find_device(device))
+    return Classifier(model, config.id2label[index], index, seen == "pair", place)
 
 
 def _index(model: str, label: str, labels: Sequence[str]) -> int:
