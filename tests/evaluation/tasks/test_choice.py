@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -53,6 +54,13 @@ def test_likeliest_choice(
     score = score_likelihoods(OWN, sample, *log_likelihoods)
     assert score.values == {"accuracy": chosen == 2, "accuracy_norm": chosen_norm == 2}
     assert score.notes == {"chosen": chosen, "chosen_norm": chosen_norm}
+
+
+def test_nothing_is_right_where_a_likelihood_is_nan() -> None:
+    (sample,) = samples_of(OWN, [{"question": "Q", "choices": ["a", "b"], "answer": 0}])
+    score = score_likelihoods(OWN, sample, math.nan, math.nan)
+    assert score.values == {"accuracy": 0.0, "accuracy_norm": 0.0}
+    assert score.notes == {"chosen": None, "chosen_norm": None}
 
 
 def test_own_questions_are_asked_as_they_are() -> None:

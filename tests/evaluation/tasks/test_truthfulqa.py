@@ -54,6 +54,15 @@ def test_answers_of_the_csv_file() -> None:
     assert context.count("\nA: ") == 6
 
 
+def test_a_model_without_likelihoods_knows_nothing() -> None:
+    """The best answer stands first, so that the first of NaNs would always be right."""
+    (sample,) = samples_of(TASK, [CSV])
+    score = score_likelihoods(TASK, sample, *[math.nan] * 5)
+    assert score.values["mc1"] == 0
+    assert math.isnan(score.values["mc2"])
+    assert score.notes == {"chosen": None}
+
+
 def test_scores_of_the_csv_file() -> None:
     (sample,) = samples_of(TASK, [CSV])
     score = score_likelihoods(TASK, sample, *map(math.log, (0.2, 0.1, 0.05, 0.3, 0.25)))

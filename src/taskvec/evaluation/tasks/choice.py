@@ -3,7 +3,7 @@
     accuracy        choice with the largest log p(choice | question)
     accuracy_norm   choice with the largest log p(choice | question) / characters of the choice
 
-The first of equal ones counts. Characters are those of the choice without the space or line feed
+The first of equal ones counts; where a likelihood is NaN, nothing is right. Characters are those of the choice without the space or line feed
 in front of it. These are `acc` and `acc_norm` of lm-evaluation-harness.
 
 Source: Kurihara et al., LREC 2022 (JCommonsenseQA); lm-evaluation-harness, task
@@ -12,6 +12,7 @@ Source: Kurihara et al., LREC 2022 (JCommonsenseQA); lm-evaluation-harness, task
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from taskvec.errors import DataError
@@ -41,12 +42,14 @@ JCOMMONSENSEQA = (
 METRICS = (Metric("accuracy"), Metric("accuracy_norm"))
 
 
-def first_largest(values: Sequence[float]) -> int:
-    """The index of the largest value; of equal ones, the first.
+def first_largest(values: Sequence[float]) -> int | None:
+    """The index of the largest value; of equal ones, the first; None where one is NaN.
 
     >>> first_largest([-2.0, -1.0, -1.0])
     1
     """
+    if any(map(math.isnan, values)):
+        return None
     return max(range(len(values)), key=lambda i: values[i])
 
 

@@ -118,7 +118,7 @@ def _score(sample: Sample, replies: Replies) -> Score:
         "mc1": float(chosen == sample.reference["best"]),
         "mc2": true_share(mc2, sample.reference["true"]),
     }
-    return Score(right, {"chosen": sample.reference["mc1"][chosen]})
+    return Score(right, {"chosen": None if chosen is None else sample.reference["mc1"][chosen]})
 
 
 def true_share(log_likelihoods: Sequence[float], true: Sequence[int]) -> float:
