@@ -24,8 +24,8 @@ from taskvec.evaluation import tasks as registry  # noqa: E402
 from taskvec.evaluation.evaluate import Options, evaluate_with, prepare  # noqa: E402
 from taskvec.evaluation.loading import Models  # noqa: E402
 from taskvec.evaluation.model import load, open_stored  # noqa: E402
-from taskvec.evaluation.records import kept_replies, part_of  # noqa: E402
-from taskvec.evaluation.task import Document, Sample, Settings, Tools  # noqa: E402
+from taskvec.evaluation.records import journal, kept_replies, part_of  # noqa: E402
+from taskvec.evaluation.task import Document, Likelihood, Sample, Settings, Tools  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +195,17 @@ def test_broken_replies_come_back_as_they_were(tmp_path):
     (reply,) = kept_replies(path, "k")["a"]
     assert math.isnan(reply.log_likelihood)
     assert kept_replies(path, "other") == {}
+
+
+@pytest.mark.parametrize("value", [-1.5, -math.inf])
+def test_likelihoods_come_back_as_they_were(tmp_path, value):
+    path = tmp_path / "x.jsonl"
+    said = Likelihood(value, 2, is_greedy=False)
+    with journal(path, {"key": "k"}, {}) as keep:
+        keep("a", [said])
+    for line in part_of(path).read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert kept_replies(path, "k") == {"a": [said]}
 
 
 def test_what_does_not_fit_is_told_before_weights_are_loaded(known, stored):

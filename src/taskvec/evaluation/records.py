@@ -143,14 +143,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _plain(reply: Reply) -> dict[str, Any]:
+    """A reply in JSON types, from which `_reply` makes it again: NaN is null, −∞ is `"-inf"`."""
     data = asdict(reply)
+    if data.get("log_likelihood") == -math.inf:
+        return data | {"log_likelihood": "-inf"}
     return {key: _number(value) for key, value in data.items()}
 
 
 def _reply(data: Mapping[str, Any]) -> Reply:
     if "text" in data:
         return Answer(data["text"], data["tokens"], data["ended"])
-    total = math.nan if data["log_likelihood"] is None else data["log_likelihood"]
+    total = math.nan if data["log_likelihood"] is None else float(data["log_likelihood"])
     return Likelihood(total, data["tokens"], data["is_greedy"])
 
 
