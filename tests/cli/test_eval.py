@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 from tests.conftest import run_cli
 
 from taskvec import zoo
+from taskvec.evaluation.tasks import task as registered
 
 INSTRUCT, MATH = f"instruct={zoo.path('instruct')}", f"math={zoo.path('math')}"
 MATHS = ("--tasks", "zoo:math", "--limit", "20", "--quiet")
@@ -102,6 +103,30 @@ def test_a_manifest_is_a_candidate(cli, tmp_path, recipe):
     assert code == 0
     folder, again = json.loads(text)["tasks"]["zoo:math"]
     assert folder["figures"] == again["figures"]
+
+
+def test_models_that_have_other_metrics(cli, tmp_path, monkeypatch):
+    """The difference is of the main metric, and is not told under the name of another."""
+    from taskvec.evaluation import evaluate
+    from taskvec.evaluation.task import Metric, Score, Task
+
+    scores = iter([Score({"b": 1.0}), Score({"a": 1.0, "c": 1.0})])
+    task = Task(
+        name="odd",
+        summary="",
+        files=(),
+        samples=registered("zoo:math").samples,
+        score=lambda samples, replies, tools: [next(scores)],
+        metrics=(Metric("a"), Metric("b"), Metric("c")),
+    )
+    monkeypatch.setattr(evaluate, "find_task", lambda name: task)
+    asked = ("eval", INSTRUCT, MATH, "--tasks", "odd", "--limit", "1", "--quiet")
+    code, out, _ = cli(*asked, "--out", tmp_path / "out")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[1].split() == ["a", "b", "c", "a,", "less", "instruct's"]
+    assert lines[2].split()[:5] == ["instruct", "nan", "[nan,", "nan]", "1.000"]
+    assert lines[2].split()[-1] == lines[3].split()[4] == "–"
 
 
 def test_list(cli):

@@ -21,11 +21,21 @@ from taskvec import zoo  # noqa: E402
 from taskvec.errors import CheckpointError, DataError, TaskvecError, UsageError  # noqa: E402
 from taskvec.evaluation import evaluate as module  # noqa: E402
 from taskvec.evaluation import tasks as registry  # noqa: E402
+from taskvec.evaluation.comparison import compare  # noqa: E402
 from taskvec.evaluation.evaluate import Options, evaluate_with, prepare  # noqa: E402
 from taskvec.evaluation.loading import Models  # noqa: E402
 from taskvec.evaluation.model import load, open_stored  # noqa: E402
 from taskvec.evaluation.records import journal, kept_replies, part_of  # noqa: E402
-from taskvec.evaluation.task import Document, Likelihood, Sample, Settings, Tools  # noqa: E402
+from taskvec.evaluation.task import (  # noqa: E402
+    Document,
+    Likelihood,
+    Metric,
+    Sample,
+    Score,
+    Settings,
+    Tools,
+    each,
+)
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +272,7 @@ def test_a_model_without_a_chat_template(known, stored):
         (["made-up"], {"batch_tokens": 0}, "batch_tokens must be 1 or more; got 0"),
         (["made-up"], {"settings": Settings(draws=0)}, "draws must be 1 or more; got 0"),
         (["made-up"], {"settings": Settings(shots=-1)}, "shots must be 0 or more; got -1"),
+        (["made-up"], {"settings": Settings(seed=-1)}, "seed must be 0 or more; got -1"),
         (["made-up"], {"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
         (["zoo:meth"], {}, "no task 'zoo:meth'; did you mean 'zoo:math'"),
         (["fish:meth"], {}, "no distribution brings tasks called 'fish:…'; installed: zoo"),
@@ -270,6 +281,25 @@ def test_a_model_without_a_chat_template(known, stored):
 def test_wrong_requests(known, names, options, text):
     with pytest.raises(UsageError, match=text):
         prepare(names, Options(**options))
+
+
+def test_data_without_anything_to_ask(known):
+    known["made-up"] = made_up.make(samples=lambda rows, settings: [])
+    with pytest.raises(DataError, match="task 'made-up': its data hold nothing to ask"):
+        prepare(["made-up"], Options())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -2.0, 0.0])
+def test_shares_of_nothing_that_can_be_shared(known, model, value):
+    """JSON has no NaN; and of a log-likelihood the worse model would have the larger share."""
+    task = made_up.make(
+        metrics=(Metric("x", "mean"),), score=each(lambda sample, replies: Score({"x": value}))
+    )
+    known["made-up"] = task
+    result = run(model, Options(limit=2))
+    (alone, _) = compare({"a": [result], "b": [result]}, singles={"made-up": "a"})["made-up"]
+    told = json.dumps(alone.to_json(), allow_nan=False)
+    assert json.loads(told)["share_of_single"] is None
 
 
 def test_stride_and_context(known, model):

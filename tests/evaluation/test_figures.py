@@ -203,3 +203,10 @@ def test_by_name_has_every_metric() -> None:
         "right": figure(RATE, rows, seed=4),
         "x": figure(MEAN, rows, seed=4),
     }
+
+
+def test_the_main_metric_is_there_even_if_no_sample_has_it() -> None:
+    found = by_name((RATE, MEAN), scores("harm", [1.0]), seed=0)
+    assert list(found) == [RATE.name]
+    assert math.isnan(found[RATE.name].value)
+    assert found[RATE.name].n == 0

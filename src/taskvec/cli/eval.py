@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
     from taskvec.evaluation.data import DataPlaces
     from taskvec.evaluation.evaluate import Options, Result
+    from taskvec.evaluation.figures import Figure
     from taskvec.evaluation.loading import Spec
     from taskvec.evaluation.signs import Finding
     from taskvec.evaluation.task import Tools
@@ -237,10 +238,13 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
     """The models in one task; 95 % intervals in brackets."""
     from taskvec.evaluation.figures import span
 
+    def shown(figure: Figure | None) -> str:
+        return "–" if figure is None else span(figure)
+
     first = rows[0].result
     about = first.about
     of = f" of {about['available']:,}" if about["available"] != about["n"] else ""
-    metrics = list(first.figures)
+    metrics = list(dict.fromkeys(name for row in rows for name in row.result.figures))
     head = ["", *metrics]
     if len(rows) > 1:
         head.append(f"{metrics[0]}, less {reference}'s")
@@ -248,7 +252,7 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
         head.append(f"share of {single}'s")
     lines = []
     for row in rows:
-        line = [row.result.model, *(span(row.result.figures[m]) for m in metrics)]
+        line = [row.result.model, *(shown(row.result.figures.get(m)) for m in metrics)]
         if len(rows) > 1:
             line.append("" if row.difference is None else span(row.difference, sign="+"))
         if single is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ class Compared:
         result: Of the model.
         difference: Its main metric less that of the reference, on the same samples; None for the
             reference itself, or without one.
-        share: Its main metric over that of the task's single-task model; None without one.
+        share: Its main metric over that of the task's single-task model; None without one, or
+            where that is 0 or negative, such as a log-likelihood.
     """
 
     result: Result
@@ -28,7 +30,8 @@ class Compared:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         told = None if self.difference is None else self.difference.to_json()
-        return self.result.to_json() | {"difference": told, "share_of_single": self.share}
+        share = self.share if self.share is not None and math.isfinite(self.share) else None
+        return self.result.to_json() | {"difference": told, "share_of_single": share}
 
 
 def compare(
@@ -55,6 +58,6 @@ def compare(
                 apart = difference(metric, result.scores, other.scores, seed=seed)
             single = (singles or {}).get(result.task)
             whole = results[single][place].main.value if single is not None else 0.0
-            share = result.main.value / whole if whole else None
+            share = result.main.value / whole if whole > 0 else None
             found.setdefault(result.task, []).append(Compared(result, apart, share))
     return found

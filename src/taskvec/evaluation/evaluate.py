@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from taskvec.errors import TaskvecError, UsageError
+from taskvec.errors import DataError, TaskvecError, UsageError
 from taskvec.evaluation import figures
 from taskvec.evaluation.data import DataPlaces, rows_of
 from taskvec.evaluation.encoding import Encoder, Windows
@@ -93,8 +93,9 @@ class Options:
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more; got {value}")
-        if self.settings.shots is not None and self.settings.shots < 0:
-            raise UsageError(f"shots must be 0 or more; got {self.settings.shots}")
+        for name, value in (("shots", self.settings.shots), ("seed", self.settings.seed)):
+            if value is not None and value < 0:
+                raise UsageError(f"{name} must be 0 or more; got {value}")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
 
@@ -205,6 +206,8 @@ def _prepared(task: Task, options: Options) -> Prepared:
     rows = rows_of(task.name, task.files, options.data)
     samples = task.samples(rows, options.settings)
     available = len(samples)
+    if not samples:
+        raise DataError(f"task {task.name!r}: its data hold nothing to ask")
     if options.limit is not None and options.limit < available:
         # Some data are sorted by subject: the first ones would not stand for all.
         chosen = Random(f"{options.settings.seed}:{task.name}").sample(

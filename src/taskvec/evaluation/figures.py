@@ -143,9 +143,14 @@ def _percentiles(values: Array) -> tuple[float, float]:
 def by_name(metrics: Sequence[Metric], scores: Sequence[Score], seed: int) -> Mapping[str, Figure]:
     """The figure of every metric that the scores have, by name.
 
-    A metric that no score has is left out, such as pass@10 of fewer than ten answers.
+    A metric that no score has is left out, such as pass@10 of fewer than ten answers; but for the
+    main one, the first, which is then NaN of no samples.
     """
-    present = [metric for metric in metrics if any(_has(metric, score) for score in scores)]
+    present = [
+        metric
+        for place, metric in enumerate(metrics)
+        if place == 0 or any(_has(metric, score) for score in scores)
+    ]
     return {metric.name: figure(metric, scores, seed=seed) for metric in present}
 
 
