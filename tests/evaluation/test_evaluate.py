@@ -386,6 +386,44 @@ def test_python(known, model, tmp_path):
         tv.evaluate(tmp_path / "merged", ["zoo:text"], scale=scale)
 
 
+def test_a_module_stays_in_the_mode_that_it_was_in(known):
+    """A check in the middle of a training run must not switch dropout off for the rest of it."""
+    loaded = load(open_stored(zoo.path("math")))
+    module, tokenizer = loaded.module, loaded.encoder.tokenizer
+    module.train()
+    frozen = module.model.layers[0].eval()
+    before = [part.training for part in module.modules()]
+    assert True in before
+    tv.evaluate(module, ["zoo:math"], tokenizer=tokenizer, limit=1)
+    assert [part.training for part in module.modules()] == before
+    assert not frozen.training
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "text"),
+    [
+        (zoo.path("math"), {"tasks": "zoo:math"}, r"must be a list of names; give \['zoo:math'\]"),
+        (None, {}, "the model must be a folder, .*; got NoneType"),
+        ({"a": 1}, {}, "the model must be a folder, .*; got dict"),
+        (zoo.path("math"), {"table": "lata"}, "table goes with a family"),
+        (zoo.path("math"), {"tokenizer": "x"}, "tokenizer goes with a module"),
+        (zoo.path("math"), {"data": "/nowhere"}, "data: there is no folder /nowhere; give one"),
+        (zoo.path("math"), {"data": {"gsmk8": "x"}}, "data are given for 'gsmk8', which is none"),
+        (torch.nn.Linear(2, 2), {"tokenizer": "x"}, "must be a causal language model of transf"),
+    ],
+)
+def test_what_cannot_be_meant(model, arguments, text):
+    with pytest.raises(UsageError, match=text):
+        tv.evaluate(model, **({"tasks": ["zoo:math"]} | arguments))
+
+
+def test_a_module_without_weights(model):
+    with torch.device("meta"):
+        empty = type(model.module)(model.module.config)
+    with pytest.raises(UsageError, match="on the meta device, without values; load them"):
+        tv.evaluate(empty, ["zoo:math"], tokenizer=model.encoder.tokenizer)
+
+
 def test_candidates_share_one_loaded_model(known, monkeypatch):
     loads: list[Path] = []
     from taskvec.evaluation import loading

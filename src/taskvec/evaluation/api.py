@@ -22,7 +22,7 @@ from taskvec.evaluation.evaluate import (
 )
 from taskvec.evaluation.judges import Judge, parse_judge
 from taskvec.evaluation.loading import Models
-from taskvec.evaluation.model import wrap
+from taskvec.evaluation.model import modes_kept, wrap
 from taskvec.evaluation.task import Settings, Tools
 from taskvec.methods.table import Table
 
@@ -56,8 +56,9 @@ def evaluate(
     """Measure what a model can do.
 
     Args:
-        model: A folder or a name on the hub; a loaded causal language model of transformers; a
-            recipe, or a family with `table` and `scale`, which are merged in memory.
+        model: A folder or a name on the hub; a loaded causal language model of transformers (left
+            in the mode, of training or evaluation, that it was in); a recipe, or a family with
+            `table` and `scale`, which are merged in memory.
         tasks: Names; `taskvec eval --list` shows them.
         tokenizer: Of a loaded model.
         table: Of a family: layer weights, or a method, as in `merge`.
@@ -109,14 +110,14 @@ def evaluate(
         out=None if out is None else Path(out),
         progress=progress,
     )
-    if scale is not None and not isinstance(model, Family):
-        raise UsageError("scale goes with a family; a folder, a module or a recipe has its own")
-    prepared = prepare(tasks, options)
+    _check_arguments(model, tasks, tokenizer, table, scale)
+    prepared = prepare(list(tasks), options)
     if isinstance(model, Module):
-        loaded = wrap(model, tokenizer)
-        results = evaluate_with(
-            lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where
-        )
+        with modes_kept(model):
+            loaded = wrap(model, tokenizer)
+            results = evaluate_with(
+                lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where
+            )
         return {result.task: result for result in results}
     given = table if isinstance(table, Table) else None
     with Models(options) as models:
@@ -129,6 +130,29 @@ def evaluate(
         else:
             results = models.evaluate(model, prepared, os.fspath(model))
     return {result.task: result for result in results}
+
+
+def _check_arguments(model: Any, tasks: Any, tokenizer: Any, table: Any, scale: Any) -> None:
+    """Refuse what does not go together, rather than pass over some of it."""
+    if isinstance(tasks, str):
+        raise UsageError(f"tasks must be a list of names; give [{tasks!r}]")
+    if not isinstance(model, (str, os.PathLike, Module, Family, Recipe)):
+        raise UsageError(
+            "the model must be a folder, a name on the hub, a module, a family or a recipe; "
+            f"got {type(model).__name__}"
+        )
+    if scale is not None and not isinstance(model, Family):
+        raise UsageError("scale goes with a family; a folder, a module or a recipe has its own")
+    takes_table = isinstance(model, Family) or (
+        isinstance(model, Recipe) and isinstance(table, Table)
+    )
+    if table is not None and not takes_table:
+        raise UsageError(
+            "table goes with a family, or, as layer weights, with a recipe; "
+            "a folder or a module is evaluated as it is"
+        )
+    if tokenizer is not None and not isinstance(model, Module):
+        raise UsageError("tokenizer goes with a module; a folder has its own")
 
 
 def _judge(
@@ -146,5 +170,8 @@ def _places(
     if data is None:
         return DataPlaces()
     if isinstance(data, Mapping):
-        return DataPlaces(by_task={task: Path(path) for task, path in data.items()})
-    return DataPlaces((Path(data),))
+        return DataPlaces(by_task={task: Path(path).expanduser() for task, path in data.items()})
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"data: there is no folder {data}; give one, or {{TASK: PATH}}")
+    return DataPlaces((folder,))

@@ -181,6 +181,9 @@ def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
             f"task {twice[0]!r} is named twice" if twice else "no task is named; see --list"
         )
     found = _found(names, options)
+    for name in options.data.by_task:
+        if name not in (*names, *(task.name for task in found)):
+            raise UsageError(f"data are given for {name!r}, which is none of the tasks")
     for task in found:
         if "code" in task.needs:
             allowed = options.tools.allow_code_execution

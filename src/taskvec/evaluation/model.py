@@ -116,13 +116,32 @@ def wrap(module: Any, tokenizer: Any, where: str = "the module") -> Model:
         where: What messages call it.
 
     Raises:
-        UsageError: there is no tokenizer.
+        UsageError: there is no tokenizer, the module is no language model of transformers, or it
+            has no weights.
     """
     if tokenizer is None:
         raise UsageError("a model in memory needs its tokenizer: give tokenizer=")
+    if not (hasattr(module, "config") and hasattr(module, "generate")):
+        raise UsageError(
+            f"{where} must be a causal language model of transformers; got {type(module).__name__}"
+        )
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise UsageError(f"{where} has parameters on the meta device, without values; load them")
     generation = getattr(module, "generation_config", None)
     told = generation.to_dict() if generation is not None else {}
     return Model(module.eval(), make_encoder(tokenizer, module.config.to_dict(), told, where))
+
+
+@contextmanager
+def modes_kept(module: Any) -> Iterator[None]:
+    """Put a module back into training mode afterwards, part by part, where it was in it."""
+    parts = module.modules() if hasattr(module, "modules") else ()
+    training = [part for part in parts if part.training]
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def find_device(name: str) -> Any:
