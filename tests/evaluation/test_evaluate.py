@@ -18,7 +18,13 @@ from tests.evaluation import made_up  # noqa: E402
 
 import taskvec as tv  # noqa: E402
 from taskvec import zoo  # noqa: E402
-from taskvec.errors import CheckpointError, DataError, TaskvecError, UsageError  # noqa: E402
+from taskvec.errors import (  # noqa: E402
+    CheckpointError,
+    DataError,
+    OutputError,
+    TaskvecError,
+    UsageError,
+)
 from taskvec.evaluation import evaluate as module  # noqa: E402
 from taskvec.evaluation import tasks as registry  # noqa: E402
 from taskvec.evaluation.comparison import compare  # noqa: E402
@@ -216,6 +222,38 @@ def test_likelihoods_come_back_as_they_were(tmp_path, value):
     for line in part_of(path).read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert kept_replies(path, "k") == {"a": [said]}
+
+
+def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
+    """As on a full disk: the replies of the run before are still there."""
+    path = tmp_path / "x.jsonl"
+    said = Likelihood(-1.0, 2, is_greedy=False)
+    with journal(path, {"key": "k"}, {}) as keep:
+        keep("a", [said])
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OutputError, match="cannot be written: No space left"):
+            with journal(path, {"key": "k"}, kept_replies(path, "k")):
+                pass
+    with pytest.raises(OSError, match="of something else"), journal(path, {"key": "k"}, {"a": [said]}):
+        raise OSError("of something else")
+    assert kept_replies(path, "k") == {"a": [said]}
+
+
+def test_recipes_with_stages_are_refused_before_anything_is_loaded(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    one = f"{{math: {{model: {zoo.path('math')}, scale: 1}}}}"
+    recipe.write_text(
+        f"stages:\n  s:\n    anchor: {zoo.path('instruct')}\n    method: task_arithmetic\n"
+        f"    tasks: {one}\nanchor: {zoo.path('instruct')}\ntarget: stage:s\n"
+        f"method: task_arithmetic\ntasks: {one}\n"
+    )
+    with pytest.raises(UsageError, match="cannot have stages; merge the recipe and evaluate"):
+        tv.evaluate(tv.load_recipe(recipe), ["zoo:math"])
 
 
 def test_what_does_not_fit_is_told_before_weights_are_loaded(known, stored):

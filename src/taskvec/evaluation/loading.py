@@ -97,6 +97,8 @@ def _opened(spec: Spec) -> tuple[Stored, str]:
     if not isinstance(spec, tuple):
         stored = open_stored(spec)
         return stored, stored.stamp
+    if spec[0].stages:
+        raise UsageError("a candidate cannot have stages; merge the recipe and evaluate the folder")
     target = spec[0].family.edited
     if not isinstance(target, (str, os.PathLike)):
         raise UsageError("a candidate needs a target in a folder or on the hub")

@@ -68,21 +68,27 @@ def journal(
         yield lambda sample, replies: None
         return
     part = part_of(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
+    lines = [_line(header), *(_kept_line(sample, replies) for sample, replies in kept.items())]
+    write_whole(part, "".join(lines))  # what is kept already is not lost on a full disk
+    with part.open("a", encoding="utf-8") as file:
 
-            def add(sample: str, replies: Replies) -> None:
-                line = {"id": sample, "replies": [_plain(reply) for reply in replies]}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        def add(sample: str, replies: Replies) -> None:
+            try:
+                file.write(_kept_line(sample, replies))
                 file.flush()
+            except OSError as error:
+                text = error.strerror or error
+                raise OutputError(f"{part}: cannot be written: {text}") from error
 
-            file.write(json.dumps(dict(header), ensure_ascii=False) + "\n")
-            for sample, replies in kept.items():
-                add(sample, replies)
-            yield add
-    except OSError as error:
-        raise OutputError(f"{part}: cannot be written: {error.strerror or error}") from error
+        yield add
+
+
+def _kept_line(sample: str, replies: Replies) -> str:
+    return _line({"id": sample, "replies": [_plain(reply) for reply in replies]})
+
+
+def _line(data: Mapping[str, Any]) -> str:
+    return json.dumps(dict(data), ensure_ascii=False) + "\n"
 
 
 def write_records(
@@ -109,8 +115,7 @@ def write_records(
                 "reference": dict(sample.reference),
             }
         )
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_whole(path, text)
+    write_whole(path, "".join(map(_line, lines)))
     part_of(path).unlink(missing_ok=True)
 
 
