@@ -489,6 +489,26 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
     assert rates[1] == alone.main.value > 0.8
 
 
+@pytest.mark.parametrize("named", ["~/member", "{home}/member"])
+def test_a_candidate_is_asked_again_if_a_member_changes(tmp_path, monkeypatch, named):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(zoo.path("math"), tmp_path / "member")
+    family = tv.Family(
+        instruct=zoo.path("instruct"), tasks={"math": named.format(home=tmp_path)}
+    )
+
+    def ask() -> Any:
+        how = {"scale": {"math": 1.0}, "limit": 4, "out": tmp_path / "out"}
+        return tv.evaluate(family, ["zoo:math"], **how)["zoo:math"]
+
+    assert (ask().about["kept"], ask().about["kept"]) == (0, 4)
+    assert ask().main.value == 1
+    weights = "model.safetensors"
+    shutil.copy(zoo.path("code") / weights, tmp_path / "member" / weights)
+    changed = ask()
+    assert (changed.about["kept"], changed.main.value) == (0, 0)
+
+
 def test_options_are_as_documented(tmp_path):
     """`evaluate` and the options say the same defaults."""
     import inspect

@@ -109,10 +109,13 @@ def _stamp(recipe: Recipe, table: Table | None) -> str:
     """What identifies the weights of a candidate; empty if a member is in memory."""
     family = recipe.family
     members = [family.base, family.start, family.edited, *family.tasks.values()]
-    paths = [member for member in members if isinstance(member, (str, os.PathLike))]
+    paths = [
+        Path(member).expanduser() for member in members if isinstance(member, (str, os.PathLike))
+    ]
     if len(paths) < sum(member is not None for member in members):
         return ""
-    files = sorted({stamp_of(Path(path)) for path in paths if Path(path).exists()})
+    # What is not there is on the hub, and the recipe says its commit.
+    files = sorted({stamp_of(path) for path in paths if path.exists()})
     told = table.to_json() if table is not None else None
     text = json.dumps([recipe.to_dict(), files, told], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
