@@ -147,6 +147,16 @@ def test_list(cli):
         ([MATH, *MATHS, "--single", "zoo:math=x"], "'x' is none of the models: math"),
         ([MATH, *MATHS, "--single", "gsm8k=math"], "--single names 'gsm8k', which is none of"),
         ([MATH, *MATHS, "--single", "math"], "--single must be TASK=NAME; got 'math'"),
+        ([f"={zoo.path('math')}", *MATHS], "a model must be MODEL or NAME=MODEL; got '=/"),
+        (["math=", *MATHS], "a model must be MODEL or NAME=MODEL; got 'math='"),
+        (
+            [f"a b={zoo.path('math')}", f"A-b={zoo.path('code')}", *MATHS],
+            "records of model 'A-b' would lie in A-b, where model 'a b' has its place; give it",
+        ),
+        (
+            [f"results.json={zoo.path('math')}", *MATHS],
+            "would lie in results.json, where the file of results has its place",
+        ),
         ([MATH, *MATHS, "--workers", "0"], "workers must be 1 or more; got 0"),
         ([MATH, "--tasks", "humaneval"], "allow that with --allow-code-execution (docs/how-to/"),
         ([MATH, *MATHS, "--data", "nowhere"], "--data nowhere: no such folder; give DIR, or TASK"),
@@ -162,6 +172,22 @@ def test_usage(cli, tmp_path, arguments, text):
     assert err.startswith("taskvec: error: ")
     assert text in err
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_folders(cli, tmp_path, monkeypatch):
+    """Links to one folder are two models; `=` may be in a name; the current folder has one too."""
+    for link in ("one", "two", "lr=0.1"):
+        (tmp_path / link).symlink_to(zoo.path("math"))
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cli("eval", "one", "two/", "lr=0.1", *MATHS, "--out", "out")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["one", "two", "lr=0.1"]
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == {"one", "two", "lr-0.1", "results.json"}
+    monkeypatch.chdir(zoo.path("math"))
+    code, out, _ = cli("eval", ".", *MATHS, "--out", tmp_path / "here")
+    assert code == 0
+    assert out.splitlines()[2].startswith("math ")
 
 
 def test_every_model_is_checked_before_the_first_is_asked(cli, tmp_path, recipe, monkeypatch):

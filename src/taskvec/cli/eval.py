@@ -155,8 +155,12 @@ def _named(models: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in models:
         name, equals, path = text.partition("=")
-        if not equals or "/" in name:
-            name, path = Path(text.rstrip("/")).name, text
+        if not equals or "/" in name or Path(text).exists():
+            name, path = Path(text).name, text
+            if name in ("", ".."):
+                name = Path(text).resolve().name
+        if not name or not path:
+            raise UsageError(f"a model must be MODEL or NAME=MODEL; got {text!r}")
         if name in found:
             raise UsageError(f"two models are called {name!r}; name them: NAME={path}")
         found[name] = path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -374,5 +375,6 @@ def file_name(text: str) -> str:
     ('org-model@main', 'merged', 'zoo-math')
     """
     is_path = text.startswith((".", "/", "~")) or Path(text).exists()
-    text = Path(text).resolve().name if is_path else text
+    # Not what a link leads to: two links may lead to one folder.
+    text = os.path.basename(os.path.abspath(text)) if is_path else text  # noqa: PTH100, PTH119
     return re.sub(r"[^\w.@+-]+", "-", text).strip("-") or "model"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from taskvec.evaluation.evaluate import Options, Prepared, Result
+from taskvec.errors import UsageError
+from taskvec.evaluation.evaluate import Options, Prepared, Result, file_name
 from taskvec.evaluation.loading import Models, Spec
 from taskvec.evaluation.records import write_whole
 
 PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "numpy")
 RESULTS_FILE = "results.json"
+VERDICTS_FOLDER = "verdicts"
 
 
 def evaluate_models(
@@ -28,13 +30,28 @@ def evaluate_models(
         options: How to evaluate.
 
     Raises:
+        UsageError: records of two models would be one file.
         TaskvecError: a model cannot be opened, merged, loaded, or asked what the tasks ask; found
             before any weights are loaded, as far as it can be.
     """
+    _check_names(models)
     with Models(options) as loaded:
         for spec in models.values():
             loaded.check(spec, prepared)
         return {name: loaded.evaluate(spec, prepared, name) for name, spec in models.items()}
+
+
+def _check_names(models: Iterable[str]) -> None:
+    """Refuse names whose records would lie in one folder, or where something else lies."""
+    taken = {RESULTS_FILE: "the file of results", VERDICTS_FOLDER: "what judges say"}
+    for name in models:
+        folder = file_name(name)
+        other = taken.setdefault(folder.casefold(), f"model {name!r}")
+        if other != f"model {name!r}":
+            raise UsageError(
+                f"records of model {name!r} would lie in {folder}, where {other} has its place; "
+                "give it another name: NAME=MODEL"
+            )
 
 
 def about() -> dict[str, Any]:
