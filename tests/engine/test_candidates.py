@@ -96,7 +96,11 @@ def test_candidates_may_be_written_in_other_dtypes(family, tmp_path):
         for number, recipe in enumerate((narrow, as_stored, unmerged)):
             out = tmp_path / str(number)
             tv.merge(
-                family, "task_arithmetic", scale=dict(recipe.scales), out=out, dtype=recipe.out.dtype
+                family,
+                "task_arithmetic",
+                scale=dict(recipe.scales),
+                out=out,
+                dtype=recipe.out.dtype,
             )
             written = read_checkpoint(out)
             bench.put(recipe)

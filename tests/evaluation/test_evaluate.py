@@ -234,12 +234,13 @@ def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
+    kept = kept_replies(path, "k")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        with pytest.raises(OutputError, match="cannot be written: No space left"):
-            with journal(path, {"key": "k"}, kept_replies(path, "k")):
-                pass
-    with pytest.raises(OSError, match="of something else"), journal(path, {"key": "k"}, {"a": [said]}):
+        told = pytest.raises(OutputError, match="cannot be written: No space left")
+        with told, journal(path, {"key": "k"}, kept):
+            pass
+    with pytest.raises(OSError, match="of something else"), journal(path, {"key": "k"}, kept):
         raise OSError("of something else")
     assert kept_replies(path, "k") == {"a": [said]}
 
@@ -493,9 +494,7 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
 def test_a_candidate_is_asked_again_if_a_member_changes(tmp_path, monkeypatch, named):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(zoo.path("math"), tmp_path / "member")
-    family = tv.Family(
-        instruct=zoo.path("instruct"), tasks={"math": named.format(home=tmp_path)}
-    )
+    family = tv.Family(instruct=zoo.path("instruct"), tasks={"math": named.format(home=tmp_path)})
 
     def ask() -> Any:
         how = {"scale": {"math": 1.0}, "limit": 4, "out": tmp_path / "out"}

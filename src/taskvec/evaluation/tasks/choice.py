@@ -3,8 +3,9 @@
     accuracy        choice with the largest log p(choice | question)
     accuracy_norm   choice with the largest log p(choice | question) / characters of the choice
 
-The first of equal ones counts; where a likelihood is NaN, nothing is right. Characters are those of the choice without the space or line feed
-in front of it. These are `acc` and `acc_norm` of lm-evaluation-harness.
+The first of equal ones counts; where a likelihood is NaN, nothing is right. Characters are those of
+the choice without the space or line feed in front of it. These are `acc` and `acc_norm` of
+lm-evaluation-harness.
 
 Source: Kurihara et al., LREC 2022 (JCommonsenseQA); lm-evaluation-harness, task
 `ja_leaderboard_jcommonsenseqa`, for its prompt.
