@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -127,6 +128,21 @@ def test_models_that_have_other_metrics(cli, tmp_path, monkeypatch):
     assert lines[1].split() == ["a", "b", "c", "a,", "less", "instruct's"]
     assert lines[2].split()[:5] == ["instruct", "nan", "[nan,", "nan]", "1.000"]
     assert lines[2].split()[-1] == lines[3].split()[4] == "–"
+
+
+def test_windows_are_told_by_model_where_they_differ(cli, tmp_path):
+    """Perplexities with other contexts do not compare; the table must not say that they do."""
+    shutil.copytree(zoo.path("math"), tmp_path / "short")
+    path = tmp_path / "short" / "config.json"
+    path.chmod(0o644)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 64}))
+    asked = ("--tasks", "zoo:text", "--limit", "2", "--quiet", "--out", tmp_path / "out")
+    code, out, _ = cli("eval", INSTRUCT, tmp_path / "short", *asked)
+    assert code == 0
+    assert out.splitlines()[0] == (
+        "zoo:text: n = 2 of 100, seed 0; instruct: context 128, stride 128; "
+        "short: context 64, stride 64"
+    )
 
 
 def test_list(cli):

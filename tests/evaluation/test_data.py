@@ -435,3 +435,12 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_rows_are_plain_json(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"q": [1, {"x": null}]}\n')
     assert json.dumps(contents(path)) == '[{"q": [1, {"x": null}]}]'
+
+
+@pytest.mark.parametrize("take", [Row.text, Row.texts])
+def test_half_of_a_surrogate_pair_is_told(take: Callable[[Row, str], Any]) -> None:
+    text = json.loads(r'"a \ud83d b"')
+    row = Row({"q": text if take is Row.text else ["fine", text]}, "here")
+    with pytest.raises(DataError) as caught:
+        take(row, "q")
+    assert str(caught.value) == "here: 'q' holds half of a surrogate pair, at character 2"

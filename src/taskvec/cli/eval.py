@@ -17,7 +17,7 @@ from taskvec.errors import UsageError
 if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
     from taskvec.evaluation.data import DataPlaces
-    from taskvec.evaluation.evaluate import Options, Result
+    from taskvec.evaluation.evaluate import Options
     from taskvec.evaluation.figures import Figure
     from taskvec.evaluation.loading import Spec
     from taskvec.evaluation.signs import Finding
@@ -262,7 +262,7 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
         if single is not None:
             line.append("–" if row.share is None else f"{row.share:.0%}")
         lines.append(line)
-    print(f"{task}: n = {about['n']:,}{of}, seed {about['seed']}{_how(first)}")
+    print(f"{task}: n = {about['n']:,}{of}, seed {about['seed']}{_how(rows)}")
     common.show(lines, head)
     print()
 
@@ -275,13 +275,20 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     print()
 
 
-def _how(result: Result) -> str:
-    """Context and stride, where texts were read in windows."""
+def _how(rows: Sequence[Compared]) -> str:
+    """Context and stride, where texts were read in windows; by model, where they differ."""
     from taskvec.evaluation.task import Document
 
-    windowed = any(isinstance(r, Document) for s in result.samples for r in s.requests)
-    about = result.about
-    return f", context {about['context']}, stride {about['stride']}" if windowed else ""
+    asked = (request for sample in rows[0].result.samples for request in sample.requests)
+    if not any(isinstance(request, Document) for request in asked):
+        return ""
+    said = {
+        row.result.model: "context {context}, stride {stride}".format_map(row.result.about)
+        for row in rows
+    }
+    if len(set(said.values())) == 1:
+        return f", {said[rows[0].result.model]}"
+    return "".join(f"; {model}: {how}" for model, how in said.items())
 
 
 def _list(*, as_json: bool) -> int:

@@ -80,6 +80,7 @@ class Row:
         value = self._value(keys)
         if not isinstance(value, str):
             raise DataError(f"{self.where}: {keys[0]!r} must be a text; got {_shown(value)}")
+        self._check_encodes(keys[0], value)
         return value
 
     def number(self, *keys: str) -> int:
@@ -108,7 +109,18 @@ class Row:
             raise DataError(
                 f"{self.where}: {keys[0]!r} must be a list of texts; got {_shown(value)}"
             )
+        for text in value:
+            self._check_encodes(keys[0], text)
         return value
+
+    def _check_encodes(self, key: str, text: str) -> None:
+        """Refuse half of a surrogate pair, which JSON can say and no tokenizer reads."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{self.where}: {key!r} holds half of a surrogate pair, at character {error.start}"
+            ) from error
 
     def _value(self, keys: Sequence[str]) -> Any:
         for key in keys:
