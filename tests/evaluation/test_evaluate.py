@@ -150,6 +150,13 @@ def test_replies_to_anything_else_are_not_taken(known, model, tmp_path, change):
     assert run(model, options, stamp=change.get("stamp", "s")).about["kept"] == 0
 
 
+def test_results_say_how_the_model_was_asked(known, model, tmp_path):
+    result = run(model, Options(out=tmp_path, truncate=True, dtype="float32", device="cpu"))
+    header = json.loads((tmp_path / "m" / "made-up.jsonl").read_text().splitlines()[0])
+    for told in (result.to_json(), header):
+        assert (told["truncate"], told["dtype"], told["device"]) == (True, "float32", "cpu")
+
+
 def test_a_model_without_identity_is_always_asked(known, model, tmp_path):
     for _ in range(2):
         assert run(model, Options(out=tmp_path), stamp="").about["kept"] == 0

@@ -302,6 +302,9 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         "draws": options.settings.draws,
         "context": run.asking.windows.context,
         "stride": run.asking.windows.stride,
+        "truncate": options.truncate,
+        "dtype": options.dtype,
+        "device": options.device,
         "tokens_read": tokens,
         **task.about,
     }
@@ -363,8 +366,7 @@ def _asked(
 def _key(run: _Run, header: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     """What replies depend on, as a digest."""
     requests = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
-    how = [run.options.dtype, run.options.device, run.asking.truncate]
-    text = json.dumps([run.stamp, dict(header), how, requests], sort_keys=True)
+    text = json.dumps([run.stamp, dict(header), requests], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
