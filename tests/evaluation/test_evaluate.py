@@ -108,7 +108,7 @@ def test_records_say_what_was_asked_and_replied(known, model, tmp_path):
     header, *lines = map(json.loads, path.read_text().splitlines())
     assert header["task"] == "made-up"
     assert header["n"] == made_up.N
-    assert not part_of(path).exists()
+    assert not list(path.parent.glob("*.part"))
     assert [line["id"] for line in lines] == [f"s{i}" for i in range(made_up.N)]
     first = lines[0]
     assert first["scores"] == dict(result.scores[0].values)
@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on(known, model, tmp_path):
 
     with pytest.raises(StoppedError):
         run(model, replace(options, progress=Stopping()))
-    path = part_of(tmp_path / "a" / "m" / "made-up.jsonl")
+    (path,) = (tmp_path / "a" / "m").glob("made-up.jsonl.*.part")
     lines = path.read_text().splitlines(keepends=True)
     assert 2 < len(lines) < made_up.N
     path.write_text("".join(lines)[:-20])
@@ -226,7 +226,7 @@ def test_likelihoods_come_back_as_they_were(tmp_path, value):
     said = Likelihood(value, 2, is_greedy=False)
     with journal(path, {"key": "k"}, {}) as keep:
         keep("a", [said])
-    for line in part_of(path).read_text().splitlines():
+    for line in part_of(path, "k").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert kept_replies(path, "k") == {"a": [said]}
 
@@ -250,6 +250,23 @@ def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="of something else"), journal(path, {"key": "k"}, kept):
         raise OSError("of something else")
     assert kept_replies(path, "k") == {"a": [said]}
+
+
+def test_other_settings_leave_an_unfinished_run_alone(tmp_path):
+    """A mistyped option, and then the first command again: it goes on."""
+    path = tmp_path / "x.jsonl"
+    said = Likelihood(-1.0, 2, is_greedy=False)
+    for key in ("first key", "other key"):
+        with journal(path, {"key": key}, {}) as keep:
+            keep(key, [said])
+    assert kept_replies(path, "first key") == {"first key": [said]}
+
+
+def test_two_samples_of_one_name_are_refused(known):
+    twice = [Sample("a", (Document("x"),)), Sample("a", (Document("y"),))]
+    known["made-up"] = made_up.make(samples=lambda rows, settings: twice)
+    with pytest.raises(UsageError, match="task 'made-up' gives two samples the id 'a'"):
+        prepare(["made-up"], Options())
 
 
 def test_recipes_with_stages_are_refused_before_anything_is_loaded(tmp_path):

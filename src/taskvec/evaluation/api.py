@@ -51,6 +51,7 @@ def evaluate(
     allow_code_execution: bool = False,
     workers: int = 1,
     out: str | os.PathLike[str] | None = None,
+    name: str | None = None,
     progress: SampleProgress = silent,
 ) -> dict[str, Result]:
     """Measure what a model can do.
@@ -81,6 +82,8 @@ def evaluate(
         allow_code_execution: Whether programs that the model wrote may be run.
         workers: Programs that run at once.
         out: Folder for records, from which an interrupted run goes on; None: nothing is written.
+        name: What the model is called in results, and in `out`; default: as it is given, and
+            `candidate` for what is merged in memory.
         progress: Told the samples done.
 
     Returns:
@@ -114,7 +117,7 @@ def evaluate(
     prepared = prepare(list(tasks), options)
     if isinstance(model, Module):
         with modes_kept(model):
-            loaded = wrap(model, tokenizer)
+            loaded = wrap(model, tokenizer, name or "the module")
             results = evaluate_with(
                 lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where
             )
@@ -124,11 +127,11 @@ def evaluate(
         if isinstance(model, Family):
             method = "task_arithmetic" if table is None or given is not None else table
             recipe = recipe_of_family(model, method, scale or {}, {})
-            results = models.evaluate((recipe, given), prepared, "candidate")
+            results = models.evaluate((recipe, given), prepared, name or "candidate")
         elif isinstance(model, Recipe):
-            results = models.evaluate((model, given), prepared, "candidate")
+            results = models.evaluate((model, given), prepared, name or "candidate")
         else:
-            results = models.evaluate(model, prepared, os.fspath(model))
+            results = models.evaluate(model, prepared, name or os.fspath(model))
     return {result.task: result for result in results}
 
 

@@ -67,8 +67,12 @@ def halving(batch: list[int], work: Callable[[list[int]], list[T]], where: str) 
         return work(batch)
     except torch.OutOfMemoryError:
         pass
+    except RuntimeError as error:  # what the allocator of the CPU raises
+        if "allocate memory" not in str(error):
+            raise
     gc.collect()
-    torch.accelerator.empty_cache()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     if len(batch) == 1:
         raise TaskvecError(
             f"{where}: not enough memory for one sample; use a shorter context (--context), "

@@ -169,7 +169,7 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
     if given is not None and given.is_file() and first:
         return _filled([given])
     tried: list[Path] = []
-    folders = [given] if given is not None and given.is_dir() else []
+    folders = [] if given is None else [given if given.is_dir() else given.parent]
     for folder in [*folders, *places.folders]:
         for name in file.names:
             for pattern in dict.fromkeys((name, Path(name).name)):

@@ -212,6 +212,11 @@ def _prepared(task: Task, options: Options) -> Prepared:
     available = len(samples)
     if not samples:
         raise DataError(f"task {task.name!r}: its data hold nothing to ask")
+    ids: set[str] = set()
+    for sample in samples:
+        if sample.id in ids:  # replies are kept, and paired between models, by it
+            raise UsageError(f"task {task.name!r} gives two samples the id {sample.id!r}")
+        ids.add(sample.id)
     if options.limit is not None and options.limit < available:
         # Some data are sorted by subject: the first ones would not stand for all.
         chosen = Random(f"{options.settings.seed}:{task.name}").sample(

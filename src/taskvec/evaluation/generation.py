@@ -83,7 +83,7 @@ def _batch(model: Model, queries: Sequence[Query]) -> list[Answer]:
     config = transformers.GenerationConfig(
         max_new_tokens=longest, eos_token_id=sorted(encoder.ends) or None, pad_token_id=pad
     )
-    with torch.inference_mode(), _config(model.module, config):
+    with torch.no_grad(), _config(model.module, config):
         made = model.module.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),

@@ -67,7 +67,7 @@ def _batch(model: Model, groups: Sequence[Sequence[Row]]) -> list[list[Likelihoo
     for i, group in enumerate(groups):
         ids[i, : len(group[0].inputs)] = torch.tensor(group[0].inputs)
     first = min(len(g[0].inputs) - max(len(row.targets) for row in g) for g in groups)
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = _logits(model.module, ids.to(model.device), first)
         return [_replies(torch, group, logits[i], first) for i, group in enumerate(groups)]
 

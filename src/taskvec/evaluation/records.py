@@ -38,16 +38,16 @@ def kept_replies(path: Path, key: str) -> dict[str, list[Reply]]:
         path: Of the records; those of an unfinished run lie beside it.
         key: What the run depends on.
     """
-    for file in (part_of(path), path):
+    for file in (part_of(path, key), path):
         lines = _lines(file)
         if lines and lines[0].get("key") == key:
             return {line["id"]: [_reply(r) for r in line["replies"]] for line in lines[1:]}
     return {}
 
 
-def part_of(path: Path) -> Path:
-    """Where replies are added while a task runs."""
-    return path.with_name(path.name + ".part")
+def part_of(path: Path, key: str) -> Path:
+    """Where replies are added while a task runs; other settings do not overwrite them."""
+    return path.with_name(f"{path.name}.{key[:8]}.part")
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def journal(
     if path is None:
         yield lambda sample, replies: None
         return
-    part = part_of(path)
+    part = part_of(path, header["key"])
     lines = [_line(header), *(_kept_line(sample, replies) for sample, replies in kept.items())]
     write_whole(part, "".join(lines))  # what is kept already is not lost on a full disk
     with part.open("a", encoding="utf-8") as file:
@@ -116,7 +116,7 @@ def write_records(
             }
         )
     write_whole(path, "".join(map(_line, lines)))
-    part_of(path).unlink(missing_ok=True)
+    part_of(path, header["key"]).unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
