@@ -252,6 +252,33 @@ def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
     assert kept_replies(path, "k") == {"a": [said]}
 
 
+def test_results_name_the_judge_that_was_given(known, model):
+    from taskvec.evaluation.judges import parse_judge
+
+    judge = parse_judge("prefixes:xstest")
+    assert run(model, Options(tools=Tools(judge=judge))).about["judge"] == judge.name
+    assert run(model, Options()).about["judge"] is None
+
+
+def test_a_model_on_the_hub_is_fetched_first(known, monkeypatch):
+    """Its name is what results call it; its files are those of the snapshot."""
+    from taskvec.checkpoints.hub import hub_name
+    from taskvec.evaluation import model as models
+
+    asked = []
+
+    def fetch(name: Any) -> Any:
+        asked.append(str(name))
+        return name, zoo.path("math")
+
+    assert hub_name("org/model@main") is not None
+    monkeypatch.setattr(models, "fetch", fetch)
+    results = tv.evaluate("org/model@main", ["zoo:math"], limit=10)
+    assert asked == ["org/model@main"]
+    assert results["zoo:math"].model == "org/model@main"
+    assert results["zoo:math"].main.value > 0.8
+
+
 def test_other_settings_leave_an_unfinished_run_alone(tmp_path):
     """A mistyped option, and then the first command again: it goes on."""
     path = tmp_path / "x.jsonl"

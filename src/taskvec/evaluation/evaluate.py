@@ -138,7 +138,7 @@ class Result:
         samples: What was asked.
         scores: One for each sample.
         replies: To each sample.
-        about: Settings, context, stride, tokens read, seconds.
+        about: Settings, context, stride, tokens read, judge, seconds.
     """
 
     task: str
@@ -337,7 +337,12 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         samples=samples,
         scores=scores,
         replies=replies,
-        about=about | {"seconds": round(time.monotonic() - started, 3), "kept": kept},
+        about={
+            **about,
+            "judge": options.tools.judge.name if options.tools.judge is not None else None,
+            "seconds": round(time.monotonic() - started, 3),
+            "kept": kept,
+        },
     )
 
 
