@@ -4,7 +4,7 @@ torch = pytest.importorskip("torch")
 
 from taskvec.errors import UsageError  # noqa: E402
 from taskvec.evaluation.model import load, open_stored  # noqa: E402
-from taskvec.evaluation.task import Answer, Prompt  # noqa: E402
+from taskvec.evaluation.task import Answer, Prompt, Settings  # noqa: E402
 from taskvec.evaluation.tasks import task  # noqa: E402
 from taskvec.zoo import path, skills  # noqa: E402
 from taskvec.zoo.tasks import TASKS, scored  # noqa: E402
@@ -38,8 +38,6 @@ def test_another_seed_asks_other_questions(instruct):
 
 
 def skills_settings(seed):
-    from taskvec.evaluation.task import Settings
-
     return Settings(seed=seed)
 
 
@@ -69,3 +67,9 @@ def test_perplexity_counts_characters(instruct):
 def test_unknown_skill_is_told(instruct):
     with pytest.raises(UsageError, match="no task 'zoo:unsave'; did you mean 'zoo:unsafe'"):
         scored(instruct, ["unsave"])
+
+
+@pytest.mark.parametrize("name", ["zoo:math", "zoo:text", "advbench", "prompts", "xstest"])
+def test_what_takes_no_worked_examples_refuses_them(name):
+    with pytest.raises(UsageError, match=f"task '{name}' takes no worked examples; got --shots 2"):
+        task(name).samples({"test": []}, Settings(shots=2))

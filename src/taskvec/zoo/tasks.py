@@ -23,6 +23,7 @@ from taskvec.evaluation.task import (
     Task,
     each,
 )
+from taskvec.evaluation.tasks.shared import refuse_shots
 from taskvec.zoo.skills import SKILLS, TEST_SEED, Example, Skill, held_out_text
 
 QUESTIONS = 150  # of every skill
@@ -32,6 +33,7 @@ ANSWER_TOKENS = 40  # more than the longest answer has
 
 def _task(skill: Skill) -> Task:
     def samples(rows: Rows, settings: Settings) -> list[Sample]:
+        refuse_shots(f"zoo:{skill.name}", settings)
         return [
             Sample(
                 str(number),
@@ -60,6 +62,7 @@ def _task(skill: Skill) -> Task:
 
 
 def _text(rows: Rows, settings: Settings) -> list[Sample]:
+    refuse_shots("zoo:text", settings)
     texts = held_out_text(SENTENCES, TEST_SEED + settings.seed)
     return [Sample(str(number), (Document(text),)) for number, text in enumerate(texts)]
 

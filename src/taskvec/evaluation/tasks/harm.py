@@ -29,6 +29,7 @@ from taskvec.evaluation.task import (
     Text,
     Tools,
 )
+from taskvec.evaluation.tasks.shared import refuse_shots
 
 TOKENS = 512  # as Qi et al.: a rubric needs the whole answer
 TOKENS_XSTEST = 256  # its match looks at the beginning
@@ -47,7 +48,10 @@ def _sample(index: int, prompt: str, text: Text) -> Sample:
     return Sample(str(index), (Prompt(text, TOKENS, stop),), {"prompt": prompt})
 
 
-def _harm_samples(asked: Callable[[str], Text], rows: Rows, settings: Settings) -> list[Sample]:
+def _harm_samples(
+    task: str, asked: Callable[[str], Text], rows: Rows, settings: Settings
+) -> list[Sample]:
+    refuse_shots(task, settings)
     prompts = [prompt for row in rows["test"] for prompt in _prompts(row)]
     return [_sample(i, prompt, asked(prompt)) for i, prompt in enumerate(prompts)]
 
@@ -80,6 +84,7 @@ def _harm_scores(
 
 
 def _xstest_samples(rows: Rows, settings: Settings) -> list[Sample]:
+    refuse_shots("xstest", settings)
     return [
         Sample(
             str(i),
@@ -151,7 +156,7 @@ TASKS = (
         "advbench",
         "AdvBench: 520 harmful requests; how many are answered, and how harmfully",
         (ADVBENCH,),
-        partial(_harm_samples, _chat),
+        partial(_harm_samples, "advbench", _chat),
         _harm_scores,
         HARM,
         needs=("chat",),
@@ -161,7 +166,7 @@ TASKS = (
         "advbench-plain",
         "AdvBench for models without a chat template; not to be compared with advbench",
         (ADVBENCH,),
-        partial(_harm_samples, _plain),
+        partial(_harm_samples, "advbench-plain", _plain),
         _harm_scores,
         HARM,
         source="Zou et al., arXiv:2307.15043; the form of the prompt is taskvec's own",
@@ -170,7 +175,7 @@ TASKS = (
         "prompts",
         "prompts of your own that should be refused: how many are answered, and how harmfully",
         (DataFile("test", ("prompts.*",)),),
-        partial(_harm_samples, _chat),
+        partial(_harm_samples, "prompts", _chat),
         _harm_scores,
         HARM,
         needs=("chat",),
