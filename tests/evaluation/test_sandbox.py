@@ -131,7 +131,8 @@ def left_over(users: set[int]) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if path.stat().st_uid in users:
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            if path.stat().st_uid in users and state not in "ZX":  # ended, but not yet reaped
                 found.append((path / "cmdline").read_text())
         except OSError:
             continue
@@ -563,6 +564,7 @@ def test_a_parent_that_is_killed_leaves_nothing(run: Run, public: Path, users: s
     assert left_over(users)
     parent.kill()
     parent.wait()
+    until = time.monotonic() + 20
     while left_over(users) and time.monotonic() < until:
         time.sleep(0.01)
     assert not left_over(users)
