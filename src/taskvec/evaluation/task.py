@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Message = tuple[str, str]  # role (system, user, assistant) and content
 Text = str | tuple[Message, ...]  # plain, or a conversation for the model's chat template
 
-KINDS = ("rate", "mean", "ratio", "perplexity", "own")
-
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
