@@ -1,0 +1,1 @@
+"""Weight disentanglement: its error, task addition and negation, where linearity sits."""

@@ -1,0 +1,1 @@
+"""Fine-tuning for task arithmetic: which parameters train, linearised models, the loop."""
