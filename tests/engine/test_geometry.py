@@ -233,6 +233,17 @@ def test_float16_near_its_maximum_does_not_overflow(tmp_path, method, anchor):
         np.testing.assert_allclose(got, values, rtol=2.0**-10, err_msg=name)
 
 
+@pytest.mark.parametrize("anchor", [False, True])
+def test_multislerp_projected_straight_down_is_the_direction_of_the_linear_mean(root, anchor):
+    method, alpha = {"name": "multislerp", "projection": "orthogonal"}, np.array([3, 5, 9]) / 17
+    found = read_checkpoint(merged(root, "out", method, THREE, anchor=anchor))
+    tasks, start = [wide(root / t) for t in sorted(THREE)], wide(root / "instruct")
+    for name, value in start.items():
+        at = value if anchor else 0 * value
+        expected = at + on_sphere([task[name] - at for task in tasks], alpha, steps=0)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ON_MODELS)
 def test_one_task_at_weight_one_is_copied(root, method):
     out = merged(root, "out", method, {"math": 1.0, "code": 0.0}, anchor=False, out={})

@@ -120,19 +120,25 @@ def iso_cts(taus, scales, share=0.8):
     return polar(np.concatenate(us, 1)) @ polar(np.concatenate(vs)) * sizes.mean()
 
 
-def sce(taus, scales, density=0.1):
+def sce(taus, scales, density=0.1, mean=False, varying=False, floor=0.0):
     taus = np.stack(taus)
     kept = np.zeros(taus[0].size)
     order = np.argsort(-taus.var(0).ravel(), kind="stable")
-    kept[order[: round(density * kept.size)]] = 1
+    counted = np.ptp(taus, 0).astype(bool).sum() if varying else kept.size
+    kept[order[: round(density * counted)]] = 1
     taus = taus * kept.reshape(taus.shape[1:])
     energies = [(t**2).sum() for t in taus]
     if not sum(energies):
         return taus[0]
+    if sum(energies) / taus[0].size < floor:
+        energies = np.ones(len(taus))
     sign = np.sign(sum(s * t for s, t in zip(scales, taus, strict=True)))
+    agree = [(np.sign(s * t) == sign) * (t != 0) for s, t in zip(scales, taus, strict=True)]
+    left = sum(e / sum(energies) * a for e, a in zip(energies, agree, strict=True))
+    divisor = np.where(left > 0, left, 1) if mean else 1
     return sum(
-        s * e / sum(energies) * t * (np.sign(s * t) == sign)
-        for s, e, t in zip(scales, energies, taus, strict=True)
+        s * e / sum(energies) * t * a / divisor
+        for s, e, t, a in zip(scales, energies, taus, agree, strict=True)
     )
 
 
@@ -161,6 +167,9 @@ CASES = {
     "sce": (sce, {}),
     "sce half": (lambda t, s: sce(t, s, 0.5), {"density": 0.5}),
     "sce all": (lambda t, s: sce(t, s, 1), {"density": 1}),
+    "sce as mergekit": (
+        lambda t, s: sce(t, s, 0.3, True, True, 0.02),
+        {"density": 0.3, "merge": "mean", "share_of": "varying", "floor": 0.02}),
     "ram": (ram, {}),
     "ram coarse": (lambda t, s: ram(t, s, 0.05), {"epsilon": 0.05}),
     "ram_plus": (lambda t, s: ram(t, s, r=0.1), {}),

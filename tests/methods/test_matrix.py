@@ -13,7 +13,8 @@ from taskvec.methods import METHODS, iso_cts, matrices, sce
 from taskvec.methods.method import Block, Inputs
 
 
-def block(vectors, scales=None, target=None, parameters=None, dtype=np.float64) -> Block:
+def block(vectors, scales=None, target=None, parameters=None, dtype=np.float64, name=None) -> Block:
+    defaults = {p.name: p.default for p in METHODS[name].parameters} if name else {}
     vectors = np.array(vectors, dtype)
     tasks = tuple("abc"[: len(vectors)])
     return Block(
@@ -22,14 +23,14 @@ def block(vectors, scales=None, target=None, parameters=None, dtype=np.float64) 
         vectors=vectors,
         tasks=tasks,
         scales=np.array(scales or [1.0] * len(vectors), dtype),
-        parameters={task: parameters or {} for task in tasks},
+        parameters={task: defaults | (parameters or {}) for task in tasks},
     )
 
 
 def combined(name: str, *args, **kwargs):
     combine = METHODS[name].combine
     assert combine is not None
-    return combine(block(*args, **kwargs))
+    return combine(block(*args, **kwargs, name=name))
 
 
 def low_rank(seed: int, rank: int, shape=(9, 6)) -> np.ndarray:
@@ -189,7 +190,8 @@ def test_sce_selects_nothing_where_tasks_agree():
 def test_sce_of_one_task_needs_density_one():
     def inputs(density, scales):
         tasks = tuple(sorted(scales))
-        return Inputs(tasks, ("w",), scales, {t: {"density": density} for t in tasks})
+        given = {p.name: p.default for p in sce.PARAMETERS} | {"density": density}
+        return Inputs(tasks, ("w",), scales, dict.fromkeys(tasks, given))
 
     for scales in ({"a": 1.0}, {"a": 1.0, "b": 0.0}):
         with pytest.raises(ParameterError) as caught:
@@ -204,6 +206,22 @@ def test_sce_of_one_task_needs_density_one():
         combined("sce", vector * 2, [1.0, 0.0], parameters={"density": 0.5})  # by layer, say
     got = combined("sce", vector, [-1.0], parameters={"density": 1.0})
     np.testing.assert_array_equal(got, -vector[0])
+
+
+def test_sce_of_light_vectors_weighs_tasks_alike_below_the_floor():
+    vectors = np.array([[1.0, 3, 0, 0], [1, -1, 2, 0]])  # mean squares 2.5 and 1.5
+    at, above = ({"density": 1, "floor": floor} for floor in (4.0, 4.01))
+    np.testing.assert_allclose(combined("sce", vectors, parameters=at), [1, 1.875, 0.75, 0])
+    np.testing.assert_allclose(combined("sce", vectors, parameters=above), [1, 1.5, 1, 0])
+    mean = above | {"merge": "mean"}
+    np.testing.assert_allclose(combined("sce", vectors, parameters=mean), [1, 3, 2, 0])
+
+
+def test_sce_counts_what_varies_where_it_is_told_to():
+    vectors = np.array([[1.0, 2, 3, 5, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])  # 3 of 8 vary
+    of_all, varying = ({"density": 0.3, "share_of": word} for word in ("all", "varying"))
+    assert np.flatnonzero(combined("sce", vectors, parameters=of_all)).tolist() == [2, 3]
+    assert np.flatnonzero(combined("sce", vectors, parameters=varying)).tolist() == [3]
 
 
 # RAM

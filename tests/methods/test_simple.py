@@ -14,9 +14,9 @@ from taskvec.methods.plugins import flaw_of
 from taskvec.statistics.products import Products
 
 
-def inputs(scales, names=("x", "y", "z")):
+def inputs(scales, names=("x", "y", "z"), merge="mean"):
     tasks = tuple(sorted(scales))
-    return Inputs(tasks, names, scales, {task: {} for task in tasks})
+    return Inputs(tasks, names, scales, {task: {"merge": merge} for task in tasks})
 
 
 def test_task_arithmetic_weighs_everything_one():
@@ -38,6 +38,13 @@ def test_average_weighs_by_scale_over_their_sum(scales):
         for weight in table.of(task).values():
             # What the engine uses, λ w, is λ / Σ|λ|: one rounding more than that quotient.
             assert scales[task] * weight == pytest.approx(scales[task] / total, rel=2.0**-52)
+    assert table.target is not None
+    assert table.target.tolist() == [0, 0, 0]
+
+
+def test_average_without_division_is_the_sum():
+    table = average.decide(inputs({"a": 0.5, "b": 0.75}, merge="sum"))
+    assert table.weights.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert table.target is not None
     assert table.target.tolist() == [0, 0, 0]
 

@@ -1,8 +1,8 @@
-"""Weighted average of the task models: θ = Σ_t λ_t θ_ft,t / Σ_t |λ_t|.
+"""Weighted average of the task models: θ = Σ_t λ_t θ_ft,t / Σ_t |λ_t|, or the sum undivided.
 
 Source: Model soups, arXiv:2203.05482, section 2 (uniform soup where all λ are equal). Needs no
 anchor, and the target's weights do not enter. Negative weights are refused: there is no meaning to
-an average with them.
+an average with them. `merge: sum`, mergekit's `normalize: false`, leaves out the division.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import numpy as np
 
 from taskvec.errors import ParameterError
 from taskvec.methods.method import Inputs, Method
+from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
+
+MERGE = "whether the weighted models are divided by the sum of their scales"
+PARAMETERS = (Parameter("merge", "mean", MERGE, choices=("mean", "sum")),)
 
 
 def decide(inputs: Inputs) -> Table:
-    """Weight 1 / Σ|λ| for every task and tensor; the target's own factor is 0.
+    """Weight 1 / Σ|λ|, or 1, for every task and tensor; the target's own factor is 0.
 
     Raises:
         ParameterError: every λ is 0.
@@ -27,7 +31,8 @@ def decide(inputs: Inputs) -> Table:
         raise ParameterError(
             f"scale of average must be above 0 for one task at least; got 0 for all{where}"
         )
-    weights, target = np.tile(1 / total, (shape[0], 1)), np.zeros(shape[1])
+    each = 1 / total if inputs.common("merge") == "mean" else np.ones(shape[1])
+    weights, target = np.tile(each, (shape[0], 1)), np.zeros(shape[1])
     return Table(inputs.tasks, inputs.names, weights, target, origin="average")
 
 
@@ -37,6 +42,7 @@ METHOD = Method(
     source="arXiv:2203.05482",
     formula="θ = Σ_t λ_t θ_ft,t / Σ_t |λ_t|",
     decide=decide,
+    parameters=PARAMETERS,
     needs_anchor=False,
     default_scale=1.0,
     takes_negative_scale=False,

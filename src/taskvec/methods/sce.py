@@ -9,6 +9,10 @@ Source: FuseChat, arXiv:2408.07990 (SCE); τ there is `density` here. Our readin
 own λ, 1 in the paper; positions are counted in each tensor, all of them; a position at which the
 tasks do not differ has no variance and is never selected below density 1; of positions that vary as
 much as the last one selected, those that stand first are taken.
+
+What mergekit's `sce` does otherwise can be had: `merge: mean` divides by Σ η_t of the tasks that
+agree; `share_of: varying` counts the positions that vary at all; where the mean squares of τ̂_t sum
+to less than `floor`, all tasks have one η.
 """
 
 from __future__ import annotations
@@ -25,7 +29,15 @@ from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
 DENSITY = "share of positions that are kept, those that vary most across tasks"
-PARAMETERS = (Parameter("density", 0.1, DENSITY, low=0, high=1, by_layer=True),)
+MERGE = "whether what agrees is divided by the energies of the tasks that agree"
+SHARE_OF = "what the density is a share of: all positions, or those that vary"
+FLOOR = "mean squares that sum to less count as equal energies"
+PARAMETERS = (
+    Parameter("density", 0.1, DENSITY, low=0, high=1, by_layer=True),
+    Parameter("merge", "sum", MERGE, choices=("sum", "mean")),
+    Parameter("share_of", "all", SHARE_OF, choices=("all", "varying")),
+    Parameter("floor", 0, FLOOR, low=0),
+)
 
 
 def decide(inputs: Inputs) -> Table:
@@ -34,7 +46,7 @@ def decide(inputs: Inputs) -> Table:
     Raises:
         ParameterError: there is a share to select and nothing that it could vary across.
     """
-    density = inputs.common("density")
+    density, *_ = [inputs.common(parameter.name) for parameter in PARAMETERS]
     lowest = min(density.values(), default=1.0) if isinstance(density, Mapping) else density
     check([t for t in inputs.tasks if inputs.scales[t] != 0], lowest, "")
     table = inputs.layer_weights()
@@ -53,22 +65,39 @@ def check(tasks: Sequence[str], density: float, where: str) -> None:
 def combine(block: Block) -> Array:
     """The merged tensor."""
     tasks = np.flatnonzero(block.scales)
-    density = float(block.parameters[block.tasks[0]]["density"])
+    told = block.parameters[block.tasks[0]]
+    density = float(told["density"])
     check([block.tasks[i] for i in tasks], density, f" in tensor {block.name!r}")
     if density < 1:
         variance = varying(block.vectors[tasks])
         # In place, because a copy would take as much again; the engine is done with them.
-        block.vectors[:, ~largest(variance, round(density * variance.size))] = 0
+        counted = variance.size if told["share_of"] == "all" else np.count_nonzero(variance)
+        block.vectors[:, ~largest(variance, round(density * counted))] = 0
     energies = np.array([np.square(block.vectors[i], dtype=np.float64).sum() for i in tasks])
     if not energies.any():
         return block.target
+    if energies.sum() < told["floor"] * block.target.size:
+        energies = np.ones_like(energies)
     shares = (energies / energies.sum()).astype(block.scales.dtype)
     elected = np.sign(weighted_sum(block))
+    if told["merge"] == "mean":
+        return block.target + _mean(block, tasks, shares, elected)
     merged = block.target.copy()
     for i, share in zip(tasks, shares, strict=True):
         scaled = block.scales[i] * block.vectors[i]
         merged += np.where(np.sign(scaled) == elected, share * scaled, 0)
     return merged
+
+
+def _mean(block: Block, tasks: Array, shares: Array, elected: Array) -> Array:
+    """Σ η_t λ_t τ̂_t / Σ η_t over the tasks that agree, entry by entry; 0 where none does."""
+    total, weight = np.zeros_like(block.target), np.zeros_like(block.target)
+    for i, share in zip(tasks, shares, strict=True):
+        scaled = block.scales[i] * block.vectors[i]
+        agrees = (np.sign(scaled) == elected) & (scaled != 0)
+        total += np.where(agrees, share * scaled, 0)
+        weight += np.where(agrees, share, 0)
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
 def varying(vectors: Array) -> Array:

@@ -55,24 +55,22 @@ def _linear(work: Work) -> Recipe:
             what = "negative weights of linear that differ by layer"
             work.document.fail((MARK,), f"{what} are not supported")
         return _sum_of_models(work, weights, total, is_normalized)
+    parameters: Recipe = {}
     if not is_normalized and not (is_constant and abs(total - 1) < 1e-12):
-        if work.is_faithful:
-            what = f"sum to {total:g}" if is_constant else "differ by layer"
-            work.document.fail(
-                (MARK,), f"normalize: false of linear with weights that {what} is not supported"
-            )
         work.note(
             None,
             "normalize: false adds the models as they are weighted, so that all of the model grows",
             "an average: the weights of every tensor are made to sum to 1",
+            "merge: sum",
         )
+        parameters = {"merge": "sum"} if work.is_faithful else {}
     work.note(
         None,
         "config and tokenizer are those of base_model, or else of any of the models",
         "those of the target",
     )
     scales = {task: work.written(weight) for task, weight in weights.items()}
-    recipe = assembled(work, "average", scales, {})
+    recipe = assembled(work, "average", scales, parameters)
     target = _target(work)
     return {"target": target, **recipe}
 
@@ -161,12 +159,16 @@ def _multislerp(work: Work) -> Recipe:
         work.document.fail((MARK,), "multislerp of one model is that model; use passthrough")
     work.note(
         None,
-        "goes along u − cos θ · m, as long as the sine of the angle to the mean",
-        "by the logarithm on the sphere, as long as the angle itself",
+        "the ways from the mean to the models are u − cos θ · m, which cancel: nothing is "
+        "interpolated, and the direction is that of the linear mean",
+        "by the logarithm on the sphere, as long as the angle",
+        "projection: orthogonal",
     )
-    if work.is_faithful:
-        work.document.fail((MARK,), "multislerp cannot be imported faithfully; its step is another")
-    return assembled(work, "multislerp", _relative(work), {})
+    eps = work.conditions("eps")[0]
+    if eps.key:
+        work.note(eps.key, "eps is added to lengths before they divide", "left out")
+    parameters = {"projection": "orthogonal"} if work.is_faithful else {}
+    return assembled(work, "multislerp", _relative(work), parameters)
 
 
 def _relative(work: Work) -> dict[str, Any]:
@@ -217,18 +219,37 @@ def _model_stock(work: Work) -> Recipe:
 def _sce(work: Work) -> Recipe:
     share = work.for_all("select_topk")
     is_given = any(condition.key for condition in work.conditions("select_topk"))
-    if work.is_faithful:
-        work.document.fail(
-            (MARK,), "sce cannot be imported faithfully: it divides by the agreeing energies"
-        )
+    parameters: Recipe = {"density": share} if is_given or work.is_faithful else {}
     work.note(
         None,
         "the sum of what agrees is divided by the energies of the tasks that agree",
-        "it is not divided",
+        "it is not divided, as in the paper",
+        "merge: mean",
     )
-    if not is_given:
-        work.note(None, "select_topk is left at 1.0, which selects everything", "0.1, the paper's")
-    return assembled(work, "sce", {}, {"density": share} if is_given else {})
+    work.note(
+        None,
+        "where the mean squares of the vectors sum to less than 1e-6, as in a light fine-tune, "
+        "tasks weigh alike",
+        "by their energies, as everywhere",
+        "floor: 1e-6",
+    )
+    if is_given:
+        work.note(
+            None,
+            "select_topk is a share of the positions that vary, rounded down",
+            "of all positions, to the nearest",
+            "share_of: varying, but for the rounding",
+        )
+    else:
+        work.note(
+            None,
+            "select_topk is left at 1.0, which selects everything",
+            "0.1, the paper's",
+            "density: 1",
+        )
+    if work.is_faithful:
+        parameters |= {"merge": "mean", "share_of": "varying", "floor": 1e-6}
+    return assembled(work, "sce", {}, parameters)
 
 
 def _ram(work: Work) -> Recipe:
