@@ -15,7 +15,7 @@ from taskvec.engine import run as engine
 from taskvec.engine.located import parse_yaml
 from taskvec.engine.mergekit.convert import Imported, convert, relocated
 from taskvec.engine.mergekit.schema import METHODS as THEIRS
-from taskvec.engine.mergekit.values import meant_pattern, whole_pattern
+from taskvec.engine.mergekit.values import meant_pattern, plain, whole_pattern
 from taskvec.engine.mergekit.vectors import OURS
 from taskvec.engine.reading import load_recipe, read_recipe
 from taskvec.errors import RecipeError
@@ -147,6 +147,39 @@ models:
       weight: [{filter: mlp, value: 0.5}, {value: 0}]
 parameters: {normalize: true, int8_mask: true}
 """
+
+
+def test_lambda_by_layer():
+    by_name = [{"filter": "mlp", "value": 0.5}, {"value": 2}]
+    recipe = imported(config("task_arithmetic", [0, 0.5, 0.3], parameters={"lambda": by_name}))
+    scale = recipe.recipe["tasks"]["math"]["scale"]
+    assert scale == {
+        "depth": [0, 1, 0.6], "embedding": 0, "final_norm": 0.6, "head": 0.6, "outside": 0,
+        "patterns": {"*mlp*": {"depth": [0, 0.25, 0.15], "outside": 0}},
+    }  # fmt: skip
+    equal = imported(config("ties", -1, parameters={"lambda": [0.5, 1]}))
+    assert equal.recipe["tasks"]["math"]["scale"]["depth"] == [-0.5, -1]
+    assert "subtracted; theirs: scale: by layer" in told(equal)
+
+
+def test_gradients_of_which_one_divides_or_multiplies_another_stand_block_by_block(tmp_path):
+    write_family(tmp_path)  # of three blocks
+    parameters = {"normalize": True, "lambda": 0.5}
+    models = [{"model": "math", "parameters": {"weight": [1, 0.6]}},
+              {"model": "code", "parameters": {"weight": [0.25, -0.4]}}]  # fmt: skip
+    text = config("task_arithmetic", base_model="base", models=models, parameters=parameters)
+    found = imported(text, folder=tmp_path)
+    scales = [entry["scale"] for entry in found.recipe["tasks"].values()]
+    assert scales[0]["depth"] == [0.4, plain(0.5 * 0.8 / 0.875), 0.3]
+    assert scales[1]["depth"] == [0.1, plain(0.5 * -0.075 / 0.875), -0.2]
+    assert (scales[1]["embedding"], scales[1]["head"]) == (0.1, -0.2)
+    assert (
+        "normalize divides by the signed sum of weights\n   here: by the sum of |weight|;"
+        in told(found)
+    )
+    scales = [entry["scale"] for entry in imported(text, True, tmp_path).recipe["tasks"].values()]
+    assert scales[1]["depth"] == [0.1, plain(0.5 * -0.075 / 0.725), -1]
+    assert scales[1]["head"] == 0.1
 
 
 def test_densities_by_layer():
@@ -477,8 +510,18 @@ def test_parameters_of_the_base_are_told():
         (config("ties", base_model=None), "base_model is missing; mergekit's ties needs it"),
         (config("ties", models=[{"model": "a"}]), r"c.yml:\d+: weight of a is missing"),
         (config("ties", "x"), "must be a finite number; got 'x'"),
-        (config("ties", parameters={"lambda": [1, 0.5]}),
-         r"c.yml:\d+: lambda that differs by layer is not supported; give one number"),
+        (config("ties", parameters={"lambda": [1, 0.5]}, models=[
+            {"model": "a", "parameters": {"weight": 1}},
+            {"model": "b", "parameters": {"weight": 2}}]),
+         "lambda with normalize and weights that differ is not supported; leave it out"),
+        (config("task_arithmetic", [0, 1], parameters={"lambda": [1, 0.5]}),
+         r"c.yml:\d+: weight and lambda by gradients, for a model whose number of blocks is not "
+         "known without its config are not supported; give one of them as a number"),
+        (config("task_arithmetic", [{"filter": "mlp", "value": 1}, {"value": 2}],
+                parameters={"lambda": [{"filter": "norm", "value": 1}, {"value": 2}]}),
+         "weight and lambda by filters that are not the same are not supported"),
+        (config("karcher", base_model=None, parameters={"tol": [1, 2]}),
+         "tol that differs by layer is not supported; give one number"),
         (config("ties", parameters={"density": [2, 1]}), r"density of ties must be in \[0, 1\]"),
         (config("dare_linear", parameters={"density": [{"filter": "mlp", "value": 0.5},
                                                        {"value": 0}]}),

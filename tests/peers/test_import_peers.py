@@ -89,6 +89,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "arithmetic-normalized": both(
         0.7, -0.3, merge_method="task_arithmetic", parameters={"normalize": True}
     ),
+    "arithmetic-lambda": both(GRADIENT, 0.5, merge_method="task_arithmetic", parameters={
+        "lambda": [0.5, 1.5]}),
+    "arithmetic-lambda-filters": both(
+        0.7, GRADIENT, merge_method="task_arithmetic", parameters={"lambda": FILTERED}),
+    "arithmetic-normalized-layers": both(
+        GRADIENT, FILTERED, merge_method="task_arithmetic", parameters={
+            "normalize": True, "lambda": [0.9, 0.6]}),
+    "arithmetic-normalized-negative": both(
+        [1, 0.5, 0.8], [-0.2, -0.4], merge_method="task_arithmetic", parameters={
+            "normalize": True}),
+    "dare-linear-normalized": both(
+        GRADIENT, 0.5, merge_method="dare_linear", parameters={"normalize": True}),
+    "ties-lambda": both(0.4, 0.4, merge_method="ties", parameters=TRIMMED | {"lambda": FILTERED}),
     "ties": both(0.4, 0.4, merge_method="ties", parameters=TRIMMED | {"lambda": 1.5}),
     "ties-unequal": both(0.7, 0.2, merge_method="ties", parameters=TRIMMED),
     "ties-layers": both(GRADIENT, FILTERED, merge_method="ties", parameters=TRIMMED),

@@ -142,6 +142,16 @@ def _block_count(work: Work, reference: Reference) -> int | None:
     return next((count for count in counts if isinstance(count, int)), None)
 
 
+def block_count(work: Work) -> int | None:
+    """How many blocks the models that are merged have, if that is known."""
+    slices = [slice_.sources[0].blocks for slice_ in work.config.slices]
+    if None not in slices:
+        return sum(blocks[1] - blocks[0] for blocks in slices if blocks is not None)
+    columns = [*work.inputs.values(), *([work.base] if work.base else [])]
+    counts = (_block_count(work, sources[0].reference) for sources in columns)
+    return next((count for count in counts if count is not None), None)
+
+
 def assembled(
     work: Work, name: str, scales: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> Recipe:

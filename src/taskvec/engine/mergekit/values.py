@@ -89,6 +89,15 @@ class Layered:
         """The same with every value changed."""
         return Layered(self.rest.map(change), tuple((n, p.map(change)) for n, p in self.parts))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts of a name that have values of their own."""
+        return tuple(name for name, _ in self.parts)
+
+    def at(self, name: str | None) -> Part:
+        """Values where that part of a name is the first that fits; None: where none does."""
+        return dict(self.parts).get(name or "", self.rest)
+
     def to_recipe(self, pattern: Callable[[str], str]) -> Any:
         """As a recipe has it; `pattern` makes a shell pattern of a part of a name."""
         if self.number is not None:
@@ -116,6 +125,56 @@ class Layered:
                 else {"depth": _depth(values), "outside": plain(values.before)},
             )
         return data
+
+
+def joined(
+    change: Callable[..., float],
+    values: Sequence[Layered],
+    blocks: int | None,
+    *,
+    is_linear: bool = False,
+) -> Layered | str:
+    """A function of several parameters, place by place.
+
+    Args:
+        change: The function, of one number for each parameter.
+        values: The parameters.
+        blocks: How many blocks the model has, if that is known.
+        is_linear: Whether it is linear in each, so that one gradient may stay one.
+
+    Returns:
+        Its values, or what keeps them from being written down.
+    """
+    filters = {each.names for each in values if each.names}
+    if len(filters) > 1:
+        return "filters that are not the same"
+    parts: list[tuple[str | None, Part]] = []
+    for name in (*next(iter(filters), ()), None):
+        mine = [each.at(name) for each in values]
+        gradients = [part for part in mine if len(part.depth) > 1]
+        if not gradients:
+            count = 1
+        elif is_linear and len(gradients) == 1:
+            count = len(gradients[0].depth)
+        elif blocks is None:
+            return "gradients, for a model whose number of blocks is not known without its config"
+        else:
+            count = blocks
+        depth = tuple(
+            change(*(interpolated(part.depth, block, count) for part in mine))
+            for block in range(count)
+        )
+        before, after = ((change(*(f(part) for part in mine))) for f in (_before, _after))
+        parts.append((name, Part(depth, before, after)))
+    return Layered(parts[-1][1], tuple((name, part) for name, part in parts if name is not None))
+
+
+def _before(part: Part) -> float:
+    return part.before
+
+
+def _after(part: Part) -> float:
+    return part.after
 
 
 def layered(

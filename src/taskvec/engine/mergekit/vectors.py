@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from taskvec.engine.mergekit.models import Recipe, assembled
+from taskvec.engine.mergekit.models import Recipe, assembled, block_count
 from taskvec.engine.mergekit.schema import MARK
-from taskvec.engine.mergekit.values import Layered, plain
+from taskvec.engine.mergekit.values import Layered, joined, plain
 from taskvec.engine.mergekit.work import Work
 from taskvec.methods import METHODS
 
@@ -46,7 +47,7 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
     """λ of every task, and how what agrees is combined."""
     method = work.config.method
     weights = {task: work.layered("weight", task) for task in work.inputs}
-    lambda_ = work.shared_number("lambda")
+    lambda_ = work.layered("lambda", None)
     numbers = [weight.number for weight in weights.values()]
     if method in ELECTING and len(weights) > 1:
         work.note(None, "where the votes on a sign sum to 0, plus is elected", "neither is")
@@ -57,14 +58,17 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
             "the same; the paper elects before weighing",
         )
     if not work.switch("normalize"):
-        merged = {t: work.written(w.map(lambda x: x * lambda_)) for t, w in weights.items()}
-        return merged, "sum"
+        product = {
+            task: _joined(work, lambda x, y: x * y, (weight, lambda_), is_linear=True)
+            for task, weight in weights.items()
+        }
+        return {task: work.written(scale) for task, scale in product.items()}, "sum"
     lowest = min(weight.lowest for weight in weights.values())
     if method not in ELECTING:
         return _normalized(work, weights, lambda_, lowest), "sum"
     if len({*numbers}) == 1 and None not in numbers:
         return _equal(work, numbers[0] or 0.0, lambda_), "mean"
-    if lambda_ != 1:
+    if lambda_.number != 1:
         work.document.fail(
             (MARK,), "lambda with normalize and weights that differ is not supported; leave it out"
         )
@@ -90,47 +94,70 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
 
 
 def _normalized(
-    work: Work, weights: Mapping[str, Layered], lambda_: float, lowest: float
+    work: Work, weights: Mapping[str, Layered], lambda_: Layered, lowest: float
 ) -> dict[str, Any]:
-    """λ w_t / Σ w, where no signs are elected."""
-    numbers = {task: weight.number for task, weight in weights.items()}
-    if None in numbers.values():
-        work.document.fail(
-            (MARK,), "normalize with weights that differ by layer is not supported here"
-        )
-    known = {task: number or 0.0 for task, number in numbers.items()}
-    signed = sum(known.values())
-    total = signed if work.is_faithful else sum(map(abs, known.values()))
+    """λ w_t / Σ w, place by place, where no signs are elected."""
+    numbers = [weight.number for weight in weights.values()]
+    known = [number for number in numbers if number is not None]
+    is_constant = len(known) == len(numbers)
     if lowest < 0:
+        signed, whole = (f", {t:g}" if is_constant else "" for t in (sum(known), _size(known)))
         work.note(
             None,
-            f"normalize divides by the signed sum of weights, {signed:g}",
-            f"by the sum of |weight|, {sum(map(abs, known.values())):g}; signs stay",
+            f"normalize divides by the signed sum of weights{signed}",
+            f"by the sum of |weight|{whole}; signs stay",
             "scale",
         )
-    if abs(total) < TINY:
-        total = 1.0
-    return {task: plain(lambda_ * number / total) for task, number in known.items()}
+
+    def share(task: int, lambda_: float, *weights: float) -> float:
+        total = sum(weights) if work.is_faithful else _size(weights)
+        return lambda_ * weights[task] / (total if abs(total) >= TINY else 1.0)
+
+    values = (lambda_, *weights.values())
+    return {
+        task: work.written(_joined(work, partial(share, i), values, is_linear=is_constant))
+        for i, task in enumerate(weights)
+    }
 
 
-def _equal(work: Work, weight: float, lambda_: float) -> dict[str, Any]:
+def _size(weights: Iterable[float]) -> float:
+    return sum(map(abs, weights))
+
+
+def _joined(
+    work: Work, change: Callable[..., float], values: Sequence[Layered], *, is_linear: bool
+) -> Layered:
+    """A function of `weight` and `lambda`, place by place."""
+    found = joined(change, values, block_count(work), is_linear=is_linear)
+    if isinstance(found, str):
+        work.document.fail(
+            (MARK,), f"weight and lambda by {found} are not supported; give one of them as a number"
+        )
+    return found
+
+
+def _equal(work: Work, weight: float, lambda_: Layered) -> dict[str, Any]:
     """Equal weights cancel under normalize."""
-    scale = lambda_ if weight > 0 else 0.0
+    scale = lambda_ if weight > 0 else lambda_.map(lambda _: 0.0)
     if weight < 0:
-        scale = lambda_ if work.is_faithful else -lambda_
+        scale = lambda_ if work.is_faithful else lambda_.map(lambda x: -x)
         work.note(
             None,
             f"normalize cancels the weight {weight:g}: the task vectors are added, not subtracted",
             "subtracted",
-            f"scale: {plain(lambda_)}",
+            f"scale: {_shown(lambda_)}",
         )
     elif weight not in (0, 1):
         work.note(
             None,
             f"normalize cancels equal weights; {weight:g} does nothing",
-            f"the same, as scale {plain(scale)} and merge: mean; lower scale for less of each",
+            f"the same, as scale {_shown(scale)} and merge: mean; lower scale for less of each",
         )
-    return dict.fromkeys(work.inputs, plain(scale))
+    return dict.fromkeys(work.inputs, work.written(scale))
+
+
+def _shown(values: Layered) -> object:
+    return "by layer" if values.number is None else plain(values.number)
 
 
 def _selection(work: Work) -> Recipe:
