@@ -22,6 +22,7 @@ from taskvec.engine import run as engine
 from taskvec.engine.plan import make_plan
 from taskvec.engine.reading import load_recipe
 from taskvec.errors import CheckpointError, StaleError, UsageError
+from taskvec.streaming import CHUNK
 
 TWO = {"code": 0.3, "math": 0.9}
 THREE = {"code": 0.3, "law": 0.5, "math": 0.9}
@@ -125,7 +126,7 @@ def formula(method, vectors, scales):
     return on_sphere(vectors, alpha, 1 if method == "multislerp" else 300)
 
 
-def expected(root, method, scales, *, anchor, by_rows=False):
+def expected(root, method, scales, *, anchor, by_rows=False, by_columns=False):
     tasks = [wide(root / t) for t in sorted(scales)]
     start = wide(root / "instruct") if anchor else None
     found = {}
@@ -133,12 +134,15 @@ def expected(root, method, scales, *, anchor, by_rows=False):
         at = start[name] if anchor else 0 * first
         vectors = [task[name] - at for task in tasks]
         given = [scales[t] for t in sorted(scales)]
-        if not by_rows:
+        if by_columns and at.ndim > 1:
+            vectors = [np.moveaxis(v, 0, -1) for v in vectors]
+        if not by_rows and not (by_columns and at.ndim > 1):
             found[name] = at + formula(method, vectors, given)
             continue
-        rows = [v.reshape(-1, v.shape[-1] if v.shape else 1) for v in vectors]
+        rows = [v.reshape(-1, max((1, *v.shape[-1:]))) for v in vectors]
         change = [formula(method, list(row), given) for row in zip(*rows, strict=True)]
-        found[name] = at + np.reshape(change, at.shape)
+        change = np.reshape(change, vectors[0].shape)
+        found[name] = at + (np.moveaxis(change, -1, 0) if by_columns else change)
     return found
 
 
@@ -178,6 +182,35 @@ def test_by_rows(root, method, word, anchor):
     scales = TWO if method == "nuslerp" else THREE
     out = merged(root, "out", {"name": method, "granularity": word}, scales, anchor=anchor)
     close(out, expected(root, method, scales, anchor=anchor, by_rows=True))
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+@pytest.mark.parametrize("members", ["family", "odd"])
+def test_by_columns(root, members, anchor):
+    if members == "odd":
+        odd(root, "F32")
+    method = {"name": "nuslerp", "granularity": "column"}
+    out = merged(root, "out", method, anchor=anchor)
+    close(out, expected(root, "nuslerp", TWO, anchor=anchor, by_columns=True))
+
+
+def test_columns_are_seen_whole(tmp_path):
+    """However small the blocks; the plan counts with whole tensors then, and only then."""
+    for seed, name in enumerate(("instruct", "math", "code")):
+        values = np.random.default_rng(seed).normal(size=(3000, 2 * CHUNK // 1000))
+        write_checkpoint(tmp_path / name, {"w": values}, "F32")
+    columns = {"name": "nuslerp", "granularity": "column"}
+    cut = engine.Options(threads=3, block=CHUNK)
+    whole = read_raw(merged(tmp_path, "whole", columns))
+    assert read_raw(merged(tmp_path, "cut", columns, options=cut)) == whole
+    values = expected(tmp_path, "nuslerp", TWO, anchor=True, by_columns=True)
+    close(tmp_path / "cut", values)
+    by_rows = {"name": "nuslerp", "granularity": "row"}
+    plans = [
+        make_plan(load_recipe(recipe(tmp_path, "plan", method)), threads=1).peak_bytes
+        for method in (by_rows, columns)
+    ]
+    assert plans[1] - plans[0] > 4 * 3000 * 2 * CHUNK // 1000
 
 
 @pytest.mark.parametrize("method", ON_VECTORS)

@@ -159,6 +159,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "nuslerp-rows": both(
         0.7, 0.2, merge_method="nuslerp", parameters={"nuslerp_flatten": False}
     ),
+    "nuslerp-columns": both(0.7, 0.2, merge_method="nuslerp", parameters={
+        "nuslerp_flatten": False, "nuslerp_row_wise": True}),
     "nearswap": {
         "merge_method": "nearswap", "base_model": "anchor", "parameters": {"t": 0.003},
         "models": [{"model": "first"}],

@@ -110,7 +110,7 @@ def _combination(
     by_task = dict(zip(table.tasks, scales, strict=True))
     return Combination(
         method.combine,
-        method.alignment,
+        method.seen_at_once(plan.recipe.parameters),
         weights,
         by_task,
         {t: {k: value_at(v, name) for k, v in mine.items()} for t, mine in parameters.items()},

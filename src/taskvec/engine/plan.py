@@ -136,12 +136,13 @@ def _combining_bytes(recipe: Recipe, members: Members, workers: int) -> int:
     method = recipe.method
     if method.combine is None:
         return 0
+    alignment = method.seen_at_once(recipe.parameters)
     infos = [members.target.tensors[name] for name in members.merged]
-    sizes = [_seen_at_once(math.prod(info.shape), info.shape, method.alignment) for info in infos]
+    sizes = [_seen_at_once(math.prod(info.shape), info.shape, alignment) for info in infos]
     is_wide = recipe.out.precision == "float64" or any(
         _widest(source, members.merged) == 8 for source in members.distinct
     )
-    copies = COPIES[method.alignment] + 4 * len(members.tasks)
+    copies = COPIES[alignment] + 4 * len(members.tasks)
     return sum(heapq.nlargest(workers, sizes)) * (8 if is_wide else 4) * copies
 
 

@@ -154,7 +154,8 @@ class Method:
         sparsifies: Whether it keeps part of the vectors only, or elects signs.
         combine: How one block becomes the merged block, of the shape of `Block.target`; None: the
             table says it all. The table that `decide` gives then has the weights w_t.
-        alignment: What `combine` must see at once: `element`, `row` or `tensor`.
+        alignment: What `combine` must see at once: `element`, `row` or `tensor`; a parameter may
+            ask for more.
     """
 
     name: str
@@ -174,3 +175,9 @@ class Method:
     sparsifies: bool = False
     combine: Callable[[Block], Array] | None = None
     alignment: str = "element"
+
+    def seen_at_once(self, parameters: Mapping[str, Resolved]) -> str:
+        """The alignment under these parameters, by task."""
+        whole = {p.name: p.whole for p in self.parameters if p.whole}
+        asked = any(mine[name] in whole[name] for mine in parameters.values() for name in whole)
+        return "tensor" if asked else self.alignment

@@ -1,13 +1,14 @@
 """NuSLERP: slerp of two task vectors, or of two models where there is no anchor.
 
     θ = θ_target + sin(α_1 Ω)/sin Ω · τ_1 + sin(α_2 Ω)/sin Ω · τ_2      α_t = λ_t / (λ_1 + λ_2)
-    cos Ω = ⟨τ_1, τ_2⟩ / (‖τ_1‖ ‖τ_2‖), of the whole tensor or row by row
+    cos Ω = ⟨τ_1, τ_2⟩ / (‖τ_1‖ ‖τ_2‖), of the whole tensor, row by row or column by column
 
 Without an anchor θ_ft,t stands in the place of τ_t, and the target is left out.
 
 Source: task vectors interpolated so are WARP's, arXiv:2406.16768, section 3.2; weights that need
-not sum to 1, and rows, are those of mergekit's `nuslerp`. Where the two are parallel, nearly
-opposite (cos Ω below −0.9995), or one of them is zero, they are interpolated linearly.
+not sum to 1, rows (along the last dimension) and columns (along the first) are those of mergekit's
+`nuslerp`; a vector is one of either. Where the two are parallel, nearly opposite (cos Ω below
+−0.9995), or one of them is zero, they are interpolated linearly.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ from taskvec.statistics.products import Products
 Array = np.ndarray[Any, Any]
 
 NAME = "nuslerp"
-PARAMETERS = (Parameter("granularity", "tensor", "what has one angle", choices=("tensor", "row")),)
+KINDS = ("tensor", "row", "column")
+PARAMETERS = (
+    Parameter("granularity", "tensor", "what has one angle", choices=KINDS, whole=("column",)),
+)
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """Coefficients by the angle in each tensor, from inner products; weight 1 if by rows.
+    """Coefficients by the angle in each tensor, from inner products; else weight 1.
 
     Raises:
         ParameterError: other than two tasks, or every λ is 0.
     """
     sphere.checked(inputs, NAME, tasks=2)
-    if inputs.common("granularity") == "row":
+    if inputs.common("granularity") != "tensor":
         return replace(inputs.layer_weights(), origin=NAME)
     if not inputs.passes:
         return Need("products", inputs.layer_weights())
@@ -49,9 +53,15 @@ def decide(inputs: Inputs) -> Table | Need:
 
 
 def combine(block: Block) -> Array:
-    """The arc's point, row by row where that is asked for."""
+    """The arc's point, row by row or column by column where that is asked for."""
     vectors = block.vectors
-    if block.parameters[block.tasks[0]]["granularity"] == "row":
+    granularity = block.parameters[block.tasks[0]]["granularity"]
+    if granularity == "column":
+        vectors = vectors.reshape(len(vectors), *(block.target.shape or (1,)))
+        cosine = sphere.pair_cosine(sphere.directions(sphere.column_gram(vectors)))
+        parts = sphere.arc(cosine, sphere.shares(block.scales.astype(np.float64)))
+        vectors = np.moveaxis(parts, -1, 0).astype(vectors.dtype)[:, None] * vectors
+    if granularity == "row":
         cosine = sphere.pair_cosine(sphere.directions(sphere.row_gram(vectors)))
         alpha = sphere.shares(block.scales.astype(np.float64)[:, None])
         vectors = sphere.arc(cosine, alpha).T[:, :, None].astype(vectors.dtype) * vectors

@@ -23,6 +23,7 @@ class Parameter:
         choices: Words allowed; empty for a number.
         low: Smallest number allowed.
         high: Largest number allowed.
+        whole: Words at which a method's `combine` must see whole tensors, whatever its alignment.
         by_layer: Whether it may differ between the tensors of a task. `decide` then sees `Values`,
             `combine` the number of its tensor.
     """
@@ -34,6 +35,7 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     by_layer: bool = False
+    whole: tuple[str, ...] = ()
 
     @property
     def range(self) -> str:

@@ -61,6 +61,17 @@ def row_gram(vectors: Array) -> Array:
     return gram
 
 
+def column_gram(vectors: Array) -> Array:
+    """Inner products along the first dimension, of vectors of shape (K, n, …): (…, K, K)."""
+    count = len(vectors)
+    gram = np.empty((*vectors.shape[2:], count, count))
+    for s in range(count):
+        for t in range(s, count):
+            product = np.einsum("i...,i...->...", vectors[s], vectors[t], dtype=np.float64)
+            gram[..., s, t] = gram[..., t, s] = product
+    return gram
+
+
 def shares(scales: Array) -> Array:
     """α_t of tensors from λ_t, shape (K, N): (N, K)."""
     found: Array = (scales / scales.sum(axis=0)).T

@@ -144,12 +144,13 @@ def _nuslerp(work: Work) -> Recipe:
         work.document.fail((MARK,), "nuslerp takes two models besides base_model")
     flat, columns = work.switch("nuslerp_flatten"), work.switch("nuslerp_row_wise")
     if not flat and columns:
-        work.document.fail(
-            (MARK,), "nuslerp_row_wise: true (it goes along columns) is not supported"
+        work.note(
+            None,
+            "nuslerp_row_wise: true takes the angles along columns",
+            "the same; along rows by granularity: row",
         )
-    parameter = METHODS["nuslerp"].parameters[0].name
-    scales = _relative(work)
-    return assembled(work, "nuslerp", scales, {} if flat else {parameter: "row"})
+    kind = "column" if columns else "row"
+    return assembled(work, "nuslerp", _relative(work), {} if flat else {"granularity": kind})
 
 
 def _multislerp(work: Work) -> Recipe:
