@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from taskvec.kernels.competition import BINS, count_scores, score, score_of
-from taskvec.kernels.magprune import magprune
+from taskvec.kernels.magprune import magprune, prune
 from taskvec.kernels.randomness import draw
 from taskvec.methods import consensus, dare, dare_ties, della, pcb
 from taskvec.methods.method import Block, Inputs, Need
@@ -106,18 +106,37 @@ def test_fused_is_the_formula(election, merge):
 def test_equal_entries_of_a_row_are_equally_likely():
     """All are at the mean rank, so that each is kept with the density; also zeros and ±."""
     values = np.array([[2.0, -2.0, 2.0, -2.0] * 50])
-    order = np.argsort(np.abs(values), axis=1, kind="stable")
+    order = np.argsort(np.abs(values), axis=1, kind="stable").astype(np.uint64)
     magprune(values, order, 0.5, 1.0, True, np.uint64(9), 400)
     kept = np.array([draw(np.uint64(9), np.uint64(400 + i)) < 2**31 for i in range(200)])
     assert (values[0] != 0).tolist() == kept.tolist()
     np.testing.assert_array_equal(np.abs(values[0][kept]), 4.0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [1, 2, 97])
+def test_prune_is_the_formula_however_many_entries_are_equal(dtype, columns):
+    random = np.random.default_rng(7)
+    values = (random.integers(-6, 7, (40, columns)) / 8).astype(dtype)
+    got, key, first = values.copy(), np.uint64(3), 1000
+    prune(got, 0.6, 0.4, True, key, first)
+    for row, line in enumerate(values):
+        size = np.sort(np.abs(line))
+        ends = [np.searchsorted(size, np.abs(line), side) for side in ("left", "right")]
+        rank = (ends[0] + ends[1] - 1) / 2
+        place = rank / (columns - 1) if columns > 1 else np.full(1, 0.5)
+        keep = 0.6 + 0.4 * (place - 0.5)
+        places = range(first + row * columns, first + (row + 1) * columns)
+        kept = np.array([draw(key, np.uint64(i)) for i in places]) < np.rint(keep * 2.0**32)
+        expected = np.where(kept, line.astype(np.float64) / keep, 0).astype(dtype)
+        np.testing.assert_array_equal(got[row], expected)
+
+
 def test_the_largest_of_a_row_is_always_kept_where_its_probability_is_one():
     random = np.random.default_rng(4)
     values = random.normal(size=(500, 7)).astype(np.float32)
     before, order = values.copy(), np.argsort(np.abs(values), axis=1)
-    magprune(values, order, 0.75, 0.5, True, np.uint64(1), 0)
+    magprune(values, order.astype(np.uint64), 0.75, 0.5, True, np.uint64(1), 0)
     rows = np.arange(500)
     np.testing.assert_array_equal(values[rows, order[:, -1]], before[rows, order[:, -1]])
     assert (values[rows, order[:, 0]] != 0).mean() == pytest.approx(0.5, abs=0.12)
