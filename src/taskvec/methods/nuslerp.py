@@ -65,7 +65,7 @@ def combine(block: Block) -> Array:
         cosine = sphere.pair_cosine(sphere.directions(sphere.row_gram(vectors)))
         alpha = sphere.shares(block.scales.astype(np.float64)[:, None])
         vectors = sphere.arc(cosine, alpha).T[:, :, None].astype(vectors.dtype) * vectors
-    total: Array = vectors[0] + vectors[1]
+    total: Array = (vectors[0] + vectors[1]).reshape(block.target.shape)
     return block.target + total if block.has_anchor else total
 
 
