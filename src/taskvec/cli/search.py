@@ -164,8 +164,9 @@ def _print(found: Found, job: Job, out: Path) -> None:
          *(trial["values"][goal] for goal in goals), *trial["objectives"], _verdict(trial)]
         for trial in _best(told, found)
     ]  # fmt: skip
-    target = [None] * len(axes), [told["target"][goal] for goal in goals]
-    rows.append(["target", *target[0], *target[1], *(None for _ in names), ""])
+    for name in ("target", "single") if told["single"] else ("target",):
+        values = [told[name].get(goal) for goal in goals]
+        rows.append([name, *(None for _ in axes), *values, *(None for _ in names), ""])
     common.show(rows, ("candidate", *axes, *goals, *names, "kept" if job.goals.kept else ""))
     print()
     if told["test"] is not None:
