@@ -53,7 +53,8 @@ def table(module: Any) -> dict[str, list[str]]:
         try:
             found[preset] = written(select(module, preset))
         except ParameterError as error:
-            assert "fits nothing" in str(error), error
+            if "fits nothing" not in str(error):
+                raise
             found[preset] = []
     return found
 
@@ -62,7 +63,9 @@ def printed(tables: Mapping[str, Mapping[str, list[str]]]) -> str:
     """As the file holds it: a line a preset."""
     parts = []
     for which, presets in tables.items():
-        lines = ",\n".join(f'  "{preset}": {json.dumps(names)}' for preset, names in presets.items())
+        lines = ",\n".join(
+            f'  "{preset}": {json.dumps(names)}' for preset, names in presets.items()
+        )
         parts.append(f' "{which}": {{\n{lines}\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
@@ -76,4 +79,4 @@ from tests.training.presets import table
 print(json.dumps({k: table(m) for k, m in models().items() if k != "open_clip-timm"}))
 """
     tables = {which: table(each.build(BLOCKS)) for which, each in ARCHITECTURES.items()}
-    print(printed({**tables, **in_process(FOREIGN)}), end="")  # noqa: T201
+    print(printed({**tables, **in_process(FOREIGN)}), end="")

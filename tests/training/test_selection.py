@@ -21,7 +21,13 @@ EXPECTED = json.loads(FILE.read_text())
 FOREIGN = [which for which in EXPECTED if which not in ARCHITECTURES]
 # Names that are heads, by eye.
 HEADS = ("classifier", "score", "cls.", "lm_head", "qa_outputs", "classification_head", "text_head")
-HEADS += ("vision_model.head.", "text_model.head.", "model.vision_tower.head.", "attn_pool", "head.")
+HEADS += (
+    "vision_model.head.",
+    "text_model.head.",
+    "model.vision_tower.head.",
+    "attn_pool",
+    "head.",
+)
 HEADS += ("visual.attn_pool", "text_projection", "text.text_projection", "visual_projection")
 HEADS += ("model.multi_modal_projector", "model.decoder.project_out", "decoder.project_out")
 
@@ -315,9 +321,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("train", "message"),
         [
-            ("", "train is empty; give attention | mlp | linear | norms | embeddings | heads | all"),
+            (
+                "",
+                "train is empty; give attention | mlp | linear | norms | embeddings | heads | all",
+            ),
             ("atention", "train 'atention' is no preset and names no parameter; did you mean "),
-            ("attention-x", "train 'attention-x' is no preset and names no parameter; did you mean"),
+            (
+                "attention-x",
+                "train 'attention-x' is no preset and names no parameter; did you mean",
+            ),
             ("norms+bias", "train 'norms+bias' is no preset and names no parameter; did you mean"),
             ("vision:mlp", "train 'vision:mlp': the module has no tower 'vision'; it has model"),
             (
@@ -344,7 +356,7 @@ class TestRefusals:
         assert str(caught.value) == (
             "train 'attention' fits nothing; the module has other (such as '0.weight')"
         )
-        with pytest.raises(ParameterError, match="^train: the module has no parameters$"):
+        with pytest.raises(ParameterError, match=r"^train: the module has no parameters$"):
             select(nn.ReLU(), "all")
 
     def test_half_an_attention_is_not_taken_for_the_whole(self):
