@@ -134,14 +134,14 @@ def wrap(module: Any, tokenizer: Any, where: str = "the module") -> Model:
 
 @contextmanager
 def modes_kept(module: Any) -> Iterator[None]:
-    """Put a module back into training mode afterwards, part by part, where it was in it."""
-    parts = module.modules() if hasattr(module, "modules") else ()
-    training = [part for part in parts if part.training]
+    """Put a module back into the mode, of training or evaluation, that each part of it was in."""
+    parts = list(module.modules()) if hasattr(module, "modules") else []
+    modes = [part.training for part in parts]
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
 
 
 def find_device(name: str) -> Any:
