@@ -178,7 +178,10 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
                     return _filled(found)
                 tried.append(folder / pattern)
     if file.hub is not None and places.hub and not (given and first):
-        return _from_hub(task, file.hub)
+        try:
+            return read_hub(file.hub, "--data")
+        except DataError as error:
+            raise DataError(f"task {task!r}: {error}") from error
     if file.optional:
         return []
     looked = f"; looked for {', '.join(map(str, tried[:4]))}" if tried else ""
@@ -268,8 +271,17 @@ def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise DataError(f"{path}, line {reader.line_num}: is not CSV: {error}") from error
 
 
-def _from_hub(task: str, hub: HubData) -> list[Row]:
-    """Rows of a data set, through the datasets library and its cache."""
+def read_hub(hub: HubData, remedy: str) -> list[Row]:
+    """Rows of a data set, through the datasets library and its cache.
+
+    Args:
+        hub: Which.
+        remedy: What says where local files lie.
+
+    Raises:
+        DataError: it cannot be loaded.
+        MissingExtraError: datasets is not installed.
+    """
     datasets = require("datasets", "data")
     try:
         loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split)
@@ -277,8 +289,8 @@ def _from_hub(task: str, hub: HubData) -> list[Row]:
         gated = "; access must be asked for on its page" if hub.gated else ""
         text = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
-            f"task {task!r}: data set {hub} cannot be loaded from the hub: {text}{gated}; "
-            "or give local files by --data"
+            f"data set {hub} cannot be loaded from the hub: {text}{gated}; "
+            f"or give local files by {remedy}"
         ) from error
     return [Row(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
 
