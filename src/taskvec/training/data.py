@@ -28,7 +28,7 @@ import xxhash
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import HubData, Row, read_hub, read_rows
 from taskvec.evaluation.task import Message
-from taskvec.training.images import IMAGE_NAMES, read_folder, read_idx, read_npz
+from taskvec.training.images import IMAGE_NAMES, as_pixels, read_folder, read_idx, read_npz
 
 FORMATS = ("text", "chat", "classes", "lines", "folder", "npz", "idx")
 HUB = "hub:"
@@ -360,7 +360,5 @@ def _lines(path: Path, digest: str) -> Classified:
 
 
 def _pixels(row: Row, names: Sequence[str]) -> Any:
-    from taskvec.training.images import as_pixels
-
     value = next(row.data[name] for name in names if name in row.data)
     return as_pixels(value, row.where)
