@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import ParameterError, UsageError
+from taskvec.engine.api import merge
+from taskvec.engine.recipe import Family
+from taskvec.errors import ParameterError, UsageError, nearest
 from taskvec.extras import require
 from taskvec.training import folder
 from taskvec.training.data import (
     Classified,
     Conversations,
-    Data,
     Documents,
     Reading,
     held_out,
@@ -23,14 +24,15 @@ from taskvec.training.data import (
     read_data,
 )
 from taskvec.training.loop import Examples, Objective, Settings
-from taskvec.training.lora import add_lora, adapted_weights, wants_lora
+from taskvec.training.lora import adapted_weights, add_lora, wants_lora
 from taskvec.training.models import Asking, Opened, open_classifier, open_language_model
 from taskvec.training.objectives import classifying
 from taskvec.training.run import Job, Output, Record, run_training
 from taskvec.training.selection import Selection, describe, freeze_rest, select
 from taskvec.training.vectors import save_vector
 
-Source = str | os.PathLike[str]
+# Own choice: the larger steps and smaller batches that instruction tuning is mostly done with.
+LANGUAGE = Settings(steps=1000, batch_size=16, learning_rate=2e-5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def finetune(
     tokenizer: Any = None,
     head: Any = None,
     linearised: bool = False,
-    settings: Settings = Settings(),
+    settings: Settings | Mapping[str, Any] | None = None,
     reading: Reading = Reading(),
     asking: Asking = Asking(),
     output: Output = Output(),
@@ -101,7 +103,8 @@ def finetune(
         tokenizer: Of a module, where the data are texts.
         head: Of a classifier in a folder: from features to logits, frozen.
         linearised: Train the model's tangent at its present weights (arXiv 2305.12827).
-        settings: How to train.
+        settings: How to train; a mapping changes some of the defaults, which are those of
+            `Settings`, and `LANGUAGE` for language models.
         reading: How data are read.
         asking: How the model is asked.
         output: What is written.
@@ -117,12 +120,15 @@ def finetune(
         inputs = [path for source in places for path in inputs_of(source)]
         inputs += [Path(model).expanduser()] if isinstance(model, (str, os.PathLike)) else []
         folder.refuse_overlap(output.out, inputs)
+        if output.saves_model and not isinstance(model, (str, os.PathLike)):
+            raise UsageError("a model is saved beside the vector only of a model in a folder")
     learned, measured = _read(data, validation, reading)
     opened = _open(model, learned, tokenizer, head, asking, objective)
+    settings = settings_for(learned, settings)
     examples = as_examples(learned, opened)
     checked = None if measured is None else as_examples(measured, opened)
     required = {name: p.requires_grad for name, p in opened.core.named_parameters()}
-    prepared = _prepare(opened, train, linearised=linearised)
+    prepared = _prepare(opened, train, linearised=linearised, seed=settings.seed)
     for line in (describe(prepared.selection), *opened.notes):
         output.say(line)
     told = {"train": train if isinstance(train, str) else ",".join(train), **opened.told}
@@ -131,13 +137,31 @@ def finetune(
         told["model"] = os.fspath(model)
     job = Job(prepared.module, prepared.within, opened.objective, examples, checked, told)
     try:
-        records = run_training(job, settings, output)
-        path = None if output.out is None else _finish(job, prepared, output)
+        records = run_training(
+            job, settings, output, lambda out: _finish(out, prepared, opened, output)
+        )
     finally:
         for name, parameter in opened.core.named_parameters():
             parameter.requires_grad_(required.get(name, False))
             parameter.grad = None
+    path = None if output.out is None else output.out / folder.VECTOR
     return Finetuned(prepared.vector(), prepared.selection, records, prepared.module, path)
+
+
+def settings_for(data: Any, settings: Settings | Mapping[str, Any] | None) -> Settings:
+    """The settings for a kind of data.
+
+    Raises:
+        UsageError: a setting is unknown.
+    """
+    if isinstance(settings, Settings):
+        return settings
+    default = LANGUAGE if isinstance(data, (Documents, Conversations)) else Settings()
+    known = list(asdict(default))
+    for name in settings or {}:
+        if name not in known:
+            raise UsageError(f"settings: {name!r} is unknown; {nearest(name, known)}")
+    return replace(default, **(settings or {}))
 
 
 def _read(data: Any, validation: Any, reading: Reading) -> tuple[Any, Any]:
@@ -184,13 +208,15 @@ def _first_size(batch: Any) -> int:
     return int(batch.shape[0])
 
 
-def _prepare(opened: Opened, train: str | Sequence[str], *, linearised: bool) -> _Prepared:
+def _prepare(
+    opened: Opened, train: str | Sequence[str], *, linearised: bool, seed: int
+) -> _Prepared:
     """Find what trains, and put a model into the form that it trains in."""
     core = opened.core
     if wants_lora(train):
         if linearised:
             raise UsageError("lora is not linearised; choose one of them")
-        return _with_lora(opened, str(train))
+        return _with_lora(opened, str(train), seed)
     selection = _selected(opened, train)
     start = {name: core.get_parameter(name).detach().cpu().clone() for name in selection.names}
     anchor = start if opened.start is None else opened.start
@@ -262,12 +288,14 @@ def _linearised(
     return _Prepared(module, selection, within, vector, save)
 
 
-def _with_lora(opened: Opened, train: str) -> _Prepared:
-    names = [name for name, _ in opened.core.named_parameters()]
+def _with_lora(opened: Opened, train: str, seed: int) -> _Prepared:
+    torch = require("torch", "train")
     anchor = opened.start
     if anchor is None:
         raise UsageError("lora is for models in folders; add_lora wraps a module in memory")
-    core, selection = add_lora(opened.core, train)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        core, selection = add_lora(opened.core, train)
     module = opened.whole(core)
 
     def vector() -> dict[str, Any]:
@@ -289,9 +317,19 @@ def _with_lora(opened: Opened, train: str) -> _Prepared:
     )
 
 
-def _finish(job: Job, prepared: _Prepared, output: Output) -> Path:
-    """Write the vector, and what there is to say about the run."""
-    assert output.out is not None
-    path = output.out / folder.VECTOR
-    prepared.save(path, True)
-    return path
+def _finish(out: Path, prepared: _Prepared, opened: Opened, output: Output) -> dict[str, Any]:
+    """Write the vector, and the model if it is wanted; what there is to say about the run."""
+    vector = out / folder.VECTOR
+    prepared.save(vector, True)
+    if output.saves_model:
+        assert opened.start is not None
+        family = Family(anchor=opened.start, tasks={out.name: vector})
+        merge(family, "task_arithmetic", scale={out.name: 1.0}, out=out / folder.MODEL, force=True)
+    selection = prepared.selection
+    return {
+        "trains": describe(selection),
+        "parameters": selection.parameters,
+        "total": selection.total,
+        "names": list(selection.names),
+        "versions": {name: version(name) for name in ("taskvec", "torch", "transformers")},
+    }

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,20 @@ ARRAYS = {  # of an npz, the first pair that is there
     "label": ("train_y", "y_train", "train_labels", "y", "labels", "target"),
 }
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Images(NamedTuple):
+    """Images that were read.
+
+    Attributes:
+        items: A sequence of pixels.
+        labels: From 0.
+        classes: Their names.
+    """
+
+    items: Any
+    labels: list[int]
+    classes: tuple[str, ...]
 
 
 class Folder(Sequence[Any]):
@@ -81,7 +95,7 @@ def _is_image(shape: tuple[int, ...]) -> bool:
     return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
 
 
-def read_folder(path: Path) -> tuple[Folder, list[int], tuple[str, ...]]:
+def read_folder(path: Path) -> Images:
     """Images in a folder for each class; classes in order of their names.
 
     Raises:
@@ -98,12 +112,10 @@ def read_folder(path: Path) -> tuple[Folder, list[int], tuple[str, ...]]:
     if empty:
         raise DataError(f"{path}: class {empty[0]!r} holds no images")
     labels = [i for i, paths in enumerate(found.values()) for _ in paths]
-    return Folder([p for paths in found.values() for p in paths]), labels, tuple(found)
+    return Images(Folder([p for paths in found.values() for p in paths]), labels, tuple(found))
 
 
-def read_npz(
-    path: Path, image: str | None, label: str | None
-) -> tuple[Pixels, list[int], tuple[str, ...]]:
+def read_npz(path: Path, image: str | None, label: str | None) -> Images:
     """Images and labels of an npz; `classes`, if it is there, names them.
 
     Args:
@@ -116,10 +128,9 @@ def read_npz(
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            names = [_named(path, arrays, use, given) for use, given in
-                     (("image", image), ("label", label))]  # fmt: skip
-            images, labels = arrays[names[0]], arrays[names[1]]
-            classes = arrays["classes"] if "classes" in arrays else None
+            images = arrays[_named(path, arrays, "image", image)]
+            labels = arrays[_named(path, arrays, "label", label)]
+            classes = arrays.get("classes")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     return _checked(path, images, labels, classes)
@@ -136,17 +147,25 @@ def _named(path: Path, arrays: Any, use: str, given: str | None) -> str:
     )
 
 
-def read_idx(path: Path) -> tuple[Pixels, list[int], tuple[str, ...], Path]:
-    """Images of an idx file, with the labels beside it, and where those are.
+def read_idx(path: Path) -> Images:
+    """Images of an idx file, with the labels beside it.
 
     Raises:
         DataError: either cannot be read, or they are of different lengths.
     """
+    return _checked(path, _idx(path), _idx(labels_beside(path)), None)
+
+
+def labels_beside(path: Path) -> Path:
+    """The labels of an idx file of images.
+
+    Raises:
+        DataError: they are not there.
+    """
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     if beside == path or not beside.is_file():
         raise DataError(f"{path}: its labels are not there; expected {beside.name} beside it")
-    images, labels = _idx(path), _idx(beside)
-    return (*_checked(path, images, labels, None), beside)
+    return beside
 
 
 def _idx(path: Path) -> NDArray[Any]:
@@ -167,7 +186,7 @@ def _idx(path: Path) -> NDArray[Any]:
 
 def _checked(
     path: Path, images: NDArray[Any], labels: NDArray[Any], classes: NDArray[Any] | None
-) -> tuple[Pixels, list[int], tuple[str, ...]]:
+) -> Images:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not _is_image(images.shape[1:]):
         raise DataError(
             f"{path}: images must be uint8, (n, height, width) or (n, height, width, 3); got "
@@ -184,7 +203,7 @@ def _checked(
         count = "" if classes is None else f"; there are {len(classes)} classes"
         raise DataError(f"{path}: a label is {least if least < 0 else most}{count}")
     names = range(most + 1) if classes is None else classes.tolist()
-    return images, [int(label) for label in labels], tuple(str(name) for name in names)
+    return Images(images, [int(label) for label in labels], tuple(str(name) for name in names))
 
 
 @dataclass(frozen=True, slots=True)

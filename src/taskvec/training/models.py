@@ -206,9 +206,7 @@ def open_classifier(
         return Opened(
             core, lambda core: core, objective, encode, told, notes, folder, freezes_head=True
         )
-    raise UsageError(
-        f"{where}: has no head for these {len(data.classes)} classes; give one"
-    )
+    raise UsageError(f"{where}: has no head for these {len(data.classes)} classes; give one")
 
 
 def _encoding(

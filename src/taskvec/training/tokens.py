@@ -204,9 +204,7 @@ def _count_learned(batch: Mapping[str, Any]) -> int:
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
-def text_examples(
-    tokenizer: Any, data: Classified, fitting: Fitting, where: str, identity: Mapping[str, Any]
-) -> Examples:
+def text_examples(tokenizer: Any, data: Classified, fitting: Fitting, where: str) -> Examples:
     """Labelled texts as examples: what the tokenizer makes of each, padded to the longest.
 
     Args:
@@ -214,15 +212,13 @@ def text_examples(
         data: Texts.
         fitting: Most tokens; None: what the tokenizer says that the model reads.
         where: The model, for messages.
-        identity: What the examples are.
 
     Raises:
         DataError: a text is too long.
     """
     limit = fitting.context or min(int(tokenizer.model_max_length), UNLIMITED)
-    found = tokenizer(
-        list(data.items), truncation=fitting.truncate, max_length=limit, verbose=False
-    ) if fitting.truncate else tokenizer(list(data.items), verbose=False)  # fmt: skip
+    cut = {"truncation": True, "max_length": limit} if fitting.truncate else {}
+    found = tokenizer(list(data.items), verbose=False, **cut)
     lengths = [len(ids) for ids in found["input_ids"]]
     if max(lengths) > limit:
         place = lengths.index(max(lengths))
@@ -234,6 +230,7 @@ def text_examples(
         ({name: values[i] for name, values in found.items()}, data.labels[i])
         for i in range(len(lengths))
     ]
+    identity = {"source": data.where, "digest": data.digest}
     return Examples(items, _padded(tokenizer), _count_labels, "examples", identity)
 
 
