@@ -14,7 +14,7 @@ from taskvec.cli import common
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.training.finetune import Finetuned
+    from taskvec.training.api import Finetuned
 
 # Flags that are settings of the same name, and how they are read.
 _SETTINGS: Mapping[str, tuple[type, str, str]] = {
@@ -109,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     fields = dict(_pair(text) for text in (args.fields or "").split(",") if text)
 
+    from taskvec.training.api import finetune
     from taskvec.training.data import Reading
-    from taskvec.training.finetune import finetune
     from taskvec.training.heads import TEMPLATES
     from taskvec.training.loop import is_first_process
     from taskvec.training.models import Asking
