@@ -1,0 +1,396 @@
+"""Models to train: opened from a folder as what the data ask for, with their loss and examples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvec.checkpoints.hub import fetch, hub_name
+from taskvec.errors import CheckpointError, DataError, UsageError
+from taskvec.evaluation.encoding import Encoder, make_encoder, open_encoder, open_tokenizer
+from taskvec.evaluation.model import modes_kept, without_bars
+from taskvec.extras import require
+from taskvec.training.data import Classified, Conversations, Data, Documents
+from taskvec.training.heads import TEMPLATES, Classifier, ImageTower, linear_probe, zero_shot_head
+from taskvec.training.images import Preparation, preparation_of
+from taskvec.training.loop import Examples, Objective, Settings, find_place
+from taskvec.training.objectives import classifying, predicting_tokens
+from taskvec.training.tokens import (
+    Fitting,
+    answer_rows,
+    text_examples,
+    token_examples,
+    window_rows,
+)
+
+HEADS = ("own", "probe", "zero-shot")
+HEAD = "head.safetensors"  # in the folder of a run: weight and bias of a head that was made here
+_OWN_HEADS = {"text": "ForSequenceClassification", "image": "ForImageClassification"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a model is asked.
+
+    Attributes:
+        fitting: Of texts.
+        image_size: Height and width of images; None: what the model expects.
+        label_smoothing: Share of the target that is spread evenly.
+        head: Of a classifier: `own` (the checkpoint's), `probe` (a linear one, fitted to features
+            first), `zero-shot` (of CLIP, from the names of the classes); None: its own if it has
+            one for these classes, or else a probe.
+        pool: How features become one vector, see `taskvec.training.heads`; None: the mean over
+            tokens of texts, the first token of images.
+        templates: Of a zero-shot head, with `{}` for the name of the class.
+        probe_examples: Most examples that a probe is fitted to, the first of the data in the order
+            of the seed.
+    """
+
+    fitting: Fitting = Fitting()
+    image_size: int | None = None
+    label_smoothing: float = 0.0
+    head: str | None = None
+    pool: str | None = None
+    templates: tuple[str, ...] = TEMPLATES
+    probe_examples: int = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that can be trained.
+
+    Attributes:
+        core: What the selection is of and a vector is named after; of torch.
+        whole: From the core, or what it was linearised to, to what the objective is called with.
+        objective: Its loss.
+        encode: From data to examples.
+        told: What the result depends on, for the record.
+        notes: What people should know.
+        start: What a vector starts from: the folder, or None for the core's own weights.
+        freezes_head: Whether the model's own head stays as it is though everything trains.
+        files: What is put into the folder of a run, to go on with the same.
+    """
+
+    core: Any
+    whole: Callable[[Any], Any]
+    objective: Objective
+    encode: Callable[[Data], Examples]
+    told: Mapping[str, Any]
+    notes: list[str] = field(default_factory=list)
+    start: Path | None = None
+    freezes_head: bool = False
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def find_folder(model: str | os.PathLike[str]) -> Path:
+    """The folder of a model, fetched from the hub if it is there.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    named = hub_name(model)
+    folder = fetch(named)[1] if named is not None else Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{model}: no such model; give a folder in Hugging Face layout")
+    return folder
+
+
+def open_language_model(
+    model: str | os.PathLike[str] | Any, tokenizer: Any, asking: Asking
+) -> Opened:
+    """A causal language model, for running text and conversations.
+
+    Args:
+        model: A folder, a name on the hub, or a module in memory.
+        tokenizer: Of a module in memory.
+        asking: How it is asked.
+    """
+    start = None
+    if isinstance(model, (str, os.PathLike)):
+        start = find_folder(model)
+        encoder = open_encoder(start, os.fspath(model))
+        core = load(start, os.fspath(model), "AutoModelForCausalLM")
+    else:
+        core = model
+        if tokenizer is None:
+            raise UsageError("a model in memory needs its tokenizer: give tokenizer=")
+        config = getattr(core, "config", None)
+        told = config.to_dict() if config is not None else {}
+        encoder = make_encoder(tokenizer, told, {}, "the module")
+    notes: list[str] = []
+
+    def encode(data: Data) -> Examples:
+        return _tokens(encoder, data, asking, notes)
+
+    return Opened(
+        core,
+        lambda core: core,
+        predicting_tokens(asking.label_smoothing),
+        encode,
+        {"kind": "language model", **_told(asking)},
+        notes,
+        start,
+    )
+
+
+def _tokens(encoder: Encoder, data: Data, asking: Asking, notes: list[str]) -> Examples:
+    identity = {"source": data.where, "digest": data.digest}
+    if isinstance(data, Documents):
+        return token_examples(window_rows(encoder, data, asking.fitting), identity)
+    if not isinstance(data, Conversations):
+        raise UsageError(f"{data.where}: holds classes, which a language model does not learn")
+    rows, dropped = answer_rows(encoder, data, asking.fitting)
+    if dropped:
+        notes.append(
+            f"{data.where}: {dropped:,} conversations are left out: nothing of an answer is left "
+            "where they are cut"
+        )
+    return token_examples(rows, identity)
+
+
+def _told(asking: Asking) -> dict[str, Any]:
+    told: dict[str, Any] = {"label_smoothing": asking.label_smoothing}
+    told |= {"context": asking.fitting.context, "truncate": asking.fitting.truncate}
+    return told | {"image_size": asking.image_size}
+
+
+def load(folder: Path, where: str, kind: str, **options: Any) -> Any:
+    """A model of transformers in float32, on the CPU, in evaluation mode.
+
+    Args:
+        folder: Of the model.
+        where: What messages call it.
+        kind: Class of transformers, such as `AutoModel`.
+        **options: For it.
+
+    Raises:
+        CheckpointError: transformers cannot load it as that.
+    """
+    torch, transformers = require("torch", "train"), require("transformers", "train")
+    try:
+        with without_bars(transformers), torch.random.fork_rng(devices=[]):
+            module = getattr(transformers, kind).from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **options
+            )
+    except Exception as error:  # whatever the many model classes raise
+        text = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{where}: cannot be loaded as {kind}: {text}") from error
+    return module.eval()
+
+
+def read_config(folder: Path, where: str) -> dict[str, Any]:
+    """The config of a model folder."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{where}: config.json cannot be read: {error}") from error
+
+
+def has_own_head(config: Mapping[str, Any], data: Classified) -> bool:
+    """Whether a checkpoint has a head for as many classes as the data have."""
+    architectures = config.get("architectures") or [""]
+    labels = len(config.get("id2label") or {}) or 2  # what transformers takes where nothing is said
+    return str(architectures[0]).endswith(_OWN_HEADS[data.kind]) and labels >= len(data.classes)
+
+
+def open_classifier(
+    model: str | os.PathLike[str],
+    data: Classified,
+    asking: Asking,
+    *,
+    head: Any = None,
+    made: Path | None = None,
+    settings: Settings = Settings(),
+) -> Opened:
+    """A classifier of texts or images from a folder.
+
+    Args:
+        model: A folder or a name on the hub.
+        data: What is trained on; says the kind and the classes.
+        asking: How it is asked, and what head it has.
+        head: A module from features to logits, instead.
+        made: File of a head that an earlier run made; taken if it is there.
+        settings: Seed and device for fitting a probe.
+
+    Raises:
+        UsageError: there is no such head.
+        CheckpointError: it cannot be loaded.
+    """
+    where = os.fspath(model)
+    folder = find_folder(model)
+    config = read_config(folder, where)
+    notes: list[str] = []
+    encode = _encoding(folder, where, config, data, asking, notes)
+    objective = classifying(asking.label_smoothing)
+    kind = "given" if head is not None else _head_kind(where, config, data, asking.head)
+    told = _told(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
+    told["classes"] = list(data.classes)
+    if kind == "own":
+        core = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind]}")
+        notes.append("the head is the model's own, frozen")
+        return Opened(
+            core, lambda core: core, objective, encode, told, notes, folder, freezes_head=True
+        )
+    core = load(folder, where, "AutoModel")
+    pool = asking.pool or {"text": "mean", "image": "cls"}[data.kind]
+    if kind == "zero-shot":
+        pool = "embed"
+        told["templates"] = list(asking.templates)
+    told["pool"] = pool
+    if head is None and made is not None and made.is_file():
+        head = _stored_head(made)
+    elif kind == "zero-shot":
+        tokenizer = open_tokenizer(folder, where)
+        head = zero_shot_head(core, tokenizer, data.classes, asking.templates)
+        notes.append(f"the head is zero-shot, from {len(data.classes)} names of classes")
+    elif kind == "probe":
+        head, note = _fitted_probe(core, pool, encode(data), data, asking, settings)
+        notes.append(note)
+    core = ImageTower(core) if kind == "zero-shot" else core
+    files = {} if kind == "given" else {HEAD: _head_bytes(head)}
+
+    def whole(part: Any) -> Any:
+        return Classifier(part, head, pool)
+
+    return Opened(core, whole, objective, encode, told, notes, folder, files=files)
+
+
+def _head_kind(where: str, config: Mapping[str, Any], data: Classified, wanted: str | None) -> str:
+    """Which head a classifier has.
+
+    Raises:
+        UsageError: it cannot have that.
+    """
+    has_own = has_own_head(config, data)
+    if wanted is None:
+        return "own" if has_own else "probe"
+    if wanted not in HEADS:
+        raise UsageError(f"head must be {', '.join(HEADS[:-1])} or {HEADS[-1]}; got {wanted!r}")
+    if wanted == "own" and not has_own:
+        raise UsageError(
+            f"{where}: has no head of its own for {len(data.classes)} classes of {data.kind}s; "
+            "take probe"
+        )
+    return wanted
+
+
+def _fitted_probe(
+    core: Any, pool: str, examples: Examples, data: Classified, asking: Asking, settings: Settings
+) -> tuple[Any, str]:
+    """A linear probe on the features of a model as it is, and what to say of it."""
+    torch = require("torch", "train")
+    place = find_place(settings)
+    limit = min(asking.probe_examples, len(examples.items))
+    rows = np.random.default_rng([settings.seed, 2]).permutation(len(examples.items))[:limit]
+    classifier = Classifier(core.to(place.device), torch.nn.Identity(), pool)
+    size = settings.micro_batch or settings.batch_size
+    features, labels = [], []
+    with modes_kept(core), torch.no_grad():
+        core.eval()
+        for at in range(0, limit, size):
+            batch = examples.collate([examples.items[i] for i in rows[at : at + size]])
+            batch = require("accelerate", "train").utils.send_to_device(batch, place.device)
+            labels.append(batch.pop("labels"))
+            with place.computing():
+                features.append(classifier.features(**batch).float())
+    x, y = torch.cat(features), torch.cat(labels)
+    head = linear_probe(x, y, classes=len(data.classes))
+    right = float((head(x).argmax(-1) == y).float().mean())
+    return head, (
+        f"the head is a linear probe, frozen, fitted to the features of {limit:,} examples "
+        f"({right:.1%} of them right)"
+    )
+
+
+def _head_bytes(head: Any) -> bytes:
+    tensors = {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()}
+    raw: bytes = require("safetensors.torch", "train").save(tensors)
+    return raw
+
+
+def _stored_head(path: Path) -> Any:
+    """A linear head from a file."""
+    torch = require("torch", "train")
+    tensors = require("safetensors.torch", "train").load(path.read_bytes())
+    classes, width = tensors["weight"].shape
+    head = torch.nn.Linear(width, classes, bias="bias" in tensors)
+    head.load_state_dict(tensors)
+    return head
+
+
+def _encoding(
+    folder: Path,
+    where: str,
+    config: Mapping[str, Any],
+    data: Classified,
+    asking: Asking,
+    notes: list[str],
+) -> Callable[[Data], Examples]:
+    """From data of the same classes to examples."""
+    if data.kind == "image":
+        preparation = preparation_of(folder, config, asking.image_size)
+        height, width = preparation.size
+        notes.append(f"images are seen at {height} × {width} px ({preparation.origin})")
+        trained_at = (config.get("vision_config") or config).get("image_size")
+        resized = preparation.size != (trained_at, trained_at)
+        more = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
+        return lambda found: image_examples(preparation, _aligned(found, data), more)
+    tokenizer = open_tokenizer(folder, where)
+    return lambda found: text_examples(tokenizer, _aligned(found, data), asking.fitting, where)
+
+
+def _interpolates(config: Mapping[str, Any]) -> bool:
+    """Whether a model must be asked to stretch its positions over images of another size."""
+    transformers = require("transformers", "train")
+    kind = transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES.get(config.get("model_type"))
+    forward = getattr(getattr(transformers, str(kind), None), "forward", None)
+    return forward is not None and "interpolate_pos_encoding" in signature(forward).parameters
+
+
+def _aligned(data: Data, like: Classified) -> Classified:
+    """Data whose labels are numbered as in other data.
+
+    Raises:
+        DataError: a class is not there.
+    """
+    if not isinstance(data, Classified) or data.kind != like.kind:
+        raise UsageError(f"{data.where}: must hold {like.kind}s of classes, as {like.where} does")
+    if tuple(data.classes) == tuple(like.classes):
+        return data
+    unknown = sorted(set(data.classes) - set(like.classes))
+    if unknown:
+        raise DataError(
+            f"{data.where}: class {unknown[0]!r} is not among the {len(like.classes)} of "
+            f"{like.where}: {', '.join(like.classes)}"
+        )
+    numbers = [like.classes.index(name) for name in data.classes]
+    return Classified(
+        data.items,
+        [numbers[label] for label in data.labels],
+        like.classes,
+        data.kind,
+        data.where,
+        data.digest,
+    )
+
+
+def image_examples(preparation: Preparation, data: Classified, more: Mapping[str, Any]) -> Examples:
+    """Images as examples; `more` is what the model is told besides."""
+    torch = require("torch", "train")
+
+    def collate(rows: Any) -> dict[str, Any]:
+        images = torch.stack([preparation(data.items[i]) for i in rows])
+        labels = torch.tensor([data.labels[i] for i in rows])
+        return {"pixel_values": images, "labels": labels, **more}
+
+    identity = {"source": data.where, "digest": data.digest}
+    return Examples(
+        range(len(data.items)), collate, lambda batch: len(batch["labels"]), "examples", identity
+    )
