@@ -21,6 +21,7 @@ from taskvec.checkpoints.views import size
 from taskvec.engine.api import recipe_of_family
 from taskvec.engine.candidates import Bench, candidates
 from taskvec.engine.deciding import Options
+from taskvec.engine.members import open_members
 from taskvec.engine.recipe import Family, Model, Recipe
 from taskvec.errors import UsageError
 from taskvec.evaluation.model import modes_kept
@@ -89,11 +90,11 @@ class Points:
         return recipe
 
     def identity(self) -> str:
-        """Digest of θ0 and of every vector, by content."""
+        """Digest of θ0, of every vector and of the base, by content."""
         seen = xxhash.xxh3_128()
-        sources = self.bench.plan.members.sources
-        for role in ("target", *(f"task:{task}" for task in self.tasks)):
-            source = sources[role]
+        family = self.recipe.family
+        members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
+        for role, source in sorted(members.sources.items()):
             for name in sorted(source.tensors):
                 view = source.view(name)
                 seen.update(f"{role}{name}{view.dtype.name}{view.shape}".encode())
@@ -132,7 +133,7 @@ def points(
         yield Points(module, tuple(sorted(vectors)), recipe, bench)
 
 
-def vary(points: Points, names: Sequence[str]) -> Table:
+def only(points: Points, names: Sequence[str]) -> Table:
     """The table that takes of every vector only some tensors.
 
     Args:
