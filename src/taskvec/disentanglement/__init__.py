@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         disentanglement_error,
     )
     from taskvec.disentanglement.negation import Negation, task_negation
+    from taskvec.disentanglement.tangent import Departure, linearised, linearity
     from taskvec.disentanglement.tasks import Task, classification, language
 
 _HOMES = {
     "Addition": "addition",
+    "Departure": "tangent",
     "Disentanglement": "error",
     "Negation": "negation",
     "Task": "tasks",
@@ -28,12 +30,15 @@ _HOMES = {
     "coefficients": "error",
     "disentanglement_error": "error",
     "language": "tasks",
+    "linearised": "tangent",
+    "linearity": "tangent",
     "task_addition": "addition",
     "task_negation": "negation",
 }
 
 __all__ = [
     "Addition",
+    "Departure",
     "Disentanglement",
     "Negation",
     "Task",
@@ -41,6 +46,8 @@ __all__ = [
     "coefficients",
     "disentanglement_error",
     "language",
+    "linearised",
+    "linearity",
     "task_addition",
     "task_negation",
 ]

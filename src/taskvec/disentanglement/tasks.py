@@ -128,7 +128,8 @@ def language(
     Args:
         name: For messages.
         texts: Texts, all of whose tokens are predicted, in windows of `context` tokens; or pairs of
-            a prompt (a text or a conversation) and an answer, whose tokens alone are.
+            a prompt (a text or a conversation) and an answer, whose tokens alone are. Spaces at the
+            end of a prompt belong to the answer, since most tokenizers join them to what follows.
         encoder: The model's.
         context: Tokens of a window; default: the model's, at most 2,048.
         batch_tokens: Tokens of a batch, with padding; default: by the memory there is.

@@ -8,7 +8,7 @@ place of the sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,6 +89,23 @@ class Points:
             )
         return recipe
 
+    def vector(self, task: str) -> dict[str, Any]:
+        """τ of a task as the module takes it, at least in float32, by parameter; without zeros.
+
+        The module is at θ0 before and afterwards.
+        """
+        start = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self.at({task: 1.0})
+        found = {}
+        for name, parameter in self.module.named_parameters():
+            wide = parameter.detach()
+            wide = wide.float() if wide.element_size() < 4 else wide
+            difference = wide - start[name].to(wide.dtype)
+            if difference.any():
+                found[name] = difference
+        self.at({})
+        return found
+
     def identity(self) -> str:
         """Digest of θ0, of every vector and of the base, by content."""
         seen = xxhash.xxh3_128()
@@ -131,19 +148,6 @@ def points(
     with modes_kept(module), candidates(recipe, module, Options(cache="off")) as bench:
         module.eval()
         yield Points(module, tuple(sorted(vectors)), recipe, bench)
-
-
-def only(points: Points, names: Sequence[str]) -> Table:
-    """The table that takes of every vector only some tensors.
-
-    Args:
-        points: With the vectors.
-        names: Tensors that are taken.
-    """
-    merged = points.bench.plan.members.merged
-    taken = set(names)
-    weights = np.array([[float(name in taken) for name in merged]] * len(points.tasks))
-    return Table(points.tasks, merged, weights, origin="part of the model")
 
 
 def _kept(module: Any) -> Any:
