@@ -147,7 +147,7 @@ def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -
         infos[name] = TensorInfo(name, adapter.stored.tensors[stored].dtype, shape, 0)
 
     for called, stored in adapter.whole.items():
-        name = _find(called, over.tensors)
+        name = find_tensor(called, over.tensors)
         if name is None and any(fnmatchcase(called, pattern) for pattern in exclude):
             continue
         name = _present(adapter, over, called, name)
@@ -251,7 +251,9 @@ def _of_module(
 ) -> Iterator[tuple[str, str, Callable[[], View]]]:
     """What an adapted module changes: name in the model, a stored name, and how to view it."""
     view = adapter.stored.view
-    name = _present(adapter, over, f"{module}.weight", _find(f"{module}.weight", over.tensors))
+    name = _present(
+        adapter, over, f"{module}.weight", find_tensor(f"{module}.weight", over.tensors)
+    )
     if "token_adapter.trainable_tokens_delta" in parts:
         stored = parts["token_adapter.trainable_tokens_delta"]
         which = _token_rows(adapter, over, module, stored, name)
@@ -290,7 +292,7 @@ def _of_module(
         yield name, a, make
     if "lora_B.bias" in parts:
         bias, called = parts["lora_B.bias"], f"{name.removesuffix('weight')}bias"
-        called = _present(adapter, over, called, _find(called, over.tensors))
+        called = _present(adapter, over, called, find_tensor(called, over.tensors))
         if adapter.stored.tensors[bias].shape != over.tensors[called].shape:
             _misfit(adapter, over, bias, adapter.stored.tensors[bias].shape, called)
         yield called, bias, lambda: ScaledChange(view(bias), scaling)
@@ -365,7 +367,7 @@ def _token_rows(
     return which
 
 
-def _find(called: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+def find_tensor(called: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     """The model's name of a tensor: the same, or with one class around the model more or less.
 
     A model that was trained with its head calls its tensors `model.layers…`, one without `layers…`.

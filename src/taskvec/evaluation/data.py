@@ -269,7 +269,23 @@ def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 
 def _from_hub(task: str, hub: HubData) -> list[Row]:
-    """Rows of a data set, through the datasets library and its cache."""
+    try:
+        return read_hub(hub, "--data")
+    except DataError as error:
+        raise DataError(f"task {task!r}: {error}") from error
+
+
+def read_hub(hub: HubData, remedy: str) -> list[Row]:
+    """Rows of a data set, through the datasets library and its cache.
+
+    Args:
+        hub: Which.
+        remedy: What says where local files lie.
+
+    Raises:
+        DataError: it cannot be loaded.
+        MissingExtraError: datasets is not installed.
+    """
     datasets = require("datasets", "data")
     try:
         loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split)
@@ -277,8 +293,8 @@ def _from_hub(task: str, hub: HubData) -> list[Row]:
         gated = "; access must be asked for on its page" if hub.gated else ""
         text = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
-            f"task {task!r}: data set {hub} cannot be loaded from the hub: {text}{gated}; "
-            "or give local files by --data"
+            f"data set {hub} cannot be loaded from the hub: {text}{gated}; "
+            f"or give local files by {remedy}"
         ) from error
     return [Row(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
 

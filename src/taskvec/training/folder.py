@@ -1,0 +1,232 @@
+"""The folder of a run: what was asked for, a line for every step, and the weights to go on from.
+
+    OUT/run.json             settings, data, what trains, versions; at the end the results
+    OUT/metrics.jsonl        a line per step, and per validation
+    OUT/state.safetensors    what trains and AdamW's moments, after the step in its metadata
+    OUT/vector.safetensors   at the end: the task vector
+
+Files are replaced whole. A run of the same settings goes on from the state; one of other settings
+is refused, and told what differs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.exchange import sync, write_whole
+from taskvec.checkpoints.memory import dtype_of, stored
+from taskvec.checkpoints.safetensors import read_metadata, write_header
+from taskvec.checkpoints.staging import refuse_occupied
+from taskvec.errors import CheckpointError, OutputError
+from taskvec.extras import require
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+STATE = "state.safetensors"
+VECTOR = "vector.safetensors"
+MODEL = "model"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def refuse_overlap(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a folder that holds an input, or lies in one.
+
+    Raises:
+        OutputError: it does.
+    """
+    place = out.resolve()
+    for path in inputs:
+        other = path.resolve()
+        if place == other or place in other.parents or other in place.parents:
+            raise OutputError(f"{out}: overlaps the input {path}; write somewhere else")
+
+
+def begin(out: Path, settings: Mapping[str, Any], *, force: bool) -> None:
+    """Make the folder, or take up the run of the same settings that is in it.
+
+    Args:
+        out: The folder.
+        settings: All that the result depends on; JSON types.
+        force: Whether whatever is there is removed.
+
+    Raises:
+        OutputError: something else is there, or a run of other settings.
+    """
+    if force and out.is_dir():
+        shutil.rmtree(out)
+    told = _read(out / RUN)
+    if told is None:
+        refuse_occupied(out, force=force)
+        out.mkdir(parents=True, exist_ok=True)
+        told = {"settings": dict(settings)}
+        note(out, told)
+    differing = _differing(told.get("settings", {}), json.loads(json.dumps(settings)))
+    if differing:
+        raise OutputError(
+            f"{out}: holds a run of other settings: {'; '.join(differing)}; give another folder, "
+            "or --force, which removes that run"
+        )
+
+
+def begun(out: Path) -> dict[str, Any]:
+    """What `run.json` says; empty if it is not there."""
+    return _read(out / RUN) or {}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{path}: cannot be read: {error}; --force begins anew") from error
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any], under: str = "") -> list[str]:
+    found = []
+    for key in sorted(there.keys() | here.keys()):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differing(old, new, f"{under}{key}.")
+        elif old != new:
+            found.append(f"{under}{key} is {_short(old)} there and {_short(new)} here")
+    return found
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def note(out: Path, told: Mapping[str, Any]) -> None:
+    """Write `run.json`."""
+    with _told(out, "run.json was written"):
+        text = json.dumps(told, indent=2, ensure_ascii=False)
+        write_whole(out / RUN, text.encode() + b"\n")
+
+
+def keep_lines(out: Path, done: int) -> None:
+    """Take lines about later steps, and what is not whole, from the metrics."""
+    path = out / METRICS
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= done:
+                kept.append(line + "\n")
+    write_whole(path, "".join(kept).encode())
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of the metrics."""
+    if not (out / METRICS).is_file():
+        return []
+    return [json.loads(line) for line in (out / METRICS).read_text("utf-8").splitlines()]
+
+
+def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int) -> None:
+    """Replace the state by the present one; until that is whole, the old one stays.
+
+    Args:
+        out: The folder.
+        trained: Parameters by name, in the order that the optimiser has them.
+        optimizer: AdamW; None: the weights alone, of a run that is finished.
+        done: Steps done.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    tensors = {f"weight/{name}": parameter.detach() for name, parameter in trained.items()}
+    for name, parameter in trained.items():
+        for moment in MOMENTS:  # none yet of what had no gradient
+            if optimizer is not None and parameter in optimizer.state:
+                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
+    with _told(out, f"the state after step {done} was saved"):
+        _write(out / STATE, tensors, {"step": str(done)})
+
+
+def _write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a file of tensors whole or not at all, one in memory at a time."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    described = [
+        (name, dtype_of(name, tensor, str(path)), tuple(tensor.shape))
+        for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    ]
+    try:
+        with draft.open("wb") as file:
+            file.write(write_header(described, metadata))
+            for name, _, _ in described:  # every one is aligned
+                file.write(stored(tensors[name].cpu().contiguous()).data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        sync(path.parent)
+    finally:
+        with suppress(OSError):  # mostly because it has its name by now
+            draft.unlink()
+
+
+def stored_steps(out: Path) -> int:
+    """Steps after which the state was stored; 0 if it was not.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = out / STATE
+    if not path.is_file():
+        return 0
+    done = read_metadata(path).get("step", "")
+    if not done.isdecimal():
+        raise CheckpointError(f"{path}: does not say after which step; --force begins anew")
+    return int(done)
+
+
+def load_state(out: Path, trained: Mapping[str, Any], optimizer: Any) -> int:
+    """Put weights and moments back as they were stored.
+
+    Returns:
+        Steps done; 0 if nothing is stored.
+
+    Raises:
+        CheckpointError: the file is damaged or of another model.
+    """
+    path = out / STATE
+    done = stored_steps(out)
+    if not done:
+        return 0
+    torch, safetensors = require("torch", "train"), require("safetensors", "train")
+    remedy = "--force begins anew"
+    try:
+        with safetensors.safe_open(path, "pt") as file, torch.no_grad():
+            names = set(file.keys())
+            for name, parameter in trained.items():
+                parameter.copy_(file.get_tensor(f"weight/{name}"))
+                if f"{MOMENTS[0]}/{name}" in names:
+                    moments = {key: file.get_tensor(f"{key}/{name}") for key in MOMENTS}
+                    for key in MOMENTS[:2]:  # the count of steps stays in main memory
+                        moments[key] = moments[key].to(parameter.device)
+                    optimizer.state[parameter] = moments
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be gone on from: {error}; {remedy}") from error
+    return done
+
+
+@contextmanager
+def _told(out: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
+        raise OutputError(
+            f"{out}: {why}, as {what}; what was saved before is kept; "
+            "make room, and the same command goes on"
+        ) from error

@@ -1,0 +1,431 @@
+"""The training loop: AdamW with a linear warm-up, a cosine decay and clipped gradients.
+
+It trains any torch module on anything that can be drawn and put together, and knows no files. What
+a step does depends on the seed, the number of the step and the weights alone, so that a run that
+goes on from stored weights gives the bits of one that was never interrupted (on the CPU, with as
+many threads). accelerate moves batches, knows what out of memory looks like, and adds up over
+processes; the Trainer of transformers was the alternative, and wants models and data of its kind.
+
+The learning rate of step s = 0 … S − 1, with W steps of warm-up and peak η, is η (s + 1) / W in the
+warm-up and η (1 + cos(π (s − W) / (S − W))) / 2 after it: the schedule, like the other defaults, of
+the code published with arXiv 2305.12827 and 2407.07089.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from taskvec.errors import TaskvecError, UsageError
+from taskvec.evaluation.model import find_device, modes_kept
+from taskvec.extras import require
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+class Outcome(NamedTuple):
+    """What an objective finds on a batch.
+
+    Attributes:
+        loss: Mean over what counts in the batch; a scalar with a gradient.
+        correct: How many of what counts were predicted rightly; None: not known.
+    """
+
+    loss: Any
+    correct: Any = None
+
+
+Objective = Callable[[Any, Any], Any]  # module, batch → mean loss, or an `Outcome`
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What is trained or measured on.
+
+    Attributes:
+        items: Any sequence; only `len` and items by number are asked for.
+        collate: Puts items together into a batch: tensors in mappings, tuples and lists.
+        count: How much counts in a batch, such as its answer tokens or its images; the mean over
+            several batches is weighted by it.
+        unit: What is counted: `examples` or `tokens`.
+        identity: What it is, for the record: `n` and, if known, a digest.
+    """
+
+    items: Sequence[Any]
+    collate: Callable[[Sequence[Any]], Any]
+    count: Callable[[Any], int]
+    unit: str = "examples"
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to train. The defaults are those published for CLIP (see the module).
+
+    Attributes:
+        steps: Updates.
+        batch_size: Examples of a step, over all devices.
+        micro_batch: Examples that a device works on at once; None: all of its share. Smaller needs
+            less memory and gives the same mean gradient.
+        learning_rate: The peak.
+        weight_decay: Of AdamW, on everything that trains.
+        warmup_steps: None: 500, but at most a quarter of the steps.
+        clip: Largest norm of the gradient of everything that trains; longer ones are shortened.
+        seed: Of the order of the examples, and of dropout.
+        precision: `bfloat16` (weights stay float32, most arithmetic is bfloat16), `float32`, or
+            `auto`: bfloat16 on an accelerator that has it.
+        device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    micro_batch: int | None = None
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.1
+    warmup_steps: int | None = None
+    clip: float = 1.0
+    seed: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up."""
+        return min(500, self.steps // 4) if self.warmup_steps is None else self.warmup_steps
+
+
+class Found(NamedTuple):
+    """What a step found on its examples, before the update.
+
+    Attributes:
+        loss: Mean over what counted, in nats.
+        correct: Share that was predicted rightly; None: not known.
+        grad_norm: Of the gradient before it was clipped.
+        counted: How much counted.
+    """
+
+    loss: float
+    correct: float | None
+    grad_norm: float
+    counted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to compute: this process among those of one run.
+
+    Attributes:
+        device: Of torch.
+        bfloat16: Whether arithmetic is bfloat16 where autocast allows.
+        rank: Number of this process.
+        processes: How many there are, as `accelerate launch` starts them.
+    """
+
+    device: Any
+    bfloat16: bool
+    rank: int = 0
+    processes: int = 1
+
+    def total(self, tensor: Any) -> Any:
+        """Sum of a tensor over the processes."""
+        if self.processes == 1:
+            return tensor
+        return require("accelerate", "train").utils.reduce(tensor, "sum")
+
+    def totals(self, *numbers: float) -> list[float]:
+        """Sums of numbers over the processes."""
+        if self.processes == 1:
+            return list(numbers)
+        torch = require("torch", "train")
+        sums = self.total(torch.tensor(numbers, dtype=torch.float64, device=self.device))
+        return [float(number) for number in sums]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.processes > 1:
+            require("accelerate", "train").PartialState().wait_for_everyone()
+
+    def computing(self) -> Any:
+        """A context in which the model is asked."""
+        torch = require("torch", "train")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what cannot be meant.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    least: dict[str, tuple[float, bool]] = {  # and whether it may be that
+        "steps": (0, False),
+        "batch_size": (0, False),
+        "micro_batch": (0, False),
+        "learning_rate": (0, False),
+        "weight_decay": (0, True),
+        "warmup_steps": (0, True),
+        "clip": (0, False),
+    }
+    for name, (low, reached) in least.items():
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < low or (value == low and not reached):
+            wanted = f"at least {low}" if reached else f"above {low}"
+            raise UsageError(f"{name} must be {wanted}; got {value}")
+    if settings.warmup >= settings.steps:
+        raise UsageError(
+            f"warmup_steps must be less than the {settings.steps} steps; got {settings.warmup}"
+        )
+    if settings.precision not in PRECISIONS:
+        raise UsageError(
+            f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}; "
+            f"got {settings.precision!r}"
+        )
+
+
+def find_place(settings: Settings) -> Place:
+    """The device of this process; several processes are joined by accelerate.
+
+    Raises:
+        UsageError: there is no such device, or the batch cannot be shared out.
+    """
+    torch = require("torch", "train")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = 0
+    if processes > 1:
+        state = require("accelerate", "train").PartialState(cpu=settings.device == "cpu")
+        device, rank = state.device, state.process_index
+        if settings.batch_size % processes:
+            raise UsageError(
+                f"batch_size must be a multiple of the {processes} processes; "
+                f"got {settings.batch_size}"
+            )
+    else:
+        device = find_device(settings.device)
+    narrow = settings.precision == "bfloat16"
+    if settings.precision == "auto" and device.type != "cpu":
+        narrow = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return Place(device, narrow, rank, processes)
+
+
+def learning_rate_at(step: int, settings: Settings) -> float:
+    """The learning rate of a step, counted from 0; see the module.
+
+    >>> settings = Settings(steps=10, warmup_steps=4, learning_rate=1.0)
+    >>> [round(learning_rate_at(step, settings), 3) for step in (0, 3, 4, 7, 9)]
+    [0.25, 1.0, 1.0, 0.5, 0.067]
+    """
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    share = (step - settings.warmup) / (settings.steps - settings.warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def drawn(step: int, count: int, settings: Settings) -> list[int]:
+    """The examples of a step: the next of an endless row of shuffled rounds through all of them.
+
+    Args:
+        step: From 0.
+        count: How many examples there are.
+        settings: Batch size and seed.
+    """
+    first = step * settings.batch_size
+    rounds = range(first // count, (first + settings.batch_size - 1) // count + 1)
+    orders = [np.random.default_rng([settings.seed, turn]).permutation(count) for turn in rounds]
+    start = first - rounds[0] * count
+    return [int(i) for i in np.concatenate(orders)[start : start + settings.batch_size]]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a run that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def make_optimizer(trained: Mapping[str, Any], settings: Settings) -> Any:
+    """AdamW over parameters by name."""
+    torch = require("torch", "train")
+    return torch.optim.AdamW(
+        list(trained.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+
+
+def find_gradient(
+    module: Any,
+    parameters: Sequence[Any],
+    objective: Objective,
+    examples: Examples,
+    settings: Settings,
+    place: Place,
+    step: int,
+) -> Found:
+    """The gradient of a step, clipped, in the parameters; no weight is changed.
+
+    Args:
+        module: Of torch, on the device of `place`, in training mode.
+        parameters: What trains.
+        objective: From module and batch to mean loss, or an `Outcome`.
+        examples: What is trained on.
+        settings: How.
+        place: Where.
+        step: From 0.
+
+    Raises:
+        TaskvecError: the loss or the gradient is not finite, or memory ran out.
+        UsageError: the loss does not depend on what trains.
+    """
+    torch = require("torch", "train")
+    rows = drawn(step, len(examples.items), settings)[place.rank :: place.processes]
+    size = settings.micro_batch or len(rows)
+    for parameter in parameters:
+        parameter.grad = None
+    with memory_told(step, size, place), _seeded(settings, step, place):
+        loss, correct, count = _gradient(module, objective, examples, rows, size, place)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = place.total(parameter.grad)
+        _check_finite(step, "loss", loss)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip).item()
+        _check_finite(step, "norm of the gradient", norm)
+    return Found(loss, correct, norm, count)
+
+
+def change_weights(optimizer: Any, step: int, settings: Settings) -> float:
+    """Change the weights by the gradient that was found; returns the learning rate."""
+    rate = learning_rate_at(step, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return rate
+
+
+def _gradient(
+    module: Any,
+    objective: Objective,
+    examples: Examples,
+    rows: Sequence[int],
+    size: int,
+    place: Place,
+) -> tuple[float, float | None, int]:
+    """Add the gradient of the mean loss of a batch to the parameters; loss, share right, count."""
+    batches = [
+        examples.collate([examples.items[i] for i in rows[at : at + size]])
+        for at in range(0, len(rows), size)
+    ]
+    counts = [examples.count(batch) for batch in batches]
+    (count,) = place.totals(sum(counts))
+    total, right, is_known = 0.0, 0.0, True
+    for batch, mine in zip(batches, counts, strict=True):
+        if mine == 0:
+            continue
+        outcome = _outcome(module, objective, batch, place)
+        if not outcome.loss.requires_grad:
+            raise UsageError("the loss does not depend on any parameter that trains")
+        (outcome.loss * (mine / count)).backward()
+        total += outcome.loss.item() * mine
+        is_known = is_known and outcome.correct is not None
+        right += 0 if outcome.correct is None else float(outcome.correct)
+    total, right = place.totals(total, right)
+    return total / max(count, 1), right / max(count, 1) if is_known else None, int(count)
+
+
+def _outcome(module: Any, objective: Objective, batch: Any, place: Place) -> Outcome:
+    batch = require("accelerate", "train").utils.send_to_device(batch, place.device)
+    with place.computing():
+        found = objective(module, batch)
+    return found if isinstance(found, Outcome) else Outcome(found)
+
+
+def measure(
+    module: Any, objective: Objective, examples: Examples, settings: Settings, place: Place
+) -> tuple[float, float | None]:
+    """Mean loss and share predicted rightly over all examples; the module is left in its mode.
+
+    Every process measures everything, so that all know the same.
+    """
+    torch = require("torch", "train")
+    size = settings.micro_batch or settings.batch_size
+    total, right, count = 0.0, 0.0, 0
+    is_known = True
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        for at in range(0, len(examples.items), size):
+            stop = min(at + size, len(examples.items))
+            batch = examples.collate([examples.items[i] for i in range(at, stop)])
+            mine = examples.count(batch)
+            if mine == 0:
+                continue
+            outcome = _outcome(module, objective, batch, place)
+            total += float(outcome.loss) * mine
+            is_known = is_known and outcome.correct is not None
+            right += 0.0 if outcome.correct is None else float(outcome.correct)
+            count += mine
+    return total / max(count, 1), right / max(count, 1) if is_known else None
+
+
+def set_training(module: Any) -> None:
+    """Training mode, but for layers with running statistics."""
+    module.train()
+    for part in module.modules():
+        if getattr(part, "running_mean", None) is not None:
+            part.eval()
+
+
+@contextlib.contextmanager
+def _seeded(settings: Settings, step: int, place: Place) -> Iterator[None]:
+    """A step's own random numbers; those of the caller are left as they are."""
+    torch = require("torch", "train")
+    is_accelerator = place.device.type == "cuda"
+    seeds = np.random.SeedSequence([settings.seed, step, place.rank]).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[place.device] if is_accelerator else []):
+        torch.manual_seed(int(seeds[0] >> np.uint64(1)))
+        yield
+
+
+@contextlib.contextmanager
+def memory_told(step: int, size: int, place: Place) -> Iterator[None]:
+    """Tell that memory ran out, and what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        told = require("accelerate", "train").utils.memory.should_reduce_batch_size
+        if not isinstance(error, MemoryError) and not told(error):
+            raise
+        raise TaskvecError(
+            f"step {step + 1}: out of memory on {place.device} with {size} examples at once; "
+            f"give a smaller --micro-batch, such as {max(size // 2, 1)}: the steps stay the same"
+        ) from error
+
+
+def _check_finite(step: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise TaskvecError(
+            f"step {step + 1}: the {what} is {value}; the weights are left as they were before "
+            "this step; try a smaller learning rate, or look at the data of this step"
+        )
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until what is done here is whole."""
+    if threading.current_thread() is not threading.main_thread():  # they do not reach others
+        yield
+        return
+    came: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    handlers = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

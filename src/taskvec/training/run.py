@@ -1,0 +1,319 @@
+"""A run of training: the loop, with its folder, its validation and its vector."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskvec.checkpoints.fingerprint import chunk_digests, fingerprint, tensor_digest
+from taskvec.checkpoints.locking import locked
+from taskvec.checkpoints.memory import dtype_of, stored
+from taskvec.errors import DataError, UsageError
+from taskvec.evaluation.model import modes_kept
+from taskvec.extras import require
+from taskvec.training import folder
+from taskvec.training.loop import (
+    Examples,
+    Found,
+    Objective,
+    Place,
+    Settings,
+    change_weights,
+    check_settings,
+    find_gradient,
+    find_place,
+    held,
+    make_optimizer,
+    measure,
+    memory_told,
+    set_training,
+)
+from taskvec.training.rows import rows_kept
+from taskvec.training.selection import Selection
+
+_ROUNDING_ONLY = ("device", "micro_batch")  # a run may go on with others of these
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is written, and when.
+
+    Attributes:
+        out: Folder; None: nothing is written.
+        force: Whether whatever is in it is removed.
+        save_every: Steps between two states to go on from.
+        validate_every: Steps between two validations; None: before the first step and at the end.
+        saves_model: Whether the trained model is written beside the vector, as a folder.
+        tensorboard: Whether events for TensorBoard are written too.
+        tell: Called with every record, as it stands in the metrics, and the number of steps.
+        say: Called with lines for people: what trains, and what they should know.
+    """
+
+    out: Path | None = None
+    force: bool = False
+    save_every: int = 100
+    validate_every: int | None = None
+    saves_model: bool = False
+    tensorboard: bool = False
+    tell: Callable[[Record, int], object] = lambda record, steps: None
+    say: Callable[[str], object] = lambda text: None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is trained, on what.
+
+    Attributes:
+        module: Of torch; trained in place.
+        selection: What trains of it.
+        objective: From module and batch to mean loss, or an `Outcome`.
+        examples: What is trained on.
+        validation: What the loss is measured on besides; None: nothing.
+        told: What else a result depends on, for `run.json`; JSON types.
+    """
+
+    module: Any
+    selection: Selection
+    objective: Objective
+    examples: Examples
+    validation: Examples | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The parameters that train, by name."""
+        return {name: self.module.get_parameter(name) for name in self.selection.names}
+
+
+def run_training(
+    job: Job,
+    settings: Settings,
+    output: Output,
+    finish: Callable[[Path], Mapping[str, Any]] = lambda out: {},
+) -> list[Record]:
+    """Train a module in place, and keep what is needed to go on and to look back.
+
+    The state that is saved when Ctrl-C comes is that after a whole step.
+
+    Args:
+        job: What is trained, on what.
+        settings: How.
+        output: What is written.
+        finish: Writes into the folder what comes of a finished run; returns what `run.json` says.
+
+    Returns:
+        A record per step and per validation, also of the steps of an earlier, interrupted run.
+
+    Raises:
+        UsageError: a setting cannot be meant, or what trains is too coarse.
+        DataError: there is nothing to train on.
+        OutputError: the folder is occupied, holds another run, or cannot be written.
+        TaskvecError: a loss is not finite, or memory ran out; the state saved before is kept.
+    """
+    place = check_job(job, settings)
+    job.module.to(place.device)
+    optimizer = make_optimizer(job.trained, settings)
+    out, is_first = output.out, place.rank == 0
+    with (
+        modes_kept(job.module),
+        rows_kept(job.module, job.selection) as put_back,
+        locked(out) if out and is_first else nullcontext(),
+    ):
+        done = 0
+        if out is not None:
+            if is_first:
+                _begin(job, settings, output, place)
+            place.wait()
+            done = folder.load_state(out, job.trained, optimizer)
+
+        def update(step: int) -> float:
+            rate = change_weights(optimizer, step, settings)
+            put_back()
+            return rate
+
+        with closing(Log(output, done, settings.steps, writes=is_first)) as log:
+            saves = out is not None and is_first
+            try:
+                for step in _steps(job, settings, output, update, place, log):
+                    if saves and (step % output.save_every == 0 or step == settings.steps):
+                        _save(job, output, optimizer, log)
+            except KeyboardInterrupt:
+                if saves:
+                    _save(job, output, optimizer, log)
+                raise
+            if out is not None and saves:
+                _finish(job, out, log, finish)
+            return log.records
+
+
+def _finish(job: Job, out: Path, log: Log, finish: Callable[[Path], Mapping[str, Any]]) -> None:
+    """Write what comes of the run, unless that is done; keep the weights without moments."""
+    told = folder.begun(out)
+    if "result" in told:
+        return
+    last = {key: record[key] for record in log.records for key in record}
+    folder.note(out, told | {"about": finish(out), "result": last})
+    folder.save_state(out, job.trained, None, log.done)
+
+
+def check_job(job: Job, settings: Settings) -> Place:
+    """Refuse what cannot be meant; where to compute."""
+    check_settings(settings)
+    for role, examples in (("training", job.examples), ("validation", job.validation)):
+        if examples is not None and not len(examples.items):
+            raise DataError(f"there are no examples for {role}; look at the data")
+    for name, parameter in job.trained.items():
+        kind = str(parameter.dtype).removeprefix("torch.")
+        if kind not in ("float32", "float64"):
+            raise UsageError(
+                f"parameter {name!r} is {kind}, in which small steps are lost; load the model in "
+                "float32 (arithmetic can be bfloat16 all the same: precision)"
+            )
+    return find_place(settings)
+
+
+def _steps(
+    job: Job,
+    settings: Settings,
+    output: Output,
+    update: Callable[[int], float],
+    place: Place,
+    log: Log,
+) -> Iterator[int]:
+    """Train; yields the number of steps done after each, when it is validated too."""
+    parameters = list(job.trained.values())
+    every = output.validate_every or settings.steps
+    while log.done < settings.steps:
+        if log.done % every == 0:
+            _validate(job, settings, place, log)
+        set_training(job.module)
+        started, step = time.perf_counter(), log.done
+        found = find_gradient(
+            job.module, parameters, job.objective, job.examples, settings, place, step
+        )
+        with held(), memory_told(step, settings.micro_batch or settings.batch_size, place):
+            rate = update(step)
+            seconds = time.perf_counter() - started
+            log.add(_record(step + 1, found, rate, seconds, job.examples.unit))
+        yield log.done
+    _validate(job, settings, place, log)
+
+
+def _record(step: int, found: Found, rate: float, seconds: float, unit: str) -> Record:
+    record: dict[str, Any] = {"step": step, "loss": found.loss}
+    if found.correct is not None:
+        record["accuracy"] = found.correct
+    told = {"lr": rate, "grad_norm": found.grad_norm, unit: found.counted}
+    return record | told | {"seconds": round(seconds, 6)}
+
+
+def _validate(job: Job, settings: Settings, place: Place, log: Log) -> None:
+    """Measure the validation loss, unless that was done before an interruption."""
+    if job.validation is None or log.is_validated:
+        return
+    loss, correct = measure(job.module, job.objective, job.validation, settings, place)
+    record: dict[str, Any] = {"step": log.done, "validation_loss": loss}
+    log.add(record if correct is None else record | {"validation_accuracy": correct})
+
+
+def _begin(job: Job, settings: Settings, output: Output, place: Place) -> None:
+    """Make the folder or take it up; write what is known of the run."""
+    assert output.out is not None
+    told = {key: value for key, value in asdict(settings).items() if key not in _ROUNDING_ONLY}
+    told |= {
+        "warmup_steps": settings.warmup,
+        "precision": "bfloat16" if place.bfloat16 else "float32",
+        "data": dict(job.examples.identity) | {"n": len(job.examples.items)},
+        "start_weights": start_fingerprint(job.module),
+        **job.told,
+    }
+    folder.begin(output.out, told, force=output.force)
+    folder.keep_lines(output.out, folder.stored_steps(output.out))
+
+
+def start_fingerprint(module: Any) -> str:
+    """Fingerprint of a module's parameters."""
+    digests, described = {}, {}
+    for name, parameter in module.named_parameters():
+        tensor = parameter.detach().cpu().contiguous()
+        digests[name] = tensor_digest([chunk_digests(stored(tensor).reshape(-1))])
+        described[name] = (dtype_of(name, tensor, "module").name, tuple(tensor.shape))
+    return fingerprint(digests, described)
+
+
+def _save(job: Job, output: Output, optimizer: Any, log: Log) -> None:
+    assert output.out is not None
+    log.sync()
+    folder.save_state(output.out, job.trained, optimizer, log.done)
+
+
+class Log:
+    """The records of a run, in memory and in its folder.
+
+    Attributes:
+        records: All of them.
+        done: Steps done.
+        steps: Steps in all.
+    """
+
+    def __init__(self, output: Output, done: int, steps: int, *, writes: bool) -> None:
+        """Take up the records up to a step.
+
+        Args:
+            output: Where they go.
+            done: Steps done.
+            steps: Steps in all.
+            writes: Whether this process writes them.
+        """
+        self.done, self.steps = done, steps
+        self.tell = output.tell
+        self.records: list[Record] = []
+        self._file = self._board = None
+        if output.out is not None:
+            self.records += folder.read_metrics(output.out)
+            if writes:
+                self._file = (output.out / folder.METRICS).open("a", encoding="utf-8")
+                if output.tensorboard:
+                    self._board = _board(output.out, done)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether there is a validation after the last step."""
+        last = [record for record in self.records if record["step"] == self.done]
+        return any("validation_loss" in record for record in last)
+
+    def add(self, record: Record) -> None:
+        """A record of a step, or of a validation."""
+        self.done = record["step"]
+        self.records.append(record)
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for key in record.keys() - {"step"}:
+                self._board.add_scalar(key, record[key], self.done)
+        self.tell(record, self.steps)
+
+    def sync(self) -> None:
+        """Put the records on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the files."""
+        for each in (self._file, self._board):
+            if each is not None:
+                each.close()
+
+
+def _board(out: Path, done: int) -> Any:
+    board = require("torch.utils.tensorboard", "train")
+    return board.SummaryWriter(out / "tensorboard", purge_step=done + 1)
