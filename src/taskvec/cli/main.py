@@ -29,6 +29,7 @@ VERBS = {
     "import": "turn a mergekit configuration into a recipe; say what differs",
     "eval": "measure what models can do, side by side, with intervals",
     "finetune": "train part of a model; what changed is a task vector",
+    "disentangle": "measure how task vectors interact, add up and can be taken away",
     "verify": "check a merged folder against its manifest",
     "methods": "list the methods and their parameters",
     "zoo": "the tiny models that ship with taskvec: list, copy",

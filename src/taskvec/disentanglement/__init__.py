@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     )
     from taskvec.disentanglement.negation import Negation, task_negation
     from taskvec.disentanglement.tangent import Departure, linearised, linearity
-    from taskvec.disentanglement.tasks import Task, classification, language
+    from taskvec.disentanglement.tasks import Task, classification
+    from taskvec.disentanglement.texts import language
 
 _HOMES = {
     "Addition": "addition",
@@ -29,7 +30,7 @@ _HOMES = {
     "classification": "tasks",
     "coefficients": "error",
     "disentanglement_error": "error",
-    "language": "tasks",
+    "language": "texts",
     "linearised": "tangent",
     "linearity": "tangent",
     "task_addition": "addition",

@@ -95,6 +95,26 @@ def test_every_token_of_a_text_counts_once(model: Model) -> None:
     np.testing.assert_array_equal(counts.of, [len(tokens(model, text)) for text in TEXTS])
 
 
+def test_answers_of_conversations_count_with_their_end(model: Model) -> None:
+    talks = [
+        (("user", "ab+c"), ("assistant", "x1"), ("user", "d"), ("assistant", "y")),
+        (("user", "a longer question"), ("assistant", "z")),
+    ]
+    (rows,) = language("math", talks, model.encoder).run(model.module)
+    assert rows.labels is not None
+    told = {i: rows.labels[rows.examples == i] for i in range(2)}
+    # The zoo's template puts a line break behind an answer; nothing ends a turn, so that the end
+    # of the sequence is added behind the last.
+    expected = [tokens(model, "x1\n") + tokens(model, "y\n") + [2], [*tokens(model, "z\n"), 2]]
+    assert [told[i].tolist() for i in range(2)] == expected
+    whole = tokens(model, "Q: ab+c\nA: x1\nQ: d\nA: y\n")
+    with torch.no_grad():
+        logits = model.module(input_ids=torch.tensor([whole])).logits[0]
+    places = [*range(10, 13), *range(21, 24)]
+    mine = rows.logits[torch.tensor(rows.examples == 0)]
+    torch.testing.assert_close(mine, logits[places], rtol=1e-4, atol=1e-4)
+
+
 def test_error_is_of_positions_with_intervals_over_texts(
     model: Model, fine_tunes: dict[str, dict[str, Any]]
 ) -> None:
@@ -148,9 +168,11 @@ def refused(model: Model, texts: list[Any]) -> Task:
 
 
 def test_refuses_texts_that_are_none(model: Model) -> None:
-    with pytest.raises(DataError, match="data of task 'math' are empty; give texts alone"):
+    with pytest.raises(DataError, match="data of task 'math' are empty; give texts of one kind"):
         refused(model, [])
-    with pytest.raises(DataError, match="'math' mix texts and pairs of prompt and answer"):
+    with pytest.raises(DataError, match="'math' mix pairs and texts; give texts of one kind"):
         refused(model, ["text", ("prompt", "answer")])
+    with pytest.raises(DataError, match="text 0 has 209 tokens, the model's context is 128"):
+        refused(model, [(("user", "a" * 200), ("assistant", "b"))])
     with pytest.raises(DataError, match="data of task 'math': text 1 is empty"):
         refused(model, ["text", ""])
