@@ -108,7 +108,7 @@ def test_names_of_older_checkpoints_and_buffers(name):
         "model.layers.0.block_sparse_moe.experts.0.w4.weight",
         "model.encoder.layers.0.self_attn.q_proj.weight",  # BART
         "layers.0.attn.qkv.weight",
-        "blocks.0.attn.qkv.weight",  # timm
+        "stages.0.blocks.0.attn.qkv.weight",  # hierarchical ones of timm
         "visual.layer1.0.conv1.weight",  # CLIP's ResNet
         "encoder.layer.0.attn.query.weight",
         "layer_scale1.lambda1",
@@ -222,7 +222,7 @@ def test_importing_it_imports_nothing_heavy():
         ("model.norm.weight", None, None),
         ("visual.ln_pre.weight", None, None),
         ("lm_head.weight", None, None),
-        ("blocks.3.attn.qkv.weight", None, None),
+        ("layers.3.attn.qkv.weight", None, None),
     ],
 )
 def test_the_layer_of_a_tensor(name, module, block):

@@ -414,6 +414,37 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
             _Row(rf"final_layer_norm{_WB}", "final_norm"),
         ),
     ),
+    # BLOOM (on disk without a root) and Falcon, whose blocks differ in norms alone.
+    _Family(
+        roots=(("model", r"(?:transformer\.)?"),),
+        blocks="h",
+        inside=(
+            _Row(rf"self_attention\.query_key_value{_WB}", "attention", "qkv"),
+            _Row(rf"self_attention\.dense{_WB}", "attention", "o"),
+            _Row(rf"mlp\.dense_h_to_4h{_WB}", "mlp", "up"),
+            _Row(rf"mlp\.dense_4h_to_h{_WB}", "mlp", "down"),
+            _Row(rf"(?:(?:input|post_attention)_layernorm|ln_attn|ln_mlp){_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"word_embeddings\.weight", "embedding"),
+            _Row(rf"word_embeddings_layernorm{_WB}", "norm"),
+        ),
+    ),
+    # MPT.
+    _Family(
+        roots=(("model", r"(?:transformer\.)?"),),
+        blocks="blocks",
+        inside=(
+            _Row(rf"attn\.Wqkv{_WB}", "attention", "qkv"),
+            _Row(rf"attn\.out_proj{_WB}", "attention", "o"),
+            _Row(rf"attn\.q_ln{_WB}", "norm", "q"),
+            _Row(rf"attn\.k_ln{_WB}", "norm", "k"),
+            _Row(rf"ffn\.up_proj{_WB}", "mlp", "up"),
+            _Row(rf"ffn\.down_proj{_WB}", "mlp", "down"),
+            _Row(rf"norm_[12]{_WB}", "norm"),
+        ),
+        outside=(_Row(rf"norm_f{_WB}", "final_norm"),),
+    ),
     # T5: version 1.0 (wi), version 1.1 and Flan (wi_0, wi_1), encoder alone, classifier (root
     # transformer). Before OPT, whose bare decoder.embed_tokens and decoder.final_layer_norm.weight
     # are also T5's: they get T5's tower, which changes no layer.
@@ -556,6 +587,34 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
             _Row(rf"head\.(?:attention\.out_proj|layernorm|mlp\.fc1|mlp\.fc2){_WB}", "head"),
         ),
     ),
+    # ViT as timm names it (DINOv2's own code too), alone and as the vision tower of open_clip.
+    _Family(
+        roots=(("vision", r"visual\.trunk\."), ("model", "")),
+        blocks="blocks",
+        inside=(
+            _Row(rf"attn\.qkv{_WB}", "attention", "qkv"),
+            _Row(rf"attn\.proj{_WB}", "attention", "o"),
+            _Row(rf"attn\.q_norm{_WB}", "norm", "q"),
+            _Row(rf"attn\.k_norm{_WB}", "norm", "k"),
+            _Row(r"ls1\.gamma", "attention", "scale"),
+            _Row(rf"mlp\.(?:fc1|fc1_x){_WB}", "mlp", "up"),
+            _Row(rf"mlp\.fc1_g{_WB}", "mlp", "gate"),
+            _Row(rf"mlp\.w12{_WB}", "mlp", "gate_up"),
+            _Row(rf"mlp\.(?:fc2|w3){_WB}", "mlp", "down"),
+            _Row(r"ls2\.gamma", "mlp", "scale"),
+            _Row(rf"(?:norm[12]|attn\.norm|mlp\.norm){_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"cls_token|dist_token|reg_token|register_tokens|mask_token", "embedding"),
+            _Row(r"pos_embed", "embedding"),
+            _Row(rf"patch_embed\.proj{_WB}", "embedding"),
+            _Row(rf"norm_pre{_WB}", "norm"),
+            _Row(rf"(?:norm|fc_norm){_WB}", "final_norm"),
+            _Row(rf"(?:head|head_dist){_WB}", "head"),
+            _Row(r"attn_pool\.(?:latent|pos_embed)", "head"),
+            _Row(rf"attn_pool\.(?:q|kv|proj|q_norm|k_norm|norm|mlp\.fc1|mlp\.fc2){_WB}", "head"),
+        ),
+    ),
     # CLIP with a vision transformer as OpenAI and open_clip name it; the root text is open_clip's
     # CustomTextCLIP.
     _Family(
@@ -578,6 +637,7 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
             _Row(rf"ln_pre{_WB}", "norm"),
             _Row(rf"ln_post{_WB}", "final_norm"),
             _Row(r"proj", "head"),
+            _Row(rf"head\.(?:proj|mlp\.fc1|mlp\.fc2){_WB}", "head"),  # behind a tower of timm
             _Row(r"attn_pool\.(?:query|attn\.(?:in|q|k|v)_proj_(?:weight|bias))", "head"),
             _Row(rf"attn_pool\.(?:attn\.out_proj|ln_q|ln_k){_WB}", "head"),
         ),

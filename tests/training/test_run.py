@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from taskvec.errors import CheckpointError, DataError, OutputError, TaskvecError, UsageError
-from taskvec.training.finetune import finetune
+from taskvec.training.api import finetune
 from taskvec.training.loop import Examples, Outcome, Settings, drawn, learning_rate_at
 from taskvec.training.run import Output
 

@@ -14,7 +14,7 @@ from taskvec.cli import common
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.training.finetune import Finetuned
+    from taskvec.training.api import Finetuned
 
 # Flags that are settings of the same name, and how they are read.
 _SETTINGS: Mapping[str, tuple[type, str, str]] = {
@@ -66,6 +66,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--context", type=int, metavar="N", help="most tokens of an example")
     data.add_argument("--truncate", action="store_true", help="cut longer ones, at the end")
     data.add_argument("--image-size", type=int, metavar="PX", help="height and width of images")
+    head = parser.add_argument_group("head of a classifier")
+    head.add_argument(
+        "--head",
+        choices=("own", "probe", "zero-shot"),
+        help="the model's own; a linear probe, fitted first; CLIP's, from the names of the classes "
+        "(its own if it has one, or else a probe)",
+    )
+    head.add_argument(
+        "--pool", help="cls | mean | last | pooler: of features (texts: mean; images: cls)"
+    )
+    head.add_argument(
+        "--template",
+        metavar="TEXT",
+        action="append",
+        help="of a zero-shot head, {} is the class; repeatable ('a photo of a {}.')",
+    )
     training = parser.add_argument_group("training")
     for name, (kind, metavar, text) in _SETTINGS.items():
         training.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
@@ -93,8 +109,9 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     fields = dict(_pair(text) for text in (args.fields or "").split(",") if text)
 
+    from taskvec.training.api import finetune
     from taskvec.training.data import Reading
-    from taskvec.training.finetune import finetune
+    from taskvec.training.heads import TEMPLATES
     from taskvec.training.loop import is_first_process
     from taskvec.training.models import Asking
     from taskvec.training.run import Output
@@ -114,7 +131,12 @@ def run(args: argparse.Namespace) -> int:
             settings=settings,
             reading=Reading(args.format, fields, args.limit, args.seed or 0),
             asking=Asking(
-                Fitting(args.context, args.truncate), args.image_size, args.label_smoothing
+                Fitting(args.context, args.truncate),
+                args.image_size,
+                args.label_smoothing,
+                args.head,
+                args.pool,
+                tuple(args.template or TEMPLATES),
             ),
             output=Output(
                 out=Path(args.out).expanduser(),

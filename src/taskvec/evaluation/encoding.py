@@ -128,19 +128,31 @@ def open_encoder(folder: Path, where: str) -> Encoder:
     Raises:
         CheckpointError: it has no config or no tokenizer that can be read.
     """
-    transformers = require("transformers", "eval")
     config, generation = _json(folder / "config.json", where), {}
     if (folder / "generation_config.json").is_file():
         generation = _json(folder / "generation_config.json", where)
+    return make_encoder(open_tokenizer(folder, where), config, generation, where)
+
+
+def open_tokenizer(folder: Path, where: str) -> Any:
+    """The tokenizer of a model folder, of transformers.
+
+    Args:
+        folder: In Hugging Face layout; the network is never asked.
+        where: The model, for messages.
+
+    Raises:
+        CheckpointError: it has none that can be read.
+    """
+    transformers = require("transformers", "eval")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever its many tokenizers raise
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{where}: has no tokenizer that can be read: {text}; "
             "put the tokenizer files of its base model beside the weights"
         ) from error
-    return make_encoder(tokenizer, config, generation, where)
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:

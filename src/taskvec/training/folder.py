@@ -48,12 +48,15 @@ def refuse_overlap(out: Path, inputs: Sequence[Path]) -> None:
             raise OutputError(f"{out}: overlaps the input {path}; write somewhere else")
 
 
-def begin(out: Path, settings: Mapping[str, Any], *, force: bool) -> None:
+def begin(
+    out: Path, settings: Mapping[str, Any], files: Mapping[str, bytes], *, force: bool
+) -> None:
     """Make the folder, or take up the run of the same settings that is in it.
 
     Args:
         out: The folder.
         settings: All that the result depends on; JSON types.
+        files: Put into a new folder, by name.
         force: Whether whatever is there is removed.
 
     Raises:
@@ -66,6 +69,9 @@ def begin(out: Path, settings: Mapping[str, Any], *, force: bool) -> None:
         refuse_occupied(out, force=force)
         out.mkdir(parents=True, exist_ok=True)
         told = {"settings": dict(settings)}
+        for name, content in files.items():
+            with _told(out, f"{name} was written"):
+                write_whole(out / name, content)
         note(out, told)
     differing = _differing(told.get("settings", {}), json.loads(json.dumps(settings)))
     if differing:

@@ -6,6 +6,7 @@ The factors B and A are what trains: W stays as it is, and τ = (α/r) B A.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,9 @@ def add_lora(
         target_modules=[name.removesuffix(".weight") for name in chosen.names],
         fan_in_fan_out=transposed == {True},
     )
-    model = peft.get_peft_model(module, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, at what PEFT asks it
+        model = peft.get_peft_model(module, config)
     parameters = dict(model.named_parameters())
     names = tuple(name for name, parameter in parameters.items() if parameter.requires_grad)
     sizes = {name: prod(parameter.shape) for name, parameter in parameters.items()}
@@ -87,8 +90,7 @@ def _check_target(module: nn.Module, name: str, chosen: Selection) -> None:
     is_inside = is_multihead(module.get_submodule(whole_of(module, name)))
     if not name.endswith(".weight") or is_inside or not is_linear(module, name):
         raise ParameterError(
-            f"lora: {name!r} is no weight of a linear layer that PEFT wraps "
-            f"({'of nn.MultiheadAttention' if is_inside else 'as named'}); "
+            f"lora: {name!r} is no weight of a linear layer that PEFT can put factors on; "
             "train it without lora"
         )
 

@@ -6,16 +6,21 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taskvec.checkpoints.hub import fetch, hub_name
 from taskvec.errors import CheckpointError, DataError, UsageError
-from taskvec.evaluation.encoding import Encoder, make_encoder, open_encoder
+from taskvec.evaluation.encoding import Encoder, make_encoder, open_encoder, open_tokenizer
+from taskvec.evaluation.model import modes_kept, without_bars
 from taskvec.extras import require
 from taskvec.training.data import Classified, Conversations, Data, Documents
+from taskvec.training.heads import TEMPLATES, Classifier, ImageTower, linear_probe, zero_shot_head
 from taskvec.training.images import Preparation, preparation_of
-from taskvec.training.loop import Examples, Objective
+from taskvec.training.loop import Examples, Objective, Settings, find_place
 from taskvec.training.objectives import classifying, predicting_tokens
 from taskvec.training.tokens import (
     Fitting,
@@ -25,6 +30,8 @@ from taskvec.training.tokens import (
     window_rows,
 )
 
+HEADS = ("own", "probe", "zero-shot")
+HEAD = "head.safetensors"  # in the folder of a run: weight and bias of a head that was made here
 _OWN_HEADS = {"text": "ForSequenceClassification", "image": "ForImageClassification"}
 
 
@@ -36,11 +43,23 @@ class Asking:
         fitting: Of texts.
         image_size: Height and width of images; None: what the model expects.
         label_smoothing: Share of the target that is spread evenly.
+        head: Of a classifier: `own` (the checkpoint's), `probe` (a linear one, fitted to features
+            first), `zero-shot` (of CLIP, from the names of the classes); None: its own if it has
+            one for these classes, or else a probe.
+        pool: How features become one vector, see `taskvec.training.heads`; None: the mean over
+            tokens of texts, the first token of images.
+        templates: Of a zero-shot head, with `{}` for the name of the class.
+        probe_examples: Most examples that a probe is fitted to, the first of the data in the order
+            of the seed.
     """
 
     fitting: Fitting = Fitting()
     image_size: int | None = None
     label_smoothing: float = 0.0
+    head: str | None = None
+    pool: str | None = None
+    templates: tuple[str, ...] = TEMPLATES
+    probe_examples: int = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +75,7 @@ class Opened:
         notes: What people should know.
         start: What a vector starts from: the folder, or None for the core's own weights.
         freezes_head: Whether the model's own head stays as it is though everything trains.
+        files: What is put into the folder of a run, to go on with the same.
     """
 
     core: Any
@@ -66,6 +86,7 @@ class Opened:
     notes: list[str] = field(default_factory=list)
     start: Path | None = None
     freezes_head: bool = False
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def find_folder(model: str | os.PathLike[str]) -> Path:
@@ -153,8 +174,6 @@ def load(folder: Path, where: str, kind: str, **options: Any) -> Any:
         CheckpointError: transformers cannot load it as that.
     """
     torch, transformers = require("torch", "train"), require("transformers", "train")
-    from taskvec.evaluation.model import without_bars
-
     try:
         with without_bars(transformers), torch.random.fork_rng(devices=[]):
             module = getattr(transformers, kind).from_pretrained(
@@ -182,31 +201,127 @@ def has_own_head(config: Mapping[str, Any], data: Classified) -> bool:
 
 
 def open_classifier(
-    model: str | os.PathLike[str], data: Classified, head: Any, asking: Asking
+    model: str | os.PathLike[str],
+    data: Classified,
+    asking: Asking,
+    *,
+    head: Any = None,
+    made: Path | None = None,
+    settings: Settings = Settings(),
 ) -> Opened:
     """A classifier of texts or images from a folder.
 
     Args:
         model: A folder or a name on the hub.
         data: What is trained on; says the kind and the classes.
-        head: From features to logits, frozen; None: the checkpoint's own, or else a linear probe
-            that is fitted to the features of the data first.
-        asking: How it is asked.
+        asking: How it is asked, and what head it has.
+        head: A module from features to logits, instead.
+        made: File of a head that an earlier run made; taken if it is there.
+        settings: Seed and device for fitting a probe.
+
+    Raises:
+        UsageError: there is no such head.
+        CheckpointError: it cannot be loaded.
     """
     where = os.fspath(model)
     folder = find_folder(model)
     config = read_config(folder, where)
     notes: list[str] = []
     encode = _encoding(folder, where, config, data, asking, notes)
+    kind = asking.head
+    if kind is None:
+        kind = "own" if has_own_head(config, data) else "probe"
     told = {"kind": f"classifier of {data.kind}s", **_told(asking), "classes": list(data.classes)}
     objective = classifying(asking.label_smoothing)
-    if head is None and has_own_head(config, data):
+    if head is None and kind == "own":
+        if not has_own_head(config, data):
+            raise UsageError(
+                f"{where}: has no head of its own for {len(data.classes)} classes of {data.kind}s; "
+                "take probe"
+            )
         core = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind]}")
-        told["head"] = "its own"
+        notes.append("the head is the model's own, frozen")
         return Opened(
-            core, lambda core: core, objective, encode, told, notes, folder, freezes_head=True
+            core,
+            lambda core: core,
+            objective,
+            encode,
+            told | {"head": "own"},
+            notes,
+            folder,
+            freezes_head=True,
         )
-    raise UsageError(f"{where}: has no head for these {len(data.classes)} classes; give one")
+    core = load(folder, where, "AutoModel")
+    pool = asking.pool or {"text": "mean", "image": "cls"}[data.kind]
+    files = {}
+    if head is not None:
+        kind = "given"
+    elif made is not None and made.is_file():
+        core, pool = (ImageTower(core), "embed") if kind == "zero-shot" else (core, pool)
+        head = _stored_head(made)
+    elif kind == "zero-shot":
+        tokenizer = open_tokenizer(folder, where)
+        head = zero_shot_head(core, tokenizer, data.classes, asking.templates)
+        core, pool = ImageTower(core), "embed"
+        told["templates"] = list(asking.templates)
+        notes.append(f"the head is zero-shot, from {len(data.classes)} names of classes")
+    elif kind == "probe":
+        head, note = _fitted_probe(core, pool, encode(data), data, asking, settings)
+        notes.append(note)
+    else:
+        raise UsageError(f"head must be {', '.join(HEADS[:-1])} or {HEADS[-1]}; got {kind!r}")
+    if kind in ("probe", "zero-shot"):
+        files[HEAD] = _head_bytes(head)
+
+    def whole(part: Any) -> Any:
+        return Classifier(part, head, pool)
+
+    told |= {"head": kind, "pool": pool}
+    return Opened(core, whole, objective, encode, told, notes, folder, files=files)
+
+
+def _fitted_probe(
+    core: Any, pool: str, examples: Examples, data: Classified, asking: Asking, settings: Settings
+) -> tuple[Any, str]:
+    """A linear probe on the features of a model as it is, and what to say of it."""
+    torch = require("torch", "train")
+    place = find_place(settings)
+    limit = min(asking.probe_examples, len(examples.items))
+    rows = np.random.default_rng([settings.seed, 2]).permutation(len(examples.items))[:limit]
+    classifier = Classifier(core.to(place.device), torch.nn.Identity(), pool)
+    size = settings.micro_batch or settings.batch_size
+    features, labels = [], []
+    with modes_kept(core), torch.no_grad():
+        core.eval()
+        for at in range(0, limit, size):
+            batch = examples.collate([examples.items[i] for i in rows[at : at + size]])
+            batch = require("accelerate", "train").utils.send_to_device(batch, place.device)
+            labels.append(batch.pop("labels"))
+            with place.computing():
+                features.append(classifier.features(**batch).float())
+    x, y = torch.cat(features), torch.cat(labels)
+    head = linear_probe(x, y, classes=len(data.classes))
+    right = float((head(x).argmax(-1) == y).float().mean())
+    return head, (
+        f"the head is a linear probe, frozen, fitted to the features of {limit:,} examples "
+        f"({right:.1%} of them right)"
+    )
+
+
+def _head_bytes(head: Any) -> bytes:
+    tensors = {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()}
+    raw: bytes = require("safetensors.torch", "train").save(tensors)
+    return raw
+
+
+def _stored_head(path: Path) -> Any:
+    """A linear head from a file."""
+    torch = require("torch", "train")
+    tensors = require("safetensors.torch", "train").load(path.read_bytes())
+    classes, width = tensors["weight"].shape
+    head = torch.nn.Linear(width, classes, bias="bias" in tensors)
+    head.load_state_dict(tensors)
+    return head
 
 
 def _encoding(
@@ -222,9 +337,20 @@ def _encoding(
         preparation = preparation_of(folder, config, asking.image_size)
         height, width = preparation.size
         notes.append(f"images are seen at {height} × {width} px ({preparation.origin})")
-        return lambda more: image_examples(preparation, _aligned(more, data))
-    tokenizer = open_encoder(folder, where).tokenizer
-    return lambda more: text_examples(tokenizer, _aligned(more, data), asking.fitting, where)
+        trained_at = (config.get("vision_config") or config).get("image_size")
+        resized = preparation.size != (trained_at, trained_at)
+        more = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
+        return lambda found: image_examples(preparation, _aligned(found, data), more)
+    tokenizer = open_tokenizer(folder, where)
+    return lambda found: text_examples(tokenizer, _aligned(found, data), asking.fitting, where)
+
+
+def _interpolates(config: Mapping[str, Any]) -> bool:
+    """Whether a model must be asked to stretch its positions over images of another size."""
+    transformers = require("transformers", "train")
+    kind = transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES.get(config.get("model_type"))
+    forward = getattr(getattr(transformers, str(kind), None), "forward", None)
+    return forward is not None and "interpolate_pos_encoding" in signature(forward).parameters
 
 
 def _aligned(data: Data, like: Classified) -> Classified:
@@ -254,13 +380,14 @@ def _aligned(data: Data, like: Classified) -> Classified:
     )
 
 
-def image_examples(preparation: Preparation, data: Classified) -> Examples:
-    """Images as examples."""
+def image_examples(preparation: Preparation, data: Classified, more: Mapping[str, Any]) -> Examples:
+    """Images as examples; `more` is what the model is told besides."""
     torch = require("torch", "train")
 
     def collate(rows: Any) -> dict[str, Any]:
         images = torch.stack([preparation(data.items[i]) for i in rows])
-        return {"pixel_values": images, "labels": torch.tensor([data.labels[i] for i in rows])}
+        labels = torch.tensor([data.labels[i] for i in rows])
+        return {"pixel_values": images, "labels": labels, **more}
 
     identity = {"source": data.where, "digest": data.digest}
     return Examples(

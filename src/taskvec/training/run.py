@@ -78,6 +78,7 @@ class Job:
         examples: What is trained on.
         validation: What the loss is measured on besides; None: nothing.
         told: What else a result depends on, for `run.json`; JSON types.
+        files: Small files to put into the folder, by name.
     """
 
     module: Any
@@ -86,6 +87,7 @@ class Job:
     examples: Examples
     validation: Examples | None = None
     told: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -235,7 +237,7 @@ def _begin(job: Job, settings: Settings, output: Output, place: Place) -> None:
         "start_weights": start_fingerprint(job.module),
         **job.told,
     }
-    folder.begin(output.out, told, force=output.force)
+    folder.begin(output.out, told, job.files, force=output.force)
     folder.keep_lines(output.out, folder.stored_steps(output.out))
 
 

@@ -58,7 +58,7 @@ _WHOLE: Final = {
     "heads": ("head",),
     "all": MODULES,
 }
-_NOT_LINEAR: Final = ("scale", "relative_bias")  # projections in the table that are no linear maps
+_NOT_LINEAR: Final = ("scale", "relative_bias", "bias_k", "bias_v")  # projections, but no maps
 _LETTERS: Final = frozenset("qkvo")
 # What nn.MultiheadAttention calls its parameters: (module, projection) whatever its own name is.
 _MULTIHEAD: Final = {
@@ -69,6 +69,8 @@ _MULTIHEAD: Final = {
     "v_proj_weight": "v",
     "out_proj.weight": "o",
     "out_proj.bias": "o",
+    "bias_k": "bias_k",
+    "bias_v": "bias_v",
 }
 
 

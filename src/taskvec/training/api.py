@@ -12,6 +12,7 @@ from typing import Any
 from taskvec.engine.api import merge
 from taskvec.engine.recipe import Family
 from taskvec.errors import ParameterError, UsageError, nearest
+from taskvec.evaluation.model import without_bars
 from taskvec.extras import require
 from taskvec.training import folder
 from taskvec.training.data import (
@@ -25,7 +26,7 @@ from taskvec.training.data import (
 )
 from taskvec.training.loop import Examples, Objective, Settings
 from taskvec.training.lora import adapted_weights, add_lora, wants_lora
-from taskvec.training.models import Asking, Opened, open_classifier, open_language_model
+from taskvec.training.models import HEAD, Asking, Opened, open_classifier, open_language_model
 from taskvec.training.objectives import classifying
 from taskvec.training.run import Job, Output, Record, run_training
 from taskvec.training.selection import Selection, describe, freeze_rest, select
@@ -123,8 +124,9 @@ def finetune(
         if output.saves_model and not isinstance(model, (str, os.PathLike)):
             raise UsageError("a model is saved beside the vector only of a model in a folder")
     learned, measured = _read(data, validation, reading)
-    opened = _open(model, learned, tokenizer, head, asking, objective)
     settings = settings_for(learned, settings)
+    made = None if output.out is None or output.force else output.out / HEAD
+    opened = _open(model, learned, tokenizer, head, asking, objective, settings, made)
     examples = as_examples(learned, opened)
     checked = None if measured is None else as_examples(measured, opened)
     required = {name: p.requires_grad for name, p in opened.core.named_parameters()}
@@ -135,7 +137,9 @@ def finetune(
     told |= {"linearised": True} if linearised else {}
     if isinstance(model, (str, os.PathLike)):
         told["model"] = os.fspath(model)
-    job = Job(prepared.module, prepared.within, opened.objective, examples, checked, told)
+    job = Job(
+        prepared.module, prepared.within, opened.objective, examples, checked, told, opened.files
+    )
     try:
         records = run_training(
             job, settings, output, lambda out: _finish(out, prepared, opened, output)
@@ -177,7 +181,14 @@ def _read(data: Any, validation: Any, reading: Reading) -> tuple[Any, Any]:
 
 
 def _open(
-    model: Any, data: Any, tokenizer: Any, head: Any, asking: Asking, objective: Objective | None
+    model: Any,
+    data: Any,
+    tokenizer: Any,
+    head: Any,
+    asking: Asking,
+    objective: Objective | None,
+    settings: Settings,
+    made: Path | None,
 ) -> Opened:
     """The model as what the data ask for."""
     if isinstance(data, (Documents, Conversations)):
@@ -185,7 +196,7 @@ def _open(
     if isinstance(model, (str, os.PathLike)):
         if not isinstance(data, Classified):
             raise UsageError("a model in a folder learns from data that are read here; load it")
-        return open_classifier(model, data, head, asking)
+        return open_classifier(model, data, asking, head=head, made=made, settings=settings)
     if isinstance(data, Classified):
         raise UsageError("a module in memory learns classes from examples: give a sequence of them")
     objective = classifying(asking.label_smoothing) if objective is None else objective
@@ -320,7 +331,8 @@ def _with_lora(opened: Opened, train: str, seed: int) -> _Prepared:
 def _finish(out: Path, prepared: _Prepared, opened: Opened, output: Output) -> dict[str, Any]:
     """Write the vector, and the model if it is wanted; what there is to say about the run."""
     vector = out / folder.VECTOR
-    prepared.save(vector, True)
+    with without_bars(require("transformers", "train")):
+        prepared.save(vector, True)
     if output.saves_model:
         assert opened.start is not None
         family = Family(anchor=opened.start, tasks={out.name: vector})
