@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         action="append",
         default=[],
-        help="what coefficients are chosen on (addition, negation)",
+        help="what coefficients are chosen on (addition, negation), and probes are fitted to",
     )
     data.add_argument("--control", metavar="NAME", help="name of the data that negation must keep")
     data.add_argument(
@@ -101,6 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asking.add_argument(
         "--plain", action="store_true", help="prompts as they are, without the chat template"
     )
+    asking.add_argument(
+        "--head", metavar="KIND", help="of a classifier: own | probe | zero-shot | features (none)"
+    )
     asking.add_argument("--context", type=int, metavar="N", help="tokens of a window over a text")
     asking.add_argument("--image-size", type=int, metavar="PX", help="height and width of images")
     asking.add_argument("--dtype", default="auto", help="auto | float32 | bfloat16 | float16")
@@ -121,14 +124,16 @@ def run(args: argparse.Namespace) -> int:
     validation = _named(args.validation, "--validation")
     _check(args, measures, vectors, data, validation)
 
+    from taskvec.disentanglement.opening import open_vectors
     from taskvec.evaluation.records import write_whole
 
-    module, (tasks, chosen_on) = _opened(args, data, validation)
-    models: Mapping[str, Any] = vectors
+    module, tasks, chosen_on = _opened(args, vectors, data, validation)
+    models = open_vectors(args.model, module, vectors, Path(args.out))
     if args.linearised:
         from taskvec.disentanglement import linearised
 
-        module, models = linearised(module, vectors)
+        module, states = linearised(module, models)
+        models = dict(states)
     told: dict[str, Any] = {"model": args.model}
     for measure in measures:
         told[measure] = _MEASURED[measure](args, module, models, tasks, chosen_on)
@@ -173,15 +178,21 @@ def _check(
 
 
 def _opened(
-    args: argparse.Namespace, data: Mapping[str, str], validation: Mapping[str, str]
-) -> tuple[Any, list[dict[str, Task]]]:
+    args: argparse.Namespace,
+    vectors: Mapping[str, str],
+    data: Mapping[str, str],
+    validation: Mapping[str, str],
+) -> tuple[Any, dict[str, Task], dict[str, Task]]:
     """The model, and its tasks: what is reported, and what coefficients are chosen on."""
     from taskvec.disentanglement.opening import Asking, open_tasks
     from taskvec.training.data import Reading, read_data
 
     fields = dict(_pair(text, "--fields") for text in (args.fields or "").split(",") if text)
     reading = Reading(args.format, fields, args.limit, args.seed)
-    splits = [{n: read_data(p, reading) for n, p in by.items()} for by in (data, validation)]
+    measured, others = (
+        {name: read_data(path, reading) for name, path in by_task.items()}
+        for by_task in (data, validation)
+    )
     asking = Asking(
         dtype=args.dtype,
         device=args.device,
@@ -189,8 +200,9 @@ def _opened(
         is_plain=args.plain,
         image_size=args.image_size,
         batch_tokens=args.batch_tokens,
+        head=args.head,
     )
-    return open_tasks(args.model, splits, asking)
+    return open_tasks(args.model, vectors, measured, others, asking)
 
 
 def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> dict[str, Any]:
