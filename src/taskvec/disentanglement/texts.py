@@ -12,10 +12,10 @@ import xxhash
 from taskvec.disentanglement.tasks import Rows, Task
 from taskvec.errors import DataError
 from taskvec.evaluation.batches import by_length, halving, tokens_at_once
-from taskvec.evaluation.encoding import Encoder, Windows, document_rows, scored_row
+from taskvec.evaluation.encoding import Encoder, Windows, document_rows
 from taskvec.evaluation.evaluate import CONTEXT
 from taskvec.evaluation.likelihood import logits_from
-from taskvec.evaluation.task import Continuation, Message
+from taskvec.evaluation.task import Message
 from taskvec.extras import require
 from taskvec.training.objectives import IGNORED
 from taskvec.training.tokens import TokenRow, answer_row
@@ -39,17 +39,17 @@ def language(
     Args:
         name: For messages.
         texts: All of one kind. Texts: all tokens count, in windows of `context` tokens. Pairs of a
-            prompt and an answer, plain texts: the answer's tokens count, with the spaces at the end
-            of the prompt, since most tokenizers join them to what follows. Conversations, by the
-            chat template: the tokens of the assistant's answers and what ends them count, as in
-            training.
+            prompt and an answer, plain texts: the tokens count in which the two together differ
+            from the prompt alone, so also one that joins the prompt's last space to the answer.
+            Conversations, by the chat template: the tokens of the assistant's answers and what ends
+            them count, as in training.
         encoder: The model's.
         context: Tokens of a window over a text; default: the model's, at most 2,048.
         batch_tokens: Tokens of a batch, with padding; default: by the memory there is.
 
     Raises:
-        DataError: there are no texts, one is empty, or kinds are mixed.
-        TaskvecError: a prompt with its answer is longer than the model's context.
+        DataError: there are no texts, kinds are mixed, one is empty, or a prompt with its answer is
+            longer than the model's context.
     """
     kinds = {_kind(text) for text in texts}
     if len(kinds) != 1:
@@ -91,21 +91,38 @@ def _token_rows(
     where = f"data of task {name!r}: text {number}"
     if isinstance(text, str):
         found = list(document_rows(encoder, text, Windows(width, width)))
-    elif isinstance(text[0], str):
-        found = [scored_row(encoder, Continuation(*text), truncate=False)]
+        pads = [[IGNORED] * (len(row.inputs) - len(row.targets)) for row in found]
+        rows = zip(found, pads, strict=True)
+        windows = [TokenRow(row.inputs, [*pad, *row.targets]) for row, pad in rows]
+        if not windows:
+            raise DataError(f"{where} is empty; remove it")
+        return windows
+    if isinstance(text[0], str):
+        row = _pair_row(encoder, *text)
     else:
-        row = answer_row(encoder, text, where)
-        if len(row.tokens) - 1 > encoder.context:
-            raise DataError(
-                f"{where} has {len(row.tokens) - 1} tokens, the model's context is "
-                f"{encoder.context}; remove or shorten it"
-            )
-        return [TokenRow(row.tokens[:-1], row.labels[1:])]
-    if not found:
-        raise DataError(f"{where} is empty; remove it")
-    pads = [[IGNORED] * (len(row.inputs) - len(row.targets)) for row in found]
-    rows = zip(found, pads, strict=True)
-    return [TokenRow(row.inputs, [*pad, *row.targets]) for row, pad in rows]
+        whole = answer_row(encoder, text, where)
+        row = TokenRow(whole.tokens[:-1], whole.labels[1:])
+    if all(label == IGNORED for label in row.labels):
+        raise DataError(f"{where} has no answer; remove it")
+    if len(row.tokens) > encoder.context:
+        raise DataError(
+            f"{where} has {len(row.tokens)} tokens, the model's context is {encoder.context}; "
+            "remove or shorten it"
+        )
+    return [row]
+
+
+def _pair_row(encoder: Encoder, prompt: str, answer: str) -> TokenRow:
+    """A prompt and the tokens of its answer, each as what should follow the one before it."""
+    before, whole = encoder.encode(prompt), encoder.encode(prompt + answer)
+    shared = 0
+    while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
+        shared += 1
+    read = encoder.begun(whole)
+    if len(read) == len(whole) and shared == 0:  # nothing stands before the first token
+        read = [encoder.prefix, *whole]
+    answered = whole[shared:]
+    return TokenRow(read[:-1], [IGNORED] * (len(read) - 1 - len(answered)) + answered)
 
 
 def _positions(
