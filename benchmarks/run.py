@@ -35,6 +35,7 @@ SECTIONS = (
     "vocabulary",
     "methods",
     "evaluation",
+    "disentanglement",
 )
 MERGEKIT_FLAGS = {
     "default flags": [],
@@ -380,6 +381,21 @@ def evaluation(bench: Bench) -> None:
     bench.state("taskvec eval --help, s", usage.median_s(), "< 0.50")
 
 
+def disentanglement(bench: Bench) -> None:
+    """The grid of the disentanglement error, against both sides of every cell worked out anew."""
+    bench.heading(f"disentanglement, a ViT-S/14 at 84 px, attention only; {bench.runs} runs")
+    command = [sys.executable, "-m", "benchmarks.disentanglement", "--runs", str(bench.runs)]
+    command += ["--threads", str(bench.threads), *(["--tiny"] if bench.quick else [])]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    seconds: dict[str, list[float]] = json.loads(done.stdout)
+    bench.jobs.append({"section": bench.title, "name": "disentanglement", "seconds": seconds})
+    for name, runs in seconds.items():
+        print(f"  {name:<44}{min(runs):>8.3f}")
+    rounds = [a / b for a, b in zip(seconds["grid"], seconds["anew"], strict=True)]
+    ratio = min(seconds["grid"]) / min(seconds["anew"])
+    bench.state("grid of 5 × 5 / every cell anew", ratio, "≤ 0.60", by_round=rounds)
+
+
 def _need_disk(family: Family) -> None:
     """Stop before anything is written when members and one output do not fit."""
     there = (family.folder / "complete.json").exists()
@@ -456,6 +472,8 @@ def main() -> None:
         methods(bench)
     if "evaluation" in wanted:
         evaluation(bench)
+    if "disentanglement" in wanted:
+        disentanglement(bench)
     if options.json:
         content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))

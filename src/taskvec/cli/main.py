@@ -30,6 +30,7 @@ VERBS = {
     "eval": "measure what models can do, side by side, with intervals",
     "search": "find the coefficients whose merge scores best, on data",
     "finetune": "train part of a model; what changed is a task vector",
+    "disentangle": "measure how task vectors interact, add up and can be taken away",
     "verify": "check a merged folder against its manifest",
     "methods": "list the methods and their parameters",
     "zoo": "the tiny models that ship with taskvec: list, copy",
