@@ -37,8 +37,8 @@ Array = np.ndarray[Any, Any]
 Right = dict[str, Array]  # by skill: 1.0 where a question was answered right, shape (questions,)
 
 KEPT, KEPT_N = ("say", "find", "howto", "refusal"), 50
-SHARED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
-EACH = (0.3, 0.5, 0.7, 0.9)
+SHARED = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+EACH = (0.4, 0.7, 1.0)
 CHOOSING_SEED = 1
 SETS = (("math", "code"), ("math", "unrelated"), ("code", "unrelated"),
         ("math", "code", "unrelated"))  # fmt: skip
@@ -178,8 +178,8 @@ def show(found: Mapping[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.closed_form", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--family", action="append", type=Path, metavar="FOLDER",
-                        help="may be repeated (the shipped zoo)")  # fmt: skip
+    parser.add_argument("--family", action="append", metavar="FOLDER",
+                        help="a folder, or zoo for the shipped one; may be repeated")  # fmt: skip
     parser.add_argument("--tasks", action="append", metavar="A,B", help="may be repeated")
     parser.add_argument("--n", type=int, default=150, help="test questions of a skill (150)")
     parser.add_argument("--choosing-n", type=int, default=80, help="questions to choose on (80)")
@@ -189,8 +189,9 @@ def main() -> None:
     sets = [tuple(text.split(",")) for text in options.tasks] if options.tasks else SETS
     started = time.monotonic()
     results = []
-    for folder in options.family or [None]:
+    for name in options.family or ["zoo"]:
         with Models(Options()) as models:
+            folder = None if name == "zoo" else Path(name)
             bench = Bench(folder, models, options.n, options.choosing_n)
             for tasks in sets:
                 results.append(measure(bench, tasks))

@@ -54,8 +54,11 @@ def test_a_longer_orthogonal_vector_gets_the_same_scale():
 def test_a_shorter_vector_gets_less_where_a_longer_one_does_its_work():
     a, b = E[0], 3 * (0.9 * E[0] + np.sqrt(1 - 0.81) * E[1])
     q = np.array([1 / (1 + 2.7), 1 / (1 + 0.3)])
-    expected = q * np.sqrt((1 + 9) / 2) / np.linalg.norm(q[0] * a + q[1] * b)
-    assert scales({"a": [a], "b": [b]}, "radius") == pytest.approx(np.minimum(expected, 1))
+    expected = np.minimum(1, q * np.sqrt((1 + 9) / 2) / np.linalg.norm(q[0] * a + q[1] * b))
+    found = propose(scan_of({"a": [a], "b": [b]}))
+    assert list(found.scales["radius"].values()) == pytest.approx(expected)
+    merged = expected[0] * a + expected[1] * b
+    assert found.shares["radius"] == pytest.approx({"a": merged @ a, "b": merged @ b / 9})
 
 
 def test_the_merge_lies_as_far_as_a_fine_tune():
@@ -112,9 +115,10 @@ def test_lengths_overlaps_and_conflicts_by_hand():
 
 
 def test_a_table_is_taken_by_name_not_by_place():
-    scan = scan_of({"a": [E[0], E[1]], "b": [E[2], E[3]]})
+    scan = scan_of({"a": [E[0], 2 * E[1]], "b": [E[2], 2 * E[3]]})
     table = Table(("b", "a"), scan.names[::-1], np.array([[1.0, 2.0], [3.0, 4.0]]))
-    assert vectors_of(scan, table).pure_norm == pytest.approx([5, 5**0.5])
+    pure = [np.hypot(4, 2 * 3), np.hypot(2, 2 * 1)]
+    assert vectors_of(scan, table).pure_norm == pytest.approx(pure)
 
 
 def test_every_formula_is_told_with_its_source():
