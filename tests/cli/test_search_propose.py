@@ -22,9 +22,8 @@ def propose(tmp_path, recipe, *flags):
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out")
+    parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--table")
-    common.add_running(parser)
     search_propose.add_arguments(parser)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
@@ -54,7 +53,7 @@ def test_proposals_are_shown_with_what_they_rest_on(tmp_path, capsys):
 
 def test_proposals_as_json_and_a_recipe_that_merges(tmp_path, capsys):
     out = tmp_path / "proposed.yaml"
-    assert propose(tmp_path, FAMILY | {"method": "lata"}, "--json", "--out", str(out)) == 0
+    assert propose(tmp_path, FAMILY | {"method": "lata"}, "--json", "--write-recipe", str(out)) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["weights"].startswith("lata: scheme logarithmic")
     assert told["scheme"]["scheme"] is None
@@ -70,7 +69,7 @@ def test_proposals_as_json_and_a_recipe_that_merges(tmp_path, capsys):
 def test_another_proposal_can_be_written(tmp_path, capsys):
     out = tmp_path / "proposed.yaml"
     recipe = FAMILY | {"method": "task_arithmetic"}
-    assert propose(tmp_path, recipe, "--proposal", "average", "--out", str(out)) == 0
+    assert propose(tmp_path, recipe, "--proposal", "average", "--write-recipe", str(out)) == 0
     written = yaml.safe_load(out.read_text())
     assert [entry["scale"] for entry in written["tasks"].values()] == [0.5, 0.5]
 
@@ -86,8 +85,11 @@ def test_a_table_takes_the_place_of_the_method_s_own(tmp_path, capsys):
     table = tmp_path / "table.csv"
     lata(scan(family), scheme="linear").save(table)
     recipe = FAMILY | {"method": "task_arithmetic"}
-    assert propose(tmp_path, recipe, "--table", str(table), "--json") == 0
-    by_table = json.loads(capsys.readouterr().out)
+    out = str(tmp_path / "proposed.yaml")
+    assert propose(tmp_path, recipe, "--table", str(table), "--json", "--write-recipe", out) == 0
+    told = capsys.readouterr()
+    by_table = json.loads(told.out)
+    assert f"warning: {out}: the λ are for table table.csv; merge with it" in told.err
     recipe = FAMILY | {"method": {"name": "lata", "scheme": "linear"}}
     assert propose(tmp_path, recipe, "--json") == 0
     by_method = json.loads(capsys.readouterr().out)

@@ -1,8 +1,4 @@
-"""`taskvec search RECIPE --propose`: λ from the scan alone, and which LATA scheme suits the family.
-
-The verb has `--json` and `--out FILE` as well: the answer as JSON, and where to write the recipe
-with the λ of `--proposal`.
-"""
+"""`taskvec search RECIPE --propose`: λ and a scheme from the scan alone."""
 
 from __future__ import annotations
 
@@ -41,8 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proposal",
         metavar="NAME",
         default="radius",
-        help="whose λ --out writes (radius): radius | radius_shared | metagpt | nan | average | "
-        "constant_0.3 | constant_0.5",
+        help="whose λ --write-recipe takes (radius): radius | radius_shared | metagpt | nan | "
+        "average | constant_0.3 | constant_0.5",
+    )
+    group.add_argument(
+        "--write-recipe", metavar="FILE", help="write the recipe with these λ, ready to merge"
     )
 
 
@@ -50,35 +49,36 @@ def run(args: argparse.Namespace, recipe: Recipe, table: Table | None) -> int:
     """Run this part of the verb.
 
     Args:
-        args: With `json`, `out` (a file or None), `proposal` and the flags of `add_running`.
+        args: With `json` and `quiet`, and what `add_arguments` adds.
         recipe: Of `lata` or `task_arithmetic`; its λ are not looked at, but for their sign.
         table: Layer weights that take the place of the method's own.
     """
     from taskvec.coefficients.closed_form import FORMULAS, propose
     from taskvec.coefficients.schemes import suggest_scheme
-    from taskvec.engine.deciding import settled_members
+    from taskvec.engine.deciding import Options, settled_members
     from taskvec.engine.scans import scan_members
 
     if args.proposal not in FORMULAS:
         raise UsageError(f"--proposal must be one of {', '.join(FORMULAS)}; got {args.proposal!r}")
     _check(recipe)
-    options = common.options_from(args)
+    common.announce_compiling()
+    options = Options(progress=common.progress_for(args))
     members = settled_members(recipe, options)
-    scan = scan_members(
-        members, cache=options.cache, threads=options.threads, progress=options.progress
-    )
-    table = _decided(recipe, members, scan) if table is None else table
-    proposals = propose(scan, table)
+    scan = scan_members(members, progress=options.progress)
+    weights = _decided(recipe, members, scan) if table is None else table
+    proposals = propose(scan, weights)
     granularity = next(iter(recipe.parameters.values())).get("granularity", "tensor")
     suggestion = suggest_scheme(scan, granularity)
-    common.warn([*members.warnings, *table.warnings])
+    common.warn([*members.warnings, *weights.warnings])
     if args.json:
-        told = {"weights": table.origin} | proposals.to_json() | {"scheme": suggestion.to_json()}
+        told = {"weights": weights.origin} | proposals.to_json() | {"scheme": suggestion.to_json()}
         print(json.dumps(told))
     else:
-        _print(proposals, suggestion, table)
-    if args.out is not None:
-        _write(recipe, proposals.scales[args.proposal], Path(args.out))
+        _print(proposals, suggestion, weights)
+    if args.write_recipe is not None:
+        _write(recipe, proposals.scales[args.proposal], Path(args.write_recipe))
+        if table is not None:
+            common.warn([f"{args.write_recipe}: the λ are for {table.origin}; merge with it"])
     return 0
 
 
