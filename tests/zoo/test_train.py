@@ -56,7 +56,8 @@ def test_training_is_deterministic_lowers_the_loss_and_spares_global_state():
     before = torch.random.get_rng_state()
     tokenizer = train.build_tokenizer(chat=False)
     stage = Stage({"say": 1.0}, steps=6, learning_rate=3e-3)
-    losses = [train.train(train.build_model(0), tokenizer, stage, seed=1) for _ in range(2)]
+    models = [train.build_model(train.Variant()) for _ in range(2)]
+    losses = [train.train(model, tokenizer, stage, seed=1) for model in models]
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0]
     assert torch.equal(before, torch.random.get_rng_state())
@@ -64,7 +65,7 @@ def test_training_is_deterministic_lowers_the_loss_and_spares_global_state():
 
 def test_a_missing_parent_is_told(tmp_path):
     with pytest.raises(FamilyError, match="'math' is trained from 'instruct', which is not in"):
-        train.make_member("math", tmp_path, 0)
+        train.make_member("math", tmp_path, train.Variant())
 
 
 def test_a_shaken_step_is_taken_between_start_and_weights_and_undone_after():
@@ -89,3 +90,11 @@ def test_noise_is_relative_to_each_tensor():
     train._Shaken(model, Stage({"say": 1.0}, 1, 1e-3, noise=0.1), seed=0).shake()
     disturbance = (model.weight - start).square().mean() / start.square().mean()
     assert disturbance.sqrt().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_variant_has_its_own_width_and_depth():
+    config = train.build_model(train.Variant(width=64, depth=3)).config
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (64, 128, 3)
+    assert config.num_attention_heads == 2
+    as_shipped = train.build_model(train.Variant())
+    assert sum(p.numel() for p in as_shipped.parameters()) == 1_327_488

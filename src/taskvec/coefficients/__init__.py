@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskvec.coefficients.api import Found, search
+    from taskvec.coefficients.closed_form import propose
 
 _HOMES = {
     "Found": "taskvec.coefficients.api",
+    "propose": "taskvec.coefficients.closed_form",
     "search": "taskvec.coefficients.api",
 }
 
-__all__ = ["Found", "search"]
+__all__ = ["Found", "propose", "search"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,3 +24,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

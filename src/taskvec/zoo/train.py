@@ -1,5 +1,7 @@
 """Trains the zoo: ``python -m taskvec.zoo.train OUT_DIR [--only NAME] [--seed 0] [--threads 2]``.
 
+Families of another size, or trained for less long, come with ``--width``, ``--depth``, ``--steps``.
+
 Every member starts from the stored (bfloat16) weights of its parent and is trained in float32 by
 the stages below that have its name. A batch is a mixture of kinds of rows; of a question the answer
 alone is learned, of plain text and raw expressions every character. The same seed, thread count,
@@ -15,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -101,17 +103,34 @@ def build_tokenizer(*, chat: bool) -> Any:
     )
 
 
-def build_model(seed: int) -> Any:
-    """A model with fresh weights: 8 blocks of width 128, 1.3 million parameters, float32."""
+@dataclass(frozen=True)
+class Variant:
+    """What the members of a family have in common; by default as shipped.
+
+    Attributes:
+        width: Of the residual stream, a multiple of 32 (the width of an attention head).
+        depth: Number of blocks.
+        steps: Share of each stage's steps that is taken, above 0.
+        seed: Of fresh weights and of all rows.
+    """
+
+    width: int = 128
+    depth: int = 8
+    steps: float = 1.0
+    seed: int = 0
+
+
+def build_model(variant: Variant) -> Any:
+    """A model with fresh weights, float32; as shipped it has 1.3 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + len(CHARACTERS),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=variant.width,
+        intermediate_size=2 * variant.width,
+        num_hidden_layers=variant.depth,
+        num_attention_heads=variant.width // 32,
+        num_key_value_heads=variant.width // 32,
         max_position_embeddings=128,
         tie_word_embeddings=False,
         pad_token_id=0,
@@ -119,7 +138,7 @@ def build_model(seed: int) -> Any:
         eos_token_id=2,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(variant.seed)
         return LlamaForCausalLM(config)
 
 
@@ -246,7 +265,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def make_member(name: str, out: Path, seed: int) -> None:
+def make_member(name: str, out: Path, variant: Variant) -> None:
     """Trains one member from its parent in the same folder, stores it, notes how in the provenance.
 
     Raises:
@@ -256,10 +275,11 @@ def make_member(name: str, out: Path, seed: int) -> None:
 
     quiet: Any = hugging_face
     quiet.disable_progress_bar()
-    parent, stages = MEMBERS[name].parent, STAGES[name]
+    parent = MEMBERS[name].parent
+    stages = [replace(stage, steps=round(stage.steps * variant.steps)) for stage in STAGES[name]]
     number = list(MEMBERS).index(name)
     if parent is None:
-        model = build_model(seed)
+        model = build_model(variant)
     elif (out / parent / "model.safetensors").exists():
         model = load(open_stored(out / parent)).module
     else:
@@ -271,7 +291,7 @@ def make_member(name: str, out: Path, seed: int) -> None:
     done = []
     for part, stage in enumerate(stages):
         log.info("%s: %d steps, learning rate %g", name, stage.steps, stage.learning_rate)
-        losses = train(model, tokenizer, stage, seed=1000 * seed + 100 * part + number)
+        losses = train(model, tokenizer, stage, seed=1000 * variant.seed + 100 * part + number)
         model.to(torch.bfloat16).float()  # every stage starts from weights as they are stored
         done.append(
             asdict(stage)
@@ -291,7 +311,7 @@ def make_member(name: str, out: Path, seed: int) -> None:
         {
             "parent": parent,
             "stages": done,
-            "seed": seed,
+            "seed": variant.seed,
             "threads": torch.get_num_threads(),
             "seconds": round(seconds, 1),
         },
@@ -315,6 +335,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out_dir", type=Path, help="where the models go")
     parser.add_argument("--only", action="append", choices=list(MEMBERS), help="may be repeated")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=128, help="a multiple of 32 (128)")
+    parser.add_argument("--depth", type=int, default=8, help="blocks (8)")
+    parser.add_argument("--steps", type=float, default=1.0, help="share of each stage's steps (1)")
     parser.add_argument(
         "--threads", type=int, default=2, help="weights depend on it in the last bits"
     )
@@ -323,9 +346,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
     options.out_dir.mkdir(parents=True, exist_ok=True)
+    variant = Variant(options.width, options.depth, options.steps, options.seed)
     for name in MEMBERS:
         if not options.only or name in options.only:
-            make_member(name, options.out_dir, options.seed)
+            make_member(name, options.out_dir, variant)
     if all((options.out_dir / name / "model.safetensors").exists() for name in MEMBERS):
         provenance.note_family(options.out_dir)
 

@@ -1,0 +1,133 @@
+"""The part of `taskvec search` that scores nothing."""
+
+import argparse
+import json
+
+import pytest
+import yaml
+
+from taskvec import zoo
+from taskvec.cli import common, search_propose
+from taskvec.cli.main import main
+from taskvec.errors import UsageError
+
+FAMILY = {
+    "base": str(zoo.path("base")),
+    "instruct": str(zoo.path("instruct")),
+    "tasks": {task: {"model": str(zoo.path(task))} for task in ("math", "code")},
+}
+
+
+def propose(tmp_path, recipe, *flags):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--table")
+    search_propose.add_arguments(parser)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    args = parser.parse_args([str(file), "--propose", "--quiet", *flags])
+    found, _ = common.recipe_from(args, str(file), needs_scales=False)
+    table = None
+    if args.table:
+        from taskvec import load_table
+
+        table = load_table(args.table)
+    return search_propose.run(args, found, table)
+
+
+def test_proposals_are_shown_with_what_they_rest_on(tmp_path, capsys):
+    assert propose(tmp_path, FAMILY | {"method": "task_arithmetic"}) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].endswith("(task_arithmetic)")
+    assert lines[1].split()[:5] == ["proposal", "code", "share", "math", "share"]
+    names = [line.split()[0] for line in lines[2:9]]
+    assert names == ["radius", "radius_shared", "metagpt", "nan", "average", "constant_0.3",
+                     "constant_0.5"]  # fmt: skip
+    assert "arXiv:2406.11385, as we read it" in lines[4]
+    assert "sign conflict code, math: " in out
+    assert "scheme: none (task_arithmetic)" in out
+
+
+def test_proposals_as_json_and_a_recipe_that_merges(tmp_path, capsys):
+    out = tmp_path / "proposed.yaml"
+    assert propose(tmp_path, FAMILY | {"method": "lata"}, "--json", "--write-recipe", str(out)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["weights"].startswith("lata: scheme logarithmic")
+    assert told["scheme"]["scheme"] is None
+    scales = told["proposals"]["radius"]["scale"]
+    written = yaml.safe_load(out.read_text())
+    assert {task: entry["scale"] for task, entry in written["tasks"].items()} == {
+        task: round(scale, 4) for task, scale in scales.items()
+    }
+    assert main(["merge", str(out), str(tmp_path / "merged"), "--quiet"]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def test_another_proposal_can_be_written(tmp_path, capsys):
+    out = tmp_path / "proposed.yaml"
+    recipe = FAMILY | {"method": "task_arithmetic"}
+    assert propose(tmp_path, recipe, "--proposal", "average", "--write-recipe", str(out)) == 0
+    written = yaml.safe_load(out.read_text())
+    assert [entry["scale"] for entry in written["tasks"].values()] == [0.5, 0.5]
+
+
+def test_a_table_takes_the_place_of_the_method_s_own(tmp_path, capsys):
+    from taskvec import Family, lata, scan
+
+    family = Family(
+        base=zoo.path("base"),
+        instruct=zoo.path("instruct"),
+        tasks={task: zoo.path(task) for task in ("math", "code")},
+    )
+    table = tmp_path / "table.csv"
+    lata(scan(family), scheme="linear").save(table)
+    recipe = FAMILY | {"method": "task_arithmetic"}
+    out = str(tmp_path / "proposed.yaml")
+    assert propose(tmp_path, recipe, "--table", str(table), "--json", "--write-recipe", out) == 0
+    told = capsys.readouterr()
+    by_table = json.loads(told.out)
+    assert f"warning: {out}: the λ are for table table.csv; merge with it" in told.err
+    recipe = FAMILY | {"method": {"name": "lata", "scheme": "linear"}}
+    assert propose(tmp_path, recipe, "--json") == 0
+    by_method = json.loads(capsys.readouterr().out)
+    assert by_table["weights"] == "table table.csv"
+    assert by_table["proposals"] == by_method["proposals"]
+
+
+def test_a_family_without_a_base_has_proposals_but_no_scheme(tmp_path, capsys):
+    recipe = {"anchor": FAMILY["instruct"], "tasks": FAMILY["tasks"], "method": "task_arithmetic"}
+    assert propose(tmp_path, recipe, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["scheme"]["reasons"] == ["no base: similarities cannot be known"]
+    assert told["proposals"]["radius"]["scale"]["math"] > 0
+
+
+def with_scale(scale):
+    tasks = {task: dict(entry) for task, entry in FAMILY["tasks"].items()}
+    tasks["math"]["scale"] = scale
+    return FAMILY | {"tasks": tasks, "method": "task_arithmetic"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "text"),
+    [
+        (FAMILY | {"method": "ties"}, (),
+         "method ties: λ can be proposed from a scan for lata and task_arithmetic alone, which add "
+         "weighted vectors; score candidates instead, without --propose"),
+        (with_scale(-1), (),
+         "task 'math' has scale -1: λ can be proposed for adding alone; leave it out, or score "
+         "candidates without --propose"),
+        (with_scale({"depth": [0.2, 0.8], "outside": 0.2}), (),
+         "scale of task 'math' differs by layer; give one number, or none, for --propose"),
+        (FAMILY, ("--proposal", "meta"),
+         "--proposal must be one of radius, radius_shared, metagpt, nan, average, constant_0.3, "
+         "constant_0.5; got 'meta'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_proposed_is_refused(tmp_path, recipe, flags, text):
+    with pytest.raises(UsageError) as error:
+        propose(tmp_path, {"method": "task_arithmetic"} | recipe, *flags)
+    assert str(error.value) == text
