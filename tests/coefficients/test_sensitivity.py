@@ -11,13 +11,15 @@ from tests.statistics.in_memory import as_stored, scanned, small_family
 
 import taskvec as tv
 from taskvec import zoo
+from taskvec.coefficients.goals import MAXIMIZE, MINIMIZE, Goal
 from taskvec.coefficients.sensitivity import (
     Kept,
+    Measure,
     Point,
     Sensitivity,
-    compared,
     kept_below,
     kept_of,
+    scored,
     sensitivity,
 )
 from taskvec.coefficients.sweeps import Sweep
@@ -106,19 +108,27 @@ def result(task, right, metric=RIGHT):
     return Result(task, 1, "m", (metric,), figures, (), scores, (), about)
 
 
-def found_of(by_task, directions, values=None, errors=()):
+def found_of(by_task, ways, values=None, errors=()):
     """A sensitivity of made-up scores: by task, for each point, the samples' scores."""
     count = len(next(iter(by_task.values())))
     values = values or [i / 10 for i in range(count)]
-    points = [
-        Point(value, error="no")
-        if i in errors
-        else Point(value, results={task: result(task, each[i]) for task, each in by_task.items()})
-        for i, value in enumerate(values)
+    found = [
+        {} if i in errors else {task: result(task, each[i]) for task, each in by_task.items()}
+        for i in range(count)
     ]
-    reference = {task: result(task, each[0]) for task, each in by_task.items()}
-    points = compared(points, reference, directions)
-    return Sensitivity(Sweep("x", tuple(values)), points, reference, directions)
+    measures = {
+        task: Measure(Goal(task, ways[task]), RIGHT, result(task, each[0]))
+        for task, each in by_task.items()
+    }
+    points = scored([Point(value) for value in values], found, measures)
+    return Sensitivity(Sweep("x", tuple(values)), points, measures)
+
+
+def worse(found):
+    return [
+        tuple(key for key, score in point.scores.items() if score.is_worse)
+        for point in found.points
+    ]
 
 
 def share(k, n=40):
@@ -126,61 +136,58 @@ def share(k, n=40):
 
 
 def test_safe_is_not_worse_than_the_best_by_more_than_the_interval():
-    found = found_of({"t": [share(k) for k in (10, 36, 38, 40, 39, 20)]}, {"t": 1})
-    assert [point.worse for point in found.points] == [("t",), ("t",), (), (), (), ("t",)]
+    found = found_of({"t": [share(k) for k in (10, 36, 38, 40, 39, 20)]}, {"t": MAXIMIZE})
+    assert worse(found) == [("t",), ("t",), (), (), (), ("t",)]
     assert found.safe == [(0.2, 0.4)]
     # 36 of 40 against 40: the four that differ are drawn at least once in 98.6 % of resamples.
-    apart = found.points[1].to_best["t"]
+    apart = found.points[1].scores["t"].to_best
     assert apart.value == pytest.approx(-0.1)
     assert apart.low < -0.1 < apart.high < 0
     # 38 against 40: neither is drawn in (38/40)^40 = 12.9 % of them.
-    assert found.points[2].to_best["t"].high == 0
-    assert found.points[3].to_best["t"].value == 0
-    assert found.points[5].to_recipe["t"].value == pytest.approx(0.25)
+    assert found.points[2].scores["t"].to_best.high == 0
+    assert found.points[3].scores["t"].to_best.value == 0
+    assert found.points[5].scores["t"].to_recipe.value == pytest.approx(0.25)
 
 
 def test_every_task_has_a_say_and_low_may_be_wanted():
     skill = [share(k) for k in (40, 40, 40, 0)]
     harm = [share(k) for k in (40, 0, 0, 0)]
-    found = found_of({"skill": skill, "harm": harm}, {"skill": 1, "harm": -1})
-    assert [point.worse for point in found.points] == [("harm",), (), (), ("skill",)]
+    found = found_of({"skill": skill, "harm": harm}, {"skill": MAXIMIZE, "harm": MINIMIZE})
+    assert worse(found) == [("harm",), (), (), ("skill",)]
     assert found.safe == [(0.1, 0.2)]
-    # A task without a better direction has no say.
-    assert found_of({"skill": skill, "harm": harm}, {"skill": 1, "harm": 0}).safe == [(0.0, 0.2)]
 
 
 def test_several_stretches_the_longest_first_in_order_of_value():
     scores = [share(k) for k in (40, 0, 40, 40, 40)]
-    assert found_of({"t": scores}, {"t": 1}).safe == [(0.2, 0.4), (0.0, 0.0)]
-    found = found_of({"t": scores}, {"t": 1}, values=[5, 4, 3, 2, 1])
+    assert found_of({"t": scores}, {"t": MAXIMIZE}).safe == [(0.2, 0.4), (0.0, 0.0)]
+    found = found_of({"t": scores}, {"t": MAXIMIZE}, values=[5, 4, 3, 2, 1])
     assert found.safe == [(1, 3), (5, 5)]
 
 
 def test_a_failed_merge_is_not_safe_and_parts_a_stretch():
     scores = [share(40)] * 5
-    found = found_of({"t": scores}, {"t": 1}, errors=(1,))
+    found = found_of({"t": scores}, {"t": MAXIMIZE}, errors=(1,))
     assert found.safe == [(0.2, 0.4), (0.0, 0.0)]
     assert not found.points[1].is_safe
-    found = found_of({"t": scores}, {"t": 1}, errors=range(5))
+    found = found_of({"t": scores}, {"t": MAXIMIZE}, errors=range(5))
     assert found.safe == []
 
 
 def test_tasks_that_disagree_leave_no_safe_point():
-    found = found_of({"a": [share(40), share(0)], "b": [share(0), share(40)]}, {"a": 1, "b": 1})
+    found = found_of(
+        {"a": [share(40), share(0)], "b": [share(0), share(40)]}, {"a": MAXIMIZE, "b": MAXIMIZE}
+    )
     assert found.safe == []
     assert found.to_json()["safe_range"] is None
 
 
 def test_nan_is_never_the_best_and_never_safe():
     metric = Metric("nats", "mean")
-    points = [
-        Point(value, results={"t": result("t", [each] * 3, metric)})
-        for value, each in ((0.1, math.nan), (0.2, -1.0))
-    ]
-    reference = {"t": result("t", [-2.0] * 3, metric)}
-    found = compared(points, reference, {"t": 1})
-    assert [point.worse for point in found] == [("t",), ()]
-    assert found[1].to_recipe["t"].value == 1.0
+    found = [{"t": result("t", [each] * 3, metric)} for each in (math.nan, -1.0)]
+    measure = Measure(Goal("t", MAXIMIZE), metric, result("t", [-2.0] * 3, metric))
+    points = scored([Point(0.1), Point(0.2)], found, {"t": measure})
+    assert [point.is_safe for point in points] == [False, True]
+    assert points[1].scores["t"].to_recipe.value == 1.0
 
 
 # --- with models --------------------------------------------------------------------------------
@@ -193,19 +200,18 @@ def test_merges_are_measured_beside_the_recipe():
     options = Options(limit=20)
     prepared = prepare(["zoo:math", "zoo:text"], options)
     scan = tv.scan(recipe.family)
-    found = sensitivity(
-        recipe, Sweep("threshold", (-1.0, 1.0)), scan=scan, prepared=prepared, options=options
-    )
+    goals = [Goal("zoo:math", MAXIMIZE), Goal("zoo:text", MAXIMIZE)]
+    sweep = Sweep("threshold", (-1.0, 1.0))
+    found = sensitivity(recipe, sweep, goals, prepared, scan=scan, options=options)
     nothing, everything = found.points
     assert (nothing.kept["math"].energy, everything.kept["math"].energy) == (0.0, 1.0)
     plain = tv.evaluate(recipe, ["zoo:math", "zoo:text"], limit=20)
     instruct = tv.evaluate(zoo.path("instruct"), ["zoo:math", "zoo:text"], limit=20)
     for task in plain:
-        assert everything.results[task].main == plain[task].main
-        assert nothing.results[task].main == instruct[task].main
-        assert everything.to_recipe[task].value == 0
-    assert nothing.worse == ("zoo:math",)
-    assert found.directions == {"zoo:math": 1, "zoo:text": -1}
+        assert everything.scores[task].figure == plain[task].main
+        assert nothing.scores[task].figure == instruct[task].main
+        assert everything.scores[task].to_recipe.value == 0
+    assert worse(found) == [("zoo:math",), ()]
     assert found.safe == [(1.0, 1.0)]
     told = found.to_json()
     assert json.loads(json.dumps(told)) == told
@@ -219,18 +225,15 @@ def test_a_merge_that_fails_is_told_and_the_others_go_on():
     recipe = recipe_of_zoo(method)
     options = Options(limit=5)
     prepared = prepare(["zoo:math"], options)
-    found = sensitivity(
-        recipe,
-        Sweep("threshold", (-1.0, 1.0)),
-        prepared=prepared,
-        options=options,
-        directions={"zoo:math": -1},
-    )
-    assert "normalize_weights of task 'math' cannot be norm" in found.points[0].error
-    assert not found.points[0].results
-    assert found.points[1].results["zoo:math"].about["n"] == 5
-    assert found.directions == {"zoo:math": -1}
-    assert found.to_json()["points"][0]["error"] == found.points[0].error
+    goals = [Goal("zoo:math", MINIMIZE)]
+    sweep = Sweep("threshold", (-1.0, 1.0))
+    found = sensitivity(recipe, sweep, goals, prepared, options=options)
+    failed, merged = found.points
+    assert "normalize_weights of task 'math' cannot be norm" in failed.error
+    assert (failed.scores, failed.is_safe) == ({}, False)
+    assert merged.scores["zoo:math"].figure.n == 5
+    assert not found.measures["zoo:math"].wants_high
+    assert found.to_json()["points"][0]["error"] == failed.error
 
 
 @pytest.fixture
@@ -251,8 +254,6 @@ def test_without_tasks_no_weights_are_loaded(monkeypatch):
 def test_what_cannot_be_meant_is_refused_before_anything_runs():
     recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold"})
     sweep = Sweep("threshold", (0.9,))
-    with pytest.raises(UsageError, match="a direction is given for 'zoo:code', which is not mea"):
-        sensitivity(recipe, sweep, directions={"zoo:code": -1})
     table = tv.Table(("math",), ("x",), np.ones((1, 1)))
     with pytest.raises(UsageError, match="a table is given, which σ has no say in"):
         sensitivity(recipe, sweep, table=table)

@@ -63,9 +63,9 @@ def test_other_notation_is_refused(text, message):
 
 def test_sweeps_have_a_name_and_maybe_a_task():
     assert parse_sweep("density=0.1,0.2") == Sweep("density", (0.1, 0.2))
-    assert parse_sweep("math.v2.scale=1") == Sweep("scale", (1.0,), "math.v2")
-    for text in ("density", "=1", ".scale=1", "math.=1"):
-        with pytest.raises(UsageError, match=r"a sweep must be NAME=VALUES or TASK\.NAME=VALUES"):
+    assert parse_sweep("scale.math.v2=1") == Sweep("scale", (1.0,), "math.v2")
+    for text in ("density", "=1", ".math=1", "scale.=1"):
+        with pytest.raises(UsageError, match=r"a sweep must be NAME=VALUES or NAME\.TASK=VALUES"):
             parse_sweep(text)
 
 
@@ -118,7 +118,7 @@ def test_a_parameter_of_what_weighs_the_layers():
         ("dare", Sweep("density", ()), 1.5, ParameterError,
          "density of dare must be in [1e-06, 1]; got 1.5"),
         ("dare", Sweep("density", (), "maths"), 0.5, UsageError,
-         "sweep of maths.density: the recipe has no task 'maths'; did you mean 'math'?"),
+         "sweep of density.maths: the recipe has no task 'maths'; did you mean 'math'?"),
         ("average", Sweep("scale", ()), -1.0, UsageError,
          "average takes no negative scale; got -1"),
     ],

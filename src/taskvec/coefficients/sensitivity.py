@@ -4,11 +4,11 @@ A sweep sets one number, such as LATA's threshold σ, a density or λ, to one va
 everything else is the recipe's. Each point has the share of layers, of parameters and of ‖τ_t‖²
 that is kept, and the scores of a merge in memory.
 
-A point is **safe** if no measured task is worse there than at its own best point by more than the
-paired interval: d is the main metric of the task at the point less that at the point of the sweep
-where it is best, [d_low, d_high] its 95 % interval over the same samples, and the point is safe
-where d_high ≥ 0 for every task (d_low ≤ 0 where low is better). The **safe range** is the longest
-run of neighbouring safe points, counted in points; of equally long ones, the first.
+A point is **safe** if no goal is worse there than at its own best point by more than the paired
+interval: d is the goal's metric at the point less that at the point of the sweep where it is best,
+[d_low, d_high] its 95 % interval over the same samples, and the point is safe where d_high ≥ 0 for
+every goal (d_low ≤ 0 where low is wanted). The **safe range** is the longest run of neighbouring
+safe points, counted in points; of equally long ones, the first.
 
 The threshold is that of Drop-with-Threshold, LATA, arXiv:2502.20186, section 4; what it keeps
 follows from the scan alone. A density is the share of entries kept, as the method's page says.
@@ -23,15 +23,19 @@ from typing import Any
 
 import numpy as np
 
+from taskvec.coefficients.goals import MINIMIZE, Goal, Goals, metrics_of
 from taskvec.coefficients.sweeps import Sweep, owner_of, swept
 from taskvec.engine.recipe import Recipe
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.evaluate import Options, Prepared, Result
 from taskvec.evaluation.figures import Figure, difference
-from taskvec.evaluation.loading import Candidate, Models
+from taskvec.evaluation.loading import Models
+from taskvec.evaluation.task import Metric
 from taskvec.methods.lata import drop_above
 from taskvec.methods.table import Table
 from taskvec.statistics.scan import Scan, layer_statistics
+
+Results = Mapping[str, Result]  # by task of the evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,44 +58,91 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """One goal at one value of a sweep.
+
+    Attributes:
+        figure: Its metric.
+        to_recipe: Less that of the recipe as it is, paired.
+        to_best: Less that at the goal's best point, paired; of equally good points, the first.
+        is_worse: Whether it is worse than there by more than the interval.
+    """
+
+    figure: Figure
+    to_recipe: Figure
+    to_best: Figure
+    is_worse: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            **self.figure.to_json(),
+            "less_recipe": self.to_recipe.to_json(),
+            "less_best": self.to_best.to_json(),
+            "worse": self.is_worse,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """One value of a sweep.
 
     Attributes:
         value: Of the number that is swept.
-        kept: By task; empty where the number drops nothing.
-        results: By measured task; empty where nothing was measured, or the merge failed.
-        to_recipe: Main metric less that of the recipe as it is, paired, by measured task.
-        to_best: Main metric less that at the best point, likewise; the first of equal ones is best.
-            Without tasks that have no better direction.
-        worse: Tasks that are worse than at their best by more than the interval.
+        kept: By task of the recipe; empty where the number drops nothing.
+        scores: By key of the goal; empty where nothing was measured, or the merge failed.
         error: Why the merge failed.
     """
 
     value: float
     kept: Mapping[str, Kept] = field(default_factory=dict)
-    results: Mapping[str, Result] = field(default_factory=dict)
-    to_recipe: Mapping[str, Figure] = field(default_factory=dict)
-    to_best: Mapping[str, Figure] = field(default_factory=dict)
-    worse: tuple[str, ...] = ()
+    scores: Mapping[str, Measured] = field(default_factory=dict)
     error: str = ""
 
     @property
     def is_safe(self) -> bool:
-        """Whether no measured task is worse than at its best."""
-        return bool(self.to_best) and not self.worse
+        """Whether no goal is worse than at its best."""
+        return bool(self.scores) and not any(score.is_worse for score in self.scores.values())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         return {
             "value": self.value,
             "kept": {task: kept.to_json() for task, kept in self.kept.items()},
-            "scores": {task: result.main.to_json() for task, result in self.results.items()},
-            "less_recipe": {task: figure.to_json() for task, figure in self.to_recipe.items()},
-            "less_best": {task: figure.to_json() for task, figure in self.to_best.items()},
-            "worse": list(self.worse),
+            "scores": {key: score.to_json() for key, score in self.scores.items()},
             "safe": self.is_safe,
             "error": self.error or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A goal, and what the recipe as it is has of it.
+
+    Attributes:
+        goal: Which.
+        metric: Of its task.
+        recipe: Result of the recipe.
+    """
+
+    goal: Goal
+    metric: Metric
+    recipe: Result
+
+    @property
+    def wants_high(self) -> bool:
+        """Whether a high metric is wanted."""
+        return bool(self.metric.higher_is_better) != (self.goal.way == MINIMIZE)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        about = {name: self.recipe.about[name] for name in ("n", "available", "seed")}
+        return {
+            "task": self.goal.task,
+            "metric": self.metric.name,
+            "wanted": "high" if self.wants_high else "low",
+            "recipe": self.recipe.figures[self.metric.name].to_json(),
+            **about,
         }
 
 
@@ -102,14 +153,12 @@ class Sensitivity:
     Attributes:
         sweep: Which.
         points: One for each value.
-        reference: Results of the recipe as it is, by measured task.
-        directions: 1 where a high main metric is wanted of a measured task, −1 low, 0 neither.
+        measures: What was measured, by key of the goal.
     """
 
     sweep: Sweep
     points: tuple[Point, ...]
-    reference: Mapping[str, Result] = field(default_factory=dict)
-    directions: Mapping[str, int] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     @property
     def safe(self) -> list[tuple[float, float]]:
@@ -131,15 +180,7 @@ class Sensitivity:
         return {
             "sweep": self.sweep.label,
             "values": list(self.sweep.values),
-            "measures": {
-                task: {
-                    "metric": result.metrics[0].name,
-                    "wanted": {1: "high", -1: "low", 0: None}[self.directions[task]],
-                    "recipe": result.main.to_json(),
-                    **{name: result.about[name] for name in ("n", "available", "seed")},
-                }
-                for task, result in self.reference.items()
-            },
+            "measures": {key: measure.to_json() for key, measure in self.measures.items()},
             "safe_range": list(self.safe[0]) if self.safe else None,
             "safe_ranges": [list(run) for run in self.safe],
             "points": [point.to_json() for point in self.points],
@@ -197,12 +238,12 @@ def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> Kep
 def sensitivity(
     recipe: Recipe,
     sweep: Sweep,
+    goals: Sequence[Goal] = (),
+    prepared: Sequence[Prepared] = (),
     *,
     table: Table | None = None,
     scan: Scan | None = None,
-    prepared: Sequence[Prepared] = (),
     options: Options | None = None,
-    directions: Mapping[str, int] | None = None,
 ) -> Sensitivity:
     """Try every value of a sweep.
 
@@ -211,13 +252,13 @@ def sensitivity(
     Args:
         recipe: Everything but the number that is swept.
         sweep: Which number, and its values.
+        goals: What is measured: to be high or low as its metric is better (`maximize`, `keep`), or
+            the other way (`minimize`), such as a skill to be forgotten.
+        prepared: The tasks of the goals with their samples; empty: nothing is measured, and no
+            weights are loaded.
         table: Layer weights that take the place of the method's own.
         scan: Statistics of the family, for what a threshold keeps.
-        prepared: Evaluation tasks with their samples; empty: nothing is measured, and no weights
-            are loaded.
         options: How to evaluate.
-        directions: 1 where a high score of an evaluation task is wanted, −1 where a low one, such
-            as of a skill to be forgotten; what is not in it has its metric's own direction.
 
     Raises:
         UsageError: the recipe has no such number, or a value is outside its range.
@@ -225,79 +266,71 @@ def sensitivity(
     """
     if table is not None and drops_layers(recipe, sweep):
         raise UsageError("a table is given, which σ has no say in; sweep threshold without one")
-    options = Options() if options is None else options
     recipes = [swept(recipe, sweep, value) for value in sweep.values]
-    blank = [Point(value, kept_of(recipe, sweep, value, scan)) for value in sweep.values]
-    unknown = sorted((directions or {}).keys() - {each.task.name for each in prepared})
-    if unknown:
-        raise UsageError(f"a direction is given for {unknown[0]!r}, which is not measured")
+    points = [Point(value, kept_of(recipe, sweep, value, scan)) for value in sweep.values]
     if not prepared:
-        return Sensitivity(sweep, tuple(blank))
-    with Models(options) as models:
+        return Sensitivity(sweep, tuple(points))
+    found: list[Results] = []
+    with Models(options or Options()) as models:
         models.check((recipe, table), prepared)
-        reference = _by_task(models.evaluate((recipe, table), prepared, "recipe"))
-        points = [
-            _measured(point, models, (each, table), prepared, f"{sweep.label}={point.value:g}")
-            for point, each in zip(blank, recipes, strict=True)
-        ]
-    wanted = {t: _direction(mine) for t, mine in reference.items()} | dict(directions or {})
-    return Sensitivity(sweep, compared(points, reference, wanted), reference, wanted)
+        reference = models.evaluate((recipe, table), prepared, "recipe")
+        metrics = metrics_of(Goals(tuple(goals), trade_off=True), reference)
+        for i, (point, candidate) in enumerate(zip(points, recipes, strict=True)):
+            try:
+                name = f"{sweep.label}={point.value:g}"
+                found.append(_by_task(models.evaluate((candidate, table), prepared, name)))
+            except TaskvecError as error:
+                points[i] = replace(point, error=str(error))
+                found.append({})
+    by_task = _by_task(reference)
+    measures = {g.key: Measure(g, metrics[g.key], by_task[g.task]) for g in goals}
+    return Sensitivity(sweep, scored(points, found, measures), measures)
 
 
-def _measured(
-    point: Point, models: Models, spec: Candidate, prepared: Sequence[Prepared], name: str
-) -> Point:
-    """The point with its results, or with the error of its merge."""
-    try:
-        return replace(point, results=_by_task(models.evaluate(spec, prepared, name)))
-    except TaskvecError as error:
-        return replace(point, error=str(error))
-
-
-def _by_task(results: Sequence[Result]) -> dict[str, Result]:
+def _by_task(results: Sequence[Result]) -> Results:
     return {result.task: result for result in results}
 
 
-def _direction(result: Result) -> int:
-    higher = result.metrics[0].higher_is_better
-    return 0 if higher is None else 1 if higher else -1
-
-
-def compared(
-    points: Sequence[Point], reference: Mapping[str, Result], directions: Mapping[str, int]
+def scored(
+    points: Sequence[Point], found: Sequence[Results], measures: Mapping[str, Measure]
 ) -> tuple[Point, ...]:
-    """The points with their differences to the recipe and to the best point.
+    """The points with their scores.
 
     Args:
-        points: With results, or with an error.
-        reference: Results of the recipe as it is.
-        directions: See `Sensitivity`.
+        points: Without scores.
+        found: Results of each point; empty where its merge failed.
+        measures: What was measured.
     """
-    measured = [point for point in points if point.results]
-    best = {t: _best(measured, t, sign) for t, sign in directions.items() if sign and measured}
-    found = []
-    for point in points:
-        results = point.results
-        to_best = {t: _apart(results[t], top) for t, top in best.items() if t in results}
-        worse = tuple(t for t, apart in to_best.items() if _is_worse(apart, directions[t]))
-        to_recipe = {t: _apart(mine, reference[t]) for t, mine in results.items()}
-        found.append(replace(point, to_recipe=to_recipe, to_best=to_best, worse=worse))
-    return tuple(found)
+    measured = [results for results in found if results]
+    best = {key: _best(measured, measure) for key, measure in measures.items() if measured}
+
+    def score(results: Results, key: str) -> Measured:
+        measure, mine = measures[key], results[measures[key].goal.task]
+        to_best = _apart(mine, best[key], measure.metric)
+        to_recipe = _apart(mine, measure.recipe, measure.metric)
+        figure = mine.figures[measure.metric.name]
+        return Measured(figure, to_recipe, to_best, _is_worse(to_best, measure.wants_high))
+
+    return tuple(
+        replace(point, scores={key: score(results, key) for key in measures} if results else {})
+        for point, results in zip(points, found, strict=True)
+    )
 
 
-def _best(points: Sequence[Point], task: str, sign: int) -> Result:
-    """The result of the point where a task is best; NaN is worst."""
-    results = [point.results[task] for point in points]
-    values = [sign * result.main.value for result in results]
+def _best(found: Sequence[Results], measure: Measure) -> Result:
+    """The result of the point where a goal is best; NaN is worst."""
+    results = [each[measure.goal.task] for each in found]
+    sign = 1 if measure.wants_high else -1
+    values = [sign * result.figures[measure.metric.name].value for result in results]
     ranked = [-math.inf if math.isnan(value) else value for value in values]
     return results[ranked.index(max(ranked))]
 
 
-def _apart(ours: Result, theirs: Result) -> Figure:
-    return difference(ours.metrics[0], ours.scores, theirs.scores, seed=ours.about["seed"])
+def _apart(ours: Result, theirs: Result, metric: Metric) -> Figure:
+    return difference(metric, ours.scores, theirs.scores, seed=ours.about["seed"])
 
 
-def _is_worse(apart: Figure, sign: int) -> bool:
+def _is_worse(apart: Figure, wants_high: bool) -> bool:
     if math.isnan(apart.value):
         return True
-    return apart.high < 0 if sign > 0 else apart.low > 0
+    return apart.high < 0 if wants_high else apart.low > 0

@@ -35,27 +35,27 @@ class Sweep:
     @property
     def label(self) -> str:
         """As it is asked for, without values."""
-        return self.name if self.task is None else f"{self.task}.{self.name}"
+        return self.name if self.task is None else f"{self.name}.{self.task}"
 
 
 def parse_sweep(text: str) -> Sweep:
     """A sweep as the command line has it.
 
     Args:
-        text: `NAME=VALUES` or `TASK.NAME=VALUES`; see `parse_values`.
+        text: `NAME=VALUES` or `NAME.TASK=VALUES`; see `parse_values`.
 
     Raises:
         UsageError: it is neither.
 
     >>> parse_sweep("threshold=0.9:1:0.05")
     Sweep(name='threshold', values=(0.9, 0.95, 1.0), task=None)
-    >>> parse_sweep("math.scale=0.5,1").label
-    'math.scale'
+    >>> parse_sweep("scale.math=0.5,1").task
+    'math'
     """
     label, equals, values = text.partition("=")
-    task, dot, name = label.rpartition(".")
+    name, dot, task = label.partition(".")
     if not equals or not name or (dot and not task):
-        raise UsageError(f"a sweep must be NAME=VALUES or TASK.NAME=VALUES; got {text!r}")
+        raise UsageError(f"a sweep must be NAME=VALUES or NAME.TASK=VALUES; got {text!r}")
     return Sweep(name, parse_values(values), task or None)
 
 
