@@ -151,6 +151,19 @@ def recipe_from(
     return read_recipe(document, folder, needs_scales=needs_scales), None
 
 
+def recipe_only(args: argparse.Namespace, recipe: str | None, **options: Any) -> Recipe:
+    """As `recipe_from`, for verbs that choose weights themselves.
+
+    Raises:
+        UsageError: it is a manifest, whose weights are fixed.
+    """
+    from taskvec.engine.manifest import MANIFEST_FILE
+
+    if recipe is not None and Path(recipe).name == MANIFEST_FILE:
+        raise UsageError(f"{recipe}: the weights of a manifest are fixed; give a recipe")
+    return recipe_from(args, recipe, **options)[0]
+
+
 def _overlay(data: dict[str, Any], flags: dict[str, Any]) -> None:
     """Flags beside a recipe replace what it says, key by key."""
     for key, value in flags.items():

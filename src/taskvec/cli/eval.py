@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
+from taskvec.cli import common, evaluating
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
-    from taskvec.evaluation.data import DataPlaces
-    from taskvec.evaluation.evaluate import Options
     from taskvec.evaluation.figures import Figure
     from taskvec.evaluation.loading import Spec
     from taskvec.evaluation.signs import Finding
-    from taskvec.evaluation.task import Tools
 
 OUT = "taskvec-eval"
 
@@ -38,53 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", metavar="A,B,…", action="append", default=[], help="what to ask; see --list"
     )
     parser.add_argument("--list", action="store_true", help="list the tasks and what they read")
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        metavar="DIR|TASK=PATH",
-        action="append",
-        default=[],
-        help="where data lie, for all tasks or for one; what is not there comes from the hub",
-    )
+    data = evaluating.add_data(parser)
     data.add_argument(
         "--limit", type=int, metavar="N", help="samples of a task, drawn by the seed (all)"
     )
-    data.add_argument("--shots", type=int, metavar="N", help="worked examples before a question")
-    data.add_argument("--draws", type=int, default=1, metavar="N", help="answers to a prompt (1)")
-    data.add_argument("--seed", type=int, default=0, help="of samples, draws and intervals (0)")
-    data.add_argument(
-        "--include-path", metavar="DIR", help="task files of your own for harness:… tasks"
-    )
-    asking = parser.add_argument_group("how models are asked")
-    asking.add_argument(
-        "--apply-chat-template", action="store_true", help="harness:… tasks ask in conversations"
-    )
-    asking.add_argument("--context", type=int, metavar="N", help="tokens of a window over a text")
-    asking.add_argument(
-        "--stride", type=int, metavar="N", help="tokens that a window predicts (all of it)"
-    )
-    asking.add_argument(
-        "--truncate", action="store_true", help="cut prompts that do not fit at the front"
-    )
-    asking.add_argument(
-        "--dtype", default="auto", help="auto | float32 | bfloat16 | float16, of the weights"
-    )
-    asking.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
-    asking.add_argument("--batch-tokens", type=int, metavar="N", help="(by the memory there is)")
-    scoring = parser.add_argument_group("how answers are scored")
-    scoring.add_argument(
-        "--judge",
-        metavar="JUDGE",
-        help="of harm: prefixes[:FILE], classifier:MODEL:LABEL, endpoint:URL?model=NAME (prefixes)",
-    )
-    scoring.add_argument(
-        "--allow-code-execution",
-        action="store_true",
-        help="run programs that the model wrote, shut in (humaneval, mbpp)",
-    )
-    scoring.add_argument(
-        "--workers", type=int, metavar="N", help="programs that run at once (processors, at most 8)"
-    )
+    evaluating.add_asking(parser)
+    evaluating.add_scoring(parser)
     against = parser.add_argument_group("comparison")
     against.add_argument(
         "--reference", metavar="NAME", help="differences are taken to it (the first model)"
@@ -109,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list(as_json=args.json)
     models = _named(args.models)
-    singles = dict(_pair(text, "--single", "TASK=NAME") for text in args.single)
+    singles = dict(evaluating.pair(text, "--single", "TASK=NAME") for text in args.single)
     names = [name for text in args.tasks for name in text.split(",") if name]
     reference = args.reference or next(iter(models))
     for name in (reference, *singles.values()):
@@ -126,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from taskvec.evaluation.results import about, evaluate_models, write_results
     from taskvec.evaluation.signs import find_signs
 
-    options = _options(args)
+    options = evaluating.options_from(args, limit=args.limit)
     prepared = prepare(names, options)
     results = evaluate_models(specs, prepared, options)
     compared = compare(results, reference=reference, singles=singles)
@@ -172,70 +126,6 @@ def _spec(path: str) -> Spec:
     if not path.endswith((".yaml", ".yml", ".json")):
         return path
     return common.recipe_from(argparse.Namespace(), path)
-
-
-def _pair(text: str, flag: str, form: str) -> tuple[str, str]:
-    left, _, right = text.partition("=")
-    if not left or not right:
-        raise UsageError(f"{flag} must be {form}; got {text!r}")
-    return left, right
-
-
-def _options(args: argparse.Namespace) -> Options:
-    from taskvec.evaluation.evaluate import Options, silent
-    from taskvec.evaluation.task import Settings
-
-    return Options(
-        data=_places(args.data),
-        limit=args.limit,
-        include_path=None if args.include_path is None else Path(args.include_path).expanduser(),
-        settings=Settings(args.shots, args.seed, args.draws, args.apply_chat_template),
-        context=args.context,
-        stride=args.stride,
-        truncate=args.truncate,
-        batch_tokens=args.batch_tokens,
-        dtype=args.dtype,
-        device=args.device,
-        tools=_tools(args),
-        out=Path(args.out),
-        progress=silent if args.quiet else _bar,
-    )
-
-
-def _tools(args: argparse.Namespace) -> Tools:
-    from taskvec.evaluation.judges import parse_judge
-    from taskvec.evaluation.task import Tools
-    from taskvec.streaming import default_threads
-
-    judge = None
-    if args.judge is not None:
-        folder = Path(args.out) / "verdicts"
-        judge = parse_judge(args.judge, device=args.device, folder=folder, seed=args.seed)
-    workers = default_threads() if args.workers is None else args.workers
-    return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=workers)
-
-
-def _places(texts: Sequence[str]) -> DataPlaces:
-    from taskvec.evaluation.data import DataPlaces
-
-    folders, by_task = [], {}
-    for text in texts:
-        task, equals, path = text.partition("=")
-        if equals and not Path(text).exists():
-            by_task[task] = Path(path).expanduser()
-        elif Path(text).expanduser().is_dir():
-            folders.append(Path(text).expanduser())
-        else:
-            raise UsageError(f"--data {text}: no such folder; give DIR, or TASK=PATH")
-    return DataPlaces(tuple(folders), by_task)
-
-
-@contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, unit="sample", delay=2, file=sys.stderr) as bar:
-        yield bar.update
 
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:

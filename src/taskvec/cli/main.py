@@ -28,6 +28,7 @@ VERBS = {
     "inspect": "say what a checkpoint, an adapter or a vector holds",
     "import": "turn a mergekit configuration into a recipe; say what differs",
     "eval": "measure what models can do, side by side, with intervals",
+    "search": "find the coefficients whose merge scores best, on data",
     "verify": "check a merged folder against its manifest",
     "methods": "list the methods and their parameters",
     "zoo": "the tiny models that ship with taskvec: list, copy",

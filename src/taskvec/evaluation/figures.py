@@ -81,16 +81,35 @@ def difference(
         theirs: Scores of the other, of the same samples in the same order.
         seed: Of the bootstrap.
     """
-    mine, other = _shared(metric, ours, theirs)
-    n = len(mine)
-
-    whole = [np.arange(n)]
+    n, (one, two) = paired(metric, ours, theirs, seed=seed)
     with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN
-        value = float((_values(metric, mine, whole) - _values(metric, other, whole))[0])
-        if math.isnan(value):
-            return Figure(value, value, value, n)
-        one, two = (_values(metric, run, _resamples(metric, n, seed)) for run in (mine, other))
-        return Figure(value, *_percentiles(one - two), n)
+        return figure_of(one - two, n)
+
+
+def paired(metric: Metric, *runs: Sequence[Score], seed: int = 0) -> tuple[int, list[Array]]:
+    """A metric of several models over the samples that have it in all, and over resamples.
+
+    Args:
+        metric: What is measured.
+        runs: Scores of each model, of the same samples in the same order.
+        seed: Of the bootstrap.
+
+    Returns:
+        How many samples have it, and for each model the value, then those of the resamples, which
+        are the same for all models.
+    """
+    shared = _shared(metric, *runs)
+    n = len(shared[0])
+    picks = [np.arange(n), *(_resamples(metric, n, seed) if n else ())]
+    return n, [_values(metric, run, picks) for run in shared]
+
+
+def figure_of(values: Array, n: int) -> Figure:
+    """The figure of a value (the first) and what resamples give (the others)."""
+    value = float(values[0])
+    if math.isnan(value):
+        return Figure(value, value, value, n)
+    return Figure(value, *_percentiles(values[1:]), n)
 
 
 def items_of(name: str, notes: Sequence[Mapping[str, Any]]) -> list[Any]:

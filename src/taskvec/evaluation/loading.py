@@ -69,23 +69,41 @@ class Models:
         stored, stamp = _opened(spec)
 
         def model() -> Model:
-            return self._candidate(stored, *spec) if isinstance(spec, tuple) else self._load(stored)
+            return self.candidate(*spec) if isinstance(spec, tuple) else self._load(stored)
 
         return evaluate_with(model, stored.encoder, prepared, self.options, where=name, stamp=stamp)
+
+    def candidate(self, recipe: Recipe, table: Table | None = None) -> Model:
+        """The loaded target of a recipe with the candidate in its parameters.
+
+        Args:
+            recipe: What is merged.
+            table: Layer weights that take the place of the method's own.
+
+        Raises:
+            TaskvecError: it cannot be opened, loaded or merged.
+        """
+        bench, model = self._bench_of(recipe)
+        bench.put(recipe, table)
+        return model
+
+    def target(self, recipe: Recipe) -> Model:
+        """The loaded target of a recipe as it is."""
+        bench, model = self._bench_of(recipe)
+        bench.restore()
+        return model
 
     def _load(self, stored: Stored) -> Model:
         self._close()  # two models may not fit
         return load(stored, dtype=self.options.dtype, device=self.options.device)
 
-    def _candidate(self, target: Stored, recipe: Recipe, table: Table | None) -> Model:
-        """The loaded target of a recipe, with the candidate in its parameters."""
+    def _bench_of(self, recipe: Recipe) -> tuple[Bench, Model]:
+        """The bench of a recipe's members, which is kept until another model is loaded."""
         if self._bench is None or self._bench[0].plan.recipe.family != recipe.family:
-            model = self._load(target)
+            model = self._load(_opened((recipe, None))[0])
             bench = self._stack.enter_context(candidates(recipe, model.module, MergeOptions()))
             self._bench = bench, model
-        bench, model = self._bench
-        bench.put(recipe, table)
-        return model
+        return self._bench
 
     def _close(self) -> None:
         self._stack.close()

@@ -1,0 +1,147 @@
+"""What a study leaves in its folder: the recipe that won, and every candidate that was tried.
+
+OUT/recipe.yaml      ready for `taskvec merge`; where there is a winner
+OUT/front/N.yaml     in a trade-off, the recipe of every candidate of the front
+OUT/trials.csv       a row a candidate
+OUT/trials.json      all of it: space, goals, seeds, samples, versions, trials, winner, test
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taskvec.coefficients.space import Space
+from taskvec.coefficients.study import Study, definition
+from taskvec.coefficients.winner import Choice, Trial, trials_of
+from taskvec.evaluation.records import write_whole
+from taskvec.evaluation.results import about
+
+FEWEST = 20  # scored candidates that importances are told from
+
+
+def told(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All that `trials.json` holds."""
+    trials, job = trials_of(study), study.job
+    same = definition(job)
+    scale = study.scale
+    optuna = {name: version(name) for name in ("optuna", "cmaes", "scipy")}
+    machine = about()
+    return {
+        "recipe": same["recipe"],
+        "members": same["members"],
+        "axes": same["axes"],
+        "goals": same["goals"],
+        "samples": same["samples"],
+        "asking": same["asking"],
+        "sampler": job.sampler,
+        "seed": job.seed,
+        "target": dict(scale.target),
+        "single": dict(scale.single),
+        "metrics": {key: metric.name for key, metric in scale.metrics.items()},
+        "tried": sum(trial.is_scored for trial in trials),
+        "failed": sum(bool(trial.error) for trial in trials),
+        "trials": [asdict(trial) for trial in trials],
+        "winner": _chosen(job.space, choice.winner),
+        "front": [trial.number for trial in choice.front],
+        "nearest_miss": None if choice.miss is None else asdict(choice.miss),
+        "test": test,
+        "importance": importance(study, trials),
+        **machine,
+        "versions": machine["versions"] | optuna,
+    }
+
+
+def _chosen(space: Space, trial: Trial | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    return asdict(trial) | {"recipe": space.mapping(trial.point)}
+
+
+def importance(study: Study, trials: Sequence[Trial]) -> dict[str, float] | None:
+    """Share of the spread of the first objective that each axis explains; None of too few trials.
+
+    Source: PED-ANOVA, arXiv:2304.10255, as Optuna has it.
+    """
+    if sum(trial.is_scored for trial in trials) < FEWEST or len(study.job.space.axes) < 2:
+        return None
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is experimental; that an axis has one value only
+        found: dict[str, float] = get_param_importances(
+            study.optuna,
+            evaluator=PedAnovaImportanceEvaluator(),
+            target=lambda trial: trial.values[0],
+        )
+    return found
+
+
+def write(folder: Path, study: Study, choice: Choice, all_of_it: Mapping[str, Any]) -> None:
+    """Write everything but the figures.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    space = study.job.space
+    if choice.winner is not None:
+        write_whole(folder / "recipe.yaml", recipe_text(space, choice.winner))
+    for trial in choice.front:
+        write_whole(folder / "front" / f"{trial.number}.yaml", recipe_text(space, trial))
+    write_whole(folder / "trials.csv", table(study))
+    text = json.dumps(_plain(all_of_it), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / "trials.json", text + "\n")
+
+
+def recipe_text(space: Space, trial: Trial) -> str:
+    """The recipe at a trial's point, as YAML; a merge of it has the candidate's weights."""
+    point = ", ".join(f"{key} {value}" for key, value in trial.point.items())
+    head = f"# Found by taskvec search, candidate {trial.number}: {point}\n"
+    return head + yaml.safe_dump(space.mapping(trial.point), sort_keys=False, allow_unicode=True)
+
+
+def table(study: Study) -> str:
+    """Every trial as CSV."""
+    job, trials = study.job, trials_of(study)
+    axes = [axis.key for axis in job.space.axes]
+    goals = [goal.key for goal in job.goals.goals]
+    kept = [goal.key for goal in job.goals.kept]
+    count = len(job.goals.aims) if job.goals.trade_off else 1
+    names = [f"objective_{i + 1}" for i in range(count)]
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(
+        ["number", *axes, *goals, *names, *(f"violation {key}" for key in kept), "allowed",
+         "same_as", "switching_s", "scoring_s", "error"]
+    )  # fmt: skip
+    for trial in trials:
+        found = [*trial.objectives, *([""] * (count - len(trial.objectives)))]
+        rows.writerow(
+            [trial.number, *(trial.point.get(key, "") for key in axes),
+             *(trial.values.get(key, "") for key in goals), *found,
+             *(trial.violations.get(key, "") for key in kept),
+             "" if trial.error else all(v <= 0 for v in trial.violations.values()),
+             "" if trial.same_as is None else trial.same_as,
+             f"{trial.switching_s:.4f}", f"{trial.scoring_s:.4f}", trial.error]
+        )  # fmt: skip
+    return out.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
