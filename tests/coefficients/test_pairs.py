@@ -11,7 +11,6 @@ from tests.statistics.in_memory import as_stored, scanned, small_family
 
 import taskvec as tv
 from taskvec import zoo
-from taskvec.coefficients.goals import MAXIMIZE, MINIMIZE, Goal
 from taskvec.coefficients.pairs import (
     geometry,
     measure_pairs,
@@ -23,7 +22,7 @@ from taskvec.engine.api import recipe_of_family
 from taskvec.engine.located import Document
 from taskvec.engine.reading import read_recipe
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options, prepare
+from taskvec.evaluation.evaluate import Options
 from taskvec.evaluation.figures import Figure
 from taskvec.evaluation.task import Metric
 
@@ -166,11 +165,7 @@ def _torch():
 
 
 def found_in(recipe, tasks, n):
-    measures = {task: Goal(f"zoo:{task}", MAXIMIZE) for task in tasks}
-    options = Options(limit=n)
-    prepared = prepare([goal.task for goal in measures.values()], options)
-    scan = tv.scan(recipe.family)
-    return measure_pairs(recipe, measures, prepared, scan=scan, options=options)
+    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, options=Options(limit=n))
 
 
 @pytest.mark.usefixtures("_torch")
@@ -217,19 +212,15 @@ def test_what_a_method_cannot_merge_is_told_and_the_rest_goes_on():
 
 def test_what_cannot_be_meant_is_refused():
     recipe = recipe_of_zoo("task_arithmetic")
-    math = Goal("zoo:math", MAXIMIZE)
 
-    def refused(measures):
+    def refused(measure):
         with pytest.raises(UsageError) as error:
-            measure_pairs(recipe, measures, [], scan=None)
+            measure_pairs(recipe, measure)
         return str(error.value)
 
-    assert refused({"math": math}) == (
+    assert refused({"math": "zoo:math"}) == (
         "pairs need two measured tasks or more; got 1; give --measure TASK=MEASURE for each"
     )
-    assert refused({"math": math, "maths": math}) == (
+    assert refused({"math": "zoo:math", "maths": "zoo:math"}) == (
         "a measure is given for 'maths', no task of the recipe; did you mean 'math'?"
-    )
-    assert refused({"math": Goal("zoo:math", MINIMIZE), "code": math}) == (
-        "zoo:math: a task of a pair is measured by what it is good at"
     )

@@ -25,7 +25,7 @@ from taskvec.coefficients.sensitivity import (
 from taskvec.coefficients.sweeps import Sweep
 from taskvec.engine.api import recipe_of_family
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options, Result, prepare
+from taskvec.evaluation.evaluate import Options, Result
 from taskvec.evaluation.figures import figure
 from taskvec.evaluation.task import Metric, Score
 
@@ -197,12 +197,9 @@ def test_nan_is_never_the_best_and_never_safe():
 def test_merges_are_measured_beside_the_recipe():
     """σ = −1 keeps nothing and σ = 1 everything: the ends are instruct and plain arithmetic."""
     recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold", "threshold": 1}, scale=1.0)
+    tasks = ["zoo:math", "zoo:text"]
     options = Options(limit=20)
-    prepared = prepare(["zoo:math", "zoo:text"], options)
-    scan = tv.scan(recipe.family)
-    goals = [Goal("zoo:math", MAXIMIZE), Goal("zoo:text", MAXIMIZE)]
-    sweep = Sweep("threshold", (-1.0, 1.0))
-    found = sensitivity(recipe, sweep, goals, prepared, scan=scan, options=options)
+    found = sensitivity(recipe, "threshold=-1,1", measure=tasks, options=options)
     nothing, everything = found.points
     assert (nothing.kept["math"].energy, everything.kept["math"].energy) == (0.0, 1.0)
     plain = tv.evaluate(recipe, ["zoo:math", "zoo:text"], limit=20)
@@ -224,10 +221,7 @@ def test_a_merge_that_fails_is_told_and_the_others_go_on():
     method = {"name": "lata", "scheme": "threshold", "normalize_weights": "norm"}
     recipe = recipe_of_zoo(method)
     options = Options(limit=5)
-    prepared = prepare(["zoo:math"], options)
-    goals = [Goal("zoo:math", MINIMIZE)]
-    sweep = Sweep("threshold", (-1.0, 1.0))
-    found = sensitivity(recipe, sweep, goals, prepared, options=options)
+    found = sensitivity(recipe, "threshold=-1,1", minimize=["zoo:math"], options=options)
     failed, merged = found.points
     assert "normalize_weights of task 'math' cannot be norm" in failed.error
     assert (failed.scores, failed.is_safe) == ({}, False)
@@ -242,18 +236,24 @@ def _torch():
     pytest.importorskip("transformers")
 
 
-def test_without_tasks_no_weights_are_loaded(monkeypatch):
-    recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold"})
-    scan = tv.scan(recipe.family)
+def test_without_tasks_no_model_is_loaded(monkeypatch, tmp_path):
+    """What is kept follows from the scan."""
     monkeypatch.setattr("taskvec.coefficients.sensitivity.Models", None)
-    found = sensitivity(recipe, Sweep("threshold", (0.9, 1.0)), scan=scan)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"base: {zoo.path('base')}\ninstruct: {zoo.path('instruct')}\n"
+        f"tasks: {{math: {{model: {zoo.path('math')}, scale: 1}}}}\n"
+        "method: {name: lata, scheme: threshold}\n"
+    )
+    found = sensitivity(path, "threshold=0.9,1")
     assert found.points[1] == Point(1.0, {"math": Kept(1.0, 1.0, 1.0)})
+    assert 0 < found.points[0].kept["math"].layers < 1
     assert found.safe == []
+    assert found.to_json()["measures"] == {}
 
 
-def test_what_cannot_be_meant_is_refused_before_anything_runs():
-    recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold"})
-    sweep = Sweep("threshold", (0.9,))
-    table = tv.Table(("math",), ("x",), np.ones((1, 1)))
-    with pytest.raises(UsageError, match="a table is given, which σ has no say in"):
-        sensitivity(recipe, sweep, table=table)
+def test_tasks_of_different_kinds_stand_side_by_side():
+    """No value is made of several goals, so that they need not be of one kind."""
+    recipe = recipe_of_zoo("task_arithmetic")
+    with pytest.raises(UsageError, match="named twice among the goals"):
+        sensitivity(recipe, "scale=1", measure=["zoo:math"], minimize=["zoo:math"])

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common, evaluating
+from taskvec.cli import common, evaluating, search_pairs, search_sweep
+from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.coefficients.api import Found
@@ -41,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trials", type=int, metavar="N", help="candidates, of all processes (by the sampler)"
     )
     _add_goals(parser)
+    search_sweep.add_arguments(parser)
+    search_pairs.add_arguments(parser)
     data = evaluating.add_data(parser)
     data.add_argument(
         "--select-n", type=int, metavar="N", help="samples of a task to choose by (100, or half)"
@@ -96,6 +99,17 @@ def run(args: argparse.Namespace) -> int:
     family = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "dtype"})
     recipe = common.recipe_only(family, args.recipe, needs_scales=False)
     # What needs no goal (`--propose`, `--sweep`, `--pairs`) branches off here.
+    if args.sweep is not None and args.pairs:
+        raise UsageError("--sweep and --pairs are two things; give one of them")
+    if args.sweep is not None:
+        return search_sweep.run(args, recipe)
+    if args.pairs:
+        return search_pairs.run(args, recipe)
+    if args.measure or args.limit is not None:
+        raise UsageError(
+            "--measure and --limit go with --sweep and --pairs; a search has --maximize, "
+            "--select-n and --test-n"
+        )
     return _search(args, recipe)
 
 

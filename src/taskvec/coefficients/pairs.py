@@ -25,18 +25,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from taskvec.coefficients.goals import MINIMIZE, Goal, Goals, metrics_of
+from taskvec.coefficients.goals import make_goals, metrics_of
+from taskvec.coefficients.sensitivity import prepare_each
 from taskvec.engine.api import recipe_of_family
+from taskvec.engine.deciding import settled_members
 from taskvec.engine.layer_report import rank_correlation, sign_conflicts
+from taskvec.engine.reading import load_recipe
 from taskvec.engine.recipe import Recipe
+from taskvec.engine.scans import scan_members
 from taskvec.errors import TaskvecError, UsageError, nearest
-from taskvec.evaluation.evaluate import Options, Prepared, Result
+from taskvec.evaluation.evaluate import Options, Result
 from taskvec.evaluation.figures import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
@@ -95,6 +100,7 @@ class Alone:
         return {
             "measure": self.target.task,
             "metric": self.metric.name,
+            "higher_is_better": self.metric.higher_is_better,
             **about,
             "target": told(self.target),
             "single": told(self.single),
@@ -176,45 +182,48 @@ class Pairs:
 
 
 def measure_pairs(
-    recipe: Recipe,
-    measures: Mapping[str, Goal],
-    prepared: Sequence[Prepared],
+    recipe: Recipe | str | os.PathLike[str],
+    measure: Mapping[str, str],
     *,
-    scan: Scan,
-    options: Options | None = None,
+    options: Options = Options(),  # noqa: B008 (frozen)
 ) -> Pairs:
     """Merge every pair of tasks in memory and compare it with each task alone.
 
     A pair whose merge fails is told with the error; the others go on.
 
     Args:
-        recipe: Names the tasks, λ and the method.
-        measures: What each task is measured by; tasks without one are left out.
-        prepared: The tasks of the evaluation with their samples.
-        scan: Statistics of the family.
+        recipe: Names the tasks, λ and the method; or the file of a recipe.
+        measure: What each task of the recipe is measured by, `TASK` or `TASK@METRIC` of the
+            evaluation; tasks without one are left out.
         options: How to evaluate.
 
     Raises:
-        UsageError: fewer than two tasks are measured, a measure is of no task of the recipe, or is
-            to be low.
+        UsageError: fewer than two tasks are measured, or a measure is of no task of the recipe.
         TaskvecError: the target or a fine-tune cannot be measured.
     """
-    tasks = _checked(recipe, measures)
-    by_name = {each.task.name: each for each in prepared}
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    tasks = _checked(recipe, measure)
+    keys = list(dict.fromkeys(measure.values()))
+    goals = make_goals(keys, trade_off=len(keys) > 1)
+    asked = {task: measure[task].partition("@")[0] for task in tasks}
+    by_name = {each.task.name: each for each in prepare_each(list(asked.values()), options)}
+    scan = scan_members(settled_members(recipe))
     weights = pure_weights(recipe, scan)
-    granularity = recipe.parameters[tasks[0]].get("granularity", "tensor")
+    granularity = str(recipe.parameters[tasks[0]].get("granularity", "tensor"))
 
-    def ask(candidate: Recipe, name: str, measured: Sequence[str]) -> dict[str, Result]:
-        names = dict.fromkeys(measures[task].task for task in measured)
-        wanted = [by_name[each] for each in names]
+    def ask(candidate: Recipe, name: str, tasks: Sequence[str]) -> dict[str, Result]:
+        wanted = [by_name[each] for each in dict.fromkeys(asked[task] for task in tasks)]
         found = {r.task: r for r in models.evaluate((candidate, None), wanted, name)}
-        return {task: found[measures[task].task] for task in measured}
+        return {task: found[asked[task]] for task in tasks}
 
     pairs = []
     with Models(options or Options()) as models:
         untouched = ask(_untouched(recipe, tasks[0]), "target", tasks)
-        metrics = _metrics(measures, untouched)
-        alone = {task: _alone(recipe, task, metrics[task], untouched[task], ask) for task in tasks}
+        metrics = metrics_of(goals, list(untouched.values()))
+        alone = {
+            task: _alone(recipe, task, metrics[measure[task]], untouched[task], ask)
+            for task in tasks
+        }
         for a, b in itertools.combinations(tasks, 2):
             lie = geometry(scan, weights, granularity, a, b)
             try:
@@ -227,27 +236,18 @@ def measure_pairs(
     return Pairs(alone, tuple(pairs))
 
 
-def _checked(recipe: Recipe, measures: Mapping[str, Goal]) -> list[str]:
+def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
     """The tasks that are measured, sorted."""
-    for task, goal in measures.items():
+    for task in measure:
         if task not in recipe.family.tasks:
             hint = nearest(task, list(recipe.family.tasks))
             raise UsageError(f"a measure is given for {task!r}, no task of the recipe; {hint}")
-        if goal.way == MINIMIZE:
-            raise UsageError(f"{goal.key}: a task of a pair is measured by what it is good at")
-    if len(measures) < 2:
+    if len(measure) < 2:
         raise UsageError(
-            f"pairs need two measured tasks or more; got {len(measures)}; "
+            f"pairs need two measured tasks or more; got {len(measure)}; "
             "give --measure TASK=MEASURE for each"
         )
-    return sorted(measures)
-
-
-def _metrics(measures: Mapping[str, Goal], results: Mapping[str, Result]) -> dict[str, Metric]:
-    """The metric of each task."""
-    goals = Goals(tuple(dict.fromkeys(measures.values())), trade_off=True)
-    by_key = metrics_of(goals, list(results.values()))
-    return {task: by_key[goal.key] for task, goal in measures.items()}
+    return sorted(measure)
 
 
 def only(recipe: Recipe, tasks: Sequence[str]) -> Recipe:

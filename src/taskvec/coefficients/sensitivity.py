@@ -17,22 +17,25 @@ follows from the scan alone. A density is the share of entries kept, as the meth
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from taskvec.coefficients.goals import MINIMIZE, Goal, Goals, metrics_of
-from taskvec.coefficients.sweeps import Sweep, owner_of, swept
+from taskvec.coefficients.goals import MINIMIZE, Goal, make_goals, metrics_of
+from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, swept
+from taskvec.engine.deciding import settled_members
+from taskvec.engine.reading import load_recipe
 from taskvec.engine.recipe import Recipe
+from taskvec.engine.scans import scan_members
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import Options, Prepared, Result
+from taskvec.evaluation.evaluate import Options, Prepared, Result, prepare
 from taskvec.evaluation.figures import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
 from taskvec.methods.lata import drop_above
-from taskvec.methods.table import Table
 from taskvec.statistics.scan import Scan, layer_statistics
 
 Results = Mapping[str, Result]  # by task of the evaluation
@@ -157,7 +160,7 @@ class Sensitivity:
     """
 
     sweep: Sweep
-    points: tuple[Point, ...]
+    points: Sequence[Point]
     measures: Mapping[str, Measure] = field(default_factory=dict)
 
     @property
@@ -236,55 +239,74 @@ def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> Kep
 
 
 def sensitivity(
-    recipe: Recipe,
-    sweep: Sweep,
-    goals: Sequence[Goal] = (),
-    prepared: Sequence[Prepared] = (),
+    recipe: Recipe | str | os.PathLike[str],
+    sweep: Sweep | str,
     *,
-    table: Table | None = None,
-    scan: Scan | None = None,
-    options: Options | None = None,
+    measure: Sequence[str] = (),
+    minimize: Sequence[str] = (),
+    options: Options = Options(),  # noqa: B008 (frozen)
 ) -> Sensitivity:
     """Try every value of a sweep.
 
     A value whose merge fails is a point with the error; the others go on.
 
     Args:
-        recipe: Everything but the number that is swept.
-        sweep: Which number, and its values.
-        goals: What is measured: to be high or low as its metric is better (`maximize`, `keep`), or
-            the other way (`minimize`), such as a skill to be forgotten.
-        prepared: The tasks of the goals with their samples; empty: nothing is measured, and no
-            weights are loaded.
-        table: Layer weights that take the place of the method's own.
-        scan: Statistics of the family, for what a threshold keeps.
+        recipe: Everything but the number that is swept, or the file of a recipe.
+        sweep: Which number, and its values; as on the command line, `"threshold=0.5:1:0.05"`.
+        measure: Tasks of the evaluation, `TASK` or `TASK@METRIC`, to be good at; none, with
+            `minimize` empty: only what is kept is told, and no model is loaded.
+        minimize: To be bad at, such as a skill to be forgotten.
         options: How to evaluate.
 
     Raises:
         UsageError: the recipe has no such number, or a value is outside its range.
         TaskvecError: the recipe itself cannot be merged or measured.
     """
-    if table is not None and drops_layers(recipe, sweep):
-        raise UsageError("a table is given, which σ has no say in; sweep threshold without one")
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    sweep = parse_sweep(sweep) if isinstance(sweep, str) else sweep
     recipes = [swept(recipe, sweep, value) for value in sweep.values]
-    points = [Point(value, kept_of(recipe, sweep, value, scan)) for value in sweep.values]
-    if not prepared:
-        return Sensitivity(sweep, tuple(points))
+    if not measure and not minimize:
+        return Sensitivity(sweep, blank_points(recipe, sweep))
+    goals = make_goals(measure, minimize, trade_off=len(measure) + len(minimize) > 1)
+    prepared = prepare_each([goal.task for goal in goals.goals], options)
+    points = blank_points(recipe, sweep)
     found: list[Results] = []
-    with Models(options or Options()) as models:
-        models.check((recipe, table), prepared)
-        reference = models.evaluate((recipe, table), prepared, "recipe")
-        metrics = metrics_of(Goals(tuple(goals), trade_off=True), reference)
+    with Models(options) as models:
+        models.check((recipe, None), prepared)
+        reference = models.evaluate((recipe, None), prepared, "recipe")
+        metrics = metrics_of(goals, reference)
         for i, (point, candidate) in enumerate(zip(points, recipes, strict=True)):
             try:
-                name = f"{sweep.label}={point.value:g}"
-                found.append(_by_task(models.evaluate((candidate, table), prepared, name)))
+                name = f"{sweep.label}={point.value:.12g}"
+                found.append(_by_task(models.evaluate((candidate, None), prepared, name)))
             except TaskvecError as error:
                 points[i] = replace(point, error=str(error))
                 found.append({})
     by_task = _by_task(reference)
-    measures = {g.key: Measure(g, metrics[g.key], by_task[g.task]) for g in goals}
+    measures = {g.key: Measure(g, metrics[g.key], by_task[g.task]) for g in goals.goals}
     return Sensitivity(sweep, scored(points, found, measures), measures)
+
+
+def prepare_each(names: Sequence[str], options: Options) -> list[Prepared]:
+    """Tasks of the evaluation with their samples, each once.
+
+    Raises:
+        UsageError: a name stands for several tasks.
+        TaskvecError: whatever `prepare` raises.
+    """
+    names = list(dict.fromkeys(names))
+    prepared = prepare(names, options)
+    if [each.task.name for each in prepared] != names:
+        raise UsageError("a group of tasks cannot be measured as one; name the tasks themselves")
+    return prepared
+
+
+def blank_points(recipe: Recipe, sweep: Sweep) -> list[Point]:
+    """The points of a sweep with what they keep; a threshold reads the scan."""
+    scan = None
+    if drops_layers(recipe, sweep):
+        scan = scan_members(settled_members(recipe))
+    return [Point(value, kept_of(recipe, sweep, value, scan)) for value in sweep.values]
 
 
 def _by_task(results: Sequence[Result]) -> Results:
@@ -293,7 +315,7 @@ def _by_task(results: Sequence[Result]) -> Results:
 
 def scored(
     points: Sequence[Point], found: Sequence[Results], measures: Mapping[str, Measure]
-) -> tuple[Point, ...]:
+) -> list[Point]:
     """The points with their scores.
 
     Args:
@@ -311,10 +333,10 @@ def scored(
         figure = mine.figures[measure.metric.name]
         return Measured(figure, to_recipe, to_best, _is_worse(to_best, measure.wants_high))
 
-    return tuple(
+    return [
         replace(point, scores={key: score(results, key) for key in measures} if results else {})
         for point, results in zip(points, found, strict=True)
-    )
+    ]
 
 
 def _best(found: Sequence[Results], measure: Measure) -> Result:
