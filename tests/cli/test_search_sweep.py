@@ -30,10 +30,10 @@ def table_of(path):
 
 
 def test_a_sweep_prints_writes_and_draws(cli, recipe, tmp_path):
-    out, plot = tmp_path / "out", tmp_path / "sweep.png"
+    out = tmp_path / "out"
     code, text, err = cli(
         "search", recipe, "--sweep", "threshold=-1,0.9,1", "--measure", "zoo:math",
-        "--limit", "10", "--out", out, "--plot", plot, "--quiet",
+        "--limit", "10", "--out", out, "--plot", "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert text.splitlines()[0].startswith(
@@ -42,7 +42,8 @@ def test_a_sweep_prints_writes_and_draws(cli, recipe, tmp_path):
     assert "kept: shares of layers, of parameters and of ‖τ‖²" in text
     assert "Safe range of threshold: 1, 1 of 3 values. In it no measure is worse than" in text
     assert "It reaches the end of the sweep at 1." in text.replace("\n", " ")
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert text.endswith("out/: sweep-threshold.json, sweep-threshold.csv, sweep-threshold.png\n")
+    assert (out / "sweep-threshold.png").read_bytes().startswith(b"\x89PNG")
 
     told = json.loads((out / "sweep-threshold.json").read_text())
     assert told["recipe"]["method"] == {"name": "lata"}
@@ -74,12 +75,13 @@ def test_a_sweep_where_low_is_wanted_and_a_value_fails(cli, recipe, tmp_path):
     out = tmp_path / "out"
     code, text, err = cli(
         "search", recipe, "--sweep", "density.math=0.001:1:3log", "--minimize", "zoo:math",
-        "--limit", "8", "--out", out, "--quiet", "--plot", tmp_path / "d.svg",
+        "--limit", "8", "--out", out, "--quiet", "--plot",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "zoo:math: right, low is wanted" in text
     assert "kept: share of parameters" in text
     assert (out / "sweep-density.math.csv").is_file()
+    assert (out / "sweep-density.math.png").is_file()
     recipe.write_text(
         recipe.read_text().replace(
             "method: {name: dare}",
@@ -108,17 +110,17 @@ def test_no_value_is_safe_where_goals_disagree(cli, recipe, tmp_path):
 
 
 def test_pairs_print_write_and_draw(cli, recipe, tmp_path):
-    out, plot = tmp_path / "out", tmp_path / "pairs.png"
+    out = tmp_path / "out"
     code, text, err = cli(
         "search", recipe, "--pairs", "--measure", "math=zoo:math", "--measure", "code=zoo:code",
-        "--limit", "6", "--out", out, "--plot", plot, "--quiet",
+        "--limit", "6", "--out", out, "--plot", "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "task  measure   metric  target" in text
     assert "task  with  merged" in text
     assert "pair        cosine  of pure vectors  sign conflict  rank correlation" in text
     assert "Of 2 effects: synergy in " in text
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert (out / "pairs.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads((out / "pairs.json").read_text())
     table = table_of(out / "pairs.csv")
     assert [(row["task"], row["with"]) for row in table] == [("code", "math"), ("math", "code")]
@@ -141,7 +143,7 @@ def test_pairs_print_write_and_draw(cli, recipe, tmp_path):
         (["--pairs", "--trade-off"], "--trade-off has no say in --pairs; leave it out"),
         (["--pairs", "--minimize", "zoo:math"], "--minimize has no say in --pairs"),
         (["--measure", "zoo:math"], "--measure and --limit go with --sweep and --pairs"),
-        (["--sweep", "scale=1", "--plot", "a.gif"], "a figure's name must end in .png"),
+        (["--sweep", "scale=1", "--keep-share", "0.5"], "--keep-share has no say in --sweep"),
         (["--sweep", "scale"], "a sweep must be NAME=VALUES or NAME.TASK=VALUES; got 'scale'"),
         (["--pairs", "--measure", "zoo:math"], "--measure must be TASK=MEASURE with --pairs"),
         (["--pairs", "--measure", "math=a", "--measure", "math=b"], "twice for task 'math'"),

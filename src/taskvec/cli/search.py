@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import common, evaluating, search_pairs, search_sweep
 from taskvec.errors import UsageError
+from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.api import Found
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluating.add_scoring(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", default=OUT, help=f"the study; resumes ({OUT})")
+    output.add_argument("--plot", action="store_true", help="draw figures there too (PNG)")
     output.add_argument("--json", action="store_true", help="print trials.json")
     output.add_argument("--quiet", action="store_true", help="no progress bars")
     common.add_family(parser)
@@ -115,16 +117,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _search(args: argparse.Namespace, recipe: Recipe) -> int:
     from taskvec.coefficients.api import searched, silent
+    from taskvec.reporting.search import draw_search
 
+    if args.plot:
+        require("matplotlib", "report")
     job = _job(args, recipe)
     common.announce_compiling()
     out = Path(args.out)
     progress = silent if args.quiet else _bar
     found = searched(job, out, trials=args.trials, progress=progress)
+    drawn = draw_search(found.told, out) if args.plot else []
     if args.json:
         print(json.dumps(found.told, ensure_ascii=False))
     else:
-        _print(found, job, out)
+        _print(found, job)
+        print(f"{out}/: {', '.join(_files(found, drawn))}")
     if found.recipe is None:
         _tell_miss(found, job.goals)
         return 3
@@ -163,7 +170,7 @@ def _bar(total: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _print(found: Found, job: Job, out: Path) -> None:
+def _print(found: Found, job: Job) -> None:
     told = found.told
     axes = [axis.key for axis in job.space.axes]
     goals = [goal.key for goal in job.goals.goals]
@@ -178,13 +185,13 @@ def _print(found: Found, job: Job, out: Path) -> None:
          *(trial["values"][goal] for goal in goals), *trial["objectives"], _verdict(trial)]
         for trial in _best(told, found)
     ]  # fmt: skip
-    target = [None] * len(axes), [told["target"][goal] for goal in goals]
-    rows.append(["target", *target[0], *target[1], *(None for _ in names), ""])
+    for name in ("target", "single") if told["single"] else ("target",):
+        values = [told[name].get(goal) for goal in goals]
+        rows.append([name, *(None for _ in axes), *values, *(None for _ in names), ""])
     common.show(rows, ("candidate", *axes, *goals, *names, "kept" if job.goals.kept else ""))
     print()
     if told["test"] is not None:
         _print_test(told, job.goals)
-    print(_files(found, out))
 
 
 def _objective_names(goals: Goals) -> list[str]:
@@ -258,10 +265,11 @@ def _span(figure: Mapping[str, Any] | None, sign: str = "") -> str:
     return span(Figure(value, low, high, figure["n"]), sign)
 
 
-def _files(found: Found, out: Path) -> str:
-    front = ", front/" if found.choice.front else ""
-    recipe = "" if found.recipe is None else f"recipe.yaml{front}, "
-    return f"{out}/: {recipe}trials.csv, trials.json"
+def _files(found: Found, drawn: Sequence[Path]) -> list[str]:
+    """What lies in the output folder."""
+    recipe = [] if found.recipe is None else ["recipe.yaml"]
+    front = ["front/"] if found.choice.front else []
+    return [*recipe, *front, "trials.csv", "trials.json", *(path.name for path in drawn)]
 
 
 def _tell_miss(found: Found, goals: Goals) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import common, evaluating
-from taskvec.cli.search_sweep import check_flags, figure_columns, write
+from taskvec.cli.search_sweep import check_flags, figure_columns, files, write
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,15 +50,15 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     found = measure_pairs(recipe, measure, options=options)
     told = found.to_json()
     write(Path(args.out) / "pairs", told, rows(told), recipe)
-    if args.plot is not None:
+    if args.plot:
         from taskvec.reporting.coefficients import draw_pairs
 
-        draw_pairs(told, Path(args.plot))
+        draw_pairs(told, Path(args.out) / "pairs.png")
     if args.json:
         print(json.dumps(told, ensure_ascii=False))
     else:
         _print(found)
-        print(f"{args.out}/: pairs.json, pairs.csv")
+        print(files(args, "pairs"))
     return 0
 
 

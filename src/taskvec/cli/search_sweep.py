@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import common, evaluating
 from taskvec.errors import UsageError
+from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.sensitivity import Point, Sensitivity
     from taskvec.engine.recipe import Recipe
 
-# Flags of a search that have no say where nothing is chosen.
-OF_A_SEARCH = ("vary", "trials", "maximize", "keep", "single", "trade_off", "select_n", "test_n",
-               "test_data")  # fmt: skip
+# Flags of a search that have no say where nothing is chosen, and what they are if not given.
+OF_A_SEARCH: dict[str, Any] = {
+    "vary": [], "sampler": "auto", "trials": None, "maximize": [], "keep": [], "keep_share": 0.95,
+    "single": [], "aggregate": "mean", "trade_off": False, "select_n": None, "test_n": None,
+    "test_data": [], "executor": "local",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit", type=int, metavar="N", help="samples of a measure, drawn by the seed (all)"
     )
-    group.add_argument("--plot", metavar="FILE", help="draw it (PNG, SVG or PDF)")
 
 
 def check_flags(args: argparse.Namespace, flag: str) -> None:
@@ -52,13 +55,11 @@ def check_flags(args: argparse.Namespace, flag: str) -> None:
         UsageError: one is given.
         MissingExtraError: matplotlib is not installed.
     """
-    for name in OF_A_SEARCH:
-        if getattr(args, name, None) not in (None, [], False):
+    for name, default in OF_A_SEARCH.items():
+        if getattr(args, name, default) != default:
             raise UsageError(f"--{name.replace('_', '-')} has no say in {flag}; leave it out")
-    if args.plot is not None:
-        from taskvec.reporting.figures import check_figure
-
-        check_figure(Path(args.plot))
+    if args.plot:
+        require("matplotlib", "report")
 
 
 def run(args: argparse.Namespace, recipe: Recipe) -> int:
@@ -73,18 +74,24 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     found = sensitivity(
         recipe, sweep, measure=args.measure, minimize=args.minimize, options=options
     )
-    told = found.to_json()
-    write(Path(args.out) / f"sweep-{sweep.label}", told, rows(told), recipe)
-    if args.plot is not None:
+    told, name = found.to_json(), f"sweep-{sweep.label}"
+    write(Path(args.out) / name, told, rows(told), recipe)
+    if args.plot:
         from taskvec.reporting.coefficients import draw_sensitivity
 
-        draw_sensitivity(told, Path(args.plot))
+        draw_sensitivity(told, Path(args.out) / f"{name}.png")
     if args.json:
         print(json.dumps(told, ensure_ascii=False))
     else:
         _print(found, told)
-        print(f"{args.out}/: sweep-{sweep.label}.json, sweep-{sweep.label}.csv")
+        print(files(args, name))
     return 0
+
+
+def files(args: argparse.Namespace, name: str) -> str:
+    """Where what was found lies, in words."""
+    drawn = [f"{name}.png"] if args.plot else []
+    return f"{args.out}/: {', '.join([f'{name}.json', f'{name}.csv', *drawn])}"
 
 
 def write(

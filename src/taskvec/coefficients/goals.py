@@ -204,16 +204,17 @@ def values_of(goals: Goals, results: Sequence[Result]) -> dict[str, float]:
     """The metric of every goal, not oriented.
 
     Raises:
-        TaskvecError: there is none, or it is NaN.
+        TaskvecError: there is none, or it is not finite.
     """
     by_task = {result.task: result for result in results}
     found = {}
     for goal in goals.goals:
         result = by_task[goal.task]
         name = goal.metric or result.metrics[0].name
-        if name not in result.figures or math.isnan(result.figures[name].value):
-            raise TaskvecError(f"{goal.key}: {name} has no value for this candidate")
-        found[goal.key] = result.figures[name].value
+        value = result.figures[name].value if name in result.figures else math.nan
+        if not math.isfinite(value):
+            raise TaskvecError(f"{goal.key}: {name} of this candidate is {value}")
+        found[goal.key] = value
     return found
 
 

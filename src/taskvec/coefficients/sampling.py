@@ -20,7 +20,8 @@ from taskvec.errors import UsageError
 GRID, QMC, TPE, CMAES, NSGA2 = "grid", "qmc", "tpe", "cmaes", "nsga2"
 SAMPLERS = (GRID, QMC, TPE, CMAES, NSGA2)
 POPULATION = 16  # of NSGA-II
-FEW = 2  # axes that a grid or quasi-random points still cover
+FEW = 2  # axes that quasi-random points still cover
+SMALL = 64  # points of a grid over more axes
 TRIALS = {QMC: 32, TPE: 64, CMAES: 64, NSGA2: 96}  # where the user does not say
 
 
@@ -28,9 +29,10 @@ def find_sampler(asked: str, space: Space, goals: Goals) -> str:
     """The sampler for a space.
 
     Args:
-        asked: One of `SAMPLERS`, or `auto`: for a trade-off NSGA-II; for one or two axes a grid
-            where all have steps or choices and quasi-random where all are numbers; else CMA-ES
-            where there are numbers alone and nothing must be kept, and TPE for the rest.
+        asked: One of `SAMPLERS`, or `auto`: for a trade-off NSGA-II; a grid where all axes have
+            steps or choices, and there are one or two of them or at most 64 points; quasi-random
+            for one or two ranges; else CMA-ES where there are ranges alone and nothing must be
+            kept, and TPE for the rest.
         space: What is searched.
         goals: What is wanted.
 
@@ -42,7 +44,7 @@ def find_sampler(asked: str, space: Space, goals: Goals) -> str:
     if asked == "auto":
         if goals.trade_off:
             return NSGA2
-        if is_few and space.size <= MOST_POINTS:
+        if space.size <= (MOST_POINTS if is_few else SMALL):
             return GRID
         if is_few and not has_choices:
             return QMC

@@ -72,7 +72,6 @@ class Outcome:
         error: Why it failed; empty if it did not.
         switching_s: Seconds that it took to put the candidate into the model.
         scoring_s: Seconds that it took to ask the model and score its answers.
-        worker: Who did it.
     """
 
     number: int
@@ -80,7 +79,6 @@ class Outcome:
     error: str = ""
     switching_s: float = 0.0
     scoring_s: float = 0.0
-    worker: str = ""
 
 
 class Executor(Protocol):

@@ -64,12 +64,18 @@ class Axis:
         return self.name if self.task is None else f"{self.name}.{self.task}"
 
     @property
+    def count(self) -> float:
+        """How many values there are."""
+        if self.step is None:
+            return len(self.choices) or math.inf
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    @property
     def values(self) -> tuple[Value, ...] | None:
         """Every value, where they can be counted."""
         if self.step is None:
             return self.choices or None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(round(self.low + i * self.step, 12) for i in range(count))
+        return tuple(round(self.low + i * self.step, 12) for i in range(int(self.count)))
 
     @property
     def ends(self) -> tuple[Value, ...]:
@@ -168,7 +174,7 @@ class Space:
     @property
     def size(self) -> float:
         """How many points there are, those of a grid with axes that do not apply counted more."""
-        return math.prod(math.inf if a.values is None else len(a.values) for a in self.axes)
+        return math.prod(axis.count for axis in self.axes)
 
     @property
     def given(self) -> dict[str, Value] | None:

@@ -7,6 +7,7 @@ intervals and the paired difference.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from taskvec.coefficients.goals import Goals, Scale, bound, objectives
 from taskvec.coefficients.scoring import TEST, Ask, Executor
 from taskvec.coefficients.study import ENDED, Study, scored, single_task
 from taskvec.engine.recipe import Recipe
+from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.figures import Figure, figure_of, paired
 from taskvec.evaluation.task import Metric
@@ -156,15 +158,16 @@ def tested(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]:
 
 def _measured(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]:
     job, goals = study.job, study.job.goals
-    recipes: dict[str, Recipe | None] = {
-        "winner": job.space.recipe_at(winner.point),
-        "target": None,
+    recipe = job.space.recipe
+    results = {
+        "winner": _results(executor, job.space.recipe_at(winner.point)),
+        "target": _results(executor, None),
     }
-    if job.space.recipe.family.tasks.keys() <= job.space.recipe.scales.keys():
-        recipes["given"] = job.space.recipe
-    results = {name: _results(executor, recipe) for name, recipe in recipes.items()}
+    if recipe.family.tasks.keys() <= recipe.scales.keys():
+        with contextlib.suppress(TaskvecError):  # it may be what the user wants to get away from
+            results["given"] = _results(executor, recipe)
     singles = {
-        task: _results(executor, single_task(job.space.recipe, task))
+        task: _results(executor, single_task(recipe, task))
         for task in dict.fromkeys(goal.single for goal in goals.aims if goal.single is not None)
     }
     scale = Scale(

@@ -36,7 +36,7 @@ def told(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[s
     scale = study.scale
     optuna = {name: version(name) for name in ("optuna", "cmaes", "scipy")}
     machine = about()
-    return {
+    everything = {
         "recipe": same["recipe"],
         "members": same["members"],
         "axes": same["axes"],
@@ -59,6 +59,8 @@ def told(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[s
         **machine,
         "versions": machine["versions"] | optuna,
     }
+    plain: dict[str, Any] = _plain(everything)
+    return plain
 
 
 def _chosen(space: Space, trial: Trial | None) -> dict[str, Any] | None:
@@ -98,7 +100,7 @@ def write(folder: Path, study: Study, choice: Choice, all_of_it: Mapping[str, An
     for trial in choice.front:
         write_whole(folder / "front" / f"{trial.number}.yaml", recipe_text(space, trial))
     write_whole(folder / "trials.csv", table(study))
-    text = json.dumps(_plain(all_of_it), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(all_of_it, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / "trials.json", text + "\n")
 
 

@@ -100,7 +100,7 @@ class Models:
     def _bench_of(self, recipe: Recipe) -> tuple[Bench, Model]:
         """The bench of a recipe's members, which is kept until another model is loaded."""
         if self._bench is None or self._bench[0].plan.recipe.family != recipe.family:
-            model = self._load(_opened((recipe, None))[0])
+            model = self._load(_target(recipe))
             bench = self._stack.enter_context(candidates(recipe, model.module, MergeOptions()))
             self._bench = bench, model
         return self._bench
@@ -115,12 +115,17 @@ def _opened(spec: Spec) -> tuple[Stored, str]:
     if not isinstance(spec, tuple):
         stored = open_stored(spec)
         return stored, stored.stamp
-    if spec[0].stages:
+    return _target(spec[0]), _stamp(*spec)
+
+
+def _target(recipe: Recipe) -> Stored:
+    """The target of a candidate, without weights."""
+    if recipe.stages:
         raise UsageError("a candidate cannot have stages; merge the recipe and evaluate the folder")
-    target = spec[0].family.edited
+    target = recipe.family.edited
     if not isinstance(target, (str, os.PathLike)):
         raise UsageError("a candidate needs a target in a folder or on the hub")
-    return open_stored(target), _stamp(*spec)
+    return open_stored(target)
 
 
 def _stamp(recipe: Recipe, table: Table | None) -> str:
