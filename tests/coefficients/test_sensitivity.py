@@ -19,8 +19,8 @@ from taskvec.coefficients.sensitivity import (
     Sensitivity,
     kept_below,
     kept_of,
+    measure_sweep,
     scored,
-    sensitivity,
 )
 from taskvec.coefficients.sweeps import Sweep
 from taskvec.engine.api import recipe_of_family
@@ -199,7 +199,7 @@ def test_merges_are_measured_beside_the_recipe():
     recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold", "threshold": 1}, scale=1.0)
     tasks = ["zoo:math", "zoo:text"]
     options = Options(limit=20)
-    found = sensitivity(recipe, "threshold=-1,1", measure=tasks, options=options)
+    found = measure_sweep(recipe, "threshold=-1,1", measure=tasks, options=options)
     nothing, everything = found.points
     assert (nothing.kept["math"].energy, everything.kept["math"].energy) == (0.0, 1.0)
     plain = tv.evaluate(recipe, ["zoo:math", "zoo:text"], limit=20)
@@ -221,7 +221,7 @@ def test_a_merge_that_fails_is_told_and_the_others_go_on():
     method = {"name": "lata", "scheme": "threshold", "normalize_weights": "norm"}
     recipe = recipe_of_zoo(method)
     options = Options(limit=5)
-    found = sensitivity(recipe, "threshold=-1,1", minimize=["zoo:math"], options=options)
+    found = measure_sweep(recipe, "threshold=-1,1", minimize=["zoo:math"], options=options)
     failed, merged = found.points
     assert "normalize_weights of task 'math' cannot be norm" in failed.error
     assert (failed.scores, failed.is_safe) == ({}, False)
@@ -245,7 +245,7 @@ def test_without_tasks_no_model_is_loaded(monkeypatch, tmp_path):
         f"tasks: {{math: {{model: {zoo.path('math')}, scale: 1}}}}\n"
         "method: {name: lata, scheme: threshold}\n"
     )
-    found = sensitivity(path, "threshold=0.9,1")
+    found = measure_sweep(path, "threshold=0.9,1")
     assert found.points[1] == Point(1.0, {"math": Kept(1.0, 1.0, 1.0)})
     assert 0 < found.points[0].kept["math"].layers < 1
     assert found.safe == []
@@ -256,4 +256,4 @@ def test_tasks_of_different_kinds_stand_side_by_side():
     """No value is made of several goals, so that they need not be of one kind."""
     recipe = recipe_of_zoo("task_arithmetic")
     with pytest.raises(UsageError, match="named twice among the goals"):
-        sensitivity(recipe, "scale=1", measure=["zoo:math"], minimize=["zoo:math"])
+        measure_sweep(recipe, "scale=1", measure=["zoo:math"], minimize=["zoo:math"])

@@ -65,13 +65,13 @@ def check_flags(args: argparse.Namespace, flag: str) -> None:
 def run(args: argparse.Namespace, recipe: Recipe) -> int:
     """Run a sweep."""
     check_flags(args, "--sweep")
-    from taskvec.coefficients.sensitivity import sensitivity
+    from taskvec.coefficients.sensitivity import measure_sweep
     from taskvec.coefficients.sweeps import parse_sweep
 
     sweep = parse_sweep(args.sweep)
     options = evaluating.options_from(args, limit=args.limit)
     common.announce_compiling()
-    found = sensitivity(
+    found = measure_sweep(
         recipe, sweep, measure=args.measure, minimize=args.minimize, options=options
     )
     told, name = found.to_json(), f"sweep-{sweep.label}"

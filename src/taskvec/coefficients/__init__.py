@@ -7,13 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskvec.coefficients.api import Found, search
+    from taskvec.coefficients.entropy import Descent, minimize_entropy
+    from taskvec.coefficients.pairs import measure_pairs
+    from taskvec.coefficients.sensitivity import measure_sweep
 
 _HOMES = {
+    "Descent": "taskvec.coefficients.entropy",
     "Found": "taskvec.coefficients.api",
+    "measure_pairs": "taskvec.coefficients.pairs",
+    "measure_sweep": "taskvec.coefficients.sensitivity",
+    "minimize_entropy": "taskvec.coefficients.entropy",
     "search": "taskvec.coefficients.api",
 }
 
-__all__ = ["Found", "search"]
+__all__ = [
+    "Descent",
+    "Found",
+    "measure_pairs",
+    "measure_sweep",
+    "minimize_entropy",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -238,7 +238,7 @@ def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> Kep
     )
 
 
-def sensitivity(
+def measure_sweep(
     recipe: Recipe | str | os.PathLike[str],
     sweep: Sweep | str,
     *,
