@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common, evaluating
+from taskvec.cli import common, evaluating, search_pairs, search_propose, search_sweep
 from taskvec.errors import UsageError
 from taskvec.extras import require
 
@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trials", type=int, metavar="N", help="candidates, of all processes (by the sampler)"
     )
     _add_goals(parser)
+    search_propose.add_arguments(parser)
+    search_sweep.add_arguments(parser)
+    search_pairs.add_arguments(parser)
     data = evaluating.add_data(parser)
     data.add_argument(
         "--select-n", type=int, metavar="N", help="samples of a task to choose by (100, or half)"
@@ -111,7 +114,22 @@ def run(args: argparse.Namespace) -> int:
     # Here `--dtype` is that of the loaded weights, not of an output.
     family = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "dtype"})
     recipe = common.recipe_only(family, args.recipe, needs_scales=False)
-    # What needs no goal (`--propose`, `--sweep`, `--pairs`) branches off here.
+    modes = [flag for flag in ("propose", "sweep", "pairs") if getattr(args, flag)]
+    if len(modes) > 1:
+        raise UsageError(f"--{modes[0]} and --{modes[1]} are two things; give one of them")
+    if not args.propose and args.write_recipe is not None:
+        raise UsageError("--write-recipe goes with --propose; a search writes its own recipe")
+    if args.propose:
+        return search_propose.run(args, recipe)
+    if args.sweep is not None:
+        return search_sweep.run(args, recipe)
+    if args.pairs:
+        return search_pairs.run(args, recipe)
+    if args.measure or args.limit is not None:
+        raise UsageError(
+            "--measure and --limit go with --sweep and --pairs; a search has --maximize, "
+            "--select-n and --test-n"
+        )
     return _search(args, recipe)
 
 

@@ -45,13 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, recipe: Recipe, table: Table | None) -> int:
+def run(args: argparse.Namespace, recipe: Recipe) -> int:
     """Run this part of the verb.
 
     Args:
         args: With `json` and `quiet`, and what `add_arguments` adds.
         recipe: Of `lata` or `task_arithmetic`; its λ are not looked at, but for their sign.
-        table: Layer weights that take the place of the method's own.
     """
     from taskvec.coefficients.closed_form import FORMULAS, propose
     from taskvec.coefficients.schemes import suggest_scheme
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace, recipe: Recipe, table: Table | None) -> int:
     options = Options(progress=common.progress_for(args))
     members = settled_members(recipe, options)
     scan = scan_members(members, progress=options.progress)
-    weights = _decided(recipe, members, scan) if table is None else table
+    weights = _decided(recipe, members, scan)
     proposals = propose(scan, weights)
     granularity = next(iter(recipe.parameters.values())).get("granularity", "tensor")
     suggestion = suggest_scheme(scan, granularity)
@@ -77,8 +76,6 @@ def run(args: argparse.Namespace, recipe: Recipe, table: Table | None) -> int:
         _print(proposals, suggestion, weights)
     if args.write_recipe is not None:
         _write(recipe, proposals.scales[args.proposal], Path(args.write_recipe))
-        if table is not None:
-            common.warn([f"{args.write_recipe}: the λ are for {table.origin}; merge with it"])
     return 0
 
 

@@ -8,14 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taskvec.coefficients.api import Found, search
     from taskvec.coefficients.closed_form import propose
+    from taskvec.coefficients.entropy import Descent, minimize_entropy
+    from taskvec.coefficients.pairs import measure_pairs
+    from taskvec.coefficients.sensitivity import measure_sweep
 
 _HOMES = {
+    "Descent": "taskvec.coefficients.entropy",
     "Found": "taskvec.coefficients.api",
+    "measure_pairs": "taskvec.coefficients.pairs",
+    "measure_sweep": "taskvec.coefficients.sensitivity",
+    "minimize_entropy": "taskvec.coefficients.entropy",
     "propose": "taskvec.coefficients.closed_form",
     "search": "taskvec.coefficients.api",
 }
 
-__all__ = ["Found", "propose", "search"]
+__all__ = [
+    "Descent",
+    "Found",
+    "measure_pairs",
+    "measure_sweep",
+    "minimize_entropy",
+    "propose",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

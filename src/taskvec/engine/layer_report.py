@@ -112,7 +112,7 @@ def summary(scan: Scan, granularity: str, threshold: float) -> dict[str, Any]:
             "kept_parameters": _share(statistics.sizes[ranked], similarity <= threshold),
             **_whole(scan, task),
         }
-    out["sign_conflict"] = _conflicts(scan)
+    out["sign_conflict"] = sign_conflicts(scan)
     return out
 
 
@@ -134,8 +134,8 @@ def _whole(scan: Scan, task: str) -> dict[str, float | None]:
     }
 
 
-def _conflicts(scan: Scan) -> Mapping[str, float | None]:
-    """Share of the elements changed by both of two tasks in which their signs differ."""
+def sign_conflicts(scan: Scan) -> Mapping[str, float | None]:
+    """Share of the elements changed by both of two tasks in which their signs differ, by `a, b`."""
     agree, support = scan.agree.sum(0), scan.support.sum(0)
     return {
         f"{a}, {b}": 1 - float(agree[i, j] / support[i, j]) if support[i, j] else None

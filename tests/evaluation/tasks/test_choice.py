@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.evaluation.tasks.support import (
     asked,
@@ -16,6 +17,7 @@ from tests.evaluation.tasks.support import (
 )
 
 from taskvec.errors import DataError
+from taskvec.evaluation.task import Score
 from taskvec.evaluation.tasks import choice
 
 OWN = task_named(choice.TASKS, "choice")
@@ -37,6 +39,27 @@ TEST = [
 ]
 
 
+def right(score: Score) -> dict[str, float]:
+    """The values that need an answer."""
+    return {name: value for name, value in score.values.items() if name != "entropy"}
+
+
+@pytest.mark.parametrize("answer", [0, 2])
+def test_entropy_is_that_of_the_softmax_whatever_the_answer(answer: int) -> None:
+    (sample,) = samples_of(OWN, [{"question": "Q", "choices": ["a", "b", "cc"], "answer": answer}])
+    for values in ((-1.0, -2.0, -4.0), (-700.0, -701.0, -703.0)):
+        p = np.exp(np.array(values) - max(values))
+        p /= p.sum()
+        score = score_likelihoods(OWN, sample, *values)
+        assert score.values["entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-12)
+    assert score_likelihoods(OWN, sample, -5.0, -5.0, -5.0).values["entropy"] == (
+        pytest.approx(math.log(3))
+    )
+    sure = score_likelihoods(OWN, sample, -1.0, -math.inf, -900.0).values["entropy"]
+    assert (sure, math.copysign(1, sure)) == (0.0, 1.0)
+    assert math.isnan(score_likelihoods(OWN, sample, *[-math.inf] * 3).values["entropy"])
+
+
 @pytest.mark.parametrize(
     ("log_likelihoods", "chosen", "chosen_norm"),
     [
@@ -52,14 +75,15 @@ def test_likeliest_choice(
     row = {"question": "Q", "choices": ["a", "b c", "日本語の答え"], "answer": 2}
     (sample,) = samples_of(OWN, [row])
     score = score_likelihoods(OWN, sample, *log_likelihoods)
-    assert score.values == {"accuracy": chosen == 2, "accuracy_norm": chosen_norm == 2}
+    assert right(score) == {"accuracy": chosen == 2, "accuracy_norm": chosen_norm == 2}
     assert score.notes == {"chosen": chosen, "chosen_norm": chosen_norm}
 
 
 def test_nothing_is_right_where_a_likelihood_is_nan() -> None:
     (sample,) = samples_of(OWN, [{"question": "Q", "choices": ["a", "b"], "answer": 0}])
     score = score_likelihoods(OWN, sample, math.nan, math.nan)
-    assert score.values == {"accuracy": 0.0, "accuracy_norm": 0.0}
+    assert right(score) == {"accuracy": 0.0, "accuracy_norm": 0.0}
+    assert math.isnan(score.values["entropy"])
     assert score.notes == {"chosen": None, "chosen_norm": None}
 
 
@@ -135,5 +159,5 @@ def test_prompts_and_scores_are_those_of_the_harness(shots: int) -> None:
         assert asked(sample) == harness_pairs(theirs, doc, shots)
         for values in ((-4.0, -6.0, -3.0, -3.0, -9.0), (-1.0, -2.0, -5.0, -5.0, -5.0)):
             result = theirs.process_results(doc, [(value, False) for value in values])
-            score = score_likelihoods(JAPANESE, sample, *values).values
+            score = right(score_likelihoods(JAPANESE, sample, *values))
             assert score == {"accuracy": result["acc"], "accuracy_norm": result["acc_norm"]}

@@ -33,9 +33,10 @@ def test_prompt_and_score() -> None:
     )
     assert asked(sample) == [(prompt, f" {letter}") for letter in "ABCD"]
     score = score_likelihoods(TASK, sample, -3.0, -1.0, -1.0, -2.0)
-    assert score.values == {"accuracy": 1.0}
+    assert score.values["accuracy"] == 1.0
+    assert score.values.keys() == {"accuracy", "entropy"}
     assert score.notes == {"chosen": 1, "subject": "accounting"}
-    assert score_likelihoods(TASK, sample, -3.0, -2.0, -1.0, -2.0).values == {"accuracy": 0.0}
+    assert score_likelihoods(TASK, sample, -3.0, -2.0, -1.0, -2.0).values["accuracy"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_prompts_and_scores_are_those_of_the_harness(subject: str) -> None:
     assert asked(sample) == harness_pairs(theirs, doc)
     for values in ((-3.0, -1.0, -1.0, -2.0), (-1.0, -1.0, -9.0, -9.0)):
         result = theirs.process_results(doc, [(value, False) for value in values])
-        assert score_likelihoods(TASK, sample, *values).values == {"accuracy": result["acc"]}
+        assert score_likelihoods(TASK, sample, *values).values["accuracy"] == result["acc"]
         assert result["acc"] == result["acc_norm"]
 
 

@@ -2,6 +2,7 @@
 
     accuracy        choice with the largest log p(choice | question)
     accuracy_norm   choice with the largest log p(choice | question) / characters of the choice
+    entropy         −Σ_c p_c ln p_c, nats, p = softmax of log p(choice | question); needs no answer
 
 The first of equal ones counts; where a likelihood is NaN, nothing is right. Characters are those of
 the choice without the space or line feed in front of it. These are `acc` and `acc_norm` of
@@ -40,7 +41,8 @@ JCOMMONSENSEQA = (
     "### 指示：\n出力は以下から選択してください：\n{choices}\n### 入力：\n{question}\n\n### 応答："
 )
 
-METRICS = (Metric("accuracy"), Metric("accuracy_norm"))
+ENTROPY = Metric("entropy", "mean", higher_is_better=False)
+METRICS = (Metric("accuracy"), Metric("accuracy_norm"), ENTROPY)
 
 
 def first_largest(values: Sequence[float]) -> int | None:
@@ -52,6 +54,28 @@ def first_largest(values: Sequence[float]) -> int | None:
     if any(map(math.isnan, values)):
         return None
     return max(range(len(values)), key=lambda i: values[i])
+
+
+def choice_entropy(values: Sequence[float]) -> float:
+    """How unsure a model is among choices, whichever is right; NaN where a likelihood is.
+
+    The objective of AdaMerging, arXiv:2310.02575, for a language model that chooses.
+
+    Args:
+        values: log p of each choice, nats.
+
+    Returns:
+        Shannon entropy of their softmax, nats, in [0, ln choices].
+
+    >>> round(choice_entropy([-3.0, -3.0]), 3), round(choice_entropy([-1.0, -99.0]), 3)
+    (0.693, 0.0)
+    """
+    top = max(values)
+    if any(map(math.isnan, values)) or math.isinf(top):
+        return math.nan
+    shares = [math.exp(value - top) for value in values]
+    total = sum(shares)
+    return 0.0 - sum(x / total * math.log(x / total) for x in shares if x > 0)
 
 
 def choice_sample(
@@ -77,8 +101,12 @@ def choice_score(sample: Sample, replies: Replies) -> Score:
     answer = sample.reference["answer"]
     plain = first_largest(values)
     normalised = first_largest([v / n for v, n in zip(values, lengths, strict=True)])
-    right = {"accuracy": float(plain == answer), "accuracy_norm": float(normalised == answer)}
-    return Score(right, {"chosen": plain, "chosen_norm": normalised})
+    found = {
+        "accuracy": float(plain == answer),
+        "accuracy_norm": float(normalised == answer),
+        ENTROPY.name: choice_entropy(values),
+    }
+    return Score(found, {"chosen": plain, "chosen_norm": normalised})
 
 
 def checked(row: Row, choices: Sequence[str], answer: int) -> None:

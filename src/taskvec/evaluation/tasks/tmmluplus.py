@@ -13,7 +13,7 @@ from __future__ import annotations
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, Row
 from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
-from taskvec.evaluation.tasks.choice import choice_sample, choice_score
+from taskvec.evaluation.tasks.choice import ENTROPY, choice_sample, choice_score
 from taskvec.evaluation.tasks.shared import filled, refuse_shots
 
 LETTERS = "ABCD"
@@ -50,7 +50,8 @@ def _sample(name: str, subject: str, row: Row) -> Sample:
 def _score(sample: Sample, replies: Replies) -> Score:
     scored = choice_score(sample, replies)
     notes = {"chosen": scored.notes["chosen"], "subject": sample.id.rpartition("/")[0]}
-    return Score({"accuracy": scored.values["accuracy"]}, notes)
+    values = {name: scored.values[name] for name in ("accuracy", ENTROPY.name)}
+    return Score(values, notes)
 
 
 SUBJECTS = {
@@ -130,7 +131,7 @@ TASKS = (
         files=(DataFile("test", ("tmmluplus/*_test.csv", "tmmluplus/data/*_test.csv")),),
         samples=_samples,
         score=each(_score),
-        metrics=(Metric("accuracy"),),
+        metrics=(Metric("accuracy"), ENTROPY),
         fewest_tokens=512,
         source="Tam et al., arXiv:2403.01858; lm-evaluation-harness, task tmmluplus",
     ),

@@ -1,0 +1,141 @@
+"""`taskvec search RECIPE --pairs`: what each task of a recipe does to each other in a merge."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.cli import common, evaluating
+from taskvec.cli.search_sweep import check_flags, figure_columns, files, write
+from taskvec.errors import UsageError
+
+if TYPE_CHECKING:
+    from taskvec.coefficients.pairs import Effect, Pair, Pairs
+    from taskvec.engine.recipe import Recipe
+    from taskvec.evaluation.figures import Figure
+
+GEOMETRY = ("cosine", "pure_cosine", "sign_conflict", "rank_correlation")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `--pairs`; `search_sweep` has those that it shares."""
+    parser.add_argument(
+        "--pairs",
+        action="store_true",
+        help="merge every pair of tasks that have a --measure TASK=MEASURE; compare with each "
+        "alone",
+    )
+
+
+def run(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Run every pair."""
+    check_flags(args, "--pairs")
+    if args.minimize:
+        raise UsageError("--minimize has no say in --pairs: a task is measured by what it adds")
+    from taskvec.coefficients.pairs import measure_pairs
+
+    measure: dict[str, str] = {}
+    for text in args.measure:
+        task, key = evaluating.pair(text, "--measure", "TASK=MEASURE with --pairs")
+        if task in measure:
+            raise UsageError(f"--measure is given twice for task {task!r}")
+        measure[task] = key
+    options = evaluating.options_from(args, limit=args.limit)
+    common.announce_compiling()
+    found = measure_pairs(recipe, measure, options=options)
+    told = found.to_json()
+    write(Path(args.out) / "pairs", told, rows(told), recipe)
+    if args.plot:
+        from taskvec.reporting.coefficients import draw_pairs
+
+        draw_pairs(told, Path(args.out) / "pairs.png")
+    if args.json:
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        _print(found)
+        print(files(args, "pairs"))
+    return 0
+
+
+def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Two rows a pair, one for each task."""
+    found = []
+    for pair in told["pairs"]:
+        for task in pair["tasks"]:
+            (partner,) = set(pair["tasks"]) - {task}
+            alone, effect = told["tasks"][task], pair["effects"].get(task)
+            row = {"task": task, "with": partner, "measure": alone["measure"], "n": alone["n"]}
+            for name in ("target", "single", "tuned"):
+                row |= figure_columns(name, alone[name])
+            for name in ("merged", "less_single", "less_tuned"):
+                row |= figure_columns(name, effect and effect[name])
+            row["outcome"] = (effect and effect["outcome"]) or ""
+            row |= {name: pair[name] for name in GEOMETRY}
+            found.append(row | {"error": pair["error"] or ""})
+    return found
+
+
+def _print(found: Pairs) -> None:
+    """Tasks by themselves, then the pairs; 95 % intervals in brackets."""
+    about = next(iter(found.alone.values())).target.about
+    print(f"tasks by themselves; n = {about['n']:,} and alike, seed {about['seed']}")
+    lines = []
+    for task, alone in found.alone.items():
+        three = (alone.target, alone.single, alone.tuned)
+        figures = [None if r is None else r.figures[alone.metric.name] for r in three]
+        lines.append([task, alone.target.task, alone.metric.name, *map(_shown, figures)])
+    common.show(lines, ("task", "measure", "metric", "target", "alone at its λ", "fine-tune"))
+    print()
+    print("what the other task of a pair does to it")
+    lines = []
+    for pair in found.pairs:
+        for task in pair.tasks:
+            (partner,) = set(pair.tasks) - {task}
+            lines.append([task, partner, *_effect(pair.effects.get(task))])
+    common.show(lines, ("task", "with", "merged", "less alone", "less fine-tune", ""))
+    print()
+    print("how their vectors lie, over the whole model")
+    common.show(
+        [_geometry(pair) for pair in found.pairs],
+        ("pair", "cosine", "of pure vectors", "sign conflict", "rank correlation"),
+    )
+    print()
+    print(textwrap.fill(_verdict(found), 100))
+    errors = [f"{' and '.join(pair.tasks)}: {pair.error}" for pair in found.pairs if pair.error]
+    alone_errors = [f"{task} alone: {a.error}" for task, a in found.alone.items() if a.error]
+    common.warn(alone_errors + errors)
+
+
+def _shown(figure: Figure | None, sign: str = "") -> str:
+    from taskvec.evaluation.figures import span
+
+    return "–" if figure is None else span(figure, sign)
+
+
+def _effect(effect: Effect | None) -> list[str]:
+    if effect is None:
+        return ["–", "–", "–", "failed"]
+    apart = [_shown(effect.to_single, "+"), _shown(effect.to_tuned, "+")]
+    return [_shown(effect.merged), *apart, effect.outcome]
+
+
+def _geometry(pair: Pair) -> list[Any]:
+    return [", ".join(pair.tasks), *(getattr(pair.geometry, name) for name in GEOMETRY)]
+
+
+def _verdict(found: Pairs) -> str:
+    outcomes = Counter(effect.outcome for pair in found.pairs for effect in pair.effects.values())
+    count = sum(outcomes.values())
+    told = ", ".join(
+        f"{name} in {outcomes[name]}" for name in ("synergy", "interference", "neither")
+    )
+    return (
+        f"Of {count} effects: {told}. Synergy and interference mean that the paired 95 % interval "
+        f"of the difference to the task alone lies on one side of 0; of {count} such intervals "
+        f"about {count / 20:.1g} would by chance."
+    )

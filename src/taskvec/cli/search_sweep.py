@@ -1,0 +1,241 @@
+"""`taskvec search RECIPE --sweep`: what one number does, value by value, and where it is safe."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.cli import common, evaluating
+from taskvec.errors import UsageError
+from taskvec.extras import require
+
+if TYPE_CHECKING:
+    from taskvec.coefficients.sensitivity import Point, Sensitivity
+    from taskvec.engine.recipe import Recipe
+
+# Flags of a search that have no say where nothing is chosen, and what they are if not given.
+OF_A_SEARCH: dict[str, Any] = {
+    "vary": [], "sampler": "auto", "trials": None, "maximize": [], "keep": [], "keep_share": 0.95,
+    "single": [], "aggregate": "mean", "trade_off": False, "select_n": None, "test_n": None,
+    "test_data": [], "executor": "local",
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `--sweep`, and what it shares with `--pairs`."""
+    group = parser.add_argument_group("instead of a search")
+    group.add_argument(
+        "--sweep",
+        metavar="NAME[.TASK]=VALUES",
+        help="try values of one number: threshold=0.5:1:0.05, density=0.001:1:7log, scale=0.5,1",
+    )
+    group.add_argument(
+        "--measure",
+        metavar="[TASK=]MEASURE",
+        action="append",
+        default=[],
+        help="what a sweep, or a task of --pairs, is measured by: TASK or TASK@METRIC of the "
+        "evaluation",
+    )
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="samples of a measure, drawn by the seed (all)"
+    )
+
+
+def check_flags(args: argparse.Namespace, flag: str) -> None:
+    """Refuse flags of a search, and a figure that could not be drawn.
+
+    Raises:
+        UsageError: one is given.
+        MissingExtraError: matplotlib is not installed.
+    """
+    for name, default in OF_A_SEARCH.items():
+        if getattr(args, name, default) != default:
+            raise UsageError(f"--{name.replace('_', '-')} has no say in {flag}; leave it out")
+    if args.plot:
+        require("matplotlib", "report")
+
+
+def run(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Run a sweep."""
+    check_flags(args, "--sweep")
+    from taskvec.coefficients.sensitivity import measure_sweep
+    from taskvec.coefficients.sweeps import parse_sweep
+
+    sweep = parse_sweep(args.sweep)
+    options = evaluating.options_from(args, limit=args.limit)
+    common.announce_compiling()
+    found = measure_sweep(
+        recipe, sweep, measure=args.measure, minimize=args.minimize, options=options
+    )
+    told, name = found.to_json(), f"sweep-{sweep.label}"
+    write(Path(args.out) / name, told, rows(told), recipe)
+    if args.plot:
+        from taskvec.reporting.coefficients import draw_sensitivity
+
+        draw_sensitivity(told, Path(args.out) / f"{name}.png")
+    if args.json:
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        _print(found, told)
+        print(files(args, name))
+    return 0
+
+
+def files(args: argparse.Namespace, name: str) -> str:
+    """Where what was found lies, in words."""
+    drawn = [f"{name}.png"] if args.plot else []
+    return f"{args.out}/: {', '.join([f'{name}.json', f'{name}.csv', *drawn])}"
+
+
+def write(
+    path: Path, told: Mapping[str, Any], table: Sequence[Mapping[str, Any]], recipe: Recipe
+) -> None:
+    """Write what was found as JSON, with recipe and versions, and as CSV.
+
+    Args:
+        path: Without an ending.
+        told: JSON types.
+        table: Rows with the same keys.
+        recipe: As it was given.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    from taskvec.evaluation.records import write_whole
+    from taskvec.evaluation.results import about
+
+    everything = {**told, "recipe": recipe.to_dict(), **about()}
+    text = json.dumps(everything, indent=1, ensure_ascii=False)
+    write_whole(path.with_name(path.name + ".json"), text + "\n")
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_whole(path.with_name(path.name + ".csv"), out.getvalue())
+
+
+def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each value; `kept` columns are by task, the others by measure."""
+    kept = sorted({task for point in told["points"] for task in point["kept"]})
+    found = []
+    for point in told["points"]:
+        row = {told["sweep"]: point["value"]}
+        for task in kept:
+            shares = point["kept"].get(task, {})
+            row |= {f"kept_{name} {task}": shares.get(name) for name in _SHARES}
+        for key in told["measures"]:
+            score = point["scores"].get(key)
+            row |= figure_columns(key, score)
+            row |= figure_columns(f"less_recipe {key}", score and score["less_recipe"])
+            row |= figure_columns(f"less_best {key}", score and score["less_best"])
+        found.append(row | {"safe": point["safe"], "error": point["error"] or ""})
+    return found
+
+
+_SHARES = ("layers", "parameters", "energy")
+
+
+def figure_columns(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Value and interval of a figure as columns; empty where there is none."""
+    value, low, high = (None, None, None) if figure is None else _three(figure)
+    return {name: value, f"{name} low": low, f"{name} high": high}
+
+
+def _three(figure: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    low, high = figure["interval"]
+    return figure["value"], low, high
+
+
+def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
+    from taskvec.evaluation.figures import span
+
+    label, measures = found.sweep.label, found.measures
+    for key, measure in measures.items():
+        about = told["measures"][key]
+        print(
+            f"{key}: {measure.metric.name}, {about['wanted']} is wanted; n = {about['n']:,}, "
+            f"seed {about['seed']}; the recipe as it is has "
+            f"{span(measure.recipe.figures[measure.metric.name])}"
+        )
+    tasks = sorted({task for point in found.points for task in point.kept})
+    head = [label, *(f"kept of {task}" for task in tasks)]
+    for key in measures:
+        head += [key, "less the recipe's", "worse"]
+    table = []
+    for point in found.points:
+        line: list[Any] = [f"{point.value:g}", *(_kept(point, task) for task in tasks)]
+        for key in measures:
+            score = point.scores.get(key)
+            line += (
+                ["–", "–", ""]
+                if score is None
+                else [span(score.figure), span(score.to_recipe, "+"), "*" * score.is_worse]
+            )
+        table.append(line)
+    common.show(table, head)
+    if tasks:
+        print(_kept_about(found))
+    print()
+    if measures:
+        print(textwrap.fill(_verdict(found), 100))
+    errors = [f"{label} = {p.value:g} failed: {p.error}" for p in found.points if p.error]
+    common.warn(errors)
+
+
+def _kept(point: Point, task: str) -> str:
+    """Shares of layers, parameters and ‖τ‖², as far as they are known."""
+    kept = point.kept.get(task)
+    if kept is None:
+        return "–"
+    shares = (kept.layers, kept.parameters, kept.energy)
+    return " ".join(f"{share:.2%}" for share in shares if share is not None)
+
+
+def _kept_about(found: Sensitivity) -> str:
+    if any(kept.layers is not None for point in found.points for kept in point.kept.values()):
+        return "kept: shares of layers, of parameters and of ‖τ‖²"
+    return "kept: share of parameters"
+
+
+def _verdict(found: Sensitivity) -> str:
+    """The safe range in words."""
+    label, values = found.sweep.label, sorted(found.sweep.values)
+    meaning = (
+        "no measure is worse than at its best value by more than the paired 95 % interval (* where "
+        "it is)"
+    )
+    if not found.safe:
+        fewest = min(
+            (point for point in found.points if point.scores),
+            key=lambda p: sum(score.is_worse for score in p.scores.values()),
+            default=None,
+        )
+        if fewest is None:
+            return f"Every value of {label} failed."
+        worse = ", ".join(key for key, score in fewest.scores.items() if score.is_worse)
+        return (
+            f"No value of {label} is safe: there is none where {meaning}. Nearest: "
+            f"{fewest.value:g}, where only {worse} is worse."
+        )
+    first, last = found.safe[0]
+    count = sum(first <= value <= last for value in values)
+    text = (
+        f"Safe range of {label}: {_range(first, last)}, {count} of {len(values)} values. In it "
+        f"{meaning}."
+    )
+    ends = [f"{end:g}" for end, edge in ((first, values[0]), (last, values[-1])) if end == edge]
+    if ends:
+        text += f" It reaches the end of the sweep at {' and at '.join(ends)}."
+    others = ", ".join(_range(low, high) for low, high in found.safe[1:])
+    return text + (f" Safe as well: {others}." if others else "")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -1,0 +1,155 @@
+"""`taskvec search --sweep` and `--pairs` as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from taskvec import zoo
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"base: {zoo.path('base')}\ninstruct: {zoo.path('instruct')}\n"
+        "method: {name: lata, scheme: threshold, threshold: 1}\ntasks:\n"
+        f"  math: {{model: {zoo.path('math')}, scale: 1.0}}\n"
+        f"  code: {{model: {zoo.path('code')}, scale: 0.5}}\n"
+    )
+    return path
+
+
+def table_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_sweep_prints_writes_and_draws(cli, recipe, tmp_path):
+    out = tmp_path / "out"
+    code, text, err = cli(
+        "search", recipe, "--sweep", "threshold=-1,0.9,1", "--measure", "zoo:math",
+        "--limit", "10", "--out", out, "--plot", "--quiet",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert text.splitlines()[0].startswith(
+        "zoo:math: right, high is wanted; n = 10, seed 0; the recipe as it is has 0."
+    )
+    assert "kept: shares of layers, of parameters and of ‖τ‖²" in text
+    assert "Safe range of threshold: 1, 1 of 3 values. In it no measure is worse than" in text
+    assert "It reaches the end of the sweep at 1." in text.replace("\n", " ")
+    assert text.endswith("out/: sweep-threshold.json, sweep-threshold.csv, sweep-threshold.png\n")
+    assert (out / "sweep-threshold.png").read_bytes().startswith(b"\x89PNG")
+
+    told = json.loads((out / "sweep-threshold.json").read_text())
+    assert told["recipe"]["method"] == {"name": "lata"}
+    assert "torch" in told["versions"]
+    first, _, last = table_of(out / "sweep-threshold.csv")
+    assert (first["threshold"], first["safe"], last["safe"]) == ("-1.0", "False", "True")
+    assert (first["kept_layers math"], last["kept_energy code"]) == ("0.0", "1.0")
+    assert float(last["zoo:math"]) == told["points"][2]["scores"]["zoo:math"]["value"]
+    assert float(last["less_recipe zoo:math"]) == 0
+    assert float(first["less_best zoo:math high"]) < 0
+
+
+def test_a_sweep_as_json_and_without_measures(cli, recipe, tmp_path):
+    code, text, _ = cli(
+        "search", recipe, "--sweep", "threshold=0.9,1", "--out", tmp_path / "out", "--json"
+    )
+    assert code == 0
+    told = json.loads(text)
+    assert (told["measures"], told["safe_range"]) == ({}, None)
+    assert told["points"][1]["kept"]["code"]["parameters"] == 1.0
+    table = table_of(tmp_path / "out" / "sweep-threshold.csv")
+    assert list(table[0])[-2:] == ["safe", "error"]
+
+
+def test_a_sweep_where_low_is_wanted_and_a_value_fails(cli, recipe, tmp_path):
+    """Densities of one task; a figure over a logarithmic axis."""
+    text = recipe.read_text().replace("name: lata, scheme: threshold, threshold: 1", "name: dare")
+    recipe.write_text(text)
+    out = tmp_path / "out"
+    code, text, err = cli(
+        "search", recipe, "--sweep", "density.math=0.001:1:3log", "--minimize", "zoo:math",
+        "--limit", "8", "--out", out, "--quiet", "--plot",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "zoo:math: right, low is wanted" in text
+    assert "kept: share of parameters" in text
+    assert (out / "sweep-density.math.csv").is_file()
+    assert (out / "sweep-density.math.png").is_file()
+    recipe.write_text(
+        recipe.read_text().replace(
+            "method: {name: dare}",
+            "method: {name: lata, scheme: threshold, normalize_weights: norm}",
+        )
+    )
+    code, text, err = cli(
+        "search", recipe, "--sweep", "threshold=-1,0.95,1", "--measure", "zoo:math",
+        "--limit", "4", "--out", out, "--quiet",
+    )  # fmt: skip
+    assert code == 0
+    assert err.startswith("taskvec: warning: threshold = -1 failed: normalize_weights of task")
+    assert table_of(out / "sweep-threshold.csv")[0]["error"].startswith("normalize_weights")
+
+
+def test_no_value_is_safe_where_goals_disagree(cli, recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace(f"  code: {{model: {zoo.path('code')}", "  #"))
+    code, text, _ = cli(
+        "search", recipe, "--sweep", "scale=0,1", "--measure", "zoo:math", "--minimize",
+        "zoo:math@right", "--limit", "8", "--out", tmp_path / "out", "--quiet",
+    )  # fmt: skip
+    assert code == 0
+    told = text.replace("\n", " ")
+    assert "No value of scale is safe: there is none where no measure is worse than" in told
+    assert "Nearest: 0, where only zoo:math is worse." in told
+
+
+def test_pairs_print_write_and_draw(cli, recipe, tmp_path):
+    out = tmp_path / "out"
+    code, text, err = cli(
+        "search", recipe, "--pairs", "--measure", "math=zoo:math", "--measure", "code=zoo:code",
+        "--limit", "6", "--out", out, "--plot", "--quiet",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "task  measure   metric  target" in text
+    assert "task  with  merged" in text
+    assert "pair        cosine  of pure vectors  sign conflict  rank correlation" in text
+    assert "Of 2 effects: synergy in " in text
+    assert (out / "pairs.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads((out / "pairs.json").read_text())
+    table = table_of(out / "pairs.csv")
+    assert [(row["task"], row["with"]) for row in table] == [("code", "math"), ("math", "code")]
+    (pair,) = told["pairs"]
+    for row in table:
+        assert float(row["cosine"]) == pair["cosine"]
+        assert float(row["less_single"]) == pair["effects"][row["task"]]["less_single"]["value"]
+    code, text, _ = cli(
+        "search", recipe, "--pairs", "--measure", "math=zoo:math", "--measure", "code=zoo:code",
+        "--limit", "6", "--out", out, "--json", "--quiet",
+    )  # fmt: skip
+    assert json.loads(text) == {key: told[key] for key in ("tasks", "pairs")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sweep", "scale=1", "--pairs"], "--sweep and --pairs are two things; give one of them"),
+        (["--sweep", "scale=1", "--trials", "3"], "--trials has no say in --sweep; leave it out"),
+        (["--pairs", "--trade-off"], "--trade-off has no say in --pairs; leave it out"),
+        (["--pairs", "--minimize", "zoo:math"], "--minimize has no say in --pairs"),
+        (["--measure", "zoo:math"], "--measure and --limit go with --sweep and --pairs"),
+        (["--sweep", "scale=1", "--keep-share", "0.5"], "--keep-share has no say in --sweep"),
+        (["--sweep", "scale"], "a sweep must be NAME=VALUES or NAME.TASK=VALUES; got 'scale'"),
+        (["--pairs", "--measure", "zoo:math"], "--measure must be TASK=MEASURE with --pairs"),
+        (["--pairs", "--measure", "math=a", "--measure", "math=b"], "twice for task 'math'"),
+    ],
+)
+def test_flags_that_do_not_go_together(cli, recipe, flags, message):
+    code, out, err = cli("search", recipe, *flags)
+    assert (code, out) == (2, "")
+    assert message in err
