@@ -1,0 +1,159 @@
+"""Points of weight space: θ0 + Σ_t α_t τ_t in a loaded module, which is θ0 again afterwards.
+
+θ0 are the module's own weights. Points are candidates of the engine: worked out in float32 from
+stored vectors (float64 where the module is that) and rounded once to the module's dtype, so that
+the same point has the same bits whatever was there before. Any method of the library can take the
+place of the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from taskvec.checkpoints.memory import open_memory, view_of
+from taskvec.checkpoints.views import size
+from taskvec.engine.api import recipe_of_family
+from taskvec.engine.candidates import Bench, candidates
+from taskvec.engine.deciding import Options
+from taskvec.engine.recipe import Family, Model, Recipe
+from taskvec.errors import UsageError
+from taskvec.evaluation.model import modes_kept
+from taskvec.methods.table import Table
+
+BLOCK = 1 << 22  # elements that a digest reads at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """A module that can be put at points of weight space.
+
+    Attributes:
+        module: In evaluation mode.
+        tasks: Names of the vectors, sorted.
+        recipe: Task arithmetic of all vectors.
+        bench: Writes the weights.
+    """
+
+    module: Any
+    tasks: tuple[str, ...]
+    recipe: Recipe
+    bench: Bench
+
+    def at(self, alphas: Mapping[str, float], *, table: Table | None = None) -> None:
+        """Put the module at θ0 + Σ_t α_t τ_t.
+
+        Args:
+            alphas: By task; a task that is not named has 0.
+            table: Weights by task and tensor that τ is multiplied with; None: 1.
+        """
+        self.put(self.recipe, alphas, table=table)
+
+    def put(
+        self, recipe: Recipe, scales: Mapping[str, float], *, table: Table | None = None
+    ) -> None:
+        """Put a merge of the vectors by any method into the module.
+
+        Args:
+            recipe: As from `by`.
+            scales: λ by task; a task that is not named has 0.
+            table: Weights by task and tensor that take the place of the method's own.
+        """
+        scales = {task: float(scales.get(task, 0.0)) for task in self.tasks}
+        if any(scales.values()):
+            self.bench.put(replace(recipe, scales=scales), table)
+        else:
+            self.bench.restore()
+
+    def by(self, method: str | Mapping[str, Any]) -> Recipe:
+        """The recipe of a method over the same vectors.
+
+        Args:
+            method: By name, or as in a recipe.
+
+        Raises:
+            UsageError: there is no such method, or it needs what is not given.
+        """
+        recipe = recipe_of_family(
+            self.recipe.family, method, dict.fromkeys(self.tasks, 1.0), _output(self.module)
+        )
+        if recipe.needs_base and recipe.family.base is None:
+            raise UsageError(
+                f"{recipe.method.name} compares with the step from base to instruct; give base"
+            )
+        return recipe
+
+    def identity(self) -> str:
+        """Digest of θ0 and of every vector, by content."""
+        seen = xxhash.xxh3_128()
+        sources = self.bench.plan.members.sources
+        for role in ("target", *(f"task:{task}" for task in self.tasks)):
+            source = sources[role]
+            for name in sorted(source.tensors):
+                view = source.view(name)
+                seen.update(f"{role}{name}{view.dtype.name}{view.shape}".encode())
+                for start in range(0, size(view), BLOCK):
+                    block = view.read(start, min(size(view), start + BLOCK))
+                    seen.update(np.ascontiguousarray(block).data)
+        return str(seen.hexdigest())
+
+
+@contextmanager
+def points(
+    module: Any, vectors: Mapping[str, Model], *, base: Model | None = None
+) -> Iterator[Points]:
+    """Points of weight space around a loaded module.
+
+    The module is in evaluation mode meanwhile. Afterwards, also if something was raised, its
+    weights are what they were, bit for bit, and its parts are in the mode that they were in.
+
+    Args:
+        module: θ0; a `torch.nn.Module` on any device.
+        vectors: By task: a file of `taskvec extract`, or a fine-tune of the module (a folder, a
+            hub name, an adapter, a module, a state dict).
+        base: Model before instruction tuning, for methods that need it.
+
+    Raises:
+        UsageError: there are no vectors.
+        TaskvecError: one of them is broken, or does not fit the module.
+    """
+    if not vectors:
+        raise UsageError("there are no task vectors; give at least one")
+    family = Family(tasks=dict(vectors), anchor=_kept(module), base=base)
+    ones = dict.fromkeys(vectors, 1.0)
+    recipe = recipe_of_family(family, "task_arithmetic", ones, _output(module))
+    with modes_kept(module), candidates(recipe, module, Options(cache="off")) as bench:
+        module.eval()
+        yield Points(module, tuple(sorted(vectors)), recipe, bench)
+
+
+def vary(points: Points, names: Sequence[str]) -> Table:
+    """The table that takes of every vector only some tensors.
+
+    Args:
+        points: With the vectors.
+        names: Tensors that are taken.
+    """
+    merged = points.bench.plan.members.merged
+    taken = set(names)
+    weights = np.array([[float(name in taken) for name in merged]] * len(points.tasks))
+    return Table(points.tasks, merged, weights, origin="part of the model")
+
+
+def _kept(module: Any) -> Any:
+    """A copy of a module's weights, as a source: the module's own will be written over."""
+    held = open_memory(module)
+    tensors = module.state_dict()
+    copies = {n: view_of(n, tensors[n].detach().cpu().clone(), held.where) for n in held.views}
+    return replace(held, views=copies)
+
+
+def _output(module: Any) -> dict[str, object]:
+    """Arithmetic as wide as the widest parameter."""
+    is_wide = any(str(p.dtype) == "torch.float64" for p in module.parameters())
+    return {"precision": "float64" if is_wide else "float32"}
