@@ -7,15 +7,13 @@ from it, or too many, fails. One line a tensor: name, tower, block, module, proj
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 import transformers as tf
+from tests import open_clip_models
 
 from taskvec.layers import LayerKey, classify
 
@@ -788,36 +786,8 @@ def test_every_tensor_of_a_model_is_where_it_should_be(which, tmp_path):
 
 # --- open_clip ---------------------------------------------------------------------------------
 
-# open_clip imports torchvision for its image transforms. Names of tensors do not depend on it, and
-# a CPU build of torch often has no torchvision that fits, so an empty one stands in for it.
 OPEN_CLIP_PROGRAM = """
-import importlib.abc, importlib.machinery, json, sys, types
-
-class Anything(type):
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name
-
-class Empty(types.ModuleType):
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Anything(name, (), {})
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-    def create_module(self, spec):
-        return Empty(spec.name)
-    def exec_module(self, module):
-        pass
-
-sys.meta_path.insert(0, Finder())
-sys.modules["timm"] = sys.modules["transformers"] = None  # not needed, slow to import
-import torch
-torch.set_num_threads(1)
+import json
 from open_clip.model import CLIP, CustomTextCLIP
 vision = {"layers": 12, "width": 64, "patch_size": 14, "image_size": 28}
 text = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 12}
@@ -850,15 +820,7 @@ OPEN_CLIP = {
 
 @pytest.fixture(scope="module")
 def open_clip_names() -> dict[str, list[str]]:
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN_CLIP_PROGRAM],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(open_clip_models.run(OPEN_CLIP_PROGRAM))
 
 
 @pytest.mark.parametrize("which", OPEN_CLIP)
