@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from taskvec.errors import CheckpointError, DataError, OutputError, TaskvecError, UsageError
-from taskvec.training.finetune import finetune_module
+from taskvec.training.finetune import finetune
 from taskvec.training.loop import Examples, Outcome, Settings, drawn, learning_rate_at
 from taskvec.training.run import Output
 
@@ -42,7 +42,7 @@ def test_steps_are_adamw_with_warmup_cosine_and_clipping():
     )
     trained, expected = module(), module()
     data = pairs()
-    result = finetune_module(trained, data, train="all", settings=settings)
+    result = finetune(trained, data, train="all", settings=settings)
 
     expected.train()
     expected[3].eval()  # its running statistics are no part of a task vector
@@ -109,7 +109,7 @@ def test_micro_batches_give_the_same_steps(micro_batch):
     for size in (None, micro_batch):
         settings = Settings(steps=5, batch_size=8, learning_rate=1e-2, micro_batch=size)
         results.append(
-            finetune_module(module(), examples, train="all", objective=objective, settings=settings)
+            finetune(module(), examples, train="all", objective=objective, settings=settings)
         )
     whole, parts = results
     for name in whole.vector:
@@ -140,7 +140,7 @@ def stopping_at(step, number=signal.SIGINT):
 @pytest.mark.parametrize(("at", "save_every"), [(0, 100), (5, 100), (7, 2), (11, 100)])
 def test_interrupted_and_resumed_is_bit_equal(tmp_path, at, save_every):
     validation = pairs(9, seed=1)
-    whole = finetune_module(
+    whole = finetune(
         module(dropout=0.3),
         pairs(),
         train="all",
@@ -152,7 +152,7 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path, at, save_every):
 
     def run(data):
         torch.rand(at)  # the caller's random numbers do not matter
-        return finetune_module(
+        return finetune(
             module(dropout=0.3),
             data,
             train="all",
@@ -181,7 +181,7 @@ def test_a_state_behind_the_metrics_takes_the_later_lines_away(tmp_path):
     output = Output(tmp_path / "run", save_every=5)
 
     def run(data):
-        return finetune_module(module(), data, train="all", settings=STEPS, output=output)
+        return finetune(module(), data, train="all", settings=STEPS, output=output)
 
     with pytest.raises(KeyboardInterrupt):
         run(stopping_at(5))
@@ -191,7 +191,7 @@ def test_a_state_behind_the_metrics_takes_the_later_lines_away(tmp_path):
     (tmp_path / "run/state.safetensors").write_bytes(state)
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
-    whole = finetune_module(module(), pairs(), train="all", settings=STEPS)
+    whole = finetune(module(), pairs(), train="all", settings=STEPS)
     parts = run(pairs())
     assert curve(parts.records) == curve(whole.records)
 
@@ -200,7 +200,7 @@ def test_random_numbers_of_the_caller_are_left_alone():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    finetune_module(module(dropout=0.5), pairs(), train="all", settings=STEPS)
+    finetune(module(dropout=0.5), pairs(), train="all", settings=STEPS)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -208,7 +208,7 @@ def test_the_module_is_left_in_its_mode_and_its_gradients_as_they_were():
     net = module()
     net[0].weight.requires_grad_(False)
     net.eval()
-    finetune_module(net, pairs(), train="*.weight", settings=STEPS)
+    finetune(net, pairs(), train="*.weight", settings=STEPS)
     assert not any(part.training for part in net.modules())
     assert not net[0].weight.requires_grad
     assert net[0].bias.requires_grad
@@ -217,7 +217,7 @@ def test_the_module_is_left_in_its_mode_and_its_gradients_as_they_were():
 
 def test_what_does_not_train_is_bit_identical():
     net = module()
-    finetune_module(net, pairs(), train="0.weight", settings=STEPS)
+    finetune(net, pairs(), train="0.weight", settings=STEPS)
     changed = [
         n for n, p in net.named_parameters() if not torch.equal(p, module().get_parameter(n))
     ]
@@ -229,7 +229,7 @@ def refusal(kind, **more):
     data = arguments.pop("data", pairs())
     net = arguments.pop("module", module())
     with pytest.raises(kind) as caught:
-        finetune_module(net, data, **arguments)
+        finetune(net, data, **arguments)
     return str(caught.value)
 
 
@@ -299,8 +299,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(tmp_path, value, shown):
         f"step 8: the loss is {shown}; the weights are left as they were before this step; try a "
         "smaller learning rate, or look at the data of this step"
     )
-    whole = finetune_module(module(), pairs(), train="all", settings=STEPS)
-    again = finetune_module(module(), pairs(), train="all", settings=STEPS, output=output)
+    whole = finetune(module(), pairs(), train="all", settings=STEPS)
+    again = finetune(module(), pairs(), train="all", settings=STEPS, output=output)
     assert curve(again.records, ["accuracy"]) == curve(whole.records, ["accuracy"])
 
 
@@ -321,7 +321,7 @@ def test_out_of_memory_says_what_helps_and_keeps_the_last_state(tmp_path):
         "as 3: the steps stay the same"
     )
     smaller = Settings(steps=12, batch_size=6, micro_batch=3, learning_rate=1e-2, seed=3)
-    again = finetune_module(module(), pairs(), train="all", settings=smaller, output=output)
+    again = finetune(module(), pairs(), train="all", settings=smaller, output=output)
     assert [r["step"] for r in again.records] == list(range(1, 13))
 
 
@@ -329,9 +329,7 @@ def test_an_objective_may_know_how_many_are_right():
     def objective(net, batch):
         return Outcome(functional.cross_entropy(net(batch[0]), batch[1]), torch.tensor(2))
 
-    records = finetune_module(
-        module(), pairs(), train="all", objective=objective, settings=STEPS
-    ).records
+    records = finetune(module(), pairs(), train="all", objective=objective, settings=STEPS).records
     assert [r["accuracy"] for r in records] == [pytest.approx(1 / 3)] * 12
 
 
@@ -341,7 +339,7 @@ def occupied(tmp_path, **more):
 
 def test_other_settings_are_refused_with_what_differs(tmp_path):
     output = Output(tmp_path / "run")
-    finetune_module(module(), pairs(), train="all", settings=STEPS, output=output)
+    finetune(module(), pairs(), train="all", settings=STEPS, output=output)
     other = Settings(steps=12, batch_size=6, learning_rate=2e-2, seed=4)
     assert occupied(tmp_path, settings=other) == (
         f"{tmp_path}/run: holds a run of other settings: learning_rate is 0.01 there and 0.02 "
@@ -349,7 +347,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
     )
     assert "start_weights is" in occupied(tmp_path, module=module(dropout=0.1).double())
     forced = Output(tmp_path / "run", force=True)
-    finetune_module(module(), pairs(), train="all", settings=other, output=forced)
+    finetune(module(), pairs(), train="all", settings=other, output=forced)
     assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["seed"] == 4
 
 
@@ -363,7 +361,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 
 def test_a_damaged_state(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        finetune_module(
+        finetune(
             module(),
             stopping_at(5),
             train="all",
@@ -396,6 +394,6 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
         "before is kept; make room, and the same command goes on"
     )
     assert [path.name for path in Path(output.out).iterdir() if path.name.startswith(".")] == []
-    whole = finetune_module(module(), pairs(), train="all", settings=STEPS)
-    again = finetune_module(module(), pairs(), train="all", settings=STEPS, output=output)
+    whole = finetune(module(), pairs(), train="all", settings=STEPS)
+    again = finetune(module(), pairs(), train="all", settings=STEPS, output=output)
     assert curve(again.records) == curve(whole.records)

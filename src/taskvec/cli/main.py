@@ -28,6 +28,7 @@ VERBS = {
     "inspect": "say what a checkpoint, an adapter or a vector holds",
     "import": "turn a mergekit configuration into a recipe; say what differs",
     "eval": "measure what models can do, side by side, with intervals",
+    "finetune": "train part of a model; what changed is a task vector",
     "verify": "check a merged folder against its manifest",
     "methods": "list the methods and their parameters",
     "zoo": "the tiny models that ship with taskvec: list, copy",
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((a for a in arguments if not a.startswith("-")), None)
-    resumes = verb in ("merge", "forget")
+    resumes = verb in ("merge", "forget", "finetune")
     stop = Stop("; the same command goes on from where it was" if resumes else "")
     try:
         stop.install()

@@ -178,10 +178,7 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
                     return _filled(found)
                 tried.append(folder / pattern)
     if file.hub is not None and places.hub and not (given and first):
-        try:
-            return read_hub(file.hub, "--data")
-        except DataError as error:
-            raise DataError(f"task {task!r}: {error}") from error
+        return _from_hub(task, file.hub)
     if file.optional:
         return []
     looked = f"; looked for {', '.join(map(str, tried[:4]))}" if tried else ""
@@ -269,6 +266,13 @@ def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield data, where
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: is not CSV: {error}") from error
+
+
+def _from_hub(task: str, hub: HubData) -> list[Row]:
+    try:
+        return read_hub(hub, "--data")
+    except DataError as error:
+        raise DataError(f"task {task!r}: {error}") from error
 
 
 def read_hub(hub: HubData, remedy: str) -> list[Row]:

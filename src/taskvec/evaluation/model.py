@@ -97,7 +97,7 @@ def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
     narrow = dtype == "auto" and place.type != "cpu"
     wanted = "auto" if narrow else getattr(torch, "float32" if dtype == "auto" else dtype)
     try:
-        with _without_bars(transformers), torch.random.fork_rng(devices=[]):
+        with without_bars(transformers), torch.random.fork_rng(devices=[]):
             module = transformers.AutoModelForCausalLM.from_pretrained(
                 stored.folder, local_files_only=True, use_safetensors=True, dtype=wanted
             )
@@ -164,7 +164,7 @@ def find_device(name: str) -> Any:
 
 
 @contextmanager
-def _without_bars(transformers: Any) -> Iterator[None]:
+def without_bars(transformers: Any) -> Iterator[None]:
     """Without the bars of transformers, which say how many tensors were loaded."""
     bars = transformers.utils.logging
     was_on = bars.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Data to train on: what lies in a file, a folder or on the hub, as texts, conversations or classes.
+"""Data to train on: files, folders and data sets of the hub, as texts, conversations or classes.
 
 The format is told from the name and, of rows, from their fields:
 
@@ -17,7 +17,7 @@ hub:NAME[:CONFIG[:SPLIT]]   a data set of the hub, with rows as above or with im
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,15 @@ import xxhash
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import HubData, Row, read_hub, read_rows
 from taskvec.evaluation.task import Message
-from taskvec.training.images import IMAGE_NAMES, read_folder, read_idx, read_npz
+from taskvec.training.images import (
+    IMAGE_NAMES,
+    Images,
+    as_pixels,
+    labels_beside,
+    read_folder,
+    read_idx,
+    read_npz,
+)
 
 FORMATS = ("text", "chat", "classes", "lines", "folder", "npz", "idx")
 HUB = "hub:"
@@ -173,9 +181,8 @@ def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
 
 def chosen(data: Data, rows: Sequence[int]) -> Data:
     """Some examples."""
-    digest = xxhash.xxh3_128_hexdigest(f"{data.digest} {list(rows)}")
-    items = [data.items[i] for i in rows] if not isinstance(data.items, np.ndarray) else None
-    picked: Any = data.items[list(rows)] if items is None else items  # type: ignore[call-overload]
+    digest = xxhash.xxh3_128_hexdigest(f"{data.digest} {list(rows)}".encode())
+    picked: Any = [data.items[i] for i in rows]
     if isinstance(data, Documents):
         return replace(data, items=picked, digest=digest)
     if isinstance(data, Conversations):
@@ -187,19 +194,22 @@ def chosen(data: Data, rows: Sequence[int]) -> Data:
 def _from_path(path: Path, reading: Reading) -> Data:
     kind = reading.format or _kind(path)
     if kind == "folder":
-        return Classified(*read_folder(path), "image", str(path), _digest(_files(path)))
+        return _images(read_folder(path), path, _files(path))
     if kind == "npz":
-        arrays = read_npz(path, reading.fields.get("image"), reading.fields.get("label"))
-        return Classified(*arrays, "image", str(path), _digest([path]))
+        found = read_npz(path, reading.fields.get("image"), reading.fields.get("label"))
+        return _images(found, path, [path])
     if kind == "idx":
-        *arrays, labels = read_idx(path)
-        return Classified(*arrays, "image", str(path), _digest([path, labels]))
+        return _images(read_idx(path), path, [path, labels_beside(path)])
     if path.is_dir():
         raise DataError(f"{path}: is a folder, which cannot be read as {kind}; give a file")
     digest = _digest([path])
     if kind == "lines":
         return _lines(path, digest)
     return _from_rows(read_rows(path), replace(reading, format=kind or None), str(path), digest)
+
+
+def _images(found: Images, path: Path, files: Sequence[Path]) -> Classified:
+    return Classified(found.items, found.labels, found.classes, "image", str(path), _digest(files))
 
 
 def _kind(path: Path) -> str:
@@ -213,7 +223,8 @@ def _kind(path: Path) -> str:
     kind = {**kinds, ".parquet": ""}.get(Path(name).suffix)
     if kind is None:
         raise UsageError(
-            f"{path}: its format cannot be told from its name; say it: --format {' | '.join(FORMATS)}"
+            f"{path}: its format cannot be told from its name; say it: --format "
+            f"{' | '.join(FORMATS)}"
         )
     return kind
 
@@ -225,7 +236,7 @@ def _files(folder: Path) -> list[Path]:
 def _digest(paths: Sequence[Path]) -> str:
     digest = xxhash.xxh3_128()
     for path in paths:
-        digest.update(f"{path.parent.name}/{path.name}\0")
+        digest.update(f"{path.parent.name}/{path.name}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -360,7 +371,5 @@ def _lines(path: Path, digest: str) -> Classified:
 
 
 def _pixels(row: Row, names: Sequence[str]) -> Any:
-    from taskvec.training.images import as_pixels
-
     value = next(row.data[name] for name in names if name in row.data)
     return as_pixels(value, row.where)

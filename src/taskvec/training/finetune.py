@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from taskvec.engine.api import merge
+from taskvec.engine.recipe import Family
+from taskvec.errors import ParameterError, UsageError, nearest
 from taskvec.extras import require
+from taskvec.training import folder
+from taskvec.training.data import (
+    Classified,
+    Conversations,
+    Documents,
+    Reading,
+    held_out,
+    inputs_of,
+    read_data,
+)
 from taskvec.training.loop import Examples, Objective, Settings
+from taskvec.training.lora import adapted_weights, add_lora, wants_lora
+from taskvec.training.models import Asking, Opened, open_classifier, open_language_model
 from taskvec.training.objectives import classifying
 from taskvec.training.run import Job, Output, Record, run_training
-from taskvec.training.selection import Selection, freeze_rest, select
+from taskvec.training.selection import Selection, describe, freeze_rest, select
+from taskvec.training.vectors import save_vector
+
+# Own choice: the larger steps and smaller batches that instruction tuning is mostly done with.
+LANGUAGE = Settings(steps=1000, batch_size=16, learning_rate=2e-5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,68 +43,161 @@ class Finetuned:
         vector: θ − θ0 of what trained, by name; on the CPU.
         selection: What trained.
         records: A record per step and per validation.
+        module: As trained: what was given or loaded, within its head and linearisation.
         path: File of the vector; None: none was written.
     """
 
     vector: Mapping[str, Any]
     selection: Selection
     records: Sequence[Record]
+    module: Any
     path: Path | None = None
 
 
-def finetune_module(
-    module: Any,
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A model with what trains of it found.
+
+    Attributes:
+        module: What the objective is called with.
+        selection: What trains, for people and for vectors.
+        within: The same in names of `module`.
+        vector: θ − θ0 as it is now.
+        save: Writes the vector to a file.
+    """
+
+    module: Any
+    selection: Selection
+    within: Selection
+    vector: Callable[[], dict[str, Any]]
+    save: Callable[[Path, bool], object]
+
+
+def finetune(
+    model: Any,
     data: Any,
     *,
     train: str | Sequence[str] = "attention",
-    objective: Objective | None = None,
     validation: Any = None,
-    settings: Settings = Settings(),
+    objective: Objective | None = None,
+    tokenizer: Any = None,
+    head: Any = None,
+    linearised: bool = False,
+    settings: Settings | Mapping[str, Any] | None = None,
+    reading: Reading = Reading(),
+    asking: Asking = Asking(),
     output: Output = Output(),
-    told: Mapping[str, Any] | None = None,
 ) -> Finetuned:
-    """Fine-tune any torch module, in place.
+    """Fine-tune a model so that what changed is a task vector.
 
     Args:
-        module: With its weights θ0 (also where a run goes on from its folder).
-        data: `Examples`, or a sequence (such as a data set of torch) of items that torch's
+        model: A folder, a name on the hub, or any torch module, which is trained in place. A run
+            that goes on from its folder wants the module with the weights that it began with.
+        data: A file, a folder or `hub:NAME[:CONFIG[:SPLIT]]` (see `taskvec.training.data`); or
+            `Examples`; or a sequence, such as a data set of torch, of items that torch's
             `default_collate` puts together.
-        train: What trains; see `taskvec.training.selection`.
-        objective: From module and batch to the mean loss, or to an `Outcome`; None: cross-entropy
-            over classes, where items are (input, label).
-        validation: As `data`.
-        settings: How to train.
+        train: What trains; see `taskvec.training.selection` and `taskvec.training.lora`.
+        validation: As `data`; or a share of the data, such as 0.1, that is held out.
+        objective: From module and batch to the mean loss, or to an `Outcome`; None: the next token,
+            or cross-entropy over classes.
+        tokenizer: Of a module, where the data are texts.
+        head: Of a classifier in a folder: from features to logits, frozen.
+        linearised: Train the model's tangent at its present weights (arXiv 2305.12827).
+        settings: How to train; a mapping changes some of the defaults, which are those of
+            `Settings`, and `LANGUAGE` for language models.
+        reading: How data are read.
+        asking: How the model is asked.
         output: What is written.
-        told: What else the result depends on, for the record; JSON types.
+
+    Raises:
+        UsageError: what is asked for cannot be meant.
+        DataError: data are missing or malformed.
+        OutputError: the folder is occupied, holds another run, or cannot be written.
+        TaskvecError: a loss is not finite, memory ran out, or anything else foreseen.
     """
-    selection = select(module, train)
-    required = {name: p.requires_grad for name, p in module.named_parameters()}
-    freeze_rest(module, selection)
-    parameters = dict(module.named_parameters())
-    trained = {name: parameters[name] for name in selection.names}
-    start = {name: p.detach().cpu().clone() for name, p in trained.items()}
-    job = Job(
-        module,
-        selection,
-        classifying() if objective is None else objective,
-        as_examples(data),
-        None if validation is None else as_examples(validation),
-        {"train": train if isinstance(train, str) else ",".join(train), **(told or {})},
-    )
+    if output.out is not None:
+        places = [source for source in (data, validation) if isinstance(source, (str, Path))]
+        inputs = [path for source in places for path in inputs_of(source)]
+        inputs += [Path(model).expanduser()] if isinstance(model, (str, os.PathLike)) else []
+        folder.refuse_overlap(output.out, inputs)
+        if output.saves_model and not isinstance(model, (str, os.PathLike)):
+            raise UsageError("a model is saved beside the vector only of a model in a folder")
+    learned, measured = _read(data, validation, reading)
+    opened = _open(model, learned, tokenizer, head, asking, objective)
+    settings = settings_for(learned, settings)
+    examples = as_examples(learned, opened)
+    checked = None if measured is None else as_examples(measured, opened)
+    required = {name: p.requires_grad for name, p in opened.core.named_parameters()}
+    prepared = _prepare(opened, train, linearised=linearised, seed=settings.seed)
+    for line in (describe(prepared.selection), *opened.notes):
+        output.say(line)
+    told = {"train": train if isinstance(train, str) else ",".join(train), **opened.told}
+    told |= {"linearised": True} if linearised else {}
+    if isinstance(model, (str, os.PathLike)):
+        told["model"] = os.fspath(model)
+    job = Job(prepared.module, prepared.within, opened.objective, examples, checked, told)
     try:
-        records = run_training(job, settings, output)
+        records = run_training(
+            job, settings, output, lambda out: _finish(out, prepared, opened, output)
+        )
     finally:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(required[name])
+        for name, parameter in opened.core.named_parameters():
+            parameter.requires_grad_(required.get(name, False))
             parameter.grad = None
-    vector = {name: trained[name].detach().cpu() - start[name] for name in selection.names}
-    return Finetuned(vector, selection, records)
+    path = None if output.out is None else output.out / folder.VECTOR
+    return Finetuned(prepared.vector(), prepared.selection, records, prepared.module, path)
 
 
-def as_examples(data: Any) -> Examples:
-    """A sequence as examples, by torch's way of putting items together."""
+def settings_for(data: Any, settings: Settings | Mapping[str, Any] | None) -> Settings:
+    """The settings for a kind of data.
+
+    Raises:
+        UsageError: a setting is unknown.
+    """
+    if isinstance(settings, Settings):
+        return settings
+    default = LANGUAGE if isinstance(data, (Documents, Conversations)) else Settings()
+    known = list(asdict(default))
+    for name in settings or {}:
+        if name not in known:
+            raise UsageError(f"settings: {name!r} is unknown; {nearest(name, known)}")
+    return replace(default, **(settings or {}))
+
+
+def _read(data: Any, validation: Any, reading: Reading) -> tuple[Any, Any]:
+    if isinstance(data, (str, Path)):
+        data = read_data(data, reading)
+    if isinstance(validation, (str, Path)):
+        return data, read_data(validation, reading)
+    if isinstance(validation, float):
+        if not isinstance(data, (Documents, Conversations, Classified)):
+            raise UsageError("a share can be held out only of data that are read here")
+        return held_out(data, validation, reading.seed)
+    return data, validation
+
+
+def _open(
+    model: Any, data: Any, tokenizer: Any, head: Any, asking: Asking, objective: Objective | None
+) -> Opened:
+    """The model as what the data ask for."""
+    if isinstance(data, (Documents, Conversations)):
+        return open_language_model(model, tokenizer, asking)
+    if isinstance(model, (str, os.PathLike)):
+        if not isinstance(data, Classified):
+            raise UsageError("a model in a folder learns from data that are read here; load it")
+        return open_classifier(model, data, head, asking)
+    if isinstance(data, Classified):
+        raise UsageError("a module in memory learns classes from examples: give a sequence of them")
+    objective = classifying(asking.label_smoothing) if objective is None else objective
+    return Opened(model, lambda core: core, objective, as_examples, {})
+
+
+def as_examples(data: Any, opened: Opened | None = None) -> Examples:
+    """Data as examples; a sequence by torch's way of putting items together."""
     if isinstance(data, Examples):
         return data
+    if opened is not None and isinstance(data, (Documents, Conversations, Classified)):
+        return opened.encode(data)
     collate = require("torch.utils.data", "train").default_collate
     return Examples(data, collate, _first_size)
 
@@ -92,3 +206,130 @@ def _first_size(batch: Any) -> int:
     while not hasattr(batch, "shape"):
         batch = next(iter(batch.values() if hasattr(batch, "values") else batch))
     return int(batch.shape[0])
+
+
+def _prepare(
+    opened: Opened, train: str | Sequence[str], *, linearised: bool, seed: int
+) -> _Prepared:
+    """Find what trains, and put a model into the form that it trains in."""
+    core = opened.core
+    if wants_lora(train):
+        if linearised:
+            raise UsageError("lora is not linearised; choose one of them")
+        return _with_lora(opened, str(train), seed)
+    selection = _selected(opened, train)
+    start = {name: core.get_parameter(name).detach().cpu().clone() for name in selection.names}
+    anchor = start if opened.start is None else opened.start
+    if linearised:
+        return _linearised(opened, selection, start, anchor)
+    freeze_rest(core, selection)
+    module = opened.whole(core)
+
+    def vector() -> dict[str, Any]:
+        now = {name: core.get_parameter(name).detach().cpu() for name in selection.names}
+        return {name: now[name] - start[name] for name in now}
+
+    return _Prepared(
+        module,
+        selection,
+        _within(module, core, selection),
+        vector,
+        lambda path, force: save_vector(
+            core, anchor, selection, path, task=path.parent.name, force=force
+        ),
+    )
+
+
+def _selected(opened: Opened, train: str | Sequence[str]) -> Selection:
+    if opened.freezes_head:
+        entries = [train] if isinstance(train, str) else list(train)
+        if not any("heads" in entry for entry in entries):
+            try:
+                return select(opened.core, [*entries, "!heads"])
+            except ParameterError:  # the table knows no head, so that none is among what trains
+                pass
+    return select(opened.core, train)
+
+
+def _within(module: Any, part: Any, selection: Selection) -> Selection:
+    """A selection of a part of a module, in the names of the module."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    called = {name: names[id(part.get_parameter(name))] for name in selection.names}
+    rows = {called[name]: rows for name, rows in selection.rows.items()}
+    return replace(selection, names=tuple(called.values()), rows=rows)
+
+
+def _linearised(
+    opened: Opened, selection: Selection, start: Mapping[str, Any], anchor: Any
+) -> _Prepared:
+    from taskvec.training.linearised import Linearised
+
+    core = opened.core
+    linear = Linearised(core, selection.names, rows=selection.rows)
+    module = opened.whole(linear)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    within = replace(selection, names=tuple(names[id(tau)] for tau in linear.tau), rows={})
+
+    def vector() -> dict[str, Any]:
+        return {name: tau.detach().cpu() for name, tau in linear.vector().items()}
+
+    def save(path: Path, force: bool) -> None:
+        torch = require("torch", "train")
+        with torch.no_grad():
+            for name, tau in linear.vector().items():
+                core.get_parameter(name).add_(tau)
+        try:
+            save_vector(core, anchor, selection, path, task=path.parent.name, force=force)
+        finally:
+            with torch.no_grad():
+                for name, value in start.items():
+                    core.get_parameter(name).copy_(value)
+
+    return _Prepared(module, selection, within, vector, save)
+
+
+def _with_lora(opened: Opened, train: str, seed: int) -> _Prepared:
+    torch = require("torch", "train")
+    anchor = opened.start
+    if anchor is None:
+        raise UsageError("lora is for models in folders; add_lora wraps a module in memory")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        core, selection = add_lora(opened.core, train)
+    module = opened.whole(core)
+
+    def vector() -> dict[str, Any]:
+        base: Any = core
+        weights = dict(base.get_base_model().named_parameters())
+        return {
+            name: tensor.cpu() - weights[name.removesuffix(".weight") + ".base_layer.weight"].cpu()
+            for name, tensor in adapted_weights(core).items()
+        }
+
+    return _Prepared(
+        module,
+        selection,
+        _within(module, core, selection),
+        vector,
+        lambda path, force: save_vector(
+            core, anchor, selection, path, task=path.parent.name, force=force
+        ),
+    )
+
+
+def _finish(out: Path, prepared: _Prepared, opened: Opened, output: Output) -> dict[str, Any]:
+    """Write the vector, and the model if it is wanted; what there is to say about the run."""
+    vector = out / folder.VECTOR
+    prepared.save(vector, True)
+    if output.saves_model:
+        assert opened.start is not None
+        family = Family(anchor=opened.start, tasks={out.name: vector})
+        merge(family, "task_arithmetic", scale={out.name: 1.0}, out=out / folder.MODEL, force=True)
+    selection = prepared.selection
+    return {
+        "trains": describe(selection),
+        "parameters": selection.parameters,
+        "total": selection.total,
+        "names": list(selection.names),
+        "versions": {name: version(name) for name in ("taskvec", "torch", "transformers")},
+    }

@@ -48,16 +48,13 @@ def refuse_overlap(out: Path, inputs: Sequence[Path]) -> None:
             raise OutputError(f"{out}: overlaps the input {path}; write somewhere else")
 
 
-def begin(out: Path, settings: Mapping[str, Any], *, force: bool) -> dict[str, Any]:
+def begin(out: Path, settings: Mapping[str, Any], *, force: bool) -> None:
     """Make the folder, or take up the run of the same settings that is in it.
 
     Args:
         out: The folder.
         settings: All that the result depends on; JSON types.
         force: Whether whatever is there is removed.
-
-    Returns:
-        What `run.json` says; with `result`, if the run is finished.
 
     Raises:
         OutputError: something else is there, or a run of other settings.
@@ -76,7 +73,11 @@ def begin(out: Path, settings: Mapping[str, Any], *, force: bool) -> dict[str, A
             f"{out}: holds a run of other settings: {'; '.join(differing)}; give another folder, "
             "or --force, which removes that run"
         )
-    return told
+
+
+def begun(out: Path) -> dict[str, Any]:
+    """What `run.json` says; empty if it is not there."""
+    return _read(out / RUN) or {}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -137,7 +138,7 @@ def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int)
     Args:
         out: The folder.
         trained: Parameters by name, in the order that the optimiser has them.
-        optimizer: AdamW.
+        optimizer: AdamW; None: the weights alone, of a run that is finished.
         done: Steps done.
 
     Raises:
@@ -146,7 +147,7 @@ def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int)
     tensors = {f"weight/{name}": parameter.detach() for name, parameter in trained.items()}
     for name, parameter in trained.items():
         for moment in MOMENTS:  # none yet of what had no gradient
-            if parameter in optimizer.state:
+            if optimizer is not None and parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
     with _told(out, f"the state after step {done} was saved"):
         _write(out / STATE, tensors, {"step": str(done)})

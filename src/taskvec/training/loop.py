@@ -245,6 +245,11 @@ def drawn(step: int, count: int, settings: Settings) -> list[int]:
     return [int(i) for i in np.concatenate(orders)[start : start + settings.batch_size]]
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one of a run that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def make_optimizer(trained: Mapping[str, Any], settings: Settings) -> Any:
     """AdamW over parameters by name."""
     torch = require("torch", "train")

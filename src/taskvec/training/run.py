@@ -51,16 +51,20 @@ class Output:
         force: Whether whatever is in it is removed.
         save_every: Steps between two states to go on from.
         validate_every: Steps between two validations; None: before the first step and at the end.
+        saves_model: Whether the trained model is written beside the vector, as a folder.
         tensorboard: Whether events for TensorBoard are written too.
-        tell: Called with every record, as it stands in the metrics.
+        tell: Called with every record, as it stands in the metrics, and the number of steps.
+        say: Called with lines for people: what trains, and what they should know.
     """
 
     out: Path | None = None
     force: bool = False
     save_every: int = 100
     validate_every: int | None = None
+    saves_model: bool = False
     tensorboard: bool = False
-    tell: Callable[[Record], object] = lambda record: None
+    tell: Callable[[Record, int], object] = lambda record, steps: None
+    say: Callable[[str], object] = lambda text: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +93,21 @@ class Job:
         return {name: self.module.get_parameter(name) for name in self.selection.names}
 
 
-def run_training(job: Job, settings: Settings, output: Output) -> list[Record]:
+def run_training(
+    job: Job,
+    settings: Settings,
+    output: Output,
+    finish: Callable[[Path], Mapping[str, Any]] = lambda out: {},
+) -> list[Record]:
     """Train a module in place, and keep what is needed to go on and to look back.
 
     The state that is saved when Ctrl-C comes is that after a whole step.
+
+    Args:
+        job: What is trained, on what.
+        settings: How.
+        output: What is written.
+        finish: Writes into the folder what comes of a finished run; returns what `run.json` says.
 
     Returns:
         A record per step and per validation, also of the steps of an earlier, interrupted run.
@@ -124,7 +139,7 @@ def run_training(job: Job, settings: Settings, output: Output) -> list[Record]:
             put_back()
             return rate
 
-        with closing(Log(output, done, writes=is_first)) as log:
+        with closing(Log(output, done, settings.steps, writes=is_first)) as log:
             saves = out is not None and is_first
             try:
                 for step in _steps(job, settings, output, update, place, log):
@@ -134,7 +149,19 @@ def run_training(job: Job, settings: Settings, output: Output) -> list[Record]:
                 if saves:
                     _save(job, output, optimizer, log)
                 raise
+            if out is not None and saves:
+                _finish(job, out, log, finish)
             return log.records
+
+
+def _finish(job: Job, out: Path, log: Log, finish: Callable[[Path], Mapping[str, Any]]) -> None:
+    """Write what comes of the run, unless that is done; keep the weights without moments."""
+    told = folder.begun(out)
+    if "result" in told:
+        return
+    last = {key: record[key] for record in log.records for key in record}
+    folder.note(out, told | {"about": finish(out), "result": last})
+    folder.save_state(out, job.trained, None, log.done)
 
 
 def check_job(job: Job, settings: Settings) -> Place:
@@ -234,17 +261,19 @@ class Log:
     Attributes:
         records: All of them.
         done: Steps done.
+        steps: Steps in all.
     """
 
-    def __init__(self, output: Output, done: int, *, writes: bool) -> None:
+    def __init__(self, output: Output, done: int, steps: int, *, writes: bool) -> None:
         """Take up the records up to a step.
 
         Args:
             output: Where they go.
             done: Steps done.
+            steps: Steps in all.
             writes: Whether this process writes them.
         """
-        self.done = done
+        self.done, self.steps = done, steps
         self.tell = output.tell
         self.records: list[Record] = []
         self._file = self._board = None
@@ -271,7 +300,7 @@ class Log:
         if self._board is not None:
             for key in record.keys() - {"step"}:
                 self._board.add_scalar(key, record[key], self.done)
-        self.tell(record)
+        self.tell(record, self.steps)
 
     def sync(self) -> None:
         """Put the records on the disk."""
