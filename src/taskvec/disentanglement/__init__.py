@@ -10,27 +10,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taskvec.disentanglement.addition import Addition, task_addition
     from taskvec.disentanglement.error import (
         Disentanglement,
         coefficients,
         disentanglement_error,
     )
-    from taskvec.disentanglement.tasks import Task, classification
+    from taskvec.disentanglement.negation import Negation, task_negation
+    from taskvec.disentanglement.tangent import Departure, linearised, linearity
+    from taskvec.disentanglement.tasks import Task, classification, language
 
 _HOMES = {
+    "Addition": "addition",
+    "Departure": "tangent",
     "Disentanglement": "error",
+    "Negation": "negation",
     "Task": "tasks",
     "classification": "tasks",
     "coefficients": "error",
     "disentanglement_error": "error",
+    "language": "tasks",
+    "linearised": "tangent",
+    "linearity": "tangent",
+    "task_addition": "addition",
+    "task_negation": "negation",
 }
 
 __all__ = [
+    "Addition",
+    "Departure",
     "Disentanglement",
+    "Negation",
     "Task",
     "classification",
     "coefficients",
     "disentanglement_error",
+    "language",
+    "linearised",
+    "linearity",
+    "task_addition",
+    "task_negation",
 ]
 
 

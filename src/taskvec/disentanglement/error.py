@@ -34,7 +34,7 @@ import numpy as np
 from taskvec.checkpoints.exchange import write_whole
 from taskvec.disentanglement.intervals import Bootstrap, ratio, total
 from taskvec.disentanglement.records import Records, finite, key_of, open_records
-from taskvec.disentanglement.tasks import Task, rows_of
+from taskvec.disentanglement.tasks import Task, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.engine.recipe import Model
 from taskvec.errors import OutputError, UsageError
@@ -315,11 +315,15 @@ class _Grid:
                 alone[task] = self.keep(task, alpha, values)
             apart = distances(alone[task], values, self.distance)
             told["broken"] += int(_broken(alone[task], values).sum())
-            figure = self.figure(task, apart, examples, is_share=self.distance == "prediction")
+            asked = self.tasks[task]
+            counts = np.bincount(examples, apart), np.bincount(examples).astype(np.float64)
+            is_share = self.distance == "prediction" and not asked.has_many_rows
+            figure = self.figure(task, *counts, is_share=is_share)
             told["terms"][task] = {"figure": astuple(figure), "rows": len(apart)}
             if right is not None:
-                figure = self.figure(task, right.astype(np.float64), examples, is_share=True)
-                told["accuracy"][task] = astuple(figure)
+                counts = by_example(asked, right, examples)
+                is_share = asked.is_exact or not asked.has_many_rows
+                told["accuracy"][task] = astuple(self.figure(task, *counts, is_share=is_share))
         self.records.add(_name(a, b), told)
 
     def single(self, task: str, alpha: float) -> Array:
@@ -354,11 +358,9 @@ class _Grid:
         """Name of the file of a single-task model's answers."""
         return f"{self.names.index(task) + 1}.{alpha!r}.npy"
 
-    def figure(self, task: str, worth: Array, examples: Array, *, is_share: bool) -> Figure:
-        """The mean over rows, with its interval over examples."""
-        above = np.bincount(examples, worth)
-        below = np.bincount(examples).astype(np.float64)
-        if is_share and self.tasks[task].kind == "classification":
+    def figure(self, task: str, above: Array, below: Array, *, is_share: bool) -> Figure:
+        """Σ above / Σ below over examples, with its interval."""
+        if is_share:
             return ratio(above, below, None)
         if task not in self.bootstraps:
             self.bootstraps[task] = Bootstrap(len(above), self.seed)

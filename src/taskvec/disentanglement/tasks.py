@@ -8,8 +8,9 @@ examples, since the positions of one text are not independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ import xxhash
 
 from taskvec.checkpoints.memory import stored
 from taskvec.errors import DataError, UsageError
+from taskvec.evaluation.batches import by_length, halving, tokens_at_once
+from taskvec.evaluation.encoding import Encoder, Row, Windows, document_rows, scored_row
+from taskvec.evaluation.evaluate import CONTEXT
+from taskvec.evaluation.likelihood import logits_from
+from taskvec.evaluation.task import Continuation, Text
 from taskvec.extras import require
 
 Array = np.ndarray[Any, Any]
@@ -46,15 +52,15 @@ class Task:
         run: Runs a module over all data, as it is: without gradients, in evaluation mode, on its
             device. The same rows in the same order at every call.
         identity: Changes when the data do, or what is put on top of the module.
-        kind: `classification` (each example is one row) or `language` (a row is a position).
-        exact: Whether an example counts as right only if all its rows are (`language`).
+        has_many_rows: Whether an example has several rows, such as the positions of a text.
+        is_exact: Whether an example is right only if all its rows are; if not, rows count.
     """
 
     name: str
     run: Callable[[Any], Iterator[Rows]]
     identity: str
-    kind: str
-    exact: bool = False
+    has_many_rows: bool = False
+    is_exact: bool = False
 
 
 def classification(
@@ -106,7 +112,77 @@ def classification(
                 "give a loader that neither shuffles nor changes what it loads"
             )
 
-    return Task(name, run, expected + _head_digest(head), "classification")
+    return Task(name, run, expected + _head_digest(head))
+
+
+def language(
+    name: str,
+    texts: Sequence[str | tuple[Text, str]],
+    encoder: Encoder,
+    *,
+    context: int | None = None,
+    batch_tokens: int | None = None,
+) -> Task:
+    """A task of a causal language model: the next token at every position that counts.
+
+    Args:
+        name: For messages.
+        texts: Texts, all of whose tokens are predicted, in windows of `context` tokens; or pairs of
+            a prompt (a text or a conversation) and an answer, whose tokens alone are. Spaces at the
+            end of a prompt belong to the answer, since most tokenizers join them to what follows.
+        encoder: The model's.
+        context: Tokens of a window; default: the model's, at most 2,048.
+        batch_tokens: Tokens of a batch, with padding; default: by the memory there is.
+
+    Raises:
+        DataError: there are no texts, one is empty, or texts and pairs are mixed.
+        TaskvecError: a prompt with its answer is longer than the model's context.
+    """
+    is_pairs = {not isinstance(text, str) for text in texts}
+    if len(is_pairs) != 1:
+        what = "mix texts and pairs of prompt and answer" if is_pairs else "are empty"
+        raise DataError(f"data of task {name!r} {what}; give texts alone, or pairs alone")
+    width = min(encoder.context, context or CONTEXT)
+    rows: list[Row] = []
+    examples: list[int] = []
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            mine = list(document_rows(encoder, text, Windows(width, width)))
+        else:
+            mine = [scored_row(encoder, Continuation(*text), truncate=False)]
+        if not mine:
+            raise DataError(f"data of task {name!r}: text {number} is empty; remove it")
+        rows += mine
+        examples += [number] * len(mine)
+
+    def run(module: Any) -> Iterator[Rows]:
+        tokens = tokens_at_once(module, batch_tokens)
+        for batch in by_length([len(row.inputs) for row in rows], tokens):
+            work = partial(_positions, module, rows, encoder.prefix)
+            logits = halving(batch, work, encoder.where)
+            labels = np.concatenate([np.array(rows[place].targets) for place in batch])
+            owners = np.concatenate([[examples[i]] * len(rows[i].targets) for i in batch])
+            yield Rows(require("torch", "train").cat(logits), labels, owners)
+
+    identity = xxhash.xxh3_128_hexdigest(repr([list(map(tuple, row)) for row in rows]).encode())
+    return Task(name, run, identity, has_many_rows=True, is_exact=is_pairs == {True})
+
+
+def _positions(module: Any, rows: Sequence[Row], padding: int, batch: list[int]) -> list[Any]:
+    """Logits where targets are predicted, by row of a batch, shape (targets, vocabulary)."""
+    torch = require("torch", "train")
+    chosen = [rows[place] for place in batch]
+    width = max(len(row.inputs) for row in chosen)
+    ids = torch.full((len(chosen), width), padding)
+    for i, row in enumerate(chosen):
+        ids[i, : len(row.inputs)] = torch.tensor(row.inputs)
+    first = min(len(row.inputs) - len(row.targets) for row in chosen)
+    logits = logits_from(module, ids.to(next(module.parameters()).device), first)
+    ends = [len(row.inputs) - first for row in chosen]
+    return [
+        logits[i, end - len(row.targets) : end]
+        for i, (row, end) in enumerate(zip(chosen, ends, strict=True))
+    ]
 
 
 def _call(module: Any, inputs: Any) -> Any:
@@ -192,3 +268,21 @@ def rows_of(task: Task, module: Any) -> Iterator[Rows]:
     torch = require("torch", "train")
     with torch.no_grad():
         yield from task.run(module)
+
+
+def by_example(task: Task, right: Array, examples: Array) -> tuple[Array, Array]:
+    """How many rows of each example are right, and of how many; both float64, shape (examples,).
+
+    Of an exact task, whether all are, of one.
+
+    Args:
+        task: Which.
+        right: Whether each row is right, shape (rows,).
+        examples: Number of each row's example.
+    """
+    above, below = np.bincount(examples, right), np.bincount(examples).astype(np.float64)
+    return (
+        ((above == below).astype(np.float64), np.ones(len(above)))
+        if task.is_exact
+        else (above, below)
+    )

@@ -8,7 +8,7 @@ place of the sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from taskvec.checkpoints.views import size
 from taskvec.engine.api import recipe_of_family
 from taskvec.engine.candidates import Bench, candidates
 from taskvec.engine.deciding import Options
+from taskvec.engine.members import open_members
 from taskvec.engine.recipe import Family, Model, Recipe
 from taskvec.errors import UsageError
 from taskvec.evaluation.model import modes_kept
@@ -88,12 +89,29 @@ class Points:
             )
         return recipe
 
+    def vector(self, task: str) -> dict[str, Any]:
+        """τ of a task as the module takes it, at least in float32, by parameter; without zeros.
+
+        The module is at θ0 before and afterwards.
+        """
+        start = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self.at({task: 1.0})
+        found = {}
+        for name, parameter in self.module.named_parameters():
+            wide = parameter.detach()
+            wide = wide.float() if wide.element_size() < 4 else wide
+            difference = wide - start[name].to(wide.dtype)
+            if difference.any():
+                found[name] = difference
+        self.at({})
+        return found
+
     def identity(self) -> str:
-        """Digest of θ0 and of every vector, by content."""
+        """Digest of θ0, of every vector and of the base, by content."""
         seen = xxhash.xxh3_128()
-        sources = self.bench.plan.members.sources
-        for role in ("target", *(f"task:{task}" for task in self.tasks)):
-            source = sources[role]
+        family = self.recipe.family
+        members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
+        for role, source in sorted(members.sources.items()):
             for name in sorted(source.tensors):
                 view = source.view(name)
                 seen.update(f"{role}{name}{view.dtype.name}{view.shape}".encode())
@@ -130,19 +148,6 @@ def points(
     with modes_kept(module), candidates(recipe, module, Options(cache="off")) as bench:
         module.eval()
         yield Points(module, tuple(sorted(vectors)), recipe, bench)
-
-
-def vary(points: Points, names: Sequence[str]) -> Table:
-    """The table that takes of every vector only some tensors.
-
-    Args:
-        points: With the vectors.
-        names: Tensors that are taken.
-    """
-    merged = points.bench.plan.members.merged
-    taken = set(names)
-    weights = np.array([[float(name in taken) for name in merged]] * len(points.tasks))
-    return Table(points.tasks, merged, weights, origin="part of the model")
 
 
 def _kept(module: Any) -> Any:

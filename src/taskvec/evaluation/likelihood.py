@@ -68,12 +68,18 @@ def _batch(model: Model, groups: Sequence[Sequence[Row]]) -> list[list[Likelihoo
         ids[i, : len(group[0].inputs)] = torch.tensor(group[0].inputs)
     first = min(len(g[0].inputs) - max(len(row.targets) for row in g) for g in groups)
     with torch.no_grad():
-        logits = _logits(model.module, ids.to(model.device), first)
+        logits = logits_from(model.module, ids.to(model.device), first)
         return [_replies(torch, group, logits[i], first) for i, group in enumerate(groups)]
 
 
-def _logits(module: Any, ids: Any, first: int) -> Any:
-    """Logits from position `first` on, shape (rows, positions, vocabulary)."""
+def logits_from(module: Any, ids: Any, first: int) -> Any:
+    """Logits from position `first` on, shape (rows, positions, vocabulary).
+
+    Args:
+        module: A causal language model.
+        ids: Tokens, padded on the right, int64, shape (rows, tokens).
+        first: Where the first token is predicted.
+    """
     if "logits_to_keep" in inspect.signature(module.forward).parameters:
         return module(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
     return module(input_ids=ids, use_cache=False).logits[:, first:]

@@ -1,0 +1,156 @@
+"""Language models: which positions count, accuracy of answers, intervals over texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from taskvec import zoo
+from taskvec.disentanglement import Task, coefficients, disentanglement_error, language
+from taskvec.disentanglement.accuracy import _asked
+from taskvec.disentanglement.intervals import Bootstrap
+from taskvec.errors import DataError
+from taskvec.evaluation.model import Model, load, open_stored
+from taskvec.zoo.skills import SKILLS
+
+PAIRS = {
+    name: [(example.prompt, example.answer) for example in SKILLS[name].test(30, 11)]
+    for name in ("math", "code")
+}
+TEXTS = ["the quick fox", "a", "one line of text that is long enough for several windows of eight"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load(open_stored(zoo.path("instruct")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fine_tunes() -> dict[str, dict[str, Any]]:
+    return {t: load(open_stored(zoo.path(t)), device="cpu").module.state_dict() for t in PAIRS}
+
+
+def tokens(model: Model, text: str) -> list[int]:
+    return list(model.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def split(model: Model, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Tokens before and of an answer, to which the spaces at the end of its prompt belong."""
+    before = tokens(model, prompt.rstrip())
+    return before, tokens(model, prompt + answer)[len(before) :]
+
+
+def answers(model: Model, pairs: list[tuple[str, str]]) -> list[np.ndarray[Any, Any]]:
+    """Most likely token at every position of every answer, text by text, without batches."""
+    found = []
+    for prompt, answer in pairs:
+        before, after = split(model, prompt, answer)
+        ids = torch.tensor([[1, *before, *after]])
+        with torch.no_grad():
+            logits = model.module(input_ids=ids).logits[0]
+        found.append(logits[len(before) : len(before) + len(after)].argmax(-1).numpy())
+    return found
+
+
+def test_only_answers_count_and_all_of_them(model: Model) -> None:
+    task = language("math", PAIRS["math"], model.encoder, batch_tokens=40)
+    rows = list(task.run(model.module))
+    assert len(rows) > 2  # several batches
+    predicted, labels, owners = [], [], []
+    for each in rows:
+        predicted.append(each.logits.argmax(-1).numpy())
+        labels.append(each.labels)
+        owners.append(each.examples)
+    owner = np.concatenate(owners)
+    for number, (by_hand, pair) in enumerate(
+        zip(answers(model, PAIRS["math"]), PAIRS["math"], strict=True)
+    ):
+        mine = owner == number
+        np.testing.assert_array_equal(np.concatenate(predicted)[mine], by_hand)
+        np.testing.assert_array_equal(np.concatenate(labels)[mine], split(model, *pair)[1])
+
+
+def test_an_answer_is_right_if_all_of_it_is(model: Model) -> None:
+    right = [
+        list(by_hand) == split(model, *pair)[1]
+        for by_hand, pair in zip(answers(model, PAIRS["code"]), PAIRS["code"], strict=True)
+    ]
+    counts = _asked(language("code", PAIRS["code"], model.encoder), model.module)
+    np.testing.assert_array_equal(counts.right, right)
+    np.testing.assert_array_equal(counts.of, np.ones(30))
+
+
+def test_every_token_of_a_text_counts_once(model: Model) -> None:
+    task = language("text", TEXTS, model.encoder, context=8)
+    labels: dict[int, int] = {}
+    for rows in task.run(model.module):
+        assert rows.labels is not None
+        for owner in rows.examples:
+            labels[int(owner)] = labels.get(int(owner), 0) + 1
+    assert labels == {i: len(tokens(model, text)) for i, text in enumerate(TEXTS)}
+    counts = _asked(task, model.module)
+    np.testing.assert_array_equal(counts.of, [len(tokens(model, text)) for text in TEXTS])
+
+
+def test_error_is_of_positions_with_intervals_over_texts(
+    model: Model, fine_tunes: dict[str, dict[str, Any]]
+) -> None:
+    data = {name: language(name, PAIRS[name], model.encoder) for name in PAIRS}
+    alphas = coefficients(3, 0, 2)
+    found = disentanglement_error(model.module, fine_tunes, data, alphas=alphas, seed=3)
+    start = {n: v.clone() for n, v in model.module.state_dict().items()}
+
+    def at(**scales: float) -> None:
+        moved = {
+            n: value + sum(s * (fine_tunes[t][n] - value) for t, s in scales.items())
+            for n, value in start.items()
+        }
+        model.module.load_state_dict(moved)
+
+    try:
+        terms = {}
+        for name in PAIRS:
+            at(**{name: 2.0})
+            alone = answers(model, PAIRS[name])
+            at(math=2.0, code=2.0)
+            both = answers(model, PAIRS[name])
+            terms[name] = [(a != b, len(a)) for a, b in zip(alone, both, strict=True)]
+    finally:
+        model.module.load_state_dict(start)
+    cell = found.cells[2][2]
+    assert found.examples == {"math": 30, "code": 30}
+    for name, each in terms.items():
+        above, below = np.array([d.sum() for d, _ in each]), np.array([n for _, n in each])
+        assert found.rows[name] == below.sum()
+        figure = cell.by_task[name]
+        assert figure.value == pytest.approx(above.sum() / below.sum())
+        # Texts are drawn, not positions: another generator gives about the same interval.
+        picks = np.random.default_rng(1).integers(0, 30, (20_000, 30))
+        drawn = above[picks].sum(1) / below[picks].sum(1)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        assert (figure.low, figure.high) == pytest.approx((low, high), abs=0.05)
+    assert cell.error.value > 0.1
+
+
+def test_resamples_are_of_examples_and_the_same_every_time() -> None:
+    one, other = Bootstrap(5, 7), Bootstrap(5, 7)
+    np.testing.assert_array_equal(one.counts, other.counts)
+    assert one.counts.shape == (2000, 5)
+    np.testing.assert_array_equal(one.counts.sum(1), np.full(2000, 5))
+    assert (one.counts != Bootstrap(5, 8).counts).any()
+
+
+def refused(model: Model, texts: list[Any]) -> Task:
+    return language("math", texts, model.encoder)
+
+
+def test_refuses_texts_that_are_none(model: Model) -> None:
+    with pytest.raises(DataError, match="data of task 'math' are empty; give texts alone"):
+        refused(model, [])
+    with pytest.raises(DataError, match="'math' mix texts and pairs of prompt and answer"):
+        refused(model, ["text", ("prompt", "answer")])
+    with pytest.raises(DataError, match="data of task 'math': text 1 is empty"):
+        refused(model, ["text", ""])
