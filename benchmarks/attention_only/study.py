@@ -32,14 +32,14 @@ from taskvec.disentanglement import tasks as asked_tasks
 from taskvec.disentanglement.addition import task_addition
 from taskvec.disentanglement.error import disentanglement_error
 from taskvec.disentanglement.negation import task_negation
-from taskvec.training.finetune import finetune_module
+from taskvec.training.finetune import finetune
 from taskvec.training.heads import linear_probe
-from taskvec.training.linearised import Linearised, derivative
+from taskvec.training.linearised import derivative
 from taskvec.training.loop import Outcome, Settings
-from taskvec.training.selection import select
 
 ASKED = 100  # examples asked at once
 TUNING_SEED = 100
+PENALTY = 0.1  # of the heads
 RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST_RATES = (3e-5, 1e-4)
 
@@ -145,7 +145,7 @@ def probe(setup: Setup) -> None:
         for task in setup.tasks.values():
             train = task.parts["train"]
             inputs = torch.cat([answer(setup, backbone, x) for x, _ in batches(train)])
-            head = linear_probe(inputs, train.labels, classes=task.classes)
+            head = linear_probe(inputs, train.labels, classes=task.classes, l2=PENALTY)
             weights |= {f"{task.name}.{name}": w for name, w in head.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, path)
@@ -180,9 +180,6 @@ def trained(setup: Setup, mode: str, task: str, seed: int, rate: float) -> dict[
     if path.exists():
         return load_file(path)
     how, backbone, part = MODES[mode], setup.backbone(), setup.tasks[task].parts["train"]
-    module = backbone
-    if how.linearised:
-        module = Linearised(backbone, select(backbone, how.train).names)
 
     def objective(module: Any, batch: Any) -> Outcome:
         inputs, labels = batch
@@ -192,21 +189,21 @@ def trained(setup: Setup, mode: str, task: str, seed: int, rate: float) -> dict[
 
     def make() -> dict[str, Any]:
         items = [({n: x[i] for n, x in part.inputs.items()}, part.labels[i]) for i in range(len(part))]
-        found = finetune_module(
-            module,
+        found = finetune(
+            backbone,
             items,
-            train="tau.*" if how.linearised else how.train,
+            train=how.train,
+            linearised=how.linearised,
             objective=objective,
             settings=Settings(
                 steps=setup.steps, batch_size=setup.batch, learning_rate=rate, seed=seed,
                 warmup_steps=setup.steps // 10, precision=setup.precision, device="cpu",
             ),
         )  # fmt: skip
-        vector = module.vector() if how.linearised else found.vector
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({n: v.detach().contiguous() for n, v in vector.items()}, path)
-        steps = [r for r in found.records if "loss" in r]
-        return {"loss": [steps[0]["loss"], steps[-1]["loss"]], "trains": len(vector)}
+        save_file({name: v.contiguous() for name, v in found.vector.items()}, path)
+        losses = [record["loss"] for record in found.records if "loss" in record]
+        return {"losses": losses, "trains": found.selection.parameters}
 
     kept(setup, f"training/{name}", make)
     return load_file(path)
