@@ -65,7 +65,9 @@ def text(model: Path, data: Path, out: Path, **given: Any) -> study.Setup:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_only", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.attention_only", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", choices=["vision", "text"])
     parser.add_argument("model", type=Path)

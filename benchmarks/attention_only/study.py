@@ -188,7 +188,9 @@ def trained(setup: Setup, mode: str, task: str, seed: int, rate: float) -> dict[
         return Outcome(loss, (logits.argmax(-1) == labels).sum())
 
     def make() -> dict[str, Any]:
-        items = [({n: x[i] for n, x in part.inputs.items()}, part.labels[i]) for i in range(len(part))]
+        items = [
+            ({n: x[i] for n, x in part.inputs.items()}, part.labels[i]) for i in range(len(part))
+        ]
         found = finetune(
             backbone,
             items,
@@ -218,7 +220,9 @@ class Tangent(torch.nn.Module):
     def __init__(self, value: Any, changes: Mapping[str, Any]) -> None:
         super().__init__()
         self.value, self.changes = value, dict(changes)
-        self.alpha = torch.nn.ParameterDict({t: torch.nn.Parameter(torch.zeros(1)) for t in changes})
+        self.alpha = torch.nn.ParameterDict(
+            {t: torch.nn.Parameter(torch.zeros(1)) for t in changes}
+        )
 
     def forward(self, at: Any) -> Any:
         moved = sum(self.alpha[t] * change[at] for t, change in self.changes.items())
@@ -241,7 +245,11 @@ class Asked:
 
 
 def asked(
-    setup: Setup, mode: str, vectors: Mapping[str, Any], parts: Sequence[str], most: int | None = None
+    setup: Setup,
+    mode: str,
+    vectors: Mapping[str, Any],
+    parts: Sequence[str],
+    most: int | None = None,
 ) -> Asked:
     """Vectors as they are asked on the data of the same tasks."""
     backbone = setup.backbone().eval()
