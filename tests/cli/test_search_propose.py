@@ -1,15 +1,12 @@
 """The part of `taskvec search` that scores nothing."""
 
-import argparse
 import json
 
 import pytest
 import yaml
 
 from taskvec import zoo
-from taskvec.cli import common, search_propose
 from taskvec.cli.main import main
-from taskvec.errors import UsageError
 
 FAMILY = {
     "base": str(zoo.path("base")),
@@ -19,22 +16,9 @@ FAMILY = {
 
 
 def propose(tmp_path, recipe, *flags):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipe")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quiet", action="store_true")
-    parser.add_argument("--table")
-    search_propose.add_arguments(parser)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    args = parser.parse_args([str(file), "--propose", "--quiet", *flags])
-    found, _ = common.recipe_from(args, str(file), needs_scales=False)
-    table = None
-    if args.table:
-        from taskvec import load_table
-
-        table = load_table(args.table)
-    return search_propose.run(args, found, table)
+    return main(["search", str(file), "--propose", "--quiet", *flags])
 
 
 def test_proposals_are_shown_with_what_they_rest_on(tmp_path, capsys):
@@ -74,29 +58,6 @@ def test_another_proposal_can_be_written(tmp_path, capsys):
     assert [entry["scale"] for entry in written["tasks"].values()] == [0.5, 0.5]
 
 
-def test_a_table_takes_the_place_of_the_method_s_own(tmp_path, capsys):
-    from taskvec import Family, lata, scan
-
-    family = Family(
-        base=zoo.path("base"),
-        instruct=zoo.path("instruct"),
-        tasks={task: zoo.path(task) for task in ("math", "code")},
-    )
-    table = tmp_path / "table.csv"
-    lata(scan(family), scheme="linear").save(table)
-    recipe = FAMILY | {"method": "task_arithmetic"}
-    out = str(tmp_path / "proposed.yaml")
-    assert propose(tmp_path, recipe, "--table", str(table), "--json", "--write-recipe", out) == 0
-    told = capsys.readouterr()
-    by_table = json.loads(told.out)
-    assert f"warning: {out}: the λ are for table table.csv; merge with it" in told.err
-    recipe = FAMILY | {"method": {"name": "lata", "scheme": "linear"}}
-    assert propose(tmp_path, recipe, "--json") == 0
-    by_method = json.loads(capsys.readouterr().out)
-    assert by_table["weights"] == "table table.csv"
-    assert by_table["proposals"] == by_method["proposals"]
-
-
 def test_a_family_without_a_base_has_proposals_but_no_scheme(tmp_path, capsys):
     recipe = {"anchor": FAMILY["instruct"], "tasks": FAMILY["tasks"], "method": "task_arithmetic"}
     assert propose(tmp_path, recipe, "--json") == 0
@@ -127,7 +88,6 @@ def with_scale(scale):
          "constant_0.5; got 'meta'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_proposed_is_refused(tmp_path, recipe, flags, text):
-    with pytest.raises(UsageError) as error:
-        propose(tmp_path, {"method": "task_arithmetic"} | recipe, *flags)
-    assert str(error.value) == text
+def test_what_cannot_be_proposed_is_refused(tmp_path, capsys, recipe, flags, text):
+    assert propose(tmp_path, {"method": "task_arithmetic"} | recipe, *flags) == 2
+    assert text in capsys.readouterr().err
