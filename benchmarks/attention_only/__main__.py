@@ -1,6 +1,6 @@
 """Run the study, or a part of it; what was done before is not done again.
 
-    python -m benchmarks.attention_only vision MODEL_DIR DATA_DIR OUT_DIR [--mode M]... [--seed N]...
+    python -m benchmarks.attention_only vision MODEL_DIR DATA_DIR OUT_DIR [--mode M] [--seed N]
     python -m benchmarks.attention_only text   MODEL_DIR DATA_DIR OUT_DIR …
 
 vision: MODEL_DIR is a DINOv2 ViT, DATA_DIR holds cifar10_small/, gtsrb_small/, mnist/ and

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from taskvec.training.finetune import finetune
 from torch.nn import functional
 
 from benchmarks.attention_only.data import Part, Task
@@ -32,7 +33,6 @@ from taskvec.disentanglement import tasks as asked_tasks
 from taskvec.disentanglement.addition import task_addition
 from taskvec.disentanglement.error import disentanglement_error
 from taskvec.disentanglement.negation import task_negation
-from taskvec.training.finetune import finetune
 from taskvec.training.heads import linear_probe
 from taskvec.training.linearised import derivative
 from taskvec.training.loop import Outcome, Settings
