@@ -5,20 +5,23 @@
 For a family (the shipped zoo, or folders that `python -m taskvec.zoo.train` filled) and a set of
 tasks that are added by plain task arithmetic: every proposal of `taskvec.coefficients.propose`, the
 best λ shared by all tasks, and for two tasks the best pair of λ. The best are chosen on questions
-of seed 1; scores are right answers in the tasks' skills, on questions of seed 0, which had no say.
-"kept" are the skills of `instruct`. Intervals are at 95 %, of a bootstrap that draws the same
-questions for both (paired).
+that are not among those of the scores: right answers in the tasks' skills, of up to n questions a
+skill (math has 163 held-out questions in all). "kept" are the skills of `instruct`. Intervals are
+at 95 %, of a bootstrap that draws the same questions for both (paired).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -28,31 +31,38 @@ import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients import propose
 from taskvec.engine.api import recipe_of_family
-from taskvec.evaluation.evaluate import Options, prepare
+from taskvec.engine.candidates import Bench as Candidates
+from taskvec.engine.candidates import candidates as candidates_of
+from taskvec.engine.deciding import Options as MergeOptions
 from taskvec.evaluation.figures import RESAMPLES
-from taskvec.evaluation.loading import Models
-from taskvec.evaluation.task import Settings
+from taskvec.evaluation.model import load, open_stored
+from taskvec.zoo.skills import SKILLS, Example
+from taskvec.zoo.train import Row, build_tokenizer, encode
 
 Array = np.ndarray[Any, Any]
 Right = dict[str, Array]  # by skill: 1.0 where a question was answered right, shape (questions,)
 
-KEPT, KEPT_N = ("say", "find", "howto", "refusal"), 50
+KEPT, KEPT_N = ("say", "find", "howto", "refusal"), 80
 SHARED = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 EACH = (0.4, 0.7, 1.0)
-CHOOSING_SEED = 1
+SEED, DRAWS = 7, 4000  # of questions
 SETS = (("math", "code"), ("math", "unrelated"), ("code", "unrelated"),
         ("math", "code", "unrelated"))  # fmt: skip
 
 
 @dataclass
 class Bench:
-    """A family whose merges are scored; scores are kept."""
+    """A family whose merges are scored; scores are kept.
+
+    A question counts as right if each character of the answer, and its end, is the likeliest after
+    those before. That is what greedy decoding would write, in one forward pass.
+    """
 
     folder: Path | None
-    models: Models
     n: int
     choosing_n: int
     known: dict[Any, Right] = field(default_factory=dict)
+    loaded: dict[tuple[str, ...], tuple[Candidates, Any]] = field(default_factory=dict)
 
     def family(self, tasks: Sequence[str]) -> tv.Family:
         where = zoo.path if self.folder is None else self.folder.joinpath
@@ -65,30 +75,55 @@ class Bench:
         scale: Mapping[str, float],
         skills: Sequence[str],
         *,
-        seed: int = 0,
-        n: int | None = None,
+        chooses: bool = False,
         table: tv.Table | None = None,
     ) -> Right:
-        """Which questions of a seed a merge answers right; n: as many as are tested."""
-        n = n or self.n
-        key = (tuple(sorted(scale.items())), tuple(skills), seed, n, table and table.origin)
+        """Which questions a merge answers right: those to choose on, or those to test on."""
+        key = (tuple(sorted(scale.items())), tuple(skills), chooses, table and table.origin)
         if key not in self.known:
-            options = Options(limit=n, settings=Settings(seed=seed))
             recipe = recipe_of_family(self.family(tuple(scale)), "task_arithmetic", scale, {})
-            prepared = prepare([f"zoo:{skill}" for skill in skills], options)
-            results = self.models.evaluate((recipe, table), prepared, "candidate")
-            self.known[key] = {
-                skill: np.array([score.values["right"] for score in result.scores])
-                for skill, result in zip(skills, results, strict=True)
-            }
+            candidates, model = self._model(recipe)
+            candidates.put(recipe, table)
+            cut = slice(self.choosing_n) if chooses else slice(self.choosing_n, None)
+            asked = {s: questions(s, self.choosing_n + self.n)[cut] for s in skills}
+            asked |= {s: asked[s][:KEPT_N] for s in skills if s in KEPT}
+            self.known[key] = {skill: answered(model, each) for skill, each in asked.items()}
         return self.known[key]
+
+    def _model(self, recipe: Any) -> tuple[Candidates, Any]:
+        tasks = tuple(recipe.family.tasks)
+        if tasks not in self.loaded:
+            model = load(open_stored(recipe.family.edited))
+            opened = contextlib.ExitStack().enter_context(
+                candidates_of(recipe, model.module, MergeOptions())
+            )
+            self.loaded = {tasks: (opened, model)}
+        return self.loaded[tasks]
 
     def choosing(
         self, scale: Mapping[str, float], tasks: Sequence[str], table: tv.Table | None = None
     ) -> float:
         """Share of right answers on the questions that λ is chosen on."""
-        right = self.right(scale, tasks, seed=CHOOSING_SEED, n=self.choosing_n, table=table)
-        return mean(right)
+        return mean(self.right(scale, tasks, chooses=True, table=table))
+
+
+@functools.cache
+def questions(skill: str, n: int) -> list[Example]:
+    """Questions that nobody was trained on, all different; fewer than n where there are fewer."""
+    rng = Random(SEED)
+    drawn = (SKILLS[skill].draw(rng, held_out=True) for _ in range(DRAWS))
+    return list({example.prompt: example for example in drawn}.values())[:n]
+
+
+def answered(model: Any, asked: Sequence[Example]) -> Array:
+    """1.0 for each question that the model answers to the letter, shape (questions,)."""
+    vocabulary = build_tokenizer(chat=False).get_vocab()
+    ids, targets = encode([Row(each.prompt, each.answer) for each in asked], vocabulary)
+    with torch.inference_mode():
+        likeliest = model.module(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+    wanted = targets[:, 1:]
+    told: Array = ((likeliest == wanted) | (wanted == -100)).all(1).double().numpy()
+    return told
 
 
 def mean(right: Right) -> float:
@@ -147,12 +182,12 @@ def measure(bench: Bench, tasks: Sequence[str]) -> dict[str, Any]:
             "share": mean(right) / mean(yardstick),
             "share_interval": interval(ours / theirs),
             "difference_interval": interval(ours - theirs),
-            "kept": mean(bench.right(scale, KEPT, n=KEPT_N)),
+            "kept": mean(bench.right(scale, KEPT)),
         }
     return {
         "family": "zoo" if bench.folder is None else bench.folder.name,
         "tasks": list(tasks),
-        "n": bench.n,
+        "n": {task: len(answers) for task, answers in yardstick.items()},
         "choosing_n": bench.choosing_n,
         "yardstick": best,
         "candidates": len(SHARED) + (len(EACH) ** 2 if len(tasks) == 2 else 0),
@@ -162,7 +197,8 @@ def measure(bench: Bench, tasks: Sequence[str]) -> dict[str, Any]:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    print(f"\n{found['family']}: {', '.join(found['tasks'])} (n = {found['n']} a skill)\n")
+    asked = ", ".join(f"{task} {n}" for task, n in found["n"].items())
+    print(f"\n{found['family']}, questions: {asked}\n")
     tasks = found["tasks"]
     print(
         "| λ by | " + " | ".join(f"λ {t}" for t in tasks) + " | right | share of the best | kept |"
@@ -181,8 +217,10 @@ def main() -> None:
     parser.add_argument("--family", action="append", metavar="FOLDER",
                         help="a folder, or zoo for the shipped one; may be repeated")  # fmt: skip
     parser.add_argument("--tasks", action="append", metavar="A,B", help="may be repeated")
-    parser.add_argument("--n", type=int, default=150, help="test questions of a skill (150)")
-    parser.add_argument("--choosing-n", type=int, default=80, help="questions to choose on (80)")
+    parser.add_argument(
+        "--n", type=int, default=240, help="test questions of a skill, at most (240)"
+    )
+    parser.add_argument("--choosing-n", type=int, default=60, help="questions to choose on (60)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -190,14 +228,12 @@ def main() -> None:
     started = time.monotonic()
     results = []
     for name in options.family or ["zoo"]:
-        with Models(Options()) as models:
-            folder = None if name == "zoo" else Path(name)
-            bench = Bench(folder, models, options.n, options.choosing_n)
-            for tasks in sets:
-                results.append(measure(bench, tasks))
-                show(results[-1])
-                if options.json:
-                    options.json.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+        bench = Bench(None if name == "zoo" else Path(name), options.n, options.choosing_n)
+        for tasks in sets:
+            results.append(measure(bench, tasks))
+            show(results[-1])
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1, ensure_ascii=False))
     print(f"\n{time.monotonic() - started:.0f} s")
 
 

@@ -4,9 +4,9 @@
 
 For a family (the shipped zoo as `zoo`, or folders that `python -m taskvec.zoo.train` filled) math
 and code are added under every scheme. The λ shared by both is chosen for each scheme on questions
-of seed 1, among multiples of what `radius_shared` proposes for its pure vectors, so that no scheme
-is at a disadvantage for making vectors shorter. Scores are right answers in math and code on
-questions of seed 0; differences are paired, with intervals at 95 %.
+of its own, among multiples of what `radius_shared` proposes for its pure vectors, so that no scheme
+is at a disadvantage for making vectors shorter. Scores are right answers in math and code on other
+questions; differences are paired, with intervals at 95 %.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from benchmarks.closed_form import Bench, bootstrap, interval, mean
 from taskvec.coefficients import propose
 from taskvec.coefficients.schemes import suggest_scheme
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options
-from taskvec.evaluation.loading import Models
 
 TASKS = ("math", "code")
 MULTIPLES = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)
@@ -99,7 +97,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "family": "zoo" if bench.folder is None else bench.folder.name,
-        "n": bench.n,
+        "n": {task: len(answers) for task, answers in right["none"].items()},
         "choosing_n": bench.choosing_n,
         "suggestion": suggestion.to_json(),
         "best": best,
@@ -113,7 +111,8 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 def show(found: Mapping[str, Any]) -> None:
     shapes = found["suggestion"]["shapes"]
-    print(f"\n{found['family']} (n = {found['n']} a skill)")
+    asked = ", ".join(f"{task} {n}" for task, n in found["n"].items())
+    print(f"\n{found['family']}, questions: {asked}")
     for task, shape in shapes.items():
         print(
             f"  {task}: ρ {shape['norm_ratio']:.3f}, c {shape['task_cosine']:.3f}, similarity "
@@ -141,17 +140,18 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--family", action="append", metavar="FOLDER",
                         help="a folder, or zoo for the shipped one; may be repeated")  # fmt: skip
-    parser.add_argument("--n", type=int, default=150, help="test questions of a skill (150)")
-    parser.add_argument("--choosing-n", type=int, default=80, help="questions to choose on (80)")
+    parser.add_argument(
+        "--n", type=int, default=240, help="test questions of a skill, at most (240)"
+    )
+    parser.add_argument("--choosing-n", type=int, default=60, help="questions to choose on (60)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
     results = []
     for name in options.family or ["zoo"]:
-        with Models(Options()) as models:
-            folder = None if name == "zoo" else Path(name)
-            results.append(measure(Bench(folder, models, options.n, options.choosing_n)))
+        folder = None if name == "zoo" else Path(name)
+        results.append(measure(Bench(folder, options.n, options.choosing_n)))
         show(results[-1])
         if options.json:
             options.json.write_text(json.dumps(results, indent=1, ensure_ascii=False))

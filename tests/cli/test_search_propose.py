@@ -41,7 +41,7 @@ def test_proposals_as_json_and_a_recipe_that_merges(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["weights"].startswith("lata: scheme logarithmic")
     assert told["scheme"]["scheme"] is None
-    scales = told["proposals"]["radius"]["scale"]
+    scales = told["proposals"]["radius_shared"]["scale"]
     written = yaml.safe_load(out.read_text())
     assert {task: entry["scale"] for task, entry in written["tasks"].items()} == {
         task: round(scale, 4) for task, scale in scales.items()

@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--proposal",
         metavar="NAME",
-        default="radius",
-        help="whose λ --write-recipe takes (radius): radius | radius_shared | metagpt | nan | "
-        "average | constant_0.3 | constant_0.5",
+        default="radius_shared",
+        help="whose λ --write-recipe takes (radius_shared): radius | radius_shared | metagpt | "
+        "nan | average | constant_0.3 | constant_0.5",
     )
     group.add_argument(
         "--write-recipe", metavar="FILE", help="write the recipe with these λ, ready to merge"
