@@ -20,6 +20,7 @@ def test_ranges_steps_and_choices():
     assert parse_axis("scale=0:1.5").values is None
     assert parse_axis("scale=0:1:0.25").values == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert parse_axis("scale=0:1:0.3").values == (0.0, 0.3, 0.6, 0.9)
+    assert parse_axis("scale=0.5:0.7:0.2").values == (0.5, 0.7)
     assert parse_axis("scale.math=-1:0").task == "math"
     assert parse_axis("scale.a.b=0:1").task == "a.b"
     assert parse_axis("scheme=linear, threshold").choices == ("linear", "threshold")

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from taskvec.extras import require
 if TYPE_CHECKING:
     from taskvec.coefficients.api import Found
     from taskvec.coefficients.goals import Goals
-    from taskvec.coefficients.scoring import Job
+    from taskvec.coefficients.scoring import Executor, Job
     from taskvec.engine.recipe import Recipe
 
 OUT = "taskvec-search"
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     evaluating.add_asking(parser)
     evaluating.add_scoring(parser)
+    _add_executor(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", default=OUT, help=f"the study; resumes ({OUT})")
     output.add_argument("--plot", action="store_true", help="draw figures there too (PNG)")
@@ -95,6 +97,17 @@ def _add_goals(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_executor(parser: argparse.ArgumentParser) -> None:
+    scoring = parser.add_argument_group("where candidates are scored")
+    scoring.add_argument("--executor", default="local", help="local (this process) | ray")
+    scoring.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a cluster that runs (one is started here)"
+    )
+    scoring.add_argument(
+        "--ray-workers", type=int, metavar="N", help="candidates scored at once (2)"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     # Here `--dtype` is that of the loaded weights, not of an output.
@@ -125,7 +138,7 @@ def _search(args: argparse.Namespace, recipe: Recipe) -> int:
     common.announce_compiling()
     out = Path(args.out)
     progress = silent if args.quiet else _bar
-    found = searched(job, out, trials=args.trials, progress=progress)
+    found = searched(job, out, trials=args.trials, executor=_executor(args), progress=progress)
     drawn = draw_search(found.told, out) if args.plot else []
     if args.json:
         print(json.dumps(found.told, ensure_ascii=False))
@@ -137,6 +150,21 @@ def _search(args: argparse.Namespace, recipe: Recipe) -> int:
         return 3
     _warn(found)
     return 0
+
+
+def _executor(args: argparse.Namespace) -> Callable[[Job], Executor]:
+    from taskvec.coefficients.scoring import Local
+
+    if args.executor == "ray":
+        from taskvec.coefficients.ray_executor import RayExecutor
+
+        workers = 2 if args.ray_workers is None else args.ray_workers
+        return partial(RayExecutor, address=args.ray_address, workers=workers)
+    if args.executor != "local":
+        raise UsageError(f"--executor must be local or ray; got {args.executor!r}")
+    if args.ray_address is not None or args.ray_workers is not None:
+        raise UsageError("--ray-address and --ray-workers go with --executor ray")
+    return Local
 
 
 def _job(args: argparse.Namespace, recipe: Recipe) -> Job:

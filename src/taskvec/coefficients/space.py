@@ -123,7 +123,7 @@ def parse_axis(text: str) -> Axis:
     if len(numbers) not in (2, 3) or any(isinstance(number, str) for number in numbers):
         raise UsageError(f"--vary {key}: a range is LOW:HIGH or LOW:HIGH:STEP; got {said!r}")
     low, high, *step = (float(number) for number in numbers)
-    if not low < high or (step and not 0 < step[0] <= high - low):
+    if not low < high or (step and not 0 < step[0] <= (high - low) * (1 + 1e-9)):
         raise UsageError(
             f"--vary {key}: LOW must be below HIGH, and STEP from above 0 to the range; "
             f"got {said!r}"

@@ -69,16 +69,10 @@ class Study:
 
 def definition(job: Job) -> dict[str, Any]:
     """What makes two studies the same, in JSON types."""
-    family = job.space.recipe.family
-    roles = {"base": family.base, "instruct": family.start, "target": family.edited}
     options, settings = job.options, job.options.settings
     told = {
         "recipe": dict(job.space.data) | {"scales": dict(job.space.recipe.scales)},
-        "members": {
-            role: _stamp(str(member))
-            for role, member in {**roles, **family.tasks}.items()
-            if member is not None
-        },
+        "members": members_of(job),
         "axes": [str(axis) for axis in job.space.axes],
         "goals": asdict(job.goals),
         "samples": job.split.to_json(),
@@ -97,6 +91,14 @@ def definition(job: Job) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(told))
     return plain
+
+
+def members_of(job: Job) -> dict[str, str]:
+    """What identifies the files of every member."""
+    family = job.space.recipe.family
+    roles = {"base": family.base, "instruct": family.start, "target": family.edited}
+    members = {**roles, **{f"task {name}": path for name, path in family.tasks.items()}}
+    return {role: _stamp(str(path)) for role, path in members.items() if path is not None}
 
 
 def _stamp(member: str) -> str:
