@@ -199,7 +199,7 @@ def measure_pairs(
         options: How to evaluate.
 
     Raises:
-        UsageError: λ is missing, a measure is of no task of the recipe, or there are fewer than two.
+        UsageError: λ is missing, a measure is of no task of the recipe, or there are too few.
         TaskvecError: the target or a fine-tune cannot be measured.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
