@@ -135,6 +135,15 @@ def test_pairs_print_write_and_draw(cli, recipe, tmp_path):
     assert json.loads(text) == {key: told[key] for key in ("tasks", "pairs")}
 
 
+@pytest.mark.parametrize("flags", [["--sweep", "scale=1"], ["--pairs"]])
+def test_a_recipe_without_lambda_is_refused(cli, recipe, flags):
+    """The recipe as it is has to be merged as well."""
+    recipe.write_text(recipe.read_text().replace(", scale: 0.5", ""))
+    code, out, err = cli("search", recipe, *flags)
+    assert (code, out) == (2, "")
+    assert err == "taskvec: error: scale of task 'code' is missing; lata has no default λ\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OF_A_SEARCH: dict[str, Any] = {
     "vary": [], "sampler": "auto", "trials": None, "maximize": [], "keep": [], "keep_share": 0.95,
     "single": [], "aggregate": "mean", "trade_off": False, "select_n": None, "test_n": None,
-    "test_data": [], "executor": "local",
+    "test_data": [], "executor": "local", "ray_address": None, "ray_workers": None,
 }  # fmt: skip
 
 

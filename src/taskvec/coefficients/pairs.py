@@ -39,6 +39,7 @@ from taskvec.engine.deciding import settled_members
 from taskvec.engine.layer_report import rank_correlation, sign_conflicts
 from taskvec.engine.reading import load_recipe
 from taskvec.engine.recipe import Recipe
+from taskvec.engine.run import check_scales
 from taskvec.engine.scans import scan_members
 from taskvec.errors import TaskvecError, UsageError, nearest
 from taskvec.evaluation.evaluate import Options, Result
@@ -198,10 +199,11 @@ def measure_pairs(
         options: How to evaluate.
 
     Raises:
-        UsageError: fewer than two tasks are measured, or a measure is of no task of the recipe.
+        UsageError: λ is missing, a measure is of no task of the recipe, or there are too few.
         TaskvecError: the target or a fine-tune cannot be measured.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    check_scales(recipe)
     tasks = _checked(recipe, measure)
     keys = list(dict.fromkeys(measure.values()))
     goals = make_goals(keys, trade_off=len(keys) > 1)

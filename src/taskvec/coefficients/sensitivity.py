@@ -29,6 +29,7 @@ from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, swept
 from taskvec.engine.deciding import settled_members
 from taskvec.engine.reading import load_recipe
 from taskvec.engine.recipe import Recipe
+from taskvec.engine.run import check_scales
 from taskvec.engine.scans import scan_members
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.evaluate import Options, Prepared, Result, prepare
@@ -259,11 +260,12 @@ def measure_sweep(
         options: How to evaluate.
 
     Raises:
-        UsageError: the recipe has no such number, or a value is outside its range.
+        UsageError: the recipe has no such number or lacks λ, or a value is outside its range.
         TaskvecError: the recipe itself cannot be merged or measured.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     sweep = parse_sweep(sweep) if isinstance(sweep, str) else sweep
+    check_scales(recipe)
     recipes = [swept(recipe, sweep, value) for value in sweep.values]
     if not measure and not minimize:
         return Sensitivity(sweep, blank_points(recipe, sweep))
