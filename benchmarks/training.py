@@ -4,7 +4,8 @@
 
 MODEL is `vit-s` or `smollm2-135m`, random weights in the shapes of these, or a folder with a
 backbone of images or a causal language model. Rounds run every mode once, in turn. Prints one JSON
-object: seconds of every step and trained parameters by mode. With `--mode`, that mode alone; its
+object: by mode, seconds of every step, parameters that train, and operations of the matrix products
+and attention of a step, which do not depend on the machine. With `--mode`, that mode alone; its
 peak of memory is then that of the process. `benchmarks.run` makes ratios of the seconds.
 
 A step is what the training loop does: forward, loss, backward, clipping, AdamW.
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from taskvec.training.heads import Classifier
 from taskvec.training.linearised import Linearised
@@ -128,8 +130,11 @@ def main() -> None:
         for mode in ((options.mode,) if options.mode else MODES)
     }
     seconds: dict[str, list[float]] = {mode: [] for mode in made}
-    for step, _ in made.values():
-        step()  # allocates
+    flops = {}
+    for mode, (step, _) in made.items():  # the first step, which also allocates
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flops[mode] = counter.get_total_flops()
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     for _ in range(options.runs):
         for mode, (step, _) in made.items():
@@ -137,7 +142,7 @@ def main() -> None:
             step()
             seconds[mode].append(clock() - started)
     trained = {mode: parameters for mode, (_, parameters) in made.items()}
-    print(json.dumps({"seconds": seconds, "trained": trained}))
+    print(json.dumps({"seconds": seconds, "trained": trained, "flops": flops}))
 
 
 if __name__ == "__main__":
