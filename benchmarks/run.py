@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ SECTIONS = (
     "vocabulary",
     "methods",
     "evaluation",
+    "training",
 )
 MERGEKIT_FLAGS = {
     "default flags": [],
@@ -51,6 +53,14 @@ METHODS = (
     ({"name": "slerp"}, "slerp", "≤ 0.50"),
     ({"name": "average"}, "linear", "≤ 0.50"),
 )
+# Modes of training with the attention that both sides compute, and the target against `full`.
+TRAINING = (
+    ("attention", "sdpa", "≤ 0.80"),
+    ("attention", "eager", "≤ 0.80"),
+    ("full linearised", "eager", "≤ 2.20"),
+    ("attention linearised", "eager", "≤ 2.20"),
+    ("lora", "sdpa", ""),
+)
 SPARE_BYTES = 1 << 30
 
 
@@ -64,6 +74,7 @@ class Bench:
     threads: int
     runs: int
     quick: bool
+    models: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.title = ""
@@ -380,6 +391,46 @@ def evaluation(bench: Bench) -> None:
     bench.state("taskvec eval --help, s", usage.median_s(), "< 0.50")
 
 
+def training(bench: Bench) -> None:
+    """Steps of every mode of fine-tuning against full steps; time, memory, what trains."""
+    from benchmarks.training import MODES
+
+    for model in bench.models or (("tiny",) if bench.quick else ("vit-s", "smollm2-135m")):
+        common = [
+            sys.executable,
+            "-m",
+            "benchmarks.training",
+            model,
+            "--threads",
+            str(bench.threads),
+        ]
+        found = {}
+        for attention in ("sdpa", "eager"):
+            bench.heading(f"training, {Path(model).name}, {attention}; steps in one process")
+            command = [*common, "--attention", attention, "--runs", str(max(5, bench.runs))]
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+            found[attention] = json.loads(done.stdout)
+            bench.jobs.append({"section": bench.title, "name": model, **found[attention]})
+            for mode, runs in found[attention]["seconds"].items():
+                trained = found[attention]["trained"][mode]
+                print(f"  {mode:<24}{statistics.median(runs):>8.3f} s {trained:>14,} train")
+        for mode, attention, target in TRAINING:
+            full, own = (found[attention]["seconds"][name] for name in ("full", mode))
+            pairs = [a / b for a, b in zip(own, full, strict=True)]
+            ratio = statistics.median(own) / statistics.median(full)
+            bench.state(f"{mode} / full, {attention}", ratio, target, by_round=pairs)
+        bench.heading(f"training, {Path(model).name}, eager: peak memory of a process of its own")
+        jobs = [
+            Job(mode, [*common, "--attention", "eager", "--runs", "1", "--mode", mode])
+            for mode in MODES
+        ]
+        bench.run(jobs, runs=1)
+        for job in jobs[1:]:
+            if not job.error and not jobs[0].error:
+                ratio = job.anon_bytes() / jobs[0].anon_bytes()
+                bench.state(f"{job.name} / full, peak memory", ratio)
+
+
 def _need_disk(family: Family) -> None:
     """Stop before anything is written when members and one output do not fit."""
     there = (family.folder / "complete.json").exists()
@@ -421,6 +472,7 @@ def _options() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write everything measured there too")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     add("--mergekit-tensors", action="store_true", help="many tensors in mergekit too: minutes")
+    add("--train-model", action="append", metavar="M", help="folder to train; may be repeated")
     add("--taskvec", type=Path, default=Path(sys.executable).with_name("taskvec"))
     add("--mergekit", type=Path, default=ROOT / ".venv-mergekit" / "bin" / "mergekit-yaml")
     return parser.parse_args()
@@ -436,6 +488,7 @@ def main() -> None:
         threads=options.threads,
         runs=options.runs,
         quick=options.quick,
+        models=options.train_model or (),
     )
     facts = machine.facts(threads=bench.threads, mergekit=bench.mergekit)
     print("\n".join(f"{name:<12} {value}" for name, value in facts.items()))
@@ -456,6 +509,8 @@ def main() -> None:
         methods(bench)
     if "evaluation" in wanted:
         evaluation(bench)
+    if "training" in wanted:
+        training(bench)
     if options.json:
         content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))

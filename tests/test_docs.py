@@ -28,7 +28,12 @@ PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / name for name in FRONT)]
 # `write-a-method` is a package with tests of its own, run by tests/methods/test_plugins.py.
 NOT_RUN = ("troubleshooting", "write-a-method")
 HOW_TO = [p for p in sorted((DOCS / "how-to").glob("*.md")) if p.stem not in NOT_RUN]
-RUN_PAGES = [DOCS / "quickstart.md", DOCS / "reference" / "python.md", *HOW_TO]
+RUN_PAGES = [
+    DOCS / "quickstart.md",
+    DOCS / "reference" / "python.md",
+    DOCS / "concepts" / "linearised.md",
+    *HOW_TO,
+]
 FRAGMENT = "# part of a recipe\n"
 WHOLE = "instruct: a\nbase: b\ntasks:\n  t: {model: c, scale: 1}\nmethod: lata\n"
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
