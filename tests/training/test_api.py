@@ -64,6 +64,7 @@ def test_a_language_model_to_a_vector_that_is_a_task(tmp_path):
     told = json.loads((tmp_path / "out/run.json").read_text())
     assert told["settings"]["data"]["n"] == 9
     assert told["settings"]["learning_rate"] == 1e-2
+    assert told["about"]["data"] == str(data)
     assert told["about"]["names"] == list(trained.selection.names)
     assert told["about"]["versions"]["torch"] == torch.__version__
     assert told["result"]["step"] == 4
@@ -380,7 +381,8 @@ def test_a_conversation_cut_to_nothing_is_told(tmp_path):
     said = []
     run(model, data, asking=Asking(Fitting(truncate=True)), output=Output(say=said.append))
     assert said[1] == (
-        f"{data}: 1 conversations are left out: nothing of an answer is left where they are cut"
+        f"{data}: 1 of 3 conversations are left out: nothing of an answer is left where they are "
+        "cut"
     )
 
 

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from taskvec.errors import CheckpointError, DataError, OutputError, TaskvecError, UsageError
 from taskvec.training.api import finetune
-from taskvec.training.loop import Examples, Outcome, Settings, drawn, learning_rate_at
+from taskvec.training.loop import Examples, Outcome, drawn
 from taskvec.training.run import Output
+from taskvec.training.settings import Settings, learning_rate_at
 
 STEPS = Settings(steps=12, batch_size=6, learning_rate=1e-2, seed=3)
 
@@ -409,3 +410,31 @@ def test_bfloat16_arithmetic_keeps_float32_weights():
     assert narrow.records[0]["loss"] == pytest.approx(wide.records[0]["loss"], rel=2e-2)
     assert narrow.records[0]["loss"] != wide.records[0]["loss"]
     assert all(τ.dtype == torch.float32 for τ in narrow.vector.values())
+
+
+@pytest.mark.parametrize("name", ["save_every", "validate_every"])
+def test_how_often_something_is_done(name):
+    assert refusal(UsageError, output=Output(**{name: 0})) == f"{name} must be above 0; got 0"
+
+
+def test_the_current_folder_is_no_output(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    for out in (tmp_path, tmp_path / "in"):
+        assert refusal(OutputError, output=Output(out, force=True)) == (
+            f"{out}: contains the current folder; give a folder of its own"
+        )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device")
+def test_a_full_disk_under_the_metrics(tmp_path):
+    output = Output(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(module(), stopping_at(5), train="all", settings=STEPS, output=output)
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.unlink()
+    metrics.symlink_to("/dev/full")
+    assert refusal(OutputError, output=output) == (
+        f"{metrics}: the disk is full, as step 6 was noted; what was saved before is kept; make "
+        "room, and the same command goes on"
+    )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskvec.training.api import Finetuned, finetune
-    from taskvec.training.loop import Examples, Outcome, Settings
+    from taskvec.training.loop import Examples, Outcome
     from taskvec.training.models import Asking
     from taskvec.training.run import Output
+    from taskvec.training.settings import Settings
 
 _HOMES = {
     "Asking": "taskvec.training.models",
@@ -17,7 +18,7 @@ _HOMES = {
     "Finetuned": "taskvec.training.api",
     "Outcome": "taskvec.training.loop",
     "Output": "taskvec.training.run",
-    "Settings": "taskvec.training.loop",
+    "Settings": "taskvec.training.settings",
     "finetune": "taskvec.training.api",
 }
 

@@ -24,12 +24,13 @@ from taskvec.training.data import (
     inputs_of,
     read_data,
 )
-from taskvec.training.loop import Examples, Objective, Settings
+from taskvec.training.loop import Examples, Objective
 from taskvec.training.lora import adapted_weights, add_lora, wants_lora
 from taskvec.training.models import HEAD, Asking, Opened, open_classifier, open_language_model
 from taskvec.training.objectives import classifying
 from taskvec.training.run import Job, Output, Record, run_training
 from taskvec.training.selection import Selection, describe, freeze_rest, select
+from taskvec.training.settings import Settings
 from taskvec.training.vectors import save_vector
 
 # Own choice: the larger steps and smaller batches that instruction tuning is mostly done with.
@@ -126,7 +127,7 @@ def finetune(
     learned, measured = _read(data, validation, reading)
     settings = settings_for(learned, settings)
     made = None if output.out is None or output.force else output.out / HEAD
-    opened = _open(model, learned, tokenizer, head, asking, objective, settings, made)
+    opened = _open(model, learned, tokenizer, head, asking, settings, made)
     examples = as_examples(learned, opened)
     checked = None if measured is None else as_examples(measured, opened)
     required = {name: p.requires_grad for name, p in opened.core.named_parameters()}
@@ -135,14 +136,13 @@ def finetune(
         output.say(line)
     told = {"train": train if isinstance(train, str) else ",".join(train), **opened.told}
     told |= {"linearised": True} if linearised else {}
-    if isinstance(model, (str, os.PathLike)):
-        told["model"] = os.fspath(model)
-    job = Job(
-        prepared.module, prepared.within, opened.objective, examples, checked, told, opened.files
-    )
+    loss = opened.objective if objective is None else objective
+    job = Job(prepared.module, prepared.within, loss, examples, checked, told, opened.files)
+    sources = {"model": model, "data": data, "validation": validation}
+    about = {name: str(each) for name, each in sources.items() if isinstance(each, (str, Path))}
     try:
         records = run_training(
-            job, settings, output, lambda out: _finish(out, prepared, opened, output)
+            job, settings, output, lambda out: about | _finish(out, prepared, opened, output)
         )
     finally:
         for name, parameter in opened.core.named_parameters():
@@ -186,7 +186,6 @@ def _open(
     tokenizer: Any,
     head: Any,
     asking: Asking,
-    objective: Objective | None,
     settings: Settings,
     made: Path | None,
 ) -> Opened:
@@ -199,7 +198,7 @@ def _open(
         return open_classifier(model, data, asking, head=head, made=made, settings=settings)
     if isinstance(data, Classified):
         raise UsageError("a module in memory learns classes from examples: give a sequence of them")
-    objective = classifying(asking.label_smoothing) if objective is None else objective
+    objective = classifying(asking.label_smoothing)
     return Opened(model, lambda core: core, objective, as_examples, {})
 
 

@@ -41,7 +41,9 @@ def refuse_overlap(out: Path, inputs: Sequence[Path]) -> None:
     Raises:
         OutputError: it does.
     """
-    place = out.resolve()
+    place, here = out.resolve(), Path.cwd()
+    if place == here or place in here.parents:
+        raise OutputError(f"{out}: contains the current folder; give a folder of its own")
     for path in inputs:
         other = path.resolve()
         if place == other or place in other.parents or other in place.parents:
@@ -64,16 +66,16 @@ def begin(
     """
     if force and out.is_dir():
         shutil.rmtree(out)
-    told = _read(out / RUN)
-    if told is None:
+    run = _read(out / RUN)
+    if run is None:
         refuse_occupied(out, force=force)
         out.mkdir(parents=True, exist_ok=True)
-        told = {"settings": dict(settings)}
+        run = {"settings": dict(settings)}
         for name, content in files.items():
-            with _told(out, f"{name} was written"):
+            with told(out, f"{name} was written"):
                 write_whole(out / name, content)
-        note(out, told)
-    differing = _differing(told.get("settings", {}), json.loads(json.dumps(settings)))
+        note(out, run)
+    differing = _differing(run.get("settings", {}), json.loads(json.dumps(settings)))
     if differing:
         raise OutputError(
             f"{out}: holds a run of other settings: {'; '.join(differing)}; give another folder, "
@@ -111,10 +113,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def note(out: Path, told: Mapping[str, Any]) -> None:
+def note(out: Path, run: Mapping[str, Any]) -> None:
     """Write `run.json`."""
-    with _told(out, "run.json was written"):
-        text = json.dumps(told, indent=2, ensure_ascii=False)
+    with told(out, "run.json was written"):
+        text = json.dumps(run, indent=2, ensure_ascii=False)
         write_whole(out / RUN, text.encode() + b"\n")
 
 
@@ -155,7 +157,7 @@ def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int)
         for moment in MOMENTS:  # none yet of what had no gradient
             if optimizer is not None and parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    with _told(out, f"the state after step {done} was saved"):
+    with told(out, f"the state after step {done} was saved"):
         _write(out / STATE, tensors, {"step": str(done)})
 
 
@@ -226,13 +228,14 @@ def load_state(out: Path, trained: Mapping[str, Any], optimizer: Any) -> int:
 
 
 @contextmanager
-def _told(out: Path, what: str) -> Iterator[None]:
+def told(where: str | Path, what: str) -> Iterator[None]:
+    """Tell what the system says about writing as an `OutputError`; `what` completes "as …"."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
         raise OutputError(
-            f"{out}: {why}, as {what}; what was saved before is kept; "
+            f"{where}: {why}, as {what}; what was saved before is kept; "
             "make room, and the same command goes on"
         ) from error

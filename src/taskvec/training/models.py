@@ -20,8 +20,9 @@ from taskvec.extras import require
 from taskvec.training.data import Classified, Conversations, Data, Documents
 from taskvec.training.heads import TEMPLATES, Classifier, ImageTower, linear_probe, zero_shot_head
 from taskvec.training.images import Preparation, preparation_of
-from taskvec.training.loop import Examples, Objective, Settings, find_place
+from taskvec.training.loop import Examples, Objective, find_place
 from taskvec.training.objectives import classifying, predicting_tokens
+from taskvec.training.settings import Settings
 from taskvec.training.tokens import (
     Fitting,
     answer_rows,
@@ -141,7 +142,7 @@ def open_language_model(
 
 
 def _tokens(encoder: Encoder, data: Data, asking: Asking, notes: list[str]) -> Examples:
-    identity = {"source": data.where, "digest": data.digest}
+    identity = {"digest": data.digest}
     if isinstance(data, Documents):
         return token_examples(window_rows(encoder, data, asking.fitting), identity)
     if not isinstance(data, Conversations):
@@ -149,8 +150,8 @@ def _tokens(encoder: Encoder, data: Data, asking: Asking, notes: list[str]) -> E
     rows, dropped = answer_rows(encoder, data, asking.fitting)
     if dropped:
         notes.append(
-            f"{data.where}: {dropped:,} conversations are left out: nothing of an answer is left "
-            "where they are cut"
+            f"{data.where}: {dropped:,} of {len(data.items):,} conversations are left out: nothing "
+            "of an answer is left where they are cut"
         )
     return token_examples(rows, identity)
 
@@ -390,7 +391,7 @@ def image_examples(preparation: Preparation, data: Classified, more: Mapping[str
         labels = torch.tensor([data.labels[i] for i in rows])
         return {"pixel_values": images, "labels": labels, **more}
 
-    identity = {"source": data.where, "digest": data.digest}
+    identity = {"digest": data.digest}
     return Examples(
         range(len(data.items)), collate, lambda batch: len(batch["labels"]), "examples", identity
     )

@@ -23,9 +23,7 @@ from taskvec.training.loop import (
     Found,
     Objective,
     Place,
-    Settings,
     change_weights,
-    check_settings,
     find_gradient,
     find_place,
     held,
@@ -36,6 +34,7 @@ from taskvec.training.loop import (
 )
 from taskvec.training.rows import rows_kept
 from taskvec.training.selection import Selection
+from taskvec.training.settings import Settings, check_settings
 
 _ROUNDING_ONLY = ("device", "micro_batch")  # a run may go on with others of these
 
@@ -120,7 +119,7 @@ def run_training(
         OutputError: the folder is occupied, holds another run, or cannot be written.
         TaskvecError: a loss is not finite, or memory ran out; the state saved before is kept.
     """
-    place = check_job(job, settings)
+    place = check_job(job, settings, output)
     job.module.to(place.device)
     optimizer = make_optimizer(job.trained, settings)
     out, is_first = output.out, place.rank == 0
@@ -152,23 +151,31 @@ def run_training(
                     _save(job, output, optimizer, log)
                 raise
             if out is not None and saves:
-                _finish(job, out, log, finish)
+                _finish(job, output, log, finish)
             return log.records
 
 
-def _finish(job: Job, out: Path, log: Log, finish: Callable[[Path], Mapping[str, Any]]) -> None:
+def _finish(
+    job: Job, output: Output, log: Log, finish: Callable[[Path], Mapping[str, Any]]
+) -> None:
     """Write what comes of the run, unless that is done; keep the weights without moments."""
-    told = folder.begun(out)
-    if "result" in told:
+    assert output.out is not None
+    out, told = output.out, folder.begun(output.out)
+    wanted = [out / folder.VECTOR, *([out / folder.MODEL] if output.saves_model else [])]
+    if "result" in told and all(path.exists() for path in wanted):
         return
     last = {key: record[key] for record in log.records for key in record}
     folder.note(out, told | {"about": finish(out), "result": last})
     folder.save_state(out, job.trained, None, log.done)
 
 
-def check_job(job: Job, settings: Settings) -> Place:
+def check_job(job: Job, settings: Settings, output: Output) -> Place:
     """Refuse what cannot be meant; where to compute."""
     check_settings(settings)
+    for name in ("save_every", "validate_every"):
+        every = getattr(output, name)
+        if every is not None and every < 1:
+            raise UsageError(f"{name} must be above 0; got {every}")
     for role, examples in (("training", job.examples), ("validation", job.validation)):
         if examples is not None and not len(examples.items):
             raise DataError(f"there are no examples for {role}; look at the data")
@@ -233,12 +240,17 @@ def _begin(job: Job, settings: Settings, output: Output, place: Place) -> None:
     told |= {
         "warmup_steps": settings.warmup,
         "precision": "bfloat16" if place.bfloat16 else "float32",
-        "data": dict(job.examples.identity) | {"n": len(job.examples.items)},
+        "data": _identity(job.examples),
+        "validation": None if job.validation is None else _identity(job.validation),
         "start_weights": start_fingerprint(job.module),
         **job.told,
     }
     folder.begin(output.out, told, job.files, force=output.force)
     folder.keep_lines(output.out, folder.stored_steps(output.out))
+
+
+def _identity(examples: Examples) -> dict[str, Any]:
+    return dict(examples.identity) | {"n": len(examples.items)}
 
 
 def start_fingerprint(module: Any) -> str:
@@ -282,7 +294,7 @@ class Log:
         if output.out is not None:
             self.records += folder.read_metrics(output.out)
             if writes:
-                self._file = (output.out / folder.METRICS).open("a", encoding="utf-8")
+                self._file = (output.out / folder.METRICS).open("ab", buffering=0)
                 if output.tensorboard:
                     self._board = _board(output.out, done)
 
@@ -297,8 +309,8 @@ class Log:
         self.done = record["step"]
         self.records.append(record)
         if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            with folder.told(self._file.name, f"step {self.done} was noted"):
+                self._file.write(json.dumps(record).encode() + b"\n")
         if self._board is not None:
             for key in record.keys() - {"step"}:
                 self._board.add_scalar(key, record[key], self.done)
@@ -307,7 +319,8 @@ class Log:
     def sync(self) -> None:
         """Put the records on the disk."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with folder.told(self._file.name, f"step {self.done} was noted"):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the files."""

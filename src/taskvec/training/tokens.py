@@ -230,7 +230,7 @@ def text_examples(tokenizer: Any, data: Classified, fitting: Fitting, where: str
         ({name: values[i] for name, values in found.items()}, data.labels[i])
         for i in range(len(lengths))
     ]
-    identity = {"source": data.where, "digest": data.digest}
+    identity = {"digest": data.digest}
     return Examples(items, _padded(tokenizer), _count_labels, "examples", identity)
 
 
