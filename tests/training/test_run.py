@@ -1,5 +1,6 @@
 """The loop and its folder on a small module, against PyTorch written out, and through stops."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -397,3 +398,14 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
     whole = finetune(module(), pairs(), train="all", settings=STEPS)
     again = finetune(module(), pairs(), train="all", settings=STEPS, output=output)
     assert curve(again.records) == curve(whole.records)
+
+
+def test_bfloat16_arithmetic_keeps_float32_weights():
+    settings = Settings(steps=12, batch_size=6, learning_rate=1e-2, precision="bfloat16")
+    narrow = finetune(module(), pairs(), train="all", settings=settings)
+    wide = finetune(
+        module(), pairs(), train="all", settings=dataclasses.replace(settings, precision="float32")
+    )
+    assert narrow.records[0]["loss"] == pytest.approx(wide.records[0]["loss"], rel=2e-2)
+    assert narrow.records[0]["loss"] != wide.records[0]["loss"]
+    assert all(τ.dtype == torch.float32 for τ in narrow.vector.values())

@@ -220,9 +220,10 @@ def _text_embeddings(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
         return found
     config = model.config.text_config
     # SigLIP reads its last position, and was trained with padding up to it.
-    padding = "max_length" if "siglip" in config.model_type else True
     limit = config.max_position_embeddings
-    batch = tokenizer(texts, padding=padding, max_length=limit, return_tensors="pt").to(device)
+    filled = {"padding": "max_length", "max_length": limit}
+    padding = filled if "siglip" in config.model_type else {"padding": True}
+    batch = tokenizer(texts, **padding, return_tensors="pt").to(device)
     if batch["input_ids"].shape[1] > limit:
         lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
         longest = lengths.index(max(lengths))

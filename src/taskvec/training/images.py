@@ -127,7 +127,7 @@ def read_npz(path: Path, image: str | None, label: str | None) -> Images:
         DataError: they are not there, or of another kind or length.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images = arrays[_named(path, arrays, "image", image)]
             labels = arrays[_named(path, arrays, "label", label)]
             classes = arrays.get("classes")

@@ -228,56 +228,57 @@ def open_classifier(
     config = read_config(folder, where)
     notes: list[str] = []
     encode = _encoding(folder, where, config, data, asking, notes)
-    kind = asking.head
-    if kind is None:
-        kind = "own" if has_own_head(config, data) else "probe"
-    told = {"kind": f"classifier of {data.kind}s", **_told(asking), "classes": list(data.classes)}
     objective = classifying(asking.label_smoothing)
-    if head is None and kind == "own":
-        if not has_own_head(config, data):
-            raise UsageError(
-                f"{where}: has no head of its own for {len(data.classes)} classes of {data.kind}s; "
-                "take probe"
-            )
+    kind = "given" if head is not None else _head_kind(where, config, data, asking.head)
+    told = _told(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
+    told["classes"] = list(data.classes)
+    if kind == "own":
         core = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind]}")
         notes.append("the head is the model's own, frozen")
         return Opened(
-            core,
-            lambda core: core,
-            objective,
-            encode,
-            told | {"head": "own"},
-            notes,
-            folder,
-            freezes_head=True,
+            core, lambda core: core, objective, encode, told, notes, folder, freezes_head=True
         )
     core = load(folder, where, "AutoModel")
     pool = asking.pool or {"text": "mean", "image": "cls"}[data.kind]
-    files = {}
-    if head is not None:
-        kind = "given"
-    elif made is not None and made.is_file():
-        core, pool = (ImageTower(core), "embed") if kind == "zero-shot" else (core, pool)
+    if kind == "zero-shot":
+        pool = "embed"
+        told["templates"] = list(asking.templates)
+    told["pool"] = pool
+    if head is None and made is not None and made.is_file():
         head = _stored_head(made)
     elif kind == "zero-shot":
         tokenizer = open_tokenizer(folder, where)
         head = zero_shot_head(core, tokenizer, data.classes, asking.templates)
-        core, pool = ImageTower(core), "embed"
-        told["templates"] = list(asking.templates)
         notes.append(f"the head is zero-shot, from {len(data.classes)} names of classes")
     elif kind == "probe":
         head, note = _fitted_probe(core, pool, encode(data), data, asking, settings)
         notes.append(note)
-    else:
-        raise UsageError(f"head must be {', '.join(HEADS[:-1])} or {HEADS[-1]}; got {kind!r}")
-    if kind in ("probe", "zero-shot"):
-        files[HEAD] = _head_bytes(head)
+    core = ImageTower(core) if kind == "zero-shot" else core
+    files = {} if kind == "given" else {HEAD: _head_bytes(head)}
 
     def whole(part: Any) -> Any:
         return Classifier(part, head, pool)
 
-    told |= {"head": kind, "pool": pool}
     return Opened(core, whole, objective, encode, told, notes, folder, files=files)
+
+
+def _head_kind(where: str, config: Mapping[str, Any], data: Classified, wanted: str | None) -> str:
+    """Which head a classifier has.
+
+    Raises:
+        UsageError: it cannot have that.
+    """
+    has_own = has_own_head(config, data)
+    if wanted is None:
+        return "own" if has_own else "probe"
+    if wanted not in HEADS:
+        raise UsageError(f"head must be {', '.join(HEADS[:-1])} or {HEADS[-1]}; got {wanted!r}")
+    if wanted == "own" and not has_own:
+        raise UsageError(
+            f"{where}: has no head of its own for {len(data.classes)} classes of {data.kind}s; "
+            "take probe"
+        )
+    return wanted
 
 
 def _fitted_probe(
