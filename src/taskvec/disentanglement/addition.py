@@ -137,7 +137,7 @@ def task_addition(
         check_tasks(vectors, given)
     if search not in SEARCHES:
         raise UsageError(f"search must be in {' | '.join(SEARCHES)}; got {search!r}")
-    if not scales or not np.isfinite(scales).all():
+    if not len(scales) or not np.isfinite(scales).all():
         raise UsageError(f"scales must be finite numbers; got {list(scales)}")
     splits = {"validation": validation, "test": test}
     with points(module, vectors, base=base) as space:

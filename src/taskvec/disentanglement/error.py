@@ -46,6 +46,7 @@ Array = np.ndarray[Any, Any]
 
 DISTANCES = ("prediction", "symmetric_kl")
 UNKNOWN = -1  # the prediction where an output is NaN
+VERSION = 1  # of what is kept: another one is measured anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def disentanglement_error(
         TaskvecError: anything else foreseen; the module is what it was.
     """
     names = _check(vectors, tasks, alphas, distance)
-    places = tuple(float(alpha) for alpha in alphas)
+    places = tuple(float(alpha) + 0.0 for alpha in alphas)  # no −0, whose name is another
     folder = None if out is None else Path(out)
     with points(module, vectors) as space:
         data = [[task, tasks[task].identity] for task in names]
@@ -204,9 +205,6 @@ def disentanglement_error(
     )
 
 
-VERSION = 1  # of what is kept: another one is measured anew
-
-
 def _check(
     vectors: Mapping[str, Model],
     tasks: Mapping[str, Task],
@@ -221,7 +219,7 @@ def _check(
     check_tasks(vectors, tasks)
     if distance not in DISTANCES:
         raise UsageError(f"distance must be in {' | '.join(DISTANCES)}; got {distance!r}")
-    if not alphas or len(set(alphas)) < len(alphas) or not np.isfinite(alphas).all():
+    if not len(alphas) or len(set(alphas)) < len(alphas) or not np.isfinite(alphas).all():
         raise UsageError(f"alphas must be finite numbers, each once; got {list(alphas)}")
     one, two = vectors
     return one, two

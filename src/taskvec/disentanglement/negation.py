@@ -141,7 +141,7 @@ def task_negation(
             )
     if not 0 < keep <= 1:
         raise UsageError(f"keep must be in (0, 1]; got {keep:g}")
-    if not scales or not all(0 <= scale < np.inf for scale in scales):
+    if not len(scales) or not all(0 <= scale < np.inf for scale in scales):
         raise UsageError(f"scales are subtracted and must not be negative; got {list(scales)}")
     with points(module, {"target": vector}, base=base) as space:
         for method in methods.values():

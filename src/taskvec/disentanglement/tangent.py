@@ -116,7 +116,7 @@ def linearity(
     check_tasks(vectors, tasks)
     if parts not in PARTS:
         raise UsageError(f"parts must be in {' | '.join(PARTS)}; got {parts!r}")
-    if not alphas or not all(np.isfinite(alpha) and alpha != 0 for alpha in alphas):
+    if not len(alphas) or not all(np.isfinite(alpha) and alpha != 0 for alpha in alphas):
         raise UsageError(f"alphas must be finite numbers other than 0; got {list(alphas)}")
     with points(module, vectors) as space:
         key = key_of([VERSION, space.identity(), {t: tasks[t].identity for t in tasks}, seed])

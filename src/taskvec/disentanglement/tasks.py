@@ -74,7 +74,8 @@ def classification(
         head: From what `forward` gives to logits; None: those are the logits, or the features that
             are compared.
         forward: From module and inputs to a tensor of shape (rows, …); default: the module is
-            called, and of an output with `logits` those are taken.
+            called, and of an output with `logits` those are taken. What a function does is not part
+            of the task's identity: after changing one, keep results in another folder.
 
     Raises:
         DataError: there are no batches.
@@ -118,11 +119,17 @@ def _parts(batch: Any) -> tuple[Any, Array | None]:
     """Inputs and labels of a batch."""
     if isinstance(batch, Mapping):
         rest = {key: value for key, value in batch.items() if key != "labels"}
-        return rest, None if "labels" not in batch else np.asarray(batch["labels"])
+        return rest, _labels(batch.get("labels"))
     if isinstance(batch, (tuple, list)):
         inputs, labels = batch
-        return inputs, None if labels is None else np.asarray(labels)
+        return inputs, _labels(labels)
     return batch, None
+
+
+def _labels(given: Any) -> Array | None:
+    if given is None:
+        return None
+    return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
 
 
 def _moved(inputs: Any, place: Any) -> Any:
