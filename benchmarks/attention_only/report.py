@@ -125,7 +125,8 @@ def errors(out: Path) -> str:
 
 def curves(out: Path, path: Path) -> None:
     """Validation accuracy of the merge, normalised, against λ: a line a mode, a band of seeds."""
-    figure, axes = new_figure(6, 4)
+    figure, made = new_figure(6, 4)
+    axes = made[0, 0]
     for mode, by_seed in kept(out, "add").items():
         scales = [next(iter(t["scales"].values())) for t in next(iter(by_seed.values()))["tried"]]
         values = np.array([[t["normalised"] for t in found["tried"]] for found in by_seed.values()])
@@ -143,7 +144,7 @@ def heat_maps(out: Path, path: Path) -> None:
     if not found:
         return
     figure, made = new_figure(4 * len(found), 3.6, columns=len(found))
-    all_axes = np.atleast_1d(made).tolist()
+    all_axes = made[0].tolist()
     for axes, (mode, told) in zip(all_axes, found.items(), strict=True):
         alphas, (one, other) = told["alphas"], told["tasks"]
         values = np.array([c["error"]["value"] for c in told["cells"]])
