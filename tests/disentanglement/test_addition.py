@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from taskvec.disentanglement import (
     Addition,
     Negation,
     Task,
+    addition,
     classification,
     coefficients,
     task_addition,
     task_negation,
 )
+from taskvec.disentanglement.accuracy import Accuracies, Counts
+from taskvec.disentanglement.records import Records
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.figures import Figure, wilson
 
 SCALES = coefficients(11, 0, 1)
 NAMES = ("one", "two", "three")
@@ -124,6 +128,13 @@ def test_intervals_of_shares_are_paired(probe: Probe) -> None:
     assert found.mean_normalised.high == pytest.approx(high, abs=0.01)
 
 
+def test_a_share_of_the_same_answers_is_one_without_doubt() -> None:
+    counts = Counts(np.array([1.0, 0, 1, 1, 0, 0]), np.ones(6))
+    nothing: Any = None
+    accuracies = Accuracies(nothing, {"test": {"one": nothing}}, Records(None), 0)
+    assert accuracies.share("test", "one", counts, counts) == Figure(1.0, 1.0, 1.0, 6)
+
+
 def test_addition_by_task_climbs_from_the_best_shared_coefficient(probe: Probe) -> None:
     shared, found = added(probe), added(probe, search="by-task")
     best = dict(shared.scales)
@@ -140,6 +151,22 @@ def test_addition_by_task_climbs_from_the_best_shared_coefficient(probe: Probe) 
     assert found.tried[: len(SCALES)] == shared.tried
     scales = [tuple(each.scales.values()) for each in found.tried]
     assert len(set(scales)) == len(scales)
+
+
+def test_the_search_by_task_goes_round_until_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """−10 (a − b)² − (1 − a)² in steps of 0.1: from (0, 0) one step a round, up to (0.5, 0.5)."""
+
+    def tried(_: object, method: object, scales: dict[str, float]) -> addition.Tried:
+        a, b = scales.values()
+        return addition.Tried(dict(scales), {}, -10 * (a - b) ** 2 - (1 - a) ** 2)
+
+    monkeypatch.setattr(addition._Run, "tried", tried)
+    names: Any = SimpleNamespace(space=SimpleNamespace(tasks=("a", "b")))
+    run = addition._Run(names, [i / 10 for i in range(11)])
+    found = run.by_task("task_arithmetic", [run.tried("task_arithmetic", {"a": 0.0, "b": 0.0})])
+    assert max(found, key=lambda each: each.normalised).scales == {"a": 0.5, "b": 0.5}
 
 
 def test_other_methods_merge_the_same_vectors(probe: Probe) -> None:
