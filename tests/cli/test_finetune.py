@@ -131,7 +131,13 @@ def test_another_setting_in_the_same_folder(cli, given, tmp_path):
     assert cli("finetune", *given, *out, "--seed", 1, "--force")[0] == 0
 
 
-@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGKILL, "")])
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [
+        (signal.SIGINT, "interrupted"),
+        pytest.param(signal.SIGKILL, "", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_and_gone_on(given, tmp_path, number, word):
     """In processes of their own: the curve and the vector are those of a run without a stop."""
 

@@ -138,7 +138,7 @@ def test_labels_of_whole_numbers_stand_for_themselves(tmp_path):
 
 def test_lines_of_labels_and_texts(tmp_path):
     path = tmp_path / "words.all"
-    path.write_bytes("1 good  film\n0 bad\n\n1 caf\xe9\n".encode("latin-1"))
+    path.write_bytes("1 good  film\n0 bad\n\n1 café\n".encode("latin-1"))
     assert refusal(path, kind=UsageError) == (
         f"{path}: its format cannot be told from its name; say it: --format text | chat | classes "
         "| lines | folder | npz | idx"

@@ -438,3 +438,22 @@ def test_a_full_disk_under_the_metrics(tmp_path):
         f"{metrics}: the disk is full, as step 6 was noted; what was saved before is kept; make "
         "room, and the same command goes on"
     )
+
+
+def test_a_signal_that_comes_in_an_update_is_held_until_it_is_whole(tmp_path):
+    went_on = []
+
+    def interrupt(record, steps):
+        if record["step"] == 5:
+            signal.raise_signal(signal.SIGINT)
+            went_on.append(record["step"])
+
+    output = Output(tmp_path / "run", tell=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(module(), pairs(), train="all", settings=STEPS, output=output)
+    assert went_on == [5]
+    again = finetune(
+        module(), pairs(), train="all", settings=STEPS, output=Output(tmp_path / "run")
+    )
+    whole = finetune(module(), pairs(), train="all", settings=STEPS)
+    assert curve(again.records) == curve(whole.records)
