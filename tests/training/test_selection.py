@@ -325,7 +325,7 @@ class TestRefusals:
                 "",
                 "train is empty; give attention | mlp | linear | norms | embeddings | heads | all",
             ),
-            ("atention", "train 'atention' is no preset and names no parameter; did you mean "),
+            ("attn", "train 'attn' is no preset and names no parameter; did you mean "),
             (
                 "attention-x",
                 "train 'attention-x' is no preset and names no parameter; did you mean",

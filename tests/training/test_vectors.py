@@ -151,16 +151,36 @@ def test_dtype_and_force(tmp_path):
     assert {t.dtype for t in load_file(file).values()} == {torch.float32}
 
 
-def test_the_start_may_be_the_bare_model(tmp_path):
-    """Checkpoints of GPT-2 and BERT are often saved without the class around them."""
-    module = build("gpt2")
-    module.transformer.save_pretrained(tmp_path / "start")
-    selection = select(module, "attention")
+@pytest.mark.parametrize(
+    ("which", "part", "names"),
+    [
+        ("gpt2", "transformer", {"h.0.attn.c_attn.weight"}),
+        (
+            "vit",
+            "vit",
+            {f"encoder.layer.0.attention.attention.{x}.weight" for x in ("query", "value")},
+        ),
+    ],
+)
+def test_the_start_may_be_the_model_without_its_head(which, part, names, tmp_path):
+    module = build(which)
+    getattr(module, part).save_pretrained(tmp_path / "start")
+    selection = select(module, "attention-qv")
     tune(module, selection)
 
     written = save_vector(module, tmp_path / "start", selection, tmp_path / "t.safetensors")
 
-    assert written.tensors == ("h.0.attn.c_attn.weight", "h.0.attn.c_proj.weight")
+    assert set(written.tensors) == names
+
+
+def test_a_tied_parameter_has_the_name_that_the_start_stores(tmp_path):
+    net = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    net["b"].weight = net["a"].weight
+    start = {"b.weight": np.zeros((2, 2), np.float32)}
+
+    written = save_vector(net, start, select(net, "all"), tmp_path / "t.safetensors")
+
+    assert written.tensors == ("b.weight",)
 
 
 def test_only_what_was_selected_is_looked_at(tmp_path):

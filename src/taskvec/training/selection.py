@@ -49,10 +49,13 @@ if TYPE_CHECKING:
 
 PRESETS: Final = ("attention", "mlp", "linear", "norms", "embeddings", "heads", "all")
 _PRESET: Final = re.compile(
-    r"(?:(?P<module>attention)(?:-(?P<letters>[qkvo]+))?|(?P<other>mlp|linear))(?P<bias>\+bias)?"
+    r"(?P<linear>attention|mlp|linear)(?:(?<=attention)-(?P<letters>[qkvo]+))?(?P<bias>\+bias)?"
     r"|(?P<whole>norms|embeddings|heads|all)"
 )
-_WHOLE: Final = {
+_MODULES: Final = {
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "linear": ("attention", "mlp"),
     "norms": ("norm", "final_norm"),
     "embeddings": ("embedding",),
     "heads": ("head",),
@@ -269,11 +272,10 @@ def _by_name(model: _Model, name: str, pattern: str) -> Mask | None:
 
 def _meant(model: _Model, name: str, key: LayerKey, preset: re.Match[str]) -> Mask | None:
     """The rows of a parameter that a preset means; None if it does not mean the parameter."""
-    if preset["whole"] is not None:
-        return _all_rows(model, name) if key.module in _WHOLE[preset["whole"]] else None
-    modules = {"linear": ("attention", "mlp")}.get(preset["other"], (preset["other"],))
-    if key.module not in (modules if preset["module"] is None else ("attention",)):
+    if key.module not in _MODULES[preset["linear"] or preset["whole"]]:
         return None
+    if preset["whole"] is not None:
+        return _all_rows(model, name)
     if name.endswith("bias") and preset["bias"] is None:
         return None
     if key.module == "mlp":
