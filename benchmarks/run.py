@@ -427,9 +427,12 @@ def training(bench: Bench) -> None:
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
             found[attention] = json.loads(done.stdout)
             bench.jobs.append({"section": bench.title, "name": model, **found[attention]})
+            trained, flops = found[attention]["trained"], found[attention]["flops"]
+            print(f"  {'':<24}{'s':>8}{'operations / full':>20}{'parameters train':>20}")
             for mode, runs in found[attention]["seconds"].items():
-                trained = found[attention]["trained"][mode]
-                print(f"  {mode:<24}{statistics.median(runs):>8.3f} s {trained:>14,} train")
+                share = flops[mode] / flops["full"]
+                line = f"{statistics.median(runs):>8.3f}{share:>20.3f}{trained[mode]:>20,}"
+                print(f"  {mode:<24}{line}")
         for mode, attention, target in TRAINING:
             full, own = (found[attention]["seconds"][name] for name in ("full", mode))
             pairs = [a / b for a, b in zip(own, full, strict=True)]

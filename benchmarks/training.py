@@ -116,7 +116,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", help=f"{', '.join(SHAPES)}, or a folder")
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
-    parser.add_argument("--mode", choices=MODES)
+    parser.add_argument("--mode", choices=MODES, action="append", help="may be repeated")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: if busy")
     parser.add_argument("--threads", type=int, default=2)
@@ -125,10 +125,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     if options.model not in SHAPES and not Path(options.model).is_dir():
         parser.error(f"{options.model}: no such folder; known shapes: {', '.join(SHAPES)}")
-    made = {
-        mode: steps(options.model, options.attention, mode)
-        for mode in ((options.mode,) if options.mode else MODES)
-    }
+    made = {mode: steps(options.model, options.attention, mode) for mode in options.mode or MODES}
     seconds: dict[str, list[float]] = {mode: [] for mode in made}
     flops = {}
     for mode, (step, _) in made.items():  # the first step, which also allocates

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 import pytest
 
 from taskvec.errors import FamilyError, ParameterError, UsageError
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from taskvec.training.linearised import Linearised, combined, derivative, moved  # noqa: E402
 
@@ -309,6 +311,37 @@ def test_integers_in_the_output_stay() -> None:
     assert torch.equal(found["y"], wanted["y"])
     assert torch.equal(found["best"], wanted["best"])
     assert found["name"] == "both"
+
+
+def test_linear_layers_without_tangents_cost_nothing_more() -> None:
+    """Forward y₁, ẏ₁ = Ẇ₁ x, y₂, ẏ₂ = W₂ ẋ; backward two: products of 4 × 8 by 8 × 8 entries."""
+    module = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)).double().eval()
+    linear = Linearised(module, ["0.weight"])
+    with FlopCounterMode(display=False) as counter:
+        linear(noise(1, 4, 8)).sin().sum().backward()
+    assert counter.get_total_flops() == 6 * 2 * 4 * 8 * 8
+
+
+@pytest.mark.parametrize("names", [["bias"], ["weight"], ["weight", "bias"]])
+@pytest.mark.parametrize("moving", [False, True], ids=["first", "second"])
+def test_every_part_of_a_linear_layer(names: list[str], moving: bool) -> None:
+    """ẏ = W ẋ + Ẇ x + ḃ in NumPy, whichever of them there is."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 4), nn.Linear(4, 2)
+    module = nn.Sequential(first, second).double().eval()
+    chosen = [f"1.{name}" for name in names] + (["0.weight"] if moving else [])
+    tau, x = direction(module, 3, chosen), noise(1, 5, 3)
+    value, change = derivative(module, tau, x)
+    parts = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    hidden = x.numpy() @ parts["0.weight"].T + parts["0.bias"]
+    zero = {name: np.zeros_like(part) for name, part in parts.items()}
+    moves = zero | {name: part.numpy() for name, part in tau.items()}
+    wanted = x.numpy() @ moves["0.weight"].T @ parts["1.weight"].T
+    wanted = wanted + hidden @ moves["1.weight"].T + moves["1.bias"]
+    np.testing.assert_allclose(change.detach().numpy(), wanted, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        value.detach().numpy(), hidden @ parts["1.weight"].T + parts["1.bias"], rtol=1e-12
+    )
 
 
 def test_module_in_training_mode_is_refused() -> None:

@@ -31,7 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from taskvec.errors import FamilyError, ParameterError, UsageError, nearest
@@ -270,12 +272,12 @@ def _sum(value: Any, change: Any) -> Any:
 
 @contextmanager
 def _differentiable(module: nn.Module) -> Iterator[None]:
-    """Plain attention, and a clear error for what has no rule."""
+    """Plain attention, linear layers without idle products, a clear error for what has no rule."""
     _load_rules()
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _Linear():
             yield
     except (NotImplementedError, RuntimeError) as error:
         found = _NO_RULE.search(str(error))
@@ -289,6 +291,35 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Linear(TorchFunctionMode):
+    """Tangents of linear layers: ẏ = W ẋ + Ẇ x + ḃ, of which only what is not zero.
+
+    torch's own rule multiplies by zeros where x or W has no tangent, such as, where only attention
+    is linearised, in every MLP.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not functional.linear or len(args) != 3 or kwargs:
+            return func(*args, **(kwargs or {}))
+        (x, dx), (w, dw), (b, db) = map(_dual, args)
+        y = functional.linear(x, w, b)
+        change = None if dx is None else functional.linear(dx, w)
+        if dw is not None:
+            more = functional.linear(x, dw, db)
+            change = more if change is None else change + more
+        elif db is not None:
+            change = db.to(y.dtype).expand_as(y) if change is None else change + db
+        return y if change is None else forward_ad.make_dual(y, change)  # type: ignore[no-untyped-call]
+
+
+def _dual(value: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Value and tangent."""
+    if value is None:
+        return None, None
+    primal, tangent = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
+    return primal, tangent
 
 
 @cache
