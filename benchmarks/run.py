@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import floor, machine, synthetic, vocabulary
@@ -38,6 +39,7 @@ SECTIONS = (
     "evaluation",
     "disentanglement",
     "training",
+    "search",
 )
 MERGEKIT_FLAGS = {
     "default flags": [],
@@ -450,6 +452,27 @@ def training(bench: Bench) -> None:
                 bench.state(f"{job.name} / full, peak memory", ratio)
 
 
+def search(bench: Bench, models: Path | None) -> None:
+    """What a candidate costs besides its scoring; a switch against a folder, on a real family."""
+    bench.heading("search, the zoo; in one process")
+    command = [sys.executable, "-m", "benchmarks.search", str(bench.work)]
+    command += ["--runs", str(max(5, bench.runs)), "--threads", str(bench.threads)]
+    command += [] if models is None else ["--family", str(models)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    seconds: dict[str, list[float]] = json.loads(done.stdout)
+    bench.jobs.append({"section": bench.title, "name": "search", "seconds": seconds})
+    middle = {name: median(runs) for name, runs in seconds.items()}
+    for name, value in middle.items():
+        print(f"  {name:<44}{value:>8.4f}")
+    scoring = sum(seconds["scoring"]) / len(seconds["scoring"])
+    bench.state("all but scoring / scoring, a candidate", middle["overhead"] / scoring, "≤ 0.10")
+    if models is None:
+        print("  switch against a folder: give a real family with --models DIR")
+    else:
+        best = {name: min(seconds[name]) for name in ("folder", "switch")}
+        bench.state(f"{models.name}, folder / switch", best["folder"] / best["switch"], "≥ 20")
+
+
 def _need_disk(family: Family) -> None:
     """Stop before anything is written when members and one output do not fit."""
     there = (family.folder / "complete.json").exists()
@@ -490,6 +513,9 @@ def _options() -> argparse.Namespace:
     add("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for families")
     add("--json", type=Path, metavar="FILE", help="write everything measured there too")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    add(
+        "--models", type=Path, metavar="DIR", help="instruct, math, unsafe of a real family: search"
+    )
     add("--mergekit-tensors", action="store_true", help="many tensors in mergekit too: minutes")
     add("--train-model", action="append", metavar="M", help="folder to train; may be repeated")
     add("--taskvec", type=Path, default=Path(sys.executable).with_name("taskvec"))
@@ -532,6 +558,8 @@ def main() -> None:
         disentanglement(bench)
     if "training" in wanted:
         training(bench)
+    if "search" in wanted:
+        search(bench, options.models)
     if options.json:
         content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))
