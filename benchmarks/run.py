@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import floor, machine, synthetic, vocabulary
@@ -35,6 +36,7 @@ SECTIONS = (
     "vocabulary",
     "methods",
     "evaluation",
+    "search",
 )
 MERGEKIT_FLAGS = {
     "default flags": [],
@@ -380,6 +382,27 @@ def evaluation(bench: Bench) -> None:
     bench.state("taskvec eval --help, s", usage.median_s(), "< 0.50")
 
 
+def search(bench: Bench, models: Path | None) -> None:
+    """What a candidate costs besides its scoring; a switch against a folder, on a real family."""
+    bench.heading("search, the zoo; in one process")
+    command = [sys.executable, "-m", "benchmarks.search", str(bench.work)]
+    command += ["--runs", str(max(5, bench.runs)), "--threads", str(bench.threads)]
+    command += [] if models is None else ["--family", str(models)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    seconds: dict[str, list[float]] = json.loads(done.stdout)
+    bench.jobs.append({"section": bench.title, "name": "search", "seconds": seconds})
+    middle = {name: median(runs) for name, runs in seconds.items()}
+    for name, value in middle.items():
+        print(f"  {name:<44}{value:>8.4f}")
+    scoring = sum(seconds["scoring"]) / len(seconds["scoring"])
+    bench.state("all but scoring / scoring, a candidate", middle["overhead"] / scoring, "≤ 0.10")
+    if models is None:
+        print("  switch against a folder: give a real family with --models DIR")
+    else:
+        best = {name: min(seconds[name]) for name in ("folder", "switch")}
+        bench.state(f"{models.name}, folder / switch", best["folder"] / best["switch"], "≥ 20")
+
+
 def _need_disk(family: Family) -> None:
     """Stop before anything is written when members and one output do not fit."""
     there = (family.folder / "complete.json").exists()
@@ -420,6 +443,9 @@ def _options() -> argparse.Namespace:
     add("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for families")
     add("--json", type=Path, metavar="FILE", help="write everything measured there too")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    add(
+        "--models", type=Path, metavar="DIR", help="instruct, math, unsafe of a real family: search"
+    )
     add("--mergekit-tensors", action="store_true", help="many tensors in mergekit too: minutes")
     add("--taskvec", type=Path, default=Path(sys.executable).with_name("taskvec"))
     add("--mergekit", type=Path, default=ROOT / ".venv-mergekit" / "bin" / "mergekit-yaml")
@@ -456,6 +482,8 @@ def main() -> None:
         methods(bench)
     if "evaluation" in wanted:
         evaluation(bench)
+    if "search" in wanted:
+        search(bench, options.models)
     if options.json:
         content = {"machine": facts, "jobs": bench.jobs, "figures": bench.figures}
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False))

@@ -130,8 +130,16 @@ def test_what_cannot_be_started(monkeypatch):
             RayExecutor(job("scale=0:1")),
         ):
             pass
+
+    def refuse(**about):
+        raise ConnectionError("nobody\nis there")
+
+    fake = SimpleNamespace(is_initialized=lambda: False, init=refuse, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", fake)
     with (
-        pytest.raises(TaskvecError, match=r"no Ray cluster can be reached at 127\.0\.0\.1:1: "),
+        pytest.raises(
+            TaskvecError, match=r"no Ray cluster can be reached at 127\.0\.0\.1:1: nobody$"
+        ),
         RayExecutor(job("scale=0:1"), address="127.0.0.1:1"),
     ):
         pass

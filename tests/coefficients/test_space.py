@@ -55,7 +55,7 @@ def test_what_is_no_axis(text, message):
     [
         (["scale.maths=0:1"], "lata", "--vary scale.maths: there is no task 'maths'; did you mean"),
         (["density=0:1"], "lata", "--vary density: lata has no density; known: granularity, "),
-        (["threshhold=0:1"], "lata", "lata has no threshhold; did you mean 'threshold'?"),
+        (["granularty=0:1"], "lata", "lata has no granularty; did you mean 'granularity'?"),
         (["threshold=0:1.5"], "lata", "--vary threshold: threshold of lata must be in [-1, 1]; go"),
         (["scheme=linear,loud"], "lata", "scheme of lata must be in linear | logarithmic | thresh"),
         (["scheme=0:1"], "lata", "scheme of lata must be in"),
