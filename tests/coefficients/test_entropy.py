@@ -323,8 +323,8 @@ def refused(vectors, batches, heads=None, error=UsageError):
 def test_what_does_not_fit_is_refused():
     vectors, x = small_vectors(Net()), [inputs()]
     assert refused({"a": {}}, x) == "vectors name no tensor; there is nothing to weigh"
-    assert refused({"a": {"frist": torch.ones(5, 4)}}, x) == (
-        "the module has no tensor 'frist' of task 'a'; did you mean 'first'?"
+    assert refused({"a": {"fiirst": torch.ones(5, 4)}}, x) == (
+        "the module has no tensor 'fiirst' of task 'a'; did you mean 'first'?"
     )
     assert refused({"a": {"bias": torch.ones(4)}}, x) == (
         "tensor 'bias' of task 'a' has shape (4,); the module has (5,)"
