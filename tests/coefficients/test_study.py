@@ -230,6 +230,33 @@ def test_a_study_of_something_else_is_refused(tmp_path, other, message):
     assert scorer.asked == []
 
 
+def test_a_beginning_that_was_cut_short(tmp_path):
+    """Killed while the grid was queued: each point is still tried once."""
+    made = job("scale=0:1:0.1")
+    from taskvec.coefficients.sharing import worker
+    from taskvec.coefficients.study import open_study
+
+    with worker(tmp_path) as name:
+        open_study(made, tmp_path, name)
+    journal = tmp_path / "study.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    (last,) = [i for i, line in enumerate(lines) if '"definition"' in line]
+    journal.write_text("".join(lines[: last - 4]))
+    scorer = peak()
+    found = searched(made, tmp_path, executor=scorer)
+    assert sorted(scorer.scales) == [x / 10 for x in range(11)]
+    assert len(found.told["trials"]) == 11
+
+
+def test_when_nothing_matters(tmp_path):
+    """All candidates score the same: a winner, and importances that are no error."""
+    same = Formula(lambda candidate: {"zoo:math": 0.5})
+    made = job("scale.math=0:1", "scale.code=0:1", sampler="tpe")
+    found = searched(made, tmp_path, trials=24, executor=same)
+    assert found.told["winner"]["number"] == 0
+    assert set(found.told["importance"]) == {"scale.math", "scale.code"}
+
+
 def test_no_journal(tmp_path):
     (tmp_path / "study.jsonl").write_text("not a journal\n{}\n")
     with pytest.raises(UsageError, match=r"study\.jsonl: is no journal of a study"):

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((a for a in arguments if not a.startswith("-")), None)
-    resumes = verb in ("merge", "forget")
+    resumes = verb in ("merge", "forget", "search")
     stop = Stop("; the same command goes on from where it was" if resumes else "")
     try:
         stop.install()

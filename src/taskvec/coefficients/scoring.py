@@ -18,7 +18,7 @@ from taskvec.coefficients.space import Space
 from taskvec.coefficients.splits import Split, Splitting
 from taskvec.engine.recipe import Recipe
 from taskvec.errors import TaskvecError
-from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with
+from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with, silent
 from taskvec.evaluation.loading import Models
 
 SELECT, TEST = "select", "test"
@@ -115,7 +115,8 @@ class Local:
         parts = {SELECT: job.split.select, TEST: job.split.test}
         self._parts: Mapping[str, Sequence[Prepared]] = parts
         self._recipe = job.space.recipe
-        self._options = replace(job.options, out=None)
+        # Bars are of candidates, not of what each of them is asked.
+        self._options = replace(job.options, out=None, progress=silent)
         self._models = Models(self._options)
         self._asks: deque[Ask] = deque()
 

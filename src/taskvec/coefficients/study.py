@@ -176,15 +176,20 @@ def _queue_first(study: Any, job: Job) -> None:
     if job.sampler == GRID:
         rest = [dict(point) for point in job.space.points() if point != given]
         points += Random(job.seed).sample(rest, len(rest))
+    # Some may be there: the process that began the study may have been killed meanwhile.
+    queued = [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False)]
     for point in points:
-        study.enqueue_trial(point)
+        if point not in queued:
+            study.enqueue_trial(point)
 
 
 def wanted_trials(job: Job, asked: int | None) -> int:
     """How many candidates are tried: as asked, or by the sampler."""
     if asked is not None:
         return asked
-    return sum(1 for _ in job.space.points()) if job.sampler == GRID else TRIALS[job.sampler]
+    if job.sampler == GRID:
+        return sum(1 for _ in job.space.points())
+    return int(min(TRIALS[job.sampler], job.space.size))
 
 
 def measure_scale(study: Study, executor: Executor) -> None:
