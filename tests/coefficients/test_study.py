@@ -73,6 +73,7 @@ def test_samplers(tmp_path, axes, about, sampler, trials):
     whole = run("one", trials)
     assert whole.told["sampler"] == sampler
     assert len(whole.told["trials"]) == trials
+    assert len({str(point) for point in points(whole)}) > 3 * trials // 4
     assert points(run("two", trials)) == points(whole)
     run("three", trials // 2)
     assert points(run("three", trials)) == points(whole)
