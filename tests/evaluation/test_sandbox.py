@@ -291,7 +291,7 @@ def test_huge_files(run: Run) -> None:
 
 def test_deep_recursion(run: Run) -> None:
     deep = "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(n): return [f(n + 1)]\nf(0)"
-    outcome = run(deep, Limits(memory_bytes=100 << 20))
+    outcome = run(deep, Limits(seconds=60, memory_bytes=100 << 20))
     assert outcome.ended in ("memory", "failed", "killed"), outcome  # as the interpreter has it
     in_c = "x = []\nfor _ in range(10 ** 6): x = [x]\nimport sys\n"
     assert run(f"{in_c}sys.setrecursionlimit(10 ** 9)\nrepr(x)").ended in ("memory", "killed")
