@@ -110,7 +110,7 @@ class Choice:
 
 
 def choose(goals: Goals, scale: Scale, trials: Sequence[Trial]) -> Choice:
-    """The winner among the trials of a study; of equal ones the one that keeps most, or the first."""
+    """The winner among the trials; of equal ones that which keeps most, then the first."""
     allowed = [trial for trial in trials if trial.is_allowed]
     if not allowed:
         known = [trial for trial in trials if trial.is_scored]
