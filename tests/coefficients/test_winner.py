@@ -25,7 +25,9 @@ def test_the_best_that_is_allowed():
     failed = Trial(3, {"scale": 3}, error="out of paper")
     twin = replace(trial(4, 0.8, k=0.0), same_as=2)
     choice = choose(goals, scale, [*trials, failed, twin])
-    assert choice.winner == trials[1]  # of equal ones the first
+    assert choice.winner == trials[1]  # of equal ones the one that keeps more
+    assert choose(goals, scale, [trials[2], trials[1]]).winner == trials[1]
+    assert choose(goals, scale, [trials[1], replace(trials[1], number=9)]).winner == trials[1]
     assert choose(goals, scale, [failed]).winner is None
     assert choose(goals, scale, [failed]).miss is None
 

@@ -110,15 +110,19 @@ class Choice:
 
 
 def choose(goals: Goals, scale: Scale, trials: Sequence[Trial]) -> Choice:
-    """The winner among the trials of a study; of equal ones the first."""
+    """The winner among the trials; of equal ones that which keeps most, then the first."""
     allowed = [trial for trial in trials if trial.is_allowed]
     if not allowed:
         known = [trial for trial in trials if trial.is_scored]
         return Choice(None, miss=_nearest(goals, scale, known) if known else None)
     if not goals.trade_off:
-        return Choice(max(allowed, key=lambda trial: (trial.objectives[0], -trial.number)))
+        return Choice(max(allowed, key=_merit))
     front = [trial for trial in allowed if not any(_beats(other, trial) for other in allowed)]
     return Choice(_balanced(front), sorted(front, key=lambda trial: -trial.objectives[0]))
+
+
+def _merit(trial: Trial) -> tuple[float, float, int]:
+    return trial.objectives[0], -max(trial.violations.values(), default=0.0), -trial.number
 
 
 def _beats(one: Trial, other: Trial) -> bool:
