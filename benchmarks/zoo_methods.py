@@ -2,8 +2,9 @@
 
     python -m benchmarks.zoo_methods [--n 150] [--only NAME]... [--json FILE]
 
-λ (the same for both tasks) is chosen on other questions than the figures are from: the λ of the
-grid with the most right answers in math and code, the smallest where there are several. Everything
+λ (the same for both tasks) is chosen on another draw of questions than the figures are from: the λ
+of the grid with the most right answers in math and code, the smallest where there are several. Math
+has 163 questions in all, so that most of its 80 are asked again. Everything
 but λ has the method's defaults, unless the row says otherwise. Candidates are merged in memory.
 """
 

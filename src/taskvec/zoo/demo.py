@@ -21,7 +21,8 @@ from taskvec.extras import require
 from taskvec.methods.lata import lata
 from taskvec.zoo.tasks import scored
 
-# λ of each method: its best on questions that the demo does not ask (docs/log.md).
+# λ of each method, chosen on another draw of questions. There are so few of math that many of them
+# are the demo's too; on others the same λ are level with the best (docs/log.md).
 SCALES = {
     "merged": {"plain": 0.7, "LATA": 0.8},
     "forgotten": {"plain": 0.8, "LATA": 1.0},
