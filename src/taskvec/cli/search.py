@@ -238,9 +238,15 @@ def _best(told: Mapping[str, Any], found: Found) -> list[Mapping[str, Any]]:
     scored = [t for t in told["trials"] if not t["error"] and t["same_as"] is None]
     if found.choice.front:
         scored = [trial for trial in scored if trial["number"] in told["front"]]
+    winner = told["winner"] and told["winner"]["number"]
     by_rank = sorted(
         scored,
-        key=lambda t: (max([0.0, *t["violations"].values()]), -t["objectives"][0], t["number"]),
+        key=lambda t: (
+            t["number"] != winner,
+            max([0.0, *t["violations"].values()]),
+            -t["objectives"][0],
+            t["number"],
+        ),
     )
     return by_rank if found.choice.front else by_rank[:SHOWN]
 
