@@ -31,6 +31,7 @@ from taskvec.disentanglement import (
     disentanglement_error,
 )
 from taskvec.disentanglement import error as error_module
+from taskvec.disentanglement.tasks import rows_of
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.figures import wilson
 from taskvec.reporting.heat_map import draw_heat_map
@@ -397,3 +398,11 @@ def test_refuses_outputs_that_are_no_logits() -> None:
 def test_distance_of_rows_without_any_probability_is_not_nan() -> None:
     one = np.array([[0.0, -np.inf]])
     assert error_module.distances(one, one, "symmetric_kl") == [0.0]
+
+
+def test_rows_that_are_not_taken_to_the_end_leave_gradients_on():
+    task = classification("toy", [torch.zeros(2, 3), torch.ones(2, 3)])
+    rows = rows_of(task, torch.nn.Linear(3, 2))
+    first = next(rows)
+    assert torch.is_grad_enabled()
+    assert not first.logits.requires_grad

@@ -245,7 +245,8 @@ def test_a_whole_tensor_is_worked_out_once_for_readers_of_its_parts(root, monkey
         return apply.result_of(edit, *rest)
 
     monkeypatch.setattr(stages_module, "result_of", counted)
-    merged(write(root, "one.yaml", one), root / "out", threads=2, block=CHUNK)
+    # One thread: of two, one may fall so far behind that its stretch is no longer kept.
+    merged(write(root, "one.yaml", one), root / "out", threads=1, block=CHUNK)
     assert sorted(calls) == sorted(test_sparsify.SHAPES)
 
 

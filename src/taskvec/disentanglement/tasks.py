@@ -195,10 +195,16 @@ def _head_digest(head: Any) -> str:
 
 
 def rows_of(task: Task, module: Any) -> Iterator[Rows]:
-    """The rows of a task, without gradients."""
+    """The rows of a task, without gradients; whoever takes them may stop at any row."""
     torch = require("torch", "train")
-    with torch.no_grad():
-        yield from task.run(module)
+    rows = iter(task.run(module))
+    while True:
+        # Not around a yield: gradients would stay off where rows are not taken to the end.
+        with torch.no_grad():
+            each = next(rows, None)
+        if each is None:
+            return
+        yield each
 
 
 def by_example(task: Task, right: Array, examples: Array) -> tuple[Array, Array]:
