@@ -418,7 +418,7 @@ def test_loss_and_cache_of_the_model_are_refused() -> None:
     ("names", "message"),
     [
         ([], "names: none is given, so nothing would be linearised"),
-        (["weigth"], "names: 'weigth' is no parameter of Linear; did you mean 'weight'?"),
+        (["weights"], "names: 'weights' is no parameter of Linear; did you mean 'weight'?"),
         (["bias", "bias"], "names: 'bias' is given twice"),
     ],
 )
