@@ -469,8 +469,9 @@ def search(bench: Bench, models: Path | None) -> None:
     if models is None:
         print("  switch against a folder: give a real family with --models DIR")
     else:
-        best = {name: min(seconds[name]) for name in ("folder", "switch")}
+        best = {name: min(seconds[name]) for name in ("folder", "switch", "copy")}
         bench.state(f"{models.name}, folder / switch", best["folder"] / best["switch"], "≥ 20")
+        bench.state(f"{models.name}, switch / copy of parameters", best["switch"] / best["copy"])
 
 
 def _need_disk(family: Family) -> None:

@@ -3,14 +3,17 @@
     python -m benchmarks.search WORK_DIR [--family DIR] [--runs 5] [--threads 2]
 
 Searches λ of two tasks of the zoo, and times everything but scoring. With a real family, in DIR's
-folders `instruct`, `math` and `unsafe`, it times a switch to a candidate against what it replaces:
-a folder that is written, opened and loaded. Prints one JSON object of seconds.
+folders `instruct`, `math` and `unsafe`, it times a switch to a candidate against what it replaces,
+a folder that is written, opened and loaded, and against the least that it can be: a copy of the
+parameters. It binds itself to as many processors as it has threads. Prints one JSON object of
+seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -69,19 +72,25 @@ def searching(work: Path) -> dict[str, list[float]]:
 
 
 def switching(root: Path, work: Path, runs: int) -> dict[str, list[float]]:
-    """A switch to a candidate of two tasks, and a folder written, opened and loaded, in turns."""
+    """A switch to a candidate of two tasks, a copy, a folder written and loaded, in turns."""
     family = tv.Family(
         instruct=str(root / "instruct"), tasks={name: str(root / name) for name in TASKS}
     )
-    found: dict[str, list[float]] = {"switch": [], "folder": []}
+    found: dict[str, list[float]] = {"switch": [], "copy": [], "folder": []}
     with Models(Options()) as models:
-        models.candidate(recipe_of_family(family, "task_arithmetic", dict.fromkeys(TASKS, 0.5), {}))
+        half = recipe_of_family(family, "task_arithmetic", dict.fromkeys(TASKS, 0.5), {})
+        parameters = [p.detach() for p in models.candidate(half).module.parameters()]
+        copies = [parameter.clone() for parameter in parameters]
         for run in range(runs):
             scale = dict.fromkeys(TASKS, 0.1 * (run + 1))
             recipe = recipe_of_family(family, "task_arithmetic", scale, {})
             started = time.perf_counter()
             models.candidate(recipe)
             found["switch"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            for copy, parameter in zip(copies, parameters, strict=True):
+                copy.copy_(parameter)
+            found["copy"].append(time.perf_counter() - started)
             started = time.perf_counter()
             tv.merge(family, "task_arithmetic", scale=scale, out=work / "merged", force=True)
             load(open_stored(work / "merged"))
@@ -98,6 +107,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     torch.set_num_threads(options.threads)
     found = searching(options.work)
     if options.family is not None:

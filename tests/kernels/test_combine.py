@@ -28,6 +28,7 @@ def run(members, dtypes, coefficients, out, *, scratch=np.float32, anchor=True, 
         np.full((3, STRETCH), 5, scratch),
         address(result),
         code(out),
+        code(out),
     )
     return result, finite
 
@@ -185,6 +186,7 @@ def test_nothing_outside_the_block_is_written():
         100,
         np.zeros((3, STRETCH), np.float32),
         address(result[2:]),
+        code("BF16"),
         code("BF16"),
     )
     np.testing.assert_array_equal(result[[0, 1, 102, 103]], 7)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.kernels.reference import FORMATS, address, code, decode, encode, rounded
 
-from taskvec.kernels.convert import all_finite, narrow, recast, widen
+from taskvec.kernels.convert import all_finite, narrow, recast, settle, widen
 
 PATTERNS = np.arange(65_536, dtype=np.uint16)  # every 16-bit element there is
 HALVES = ("BF16", "F16")
@@ -210,3 +210,32 @@ def test_recast_rounds_once(dtype, into):
     wide = np.float64 if "F64" in (dtype, into) else np.float32
     recast(code(dtype), address(stored), code(into), address(out), 2500, np.empty(1024, wide))
     np.testing.assert_array_equal(out, encode(decode(stored, dtype), into))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("into", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_settle_rounds_and_then_stores(dtype, into, kind):
+    """As `narrow` to the one type and NumPy's conversion of that to the other, bit for bit."""
+    values = np.random.default_rng(2).normal(0, 1, 1000).astype(kind)
+    values[:8] = 0.0, -0.0, 1e-41, -1e-41, 65519.0, -65519.0, 1 + 2.0**-8, 1 + 3 * 2.0**-8
+    rounded_once = narrowed(values.copy(), dtype)
+    expected = encode(decode(rounded_once, dtype), into)
+    out = encode(np.full(1003, 9.0), into)
+    assert settle(code(dtype), code(into), values.copy(), address(out), 2, 1000)
+    np.testing.assert_array_equal(bits(out[2:1002]), bits(expected))
+    np.testing.assert_array_equal(out[[0, 1, 1002]], encode(np.full(3, 9.0), into))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("into", ["BF16", "F32"])
+@pytest.mark.parametrize(("dtype", "odd"), [("BF16", 2.0**128 - 2.0**119), ("F16", 65520.0)])
+def test_settle_sees_what_overflows_when_rounded(dtype, odd, into, kind):
+    """Also where the type that it is stored as could hold the value."""
+    values = np.zeros(100, kind)
+    out = encode(values, into)
+    values[57] = np.nextafter(kind(odd), kind(0))
+    assert settle(code(dtype), code(into), values.copy(), address(out), 0, 100)
+    for value in (kind(odd), np.inf, -np.inf, np.nan):
+        values[57] = value
+        assert not settle(code(dtype), code(into), values.copy(), address(out), 0, 100), value

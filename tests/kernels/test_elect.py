@@ -39,7 +39,7 @@ def run(members, dtype, *, weights, scales, lower=0, upper=TOP, draws=1.0, ties=
         np.array([mask_key(0, f"t{t}", "w") for t in range(tasks)], np.uint64),
         election, merge, first, count,
         np.full((3 + tasks, STRETCH), 5, np.float32),
-        address(out), code("F32"),
+        address(out), code("F32"), code("F32"),
     )  # fmt: skip
     assert finite
     return out.view(np.float32)

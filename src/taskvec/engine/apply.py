@@ -276,14 +276,22 @@ def _read(edit: Edit, start: int, stop: int) -> tuple[dict[str, Array], dict[str
     return blocks, digests
 
 
-def result_of(edit: Edit, blocks: Mapping[str, Array], start: int, precision: str) -> Array:
-    """The merged block, stored elements in the output's dtype, shape (n,).
+def result_of(
+    edit: Edit,
+    blocks: Mapping[str, Array],
+    start: int,
+    precision: str,
+    into: tuple[Array, DType] | None = None,
+) -> Array:
+    """The merged block, rounded to the output's dtype, stored elements, shape (n,).
 
     Args:
         edit: What becomes of the tensor.
         blocks: The same elements of every view, by role.
         start: Which element is the first.
         precision: `float32` or `float64`.
+        into: Where floating-point elements go, shape (n,), and the dtype that they are stored as;
+            None: a new array, in the output's dtype.
 
     Raises:
         CheckpointError, FamilyError, OutputError: see `apply`.
@@ -298,19 +306,20 @@ def result_of(edit: Edit, blocks: Mapping[str, Array], start: int, precision: st
                 )
     if not edit.dtype.is_float:
         return blocks["target"]
-    count = len(next(iter(blocks.values())))
-    out = np.empty(count, edit.dtype.storage)
+    if into is None:
+        count = len(next(iter(blocks.values())))
+        into = np.empty(count, edit.dtype.storage), edit.dtype
     work = _combine if edit.election is None else _elect
     if edit.combination is not None and edit.terms:
         work = _by_method
-    if not work(edit, blocks, start, precision, out):
+    if not work(edit, blocks, start, precision, into):
         for role, block in blocks.items():
             refuse_non_finite(edit.name, edit.who(role), edit.views[role], block, start)
         raise OutputError(
             f"tensor {edit.name!r} overflows {edit.dtype.config_name}; "
             "lower the scale or choose a wider out.dtype"
         )
-    return out
+    return into[0]
 
 
 class _Operands(NamedTuple):
@@ -342,21 +351,22 @@ def _scratch(edit: Edit, precision: str, rows: int) -> Array:
 
 
 def _combine(
-    edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array
+    edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, into: tuple[Array, DType]
 ) -> bool:
-    """θ = c_target θ_target + Σ_t c_t τ_t, into `out`; False if an element is not finite."""
+    """θ = c_target θ_target + Σ_t c_t τ_t; False if an element is not finite."""
     from taskvec.kernels.combine import TARGET, TASKS, combine
 
     scratch = _scratch(edit, precision, 3)
     coefficients = np.zeros(TASKS + len(edit.terms), scratch.dtype)
     coefficients[TARGET] = edit.target_factor
     coefficients[TASKS:] = list(edit.terms.values())
-    result = address(out), edit.dtype.code
+    out, dtype = into
+    result = address(out), edit.dtype.code, dtype.code
     return combine(*_operands(edit, blocks), coefficients, len(out), scratch, *result)
 
 
 def _by_method(
-    edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array
+    edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, into: tuple[Array, DType]
 ) -> bool:
     """The same by the method's own function."""
     from taskvec.kernels.combine import combine, probe
@@ -364,6 +374,7 @@ def _by_method(
     from taskvec.kernels.select import load_vector
 
     assert edit.combination is not None
+    out, dtype = into
     told, scratch = edit.combination, _scratch(edit, precision, 3)
     rows = np.zeros((2 + len(told.weights), len(out)), scratch.dtype)  # anchor, tasks, target
 
@@ -413,14 +424,18 @@ def _by_method(
         scratch,
         address(out),
         edit.dtype.code,
+        dtype.code,
     )
 
 
-def _elect(edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, out: Array) -> bool:
+def _elect(
+    edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, into: tuple[Array, DType]
+) -> bool:
     """The same where entries are selected and signs elected."""
     from taskvec.kernels import elect
 
     assert edit.election is not None
+    out, dtype = into
     voters = edit.election.voters
     rows = _scratch(edit, precision, 3 + len(voters))
     kinds = {"none": elect.NONE, "mass": elect.MASS, "count": elect.COUNT}
@@ -441,4 +456,5 @@ def _elect(edit: Edit, blocks: Mapping[str, Array], start: int, precision: str, 
         rows,
         address(out),
         edit.dtype.code,
+        dtype.code,
     )

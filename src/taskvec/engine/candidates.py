@@ -128,12 +128,12 @@ class Bench:
         def work(unit: Unit) -> list[int]:
             for i, start, stop in unit:
                 blocks = {role: view.read(start, stop) for role, view in held[i].views.items()}
-                block = result_of(held[i], blocks, start, precision)
-                flat = flats[i]
-                if flat is None:
-                    sink.write(i, start, _recast(block, held[i].dtype, into[i]))
+                edit, flat = held[i], flats[i]
+                if flat is not None and edit.dtype.is_float:
+                    result_of(edit, blocks, start, precision, (flat[start:stop], into[i]))
                 else:
-                    _recast(block, held[i].dtype, into[i], flat[start:stop])
+                    block = result_of(edit, blocks, start, precision)
+                    sink.write(i, start, _recast(block, edit.dtype, into[i]))
             return [i for i, _, _ in unit]
 
         units = cut([size(e.like) for e in held], BLOCK, [edit.step for edit in held])
@@ -222,13 +222,12 @@ def _flat(tensor: Any) -> Array | None:
     return tensor.reshape(-1) if tensor.flags.c_contiguous else None
 
 
-def _recast(block: Array, dtype: DType, into: DType, out: Array | None = None) -> Array:
-    """Stored elements in another dtype, rounded once; into `out`, if that is given."""
+def _recast(block: Array, dtype: DType, into: DType) -> Array:
+    """Stored elements in another dtype, rounded once."""
     from taskvec.kernels.convert import recast
     from taskvec.kernels.gram import STRETCH
 
-    if out is None:
-        out = np.empty(len(block), into.storage)
+    out = np.empty(len(block), into.storage)
     wide = np.float64 if 8 in (dtype.itemsize, into.itemsize) else np.float32
     row = np.empty(STRETCH, wide)
     recast(dtype.code, address(block), into.code, address(out), len(block), row)

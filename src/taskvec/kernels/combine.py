@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray
 
 from taskvec.dtypes import BF16
-from taskvec.kernels.convert import all_finite, float_from_bits, narrow, pointer, widen
+from taskvec.kernels.convert import float_from_bits, pointer, settle, widen
 from taskvec.kernels.gram import STRETCH
 from taskvec.kernels.jit import jit, jit_reduction
 
@@ -41,6 +41,7 @@ def combine(
     scratch: Array,
     out_address: int,
     out_code: int,
+    stored_as: int,
 ) -> bool:
     """One block of the merged tensor; False if an element of it is not finite.
 
@@ -52,7 +53,8 @@ def combine(
         count: Elements in the block.
         scratch: Working space, shape (3, STRETCH), float32 or float64.
         out_address: Where the result goes; may not overlap an input.
-        out_code: Element type of the result.
+        out_code: Element type that the result is rounded to.
+        stored_as: Element type that it then is stored as.
     """
     total, anchor, task = scratch[0], scratch[1], scratch[2]
     finite = True
@@ -62,11 +64,15 @@ def combine(
             anchor[:length] = 0
         else:
             widen(codes[ANCHOR], addresses[ANCHOR], start, length, anchor)
+        begun = False  # whether the first task goes onto the anchor itself
         if coefficients[TARGET] == 0:
             total[:length] = 0
         elif addresses[TARGET] == addresses[ANCHOR]:
-            for i in range(length):  # many times as fast as an assignment of slices
-                total[i] = anchor[i]
+            if coefficients[TARGET] == 1 and addresses.shape[0] > TASKS and not differences[TASKS]:
+                begun = True
+            else:
+                for i in range(length):  # many times as fast as an assignment of slices
+                    total[i] = anchor[i]
         else:
             widen(codes[TARGET], addresses[TARGET], start, length, total)
         if coefficients[TARGET] != 0 and coefficients[TARGET] != 1:
@@ -78,12 +84,34 @@ def combine(
                 widen(codes[t], addresses[t], start, length, task)
                 for i in range(length):
                     total[i] = total[i] + coefficient * task[i]
+            elif begun and t == TASKS:
+                begin(codes[t], addresses[t], start, length, coefficient, scratch)
             else:
                 add_difference(codes[t], addresses[t], start, length, coefficient, scratch)
-        narrow(out_code, total, out_address, start, length)
-        if not all_finite(out_code, out_address, start, length):  # as stored: float16 overflows
+        if not settle(out_code, stored_as, total, out_address, start, length):
             finite = False
     return finite
+
+
+@jit
+def begin(
+    code: int, address: int, first: int, count: int, coefficient: float, scratch: Array
+) -> None:
+    """Anchor + coefficient · (x − anchor) as the total, for elements [first, first + count) of x.
+
+    Not `add_difference` with a row to choose: that made both twice as slow, since rows could then
+    be one and the same.
+    """
+    total, anchor, task = scratch[0], scratch[1], scratch[2]
+    if code == BF16:
+        brain = carray(pointer(address + 2 * first), (count,), np.uint16)
+        for i in range(count):
+            value = float_from_bits(np.uint32(brain[i]) << np.uint32(16))
+            total[i] = anchor[i] + coefficient * (value - anchor[i])
+    else:
+        widen(code, address, first, count, task)
+        for i in range(count):
+            total[i] = anchor[i] + coefficient * (task[i] - anchor[i])
 
 
 @jit

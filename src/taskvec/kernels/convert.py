@@ -209,6 +209,47 @@ def all_finite(code: int, address: int, first: int, count: int) -> bool:
 
 
 @jit
+def settle(
+    code: int,
+    stored_as: int,
+    values: np.ndarray[Any, Any],
+    address: int,
+    first: int,
+    count: int,
+) -> bool:
+    """Round `values`, shape (≥ count,), to one type, store them as another; are all finite?
+
+    The result is what `narrow` to `code` and then `recast` to `stored_as` give, as elements
+    [first, first + count) of the block at `address`. `values` are changed where the types differ.
+    Finite is meant as rounded: float16 overflows.
+    """
+    if code == stored_as:
+        narrow(code, values, address, first, count)
+        return all_finite(code, address, first, count)
+    if code == BF16 and stored_as == F32 and values.itemsize == 4:  # at once: twice as fast
+        single = carray(pointer(address + 4 * first), (count,), np.uint32)
+        top = np.uint32(0)
+        for i in range(count):
+            bits = np.uint32(narrow_brain(np.float32(values[i])))
+            top = max(top, bits & np.uint32(0x7FFF))
+            single[i] = bits << np.uint32(16)
+        return bool(top < np.uint32(0x7F80))
+    finite = True
+    for i in range(count):
+        value = values[i]
+        nearest = np.float32(value) if values.itemsize == 4 else to_odd(np.float64(value))
+        if code == BF16:
+            values[i] = float_from_bits(np.uint32(narrow_brain(nearest)) << np.uint32(16))
+        elif code == F16:
+            values[i] = widen_half(np.uint32(narrow_half(nearest)))
+        elif code == F32:
+            values[i] = np.float32(values[i])
+        finite = finite and np.isfinite(values[i])
+    narrow(stored_as, values, address, first, count)
+    return finite
+
+
+@jit
 def recast(
     code: int, address: int, out_code: int, out_address: int, count: int, row: np.ndarray[Any, Any]
 ) -> None:

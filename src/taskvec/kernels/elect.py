@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.kernels.combine import probe
-from taskvec.kernels.convert import bits_from_float, narrow, widen
+from taskvec.kernels.convert import bits_from_float, settle, widen
 from taskvec.kernels.gram import STRETCH
 from taskvec.kernels.jit import jit
 from taskvec.kernels.randomness import ALWAYS, draw
@@ -104,6 +104,7 @@ def elect(
     rows: Array,
     out_address: int,
     out_code: int,
+    stored_as: int,
 ) -> bool:
     """One block of the merged tensor; False if an element of it or of a task is not finite.
 
@@ -124,7 +125,8 @@ def elect(
         count: Elements in the block.
         rows: Working space, shape (3 + T, STRETCH), float32 or float64.
         out_address: Where the result goes; may not overlap an input.
-        out_code: Element type of the result.
+        out_code: Element type that the result is rounded to.
+        stored_as: Element type that it then is stored as.
     """
     tasks = len(weights)
     left = ties.copy()
@@ -156,9 +158,7 @@ def elect(
                 for i in range(length):
                     rows[sign, i] += np.sign(rows[1 + t, i])
         combine_rows(rows, scales, tasks, length, election, merge)
-        narrow(out_code, rows[total], out_address, start, length)
-        widen(out_code, out_address, start, length, rows[total])
-        if probe(rows[total], length) != 0:
+        if not settle(out_code, stored_as, rows[total], out_address, start, length):
             finite = False
     return finite
 
