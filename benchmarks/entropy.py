@@ -64,7 +64,7 @@ def digits(seed: int) -> dict[str, Part]:
     return parts
 
 
-def network() -> torch.nn.Module:
+def network() -> torch.nn.Sequential:
     layers = [torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU()]
     return torch.nn.Sequential(*layers, torch.nn.Linear(64, 10))
 

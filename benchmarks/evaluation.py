@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,7 +63,7 @@ def switching(family: tv.Family, module: Any, work: Path, runs: int) -> dict[str
             found["copy"].append(timed(copy))
             scale = dict.fromkeys(TASKS, 0.1 * (i + 1))
             changed = recipe_of_family(family, "task_arithmetic", scale, {})
-            found["switch"].append(timed(lambda recipe=changed: bench.put(recipe)))
+            found["switch"].append(timed(partial(bench.put, changed)))
 
     def write_and_load() -> None:
         tv.merge(family, "task_arithmetic", scale=dict.fromkeys(TASKS, 0.5), out=work, force=True)
@@ -99,7 +100,7 @@ def asking(module: Any, runs: int) -> dict[str, list[float]]:
         bare()
         for _ in range(runs):
             found.setdefault(f"{name}, bare", []).append(timed(bare))
-            found.setdefault(name, []).append(timed(lambda rows=rows: likelihoods(model, rows)))
+            found.setdefault(name, []).append(timed(partial(likelihoods, model, rows)))
     return found
 
 

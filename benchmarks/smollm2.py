@@ -350,11 +350,11 @@ def table(study: Study) -> str:
         lines.append(" | ".join(cells))
     lines += ["", "paired | perplexity ratio | GSM8K difference, nats/token", "--- | --- | ---"]
     for one, other in PAIRS:
-        text, problems = (
+        ratio, difference = (
             _bootstrap(np.array(measured[one][key]), np.array(measured[other][key]), transform)
             for key, transform in (("wikitext_nll", np.exp), ("gsm8k_nll", np.array))
         )
-        lines.append(f"{one} against {other} | {_span(*text, 4)} | {_span(*problems, 4)}")
+        lines.append(f"{one} against {other} | {_span(*ratio, 4)} | {_span(*difference, 4)}")
     return "\n".join(f"| {line} |" if line else "" for line in lines)
 
 

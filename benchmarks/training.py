@@ -49,9 +49,12 @@ def backbone(model: str, attention: str) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
     causal = str((config.architectures or [""])[0]).endswith("ForCausalLM")
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    made: nn.Module
     if model in SHAPES:
-        return kind.from_config(config, **options)
-    return kind.from_pretrained(model, local_files_only=True, **options)
+        made = kind.from_config(config, **options)
+    else:
+        made = kind.from_pretrained(model, local_files_only=True, **options)
+    return made
 
 
 def config_of(shape: str) -> Any:
@@ -70,7 +73,7 @@ def config_of(shape: str) -> Any:
 
 def steps(model: str, attention: str, mode: str) -> tuple[Callable[[], None], int]:
     """A step of a mode on a batch that stays the same, and how many parameters train."""
-    core = backbone(model, attention).train()
+    core: Any = backbone(model, attention).train()
     is_causal = hasattr(core, "lm_head")
     words = core.config.vocab_size if is_causal else 0
     if mode == "lora":
@@ -84,7 +87,7 @@ def steps(model: str, attention: str, mode: str) -> tuple[Callable[[], None], in
         ids = torch.randint(words, (TEXTS, TOKENS))
         labels = ids[:, 1:].flatten()
 
-        def logits() -> torch.Tensor:
+        def logits() -> Any:
             return core(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
 
     else:
@@ -92,7 +95,7 @@ def steps(model: str, attention: str, mode: str) -> tuple[Callable[[], None], in
         images = torch.randn(IMAGES, 3, PIXELS, PIXELS)
         whole = Classifier(core, nn.Linear(width_of(core), CLASSES), "cls")
 
-        def logits() -> torch.Tensor:
+        def logits() -> Any:
             return whole(pixel_values=images)
 
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
@@ -107,8 +110,8 @@ def steps(model: str, attention: str, mode: str) -> tuple[Callable[[], None], in
     return step, sum(parameter.numel() for parameter in trained)
 
 
-def width_of(core: nn.Module) -> int:
-    return getattr(core, "module", core).config.hidden_size
+def width_of(core: Any) -> int:
+    return int(getattr(core, "module", core).config.hidden_size)
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ def order(kind: str, rows: int) -> list[int]:
     found = np.arange(rows)
     if kind == "close":
         found[0::64], found[1::64] = np.arange(1, rows, 64), np.arange(0, rows, 64)
-    return (np.random.default_rng(0).permutation(rows) if kind == "far" else found).tolist()
+    found = np.random.default_rng(0).permutation(rows) if kind == "far" else found
+    return [int(row) for row in found]
 
 
 def write_tokenizers(shapes: synthetic.Shapes, folder: Path) -> None:

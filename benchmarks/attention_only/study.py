@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from taskvec.training.finetune import finetune
 from torch.nn import functional
 
 from benchmarks.attention_only.data import Part, Task
@@ -33,9 +32,11 @@ from taskvec.disentanglement import tasks as asked_tasks
 from taskvec.disentanglement.addition import task_addition
 from taskvec.disentanglement.error import disentanglement_error
 from taskvec.disentanglement.negation import task_negation
+from taskvec.training.api import finetune
 from taskvec.training.heads import linear_probe
 from taskvec.training.linearised import derivative
-from taskvec.training.loop import Outcome, Settings
+from taskvec.training.loop import Outcome
+from taskvec.training.settings import Settings
 
 ASKED = 100  # examples asked at once
 TUNING_SEED = 100
@@ -141,7 +142,7 @@ def probe(setup: Setup) -> None:
     path = setup.out / "heads.safetensors"
     if not path.exists():
         backbone = setup.backbone().eval()
-        weights = {}
+        weights: dict[str, Any] = {}
         for task in setup.tasks.values():
             train = task.parts["train"]
             inputs = torch.cat([answer(setup, backbone, x) for x, _ in batches(train)])
@@ -414,4 +415,4 @@ def _together(by_name: Mapping[str, asked_tasks.Task], *, without: str) -> asked
             first = last
 
     identity = " ".join(task.identity for task in others)
-    return asked_tasks.Task("control", run, identity, "classification")
+    return asked_tasks.Task("control", run, identity)

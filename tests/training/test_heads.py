@@ -232,6 +232,16 @@ def test_probe_is_logistic_regression() -> None:
     assert not any(parameter.requires_grad for parameter in probe.parameters())
 
 
+@pytest.mark.parametrize("deviation", [1e-9, 1e-32])
+def test_probe_leaves_dead_features_alone(deviation: float) -> None:
+    """As some models have; a weight of 1/deviation would make gradients of that size."""
+    x, y = blobs(0)
+    dead = torch.randn(len(x), 2, generator=torch.Generator().manual_seed(0)) * deviation
+    with_dead = linear_probe(torch.cat([x, dead.double()], 1), y)
+    assert with_dead.weight[:, 6:].abs().max() < 1e-6
+    torch.testing.assert_close(with_dead.weight[:, :6], linear_probe(x, y).weight)
+
+
 def test_probe_is_at_the_optimum() -> None:
     """The gradient of the written-out objective is zero there, in NumPy."""
     x, y = blobs(1)

@@ -27,6 +27,7 @@ from taskvec.evaluation.model import modes_kept
 
 POOLS: Final = ("cls", "mean", "last", "pooler", "embed")
 TEMPLATES: Final = ("a photo of a {}.",)
+DEAD: Final = 1e-6  # of a feature's largest value, or of the largest deviation, tells nothing
 
 
 class Classifier(nn.Module):
@@ -241,10 +242,14 @@ def linear_probe(
     """Logistic regression on frozen features.
 
     It minimises mean cross-entropy + l2/2 · ‖W‖² over features brought to mean 0 and deviation 1,
-    which is folded into the weights afterwards. That is convex, and solved by L-BFGS in float64
-    from zero, without drawing anything. Not ridge regression, whose closed form is faster: its
-    outputs are near the labels, 0 and 1, so that the softmax of them is nearly uniform, and
-    fine-tuning under such a frozen head would begin by stretching features.
+    which is folded into the weights afterwards. A feature whose deviation is at most `DEAD` of its
+    largest value, or of the largest deviation of all, is left as it is and gets weights near 0
+    (MiniLM-L6 has three, of deviation 2e-9 and less beside 0.3): brought to deviation 1 it would
+    get weights of 1e8 and more, and fine-tuning would begin with gradients as large. This is
+    convex, and solved by L-BFGS in float64 from zero, without drawing anything. Not ridge
+    regression, whose closed form is faster: its outputs are near the labels, 0 and 1, so that the
+    softmax of them is nearly uniform, and fine-tuning under such a frozen head would begin by
+    stretching features.
 
     Args:
         features: Shape (examples, dimensions).
@@ -267,7 +272,8 @@ def linear_probe(
     classes = _check_data(features, labels, classes)
     x = features.detach().double()
     mean, deviation = x.mean(0), x.std(0, correction=0)
-    deviation[deviation <= 1e-12 * x.abs().amax(0)] = 1.0  # constant: it tells nothing
+    dead = deviation <= DEAD * torch.maximum(x.abs().amax(0), deviation.max())
+    deviation[dead] = 1.0
     x = (x - mean) / deviation
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
