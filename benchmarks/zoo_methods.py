@@ -1,11 +1,11 @@
 """Every method on the zoo's math and code, each at its own best λ; a table in Markdown.
 
-    python -m benchmarks.zoo_methods [--n 150] [--only NAME]... [--json FILE]
+    python -m benchmarks.zoo_methods [--only NAME]... [--json FILE]
 
-λ (the same for both tasks) is chosen on another draw of questions than the figures are from: the λ
-of the grid with the most right answers in math and code, the smallest where there are several. Math
-has 163 questions in all, so that most of its 80 are asked again. Everything
-but λ has the method's defaults, unless the row says otherwise. Candidates are merged in memory.
+λ (the same for both tasks) is chosen on 60 questions of each: the λ of the grid with the most right
+answers in math and code, the smallest where there are several. The figures are of other questions,
+of math all 90 that are left. Everything but λ has the method's defaults, unless the row says
+otherwise. Candidates are merged in memory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,17 @@ import torch
 
 import taskvec as tv
 from taskvec import zoo
+from taskvec.coefficients.splits import Splitting, split
 from taskvec.engine.api import recipe_of_family
 from taskvec.errors import TaskvecError
-from taskvec.evaluation.evaluate import Options, prepare
+from taskvec.evaluation.evaluate import Options, Prepared, prepare
 from taskvec.evaluation.figures import wilson
 from taskvec.evaluation.loading import Models
-from taskvec.evaluation.task import Settings
 
 TASKS = ("math", "code")
 KEPT = ("say", "find", "howto", "refusal")
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0)
-CHOOSING_SEED, CHOOSING_N = 1, 80
+CHOOSING_N, TEST_N = 60, 90  # questions of a skill; math has 150 that differ
 LATA = {"name": "lata", "normalize_weights": "norm"}
 METHODS: dict[str, dict[str, Any]] = {
     "task_arithmetic": {"name": "task_arithmetic"},
@@ -67,63 +68,73 @@ RELATIVE = ("average", "slerp", "karcher", "nuslerp", "multislerp")  # the same 
 
 @dataclass
 class Row:
-    """A method at its best λ: right answers by skill, of n."""
+    """A method at its best λ: right answers by skill, of `TEST_N` each."""
 
     name: str
     scale: float
     correct: dict[str, int]
-    n: int
     perplexity: float
 
     def share(self, skills: tuple[str, ...]) -> str:
-        right, asked = sum(self.correct[s] for s in skills), self.n * len(skills)
+        right, asked = sum(self.correct[s] for s in skills), TEST_N * len(skills)
         low, high = wilson(right, asked)
         return f"{right / asked:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def counts(models: Models, recipe: Any, skills: tuple[str, ...], options: Options) -> Any:
-    prepared = prepare([f"zoo:{skill}" for skill in skills], options)
-    results = models.evaluate((recipe, None), prepared, "candidate")
-    return {r.task.removeprefix("zoo:"): r for r in results}
+@dataclass(frozen=True)
+class Questions:
+    """What λ is chosen on, and what the figures are of."""
+
+    choosing: Sequence[Prepared]
+    reporting: Sequence[Prepared]
 
 
-def row(name: str, method: dict[str, Any], models: Models, n: int) -> Row:
+def questions() -> Questions:
+    parts = split([f"zoo:{skill}" for skill in TASKS], Options(), Splitting(CHOOSING_N, TEST_N))
+    kept = prepare([f"zoo:{skill}" for skill in KEPT], Options(limit=TEST_N))
+    return Questions(parts.select, [*parts.test, *kept, *prepare(["zoo:text"], Options())])
+
+
+def values(models: Models, recipe: Any, asked: Sequence[Prepared]) -> dict[str, float]:
+    """The main figure of each skill."""
+    results = models.evaluate((recipe, None), asked, "candidate")
+    return {r.task.removeprefix("zoo:"): r.main.value for r in results}
+
+
+def row(name: str, method: dict[str, Any], models: Models, asked: Questions) -> Row:
     family = tv.Family(
         base=zoo.path("base"),
         instruct=zoo.path("instruct"),
         tasks={task: zoo.path(task) for task in TASKS},
     )
     grid = (0.5,) if method["name"] in RELATIVE else GRID
-    choosing = Options(limit=CHOOSING_N, settings=Settings(seed=CHOOSING_SEED))
     right: dict[float, float] = {}
     for scale in grid:
         recipe = recipe_of_family(family, method, dict.fromkeys(TASKS, scale), {})
-        found = counts(models, recipe, TASKS, choosing)
-        right[scale] = sum(found[task].main.value for task in TASKS)
+        right[scale] = sum(values(models, recipe, asked.choosing).values())
     best = min(right, key=lambda scale: (-right[scale], scale))
     recipe = recipe_of_family(family, method, dict.fromkeys(TASKS, best), {})
-    found = counts(models, recipe, (*TASKS, *KEPT, "text"), Options(limit=n))
-    text = found.pop("text")
-    correct = {skill: round(n * result.main.value) for skill, result in found.items()}
-    return Row(name, best, correct, n, text.main.value)
+    found = values(models, recipe, asked.reporting)
+    perplexity = found.pop("text")
+    correct = {skill: round(TEST_N * value) for skill, value in found.items()}
+    return Row(name, best, correct, perplexity)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo_methods", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--n", type=int, default=150, help="questions of a skill (150)")
     parser.add_argument("--only", action="append", choices=list(METHODS))
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| method | λ | math and code | math | code | say, find, howto, refusal | perplexity |")
     print("|---|---|---|---|---|---|---|")
-    rows = []
+    rows, asked = [], questions()
     started = time.monotonic()
     with Models(Options()) as models:
         for name in options.only or METHODS:
             try:
-                found = row(name, METHODS[name], models, options.n)
+                found = row(name, METHODS[name], models, asked)
             except TaskvecError as error:
                 print(f"| {name} | – | {error} | | | | |")
                 continue
