@@ -13,6 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Before torch and NumPy are there. Models here are tiny: threads that wait for each other, beside
+# pytest's workers and whatever else runs, took up to eight times the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
