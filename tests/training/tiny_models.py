@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tests.training.test_tokens import CHATML, tokenizer
 
 WIDTH = {
@@ -58,6 +59,22 @@ def bert(folder: Path, labels: int | None = None) -> Path:
 def vit(folder: Path) -> Path:
     """A model of images of 8 × 8 px, without a head."""
     return save(transformers.ViTConfig(**VISION), "ViTModel", folder)
+
+
+def dinov2(folder: Path) -> Path:
+    """DINOv2 of images of 8 × 8 px, without a head."""
+    width = {name: size for name, size in VISION.items() if name != "intermediate_size"}
+    return save(transformers.Dinov2Config(**width), "Dinov2Model", folder)
+
+
+def without(folder: Path, part: str) -> Path:
+    """A folder, from whose weights those with a part in their name were taken."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    kept = {name: tensor for name, tensor in tensors.items() if part not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, file, {"format": "pt"})
+    return folder
 
 
 def clip(folder: Path) -> Path:

@@ -251,14 +251,20 @@ def _prepare(
 
 
 def _selected(opened: Opened, train: str | Sequence[str]) -> Selection:
-    if opened.freezes_head:
-        entries = [train] if isinstance(train, str) else list(train)
-        if not any("heads" in entry for entry in entries):
-            try:
-                return select(opened.core, [*entries, "!heads"])
-            except ParameterError:  # the table knows no head, so that none is among what trains
-                pass
-    return select(opened.core, train)
+    entries = [train] if isinstance(train, str) else list(train)
+    entries += _without_missing(opened)
+    if opened.freezes_head and not any("heads" in entry for entry in entries):
+        try:
+            return select(opened.core, [*entries, "!heads"])
+        except ParameterError:  # the table knows no head, so that none is among what trains
+            pass
+    return select(opened.core, entries)
+
+
+def _without_missing(opened: Opened) -> list[str]:
+    """Entries that take away what is random, and so no part of a task vector."""
+    there = {name for name, _ in opened.core.named_parameters()}
+    return [f"!{name}" for name in opened.missing if name in there]
 
 
 def _within(module: Any, part: Any, selection: Selection) -> Selection:
@@ -305,7 +311,8 @@ def _with_lora(opened: Opened, train: str, seed: int) -> _Prepared:
         raise UsageError("lora is for models in folders; add_lora wraps a module in memory")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        core, selection = add_lora(opened.core, train)
+        adapted = [train if ":" in train else f"{train}:attention", *_without_missing(opened)]
+        core, selection = add_lora(opened.core, ",".join(adapted))
     module = opened.whole(core)
 
     def vector() -> dict[str, Any]:
