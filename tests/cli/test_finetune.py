@@ -85,6 +85,19 @@ def test_every_setting(cli, tmp_path):
     assert not any("attention" in name for name in vector)
 
 
+def test_names_from_a_recipe(cli, tmp_path):
+    model, data = tiny.codegen(tmp_path / "codegen"), tiny.pairs(tmp_path / "a.jsonl")
+    names = tmp_path / "names.yaml"
+    names.write_text("layers:\n  - {pattern: 'attn\\.', module: attention}\n")
+    given = (model, "--data", data, *SMALL, "--out", tmp_path / "out")
+    code, _, err = cli("finetune", *given, "--layers", names)
+    assert code == 0, err
+    assert err.startswith("taskvec: trains 4 tensors")
+    assert refused(cli, 2, *given, "--layers", tmp_path / "no.yaml") == (
+        f"{tmp_path}/no.yaml: cannot be read: No such file or directory"
+    )
+
+
 def refused(cli, code, *args):
     got, out, err = cli("finetune", *args)
     assert (got, out) == (code, "")

@@ -45,6 +45,17 @@ def gpt2(folder: Path) -> Path:
     return save(config, "GPT2LMHeadModel", folder, dtype=torch.bfloat16)
 
 
+def codegen(folder: Path) -> Path:
+    """A causal language model whose attention and MLPs the layer table does not know."""
+    made = tokenizer(CHATML, bos=None)
+    config = transformers.CodeGenConfig(
+        n_embd=16, n_layer=2, n_head=4, rotary_dim=4, vocab_size=len(made), n_positions=96,
+        n_ctx=96, eos_token_id=made.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    made.save_pretrained(folder)
+    return save(config, "CodeGenForCausalLM", folder)
+
+
 def bert(folder: Path, labels: int | None = None) -> Path:
     """A model of texts, with a head of its own for so many classes or without one."""
     made = tokenizer()
