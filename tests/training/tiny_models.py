@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tests.training.test_tokens import CHATML, tokenizer
+from tokenizers.processors import TemplateProcessing
 
 WIDTH = {
     "hidden_size": 16,
@@ -91,6 +92,10 @@ def without(folder: Path, part: str) -> Path:
 def clip(folder: Path) -> Path:
     """A model of images and texts."""
     made = tokenizer()
+    ending = (made.eos_token, made.eos_token_id)  # where CLIP takes a text's features from
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {made.eos_token}", special_tokens=[ending]
+    )
     made.save_pretrained(folder)
     ids = {"eos_token_id": made.eos_token_id, "bos_token_id": 1, "pad_token_id": 0}
     text = WIDTH | ids | {"vocab_size": len(made), "max_position_embeddings": 40}

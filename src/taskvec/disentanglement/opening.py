@@ -232,7 +232,7 @@ def _opened(
     told = Head(image_size=asking.image_size, head=asking.head)
     if asking.head == "features":
         identity = require("torch.nn", "train").Identity()
-        return open_classifier(model, _classified(widest), replace(told, head=None), head=identity)
+        return open_classifier(model, _classified(own), replace(told, head=None), head=identity)
     made = None if vector is None else Path(vector).expanduser().parent / HEAD
     if asking.head is None and made is not None and made.is_file():
         run = folder.begun(made.parent)["settings"]

@@ -209,7 +209,11 @@ def open_classifier(
         )
     core, missing = load(folder, where, "AutoModel")
     tell_missing(where, missing, notes, has_head=kind == "zero-shot")
-    pool = asking.pool or {"text": "mean", "image": "cls"}[data.kind]
+    if data.kind == "text" and hasattr(core, "get_image_features"):
+        raise UsageError(f"{where}: classifies images, not texts such as those of {data.where}")
+    # Of a model that also has a tower for texts, that for images is asked.
+    is_tower = kind == "zero-shot" or (data.kind == "image" and hasattr(core, "get_text_features"))
+    pool = asking.pool or ("embed" if is_tower else {"text": "mean", "image": "cls"}[data.kind])
     if kind == "zero-shot":
         pool = "embed"
         told["templates"] = list(asking.templates)
@@ -220,10 +224,10 @@ def open_classifier(
         tokenizer = open_tokenizer(folder, where)
         head = zero_shot_head(core, tokenizer, data.classes, asking.templates)
         notes.append(f"the head is zero-shot, from {len(data.classes)} names of classes")
-    elif kind == "probe":
+    core = ImageTower(core) if is_tower else core
+    if head is None:
         head, note = _fitted_probe(core, pool, encode(data), data, asking, settings)
         notes.append(note)
-    core = ImageTower(core) if kind == "zero-shot" else core
     files = {} if kind == "given" else {HEAD: _head_bytes(head)}
 
     def whole(part: Any) -> Any:
