@@ -25,7 +25,7 @@ from taskvec.training.data import (
     inputs_of,
     read_data,
 )
-from taskvec.training.loop import Examples, Objective
+from taskvec.training.loop import Examples, Objective, is_first_process
 from taskvec.training.lora import adapted_weights, add_lora, wants_lora
 from taskvec.training.models import HEAD, Asking, Opened, open_classifier, open_language_model
 from taskvec.training.objectives import classifying
@@ -126,6 +126,8 @@ def finetune(
         inputs = [path for source in places for path in inputs_of(source)]
         inputs += [Path(model).expanduser()] if isinstance(model, (str, os.PathLike)) else []
         folder.refuse_overlap(output.out, inputs)
+        if is_first_process():  # others may be later than what it writes
+            folder.refuse_other(output.out, force=output.force)
         if output.saves_model and not isinstance(model, (str, os.PathLike)):
             raise UsageError("a model is saved beside the vector only of a model in a folder")
     overrides = tuple(override(entry) for entry in layers)

@@ -338,13 +338,14 @@ def _aligned(data: Data, like: Classified) -> Classified:
         raise UsageError(f"{data.where}: must hold {like.kind}s of classes, as {like.where} does")
     if tuple(data.classes) == tuple(like.classes):
         return data
-    unknown = sorted(set(data.classes) - set(like.classes))
+    found = {data.classes[label] for label in data.labels}
+    unknown = sorted(found - set(like.classes))
     if unknown:
         raise DataError(
             f"{data.where}: class {unknown[0]!r} is not among the {len(like.classes)} of "
             f"{like.where}: {', '.join(like.classes)}"
         )
-    numbers = [like.classes.index(name) for name in data.classes]
+    numbers = {data.classes.index(name): like.classes.index(name) for name in found}
     return Classified(
         data.items,
         [numbers[label] for label in data.labels],
