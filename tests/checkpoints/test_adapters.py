@@ -271,6 +271,14 @@ def test_names_with_the_adapters_name_and_without_prefix(
         ("transformer.h.0.c_fc", "h.0.c_fc"),  # GPT-2 as it was published
         ("layers.0.q_proj", "model.layers.0.q_proj"),  # trained without the head
         ("model.language_model.layers.0.q_proj", "language_model.model.layers.0.q_proj"),
+        # ViT and DINOv2 as transformers 5 has them in memory, over files.
+        ("vit.layers.3.attention.q_proj", "vit.encoder.layer.3.attention.attention.query"),
+        ("vit.layers.3.attention.o_proj", "encoder.layer.3.attention.output.dense"),
+        ("layers.3.mlp.fc1", "vit.encoder.layer.3.intermediate.dense"),
+        ("layers.3.mlp.fc2", "encoder.layer.3.output.dense"),
+        ("encoder.layer.3.attention.v_proj", "encoder.layer.3.attention.attention.value"),
+        ("dinov2.encoder.layer.3.mlp.down_proj", "encoder.layer.3.mlp.weights_out"),
+        ("layers.3.other", "encoder.layer.3.other"),
     ],
 )
 def test_one_class_around_the_model_more_or_less(tmp_path: Path, adapter: str, model: str) -> None:

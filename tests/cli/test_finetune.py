@@ -85,6 +85,19 @@ def test_every_setting(cli, tmp_path):
     assert not any("attention" in name for name in vector)
 
 
+def test_names_from_a_recipe(cli, tmp_path):
+    model, data = tiny.codegen(tmp_path / "codegen"), tiny.pairs(tmp_path / "a.jsonl")
+    names = tmp_path / "names.yaml"
+    names.write_text("layers:\n  - {pattern: 'attn\\.', module: attention}\n")
+    given = (model, "--data", data, *SMALL, "--out", tmp_path / "out")
+    code, _, err = cli("finetune", *given, "--layers", names)
+    assert code == 0, err
+    assert err.startswith("taskvec: trains 4 tensors")
+    assert refused(cli, 2, *given, "--layers", tmp_path / "no.yaml") == (
+        f"{tmp_path}/no.yaml: cannot be read: No such file or directory"
+    )
+
+
 def refused(cli, code, *args):
     got, out, err = cli("finetune", *args)
     assert (got, out) == (code, "")
@@ -129,6 +142,45 @@ def test_another_setting_in_the_same_folder(cli, given, tmp_path):
         "folder, or --force, which removes that run"
     )
     assert cli("finetune", *given, *out, "--seed", 1, "--force")[0] == 0
+
+
+def test_a_place_that_is_occupied_is_told_before_anything_is_loaded(cli, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("kept")
+    given = (tmp_path / "nowhere", "--data", tiny.pairs(tmp_path / "a.jsonl"), "--out")
+    assert refused(cli, 1, *given, other) == (
+        f"{other}: is not empty; --force replaces the whole folder"
+    )
+    for force in ((), ("--force",)):
+        assert refused(cli, 1, *given, other / "mine", *force) == (
+            f"{other}/mine: is a file; give another place, a folder is written"
+        )
+    assert (other / "mine").read_text() == "kept"
+
+
+def test_labels_out_of_range(cli, tmp_path):
+    model, data = tiny.bert(tmp_path / "bert"), tmp_path / "a.jsonl"
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = tmp_path / "b.jsonl"
+    more.write_text(json.dumps({"text": "b", "label": 5}) + "\n")
+    out = ("--out", tmp_path / "out", *SMALL)
+    assert refused(cli, 1, model, "--data", data, "--validation", more, *out) == (
+        f"{more}: class '5' is not among the 2 of {data}: 0, 1"
+    )
+    more.write_text(data.read_text() + json.dumps({"text": "b", "label": -1}) + "\n")
+    assert refused(cli, 1, model, "--data", more, *out) == (
+        f"{more}: a label is -1; number classes from 0, or name them"
+    )
+
+
+def test_a_run_that_goes_on_says_so(cli, given, tmp_path):
+    out = (*given, *SMALL, "--out", tmp_path / "out")
+    assert "goes on" not in cli("finetune", *out)[2]
+    assert cli("finetune", *out)[2].splitlines()[-1] == (
+        f"taskvec: {tmp_path}/out: goes on after step 4 of 4"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskvec.engine.located import Document, parse_yaml
-from taskvec.engine.reading import load_recipe, read_recipe
+from taskvec.engine.reading import load_recipe, read_layers, read_recipe
 from taskvec.engine.recipe import Family
 from taskvec.errors import RecipeError, UsageError
 
@@ -321,6 +321,35 @@ def test_file_that_cannot_be_read(tmp_path):
         load_recipe(tmp_path / "absent.yaml")
     with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("around", ["", "method: lata\nanything: else\n"])
+def test_layers_alone(tmp_path, around):
+    entry = {"pattern": "odd", "module": "mlp"}
+    file = tmp_path / "names.yaml"
+    file.write_text(around + "layers:\n  - {pattern: odd, module: mlp}\n")
+    assert read_layers(file) == (entry,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ": holds no overrides; give a recipe, or a file, that has some in layers"),
+        ("- a", ":1: holds no overrides; give a recipe, or a file, that has some in layers"),
+        ("layers: []", ":1: holds no overrides; give a recipe, or a file, that has some in layers"),
+        ("layers: odd", ":1: layers must be a list of mappings with a pattern"),
+        (
+            "layers:\n  - {pattern: odd, module: mpl}",
+            ":2: override 'odd': unknown module 'mpl'; did you mean 'mlp'?",
+        ),
+    ],
+)
+def test_layers_that_are_wrong(tmp_path, text, message):
+    file = tmp_path / "names.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_layers(file)
+    assert str(caught.value) == f"{file}{message}"
 
 
 def test_file_that_is_no_text(tmp_path):

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import taskvec as tv
 from taskvec.checkpoints.vectors import open_vector
-from taskvec.errors import DataError, OutputError, UsageError
+from taskvec.errors import DataError, OutputError, ParameterError, RecipeError, UsageError
 from taskvec.training import Asking, Output, Settings, finetune
 from taskvec.training.api import LANGUAGE, settings_for
 from taskvec.training.data import Documents, Reading
@@ -242,6 +242,50 @@ def test_lora(tmp_path):
         torch.testing.assert_close(vector[name], τ, rtol=1e-3, atol=1e-6)
     with pytest.raises(UsageError, match="lora is not linearised; choose one of them"):
         run(model, data, train="lora", linearised=True)
+
+
+NAMES = [
+    {"pattern": r"h\.(?P<block>\d+)\.attn\.out_proj", "module": "attention", "projection": "o"},
+    {"pattern": r"h\.(?P<block>\d+)\.attn\.qkv_proj", "module": "attention"},
+]
+
+
+def test_names_that_the_table_does_not_know(tmp_path):
+    model, data = tiny.codegen(tmp_path / "codegen"), tiny.pairs(tmp_path / "a.jsonl")
+    with pytest.raises(ParameterError, match="train 'attention' fits nothing"):
+        run(model, data)
+    expected = {
+        f"transformer.h.{block}.attn.{which}_proj.weight"
+        for block in (0, 1)
+        for which in ("qkv", "out")
+    }
+    trained = run(model, data, tmp_path / "out", layers=NAMES)
+    assert set(trained.vector) == set(load_file(trained.path)) == expected
+    with pytest.raises(ParameterError, match="say what it is in `layers`"):
+        run(model, data, layers=NAMES[:1])  # half of an attention
+    told = json.loads((tmp_path / "out/run.json").read_text())["settings"]
+    assert told["layers"] == NAMES
+    with pytest.raises(OutputError, match="layers is "):
+        run(model, data, tmp_path / "out", layers=NAMES[::-1])
+    with pytest.raises(RecipeError, match="override: key 'module' is missing"):
+        run(model, data, layers=[{"pattern": "attn"}])
+
+
+def test_names_of_a_module_in_memory():
+    module = nn.ModuleDict({"mine": nn.Linear(2, 2), "rest": nn.Linear(2, 2)})
+    module.forward = lambda x: module["rest"](module["mine"](x))
+    names = [{"pattern": "^mine", "module": "mlp"}]
+    trained = run(module, [(torch.ones(2), 0), (torch.zeros(2), 1)], train="mlp", layers=names)
+    assert set(trained.vector) == {"mine.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora_on_names_that_the_table_does_not_know(tmp_path):
+    pytest.importorskip("peft")
+    model, data = tiny.codegen(tmp_path / "codegen"), tiny.pairs(tmp_path / "a.jsonl")
+    trained = run(model, data, train="lora", layers=NAMES)
+    assert len(trained.vector) == 4
+    assert all("attn" in name for name in trained.vector)
 
 
 def test_label_smoothing_against_the_formula():

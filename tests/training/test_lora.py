@@ -12,13 +12,13 @@ from tests.training.test_vectors import build, weights
 from torch import nn
 
 import taskvec as tv
-from taskvec.errors import ParameterError
+from taskvec.errors import FamilyError, ParameterError
 from taskvec.training.lora import add_lora, wants_lora
 from taskvec.training.selection import freeze_rest, select
 from taskvec.training.vectors import save_vector
 
 pytest.importorskip("peft")
-MODELS = ("llama", "gpt2", "t5", "clip", "falcon-new", "vit")
+MODELS = ("llama", "gpt2", "t5", "clip", "falcon-new", "vit", "dinov2")
 
 
 def train(model: nn.Module) -> None:
@@ -80,8 +80,7 @@ def test_the_vector_is_what_the_factors_make(which, tmp_path):
     assert set(vector) == {name for name in tuned if not torch.equal(tuned[name], before[name])}
     for name, tau in vector.items():
         torch.testing.assert_close(before[name] + tau, tuned[name], rtol=0, atol=1e-7)
-    if which != "vit":  # whose modules are named otherwise in memory
-        assert_same_task(tmp_path)
+    assert_same_task(tmp_path)
 
 
 def assert_same_task(folder: Path) -> None:
@@ -92,6 +91,43 @@ def assert_same_task(folder: Path) -> None:
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, at what PEFT asks it
+@pytest.mark.parametrize("which", ["vit", "vit-bare", "dinov2", "dinov2-bare", "dinov2-registers"])
+def test_an_adapter_of_a_model_of_images_is_a_task(which, tmp_path):
+    """PEFT has the names in memory, the files have others; bit for bit what PEFT merges."""
+    module = build(which)
+    module.save_pretrained(tmp_path / "start")
+    model, _ = add_lora(module, "lora:linear", rank=2, alpha=4)
+    train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "tuned")
+
+    tasks = {"t": str(tmp_path / "adapter")}
+    family = tv.Family(anchor=tmp_path / "start", tasks=tasks)
+    tv.merge(family, "task_arithmetic", scale={"t": 1.0}, out=tmp_path / "merged")
+
+    start, tuned, merged = (weights(tmp_path / name) for name in ("start", "tuned", "merged"))
+    assert tuned.keys() == merged.keys()
+    assert all(torch.equal(tuned[name], merged[name]) for name in tuned)
+    changed = [name for name in tuned if not torch.equal(start[name], tuned[name])]
+    assert len(changed) == 6  # q, k, v, o and two of the MLP, in one block
+    scan = tv.scan(family, cache="off")
+    squares = dict(zip(scan.names, scan.gram[:, -1, -1], strict=True))
+    assert {name for name, square in squares.items() if square} == set(changed)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_factors_on_half_of_a_tensor_of_the_file_are_refused(tmp_path):
+    """DINOv2's gate and up are one tensor in files."""
+    module = build("dinov2-swiglu")
+    module.save_pretrained(tmp_path / "start")
+    model, _ = add_lora(module, "lora:*up_proj.weight", rank=2)
+    model.save_pretrained(tmp_path / "adapter")
+    family = tv.Family(anchor=tmp_path / "start", tasks={"t": str(tmp_path / "adapter")})
+    with pytest.raises(FamilyError, match=r"mlp.up_proj.weight', which the model that it is over"):
+        tv.scan(family, cache="off")
 
 
 def test_small_changes_are_not_lost_in_bfloat16(tmp_path):

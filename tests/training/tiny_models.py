@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tests.training.test_tokens import CHATML, tokenizer
+from tokenizers.processors import TemplateProcessing
 
 WIDTH = {
     "hidden_size": 16,
@@ -44,6 +46,17 @@ def gpt2(folder: Path) -> Path:
     return save(config, "GPT2LMHeadModel", folder, dtype=torch.bfloat16)
 
 
+def codegen(folder: Path) -> Path:
+    """A causal language model whose attention and MLPs the layer table does not know."""
+    made = tokenizer(CHATML, bos=None)
+    config = transformers.CodeGenConfig(
+        n_embd=16, n_layer=2, n_head=4, rotary_dim=4, vocab_size=len(made), n_positions=96,
+        n_ctx=96, eos_token_id=made.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    made.save_pretrained(folder)
+    return save(config, "CodeGenForCausalLM", folder)
+
+
 def bert(folder: Path, labels: int | None = None) -> Path:
     """A model of texts, with a head of its own for so many classes or without one."""
     made = tokenizer()
@@ -60,9 +73,29 @@ def vit(folder: Path) -> Path:
     return save(transformers.ViTConfig(**VISION), "ViTModel", folder)
 
 
+def dinov2(folder: Path) -> Path:
+    """DINOv2 of images of 8 × 8 px, without a head."""
+    width = {name: size for name, size in VISION.items() if name != "intermediate_size"}
+    return save(transformers.Dinov2Config(**width), "Dinov2Model", folder)
+
+
+def without(folder: Path, part: str) -> Path:
+    """A folder, from whose weights those with a part in their name were taken."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    kept = {name: tensor for name, tensor in tensors.items() if part not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, file, {"format": "pt"})
+    return folder
+
+
 def clip(folder: Path) -> Path:
     """A model of images and texts."""
     made = tokenizer()
+    ending = (made.eos_token, made.eos_token_id)  # where CLIP takes a text's features from
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {made.eos_token}", special_tokens=[ending]
+    )
     made.save_pretrained(folder)
     ids = {"eos_token_id": made.eos_token_id, "bos_token_id": 1, "pad_token_id": 0}
     text = WIDTH | ids | {"vocab_size": len(made), "max_position_embeddings": 40}

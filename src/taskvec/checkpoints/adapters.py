@@ -58,6 +58,18 @@ _REFUSED = {
 _CHANGES_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Models whose linear layers are stored as (in, out); elsewhere `fan_in_fan_out` says so.
 _STORED_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+# Inside a block, what transformers 5 calls modules in memory, and files still do: ViT and its kin
+# (BEiT, DeiT, MAE …), which also have `layers` for `encoder.layer`, and DINOv2.
+_BLOCK = re.compile(r"(?P<root>(?:.+\.)?)(?:layers|encoder\.layer)\.(?P<block>\d+)\.(?P<rest>.+)")
+_IN_FILES = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "mlp.down_proj": "mlp.weights_out",
+}
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
               "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")  # fmt: skip
 
@@ -147,7 +159,7 @@ def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -
         infos[name] = TensorInfo(name, adapter.stored.tensors[stored].dtype, shape, 0)
 
     for called, stored in adapter.whole.items():
-        name = find_tensor(called, over.tensors)
+        name = _adapted(called, over)
         if name is None and any(fnmatchcase(called, pattern) for pattern in exclude):
             continue
         name = _present(adapter, over, called, name)
@@ -251,9 +263,7 @@ def _of_module(
 ) -> Iterator[tuple[str, str, Callable[[], View]]]:
     """What an adapted module changes: name in the model, a stored name, and how to view it."""
     view = adapter.stored.view
-    name = _present(
-        adapter, over, f"{module}.weight", find_tensor(f"{module}.weight", over.tensors)
-    )
+    name = _present(adapter, over, f"{module}.weight", _adapted(f"{module}.weight", over))
     if "token_adapter.trainable_tokens_delta" in parts:
         stored = parts["token_adapter.trainable_tokens_delta"]
         which = _token_rows(adapter, over, module, stored, name)
@@ -380,6 +390,17 @@ def find_tensor(called: str, tensors: Mapping[str, TensorInfo]) -> str | None:
         others.append(called.replace("model.language_model.", "language_model.model.", 1))
     found = [name for name in others if name in tensors]
     return found[0] if len(found) == 1 else None
+
+
+def _adapted(called: str, over: Source) -> str | None:
+    """The model's name of a tensor that PEFT calls what it is called in memory."""
+    name, block = find_tensor(called, over.tensors), _BLOCK.fullmatch(called)
+    if name is not None or block is None:
+        return name
+    rest = block["rest"]
+    module = next((each for each in _IN_FILES if rest.startswith(f"{each}.")), "")
+    rest = _IN_FILES.get(module, "") + rest.removeprefix(module)
+    return find_tensor(f"{block['root']}encoder.layer.{block['block']}.{rest}", over.tensors)
 
 
 def _present(adapter: Adapter, over: Source, called: str, name: str | None) -> str:

@@ -68,13 +68,7 @@ def print_negations(task: str, control: str, found: Sequence[Negation]) -> None:
 
     print(f"task negation of {task}, {found[0].keep:.0%} of {control} kept; on test data")
     lines: list[list[object]] = [
-        [
-            each.method,
-            each.scale,
-            shown(each.target),
-            shown(each.control),
-            shown(each.control_share),
-        ]
+        [each.method, each.scale, *shown(each.target, each.control, each.control_share)]
         for each in found
     ]
     start = found[0].pretrained

@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "heads, all, names and patterns, joined by commas; or lora",
     )
     parser.add_argument(
+        "--layers", metavar="FILE", help="overrides of the layer table: `layers` of a recipe"
+    )
+    parser.add_argument(
         "--linearised", action="store_true", help="train the tangent of the model at its weights"
     )
     data = parser.add_argument_group("data")
@@ -109,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     fields = dict(_pair(text) for text in (args.fields or "").split(",") if text)
 
+    from taskvec.engine.reading import read_layers
     from taskvec.training.api import finetune
     from taskvec.training.data import Reading
     from taskvec.training.heads import TEMPLATES
@@ -126,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
             args.model,
             args.data,
             train=args.train,
+            layers=() if args.layers is None else read_layers(args.layers),
             validation=_validation(args.validation),
             linearised=args.linearised,
             settings=settings,

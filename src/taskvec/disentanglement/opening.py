@@ -25,8 +25,8 @@ from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.model import find_device, load, open_stored
 from taskvec.extras import require
 from taskvec.training.data import Classified, Conversations, Data, Documents
+from taskvec.training.loading import find_folder
 from taskvec.training.loop import Examples
-from taskvec.training.models import find_folder
 
 BATCH = 64  # examples of a classifier at once
 
@@ -160,10 +160,10 @@ def open_vectors(
 def _loaded_like(module: Any, folder: Path, where: str) -> Mapping[str, Any]:
     """The state dict of a folder, loaded as a module was."""
     from taskvec.training.heads import ImageTower
-    from taskvec.training.models import load as load_as
+    from taskvec.training.loading import load as load_as
 
     is_tower = isinstance(module, ImageTower)
-    loaded = load_as(folder, where, "AutoModel" if is_tower else type(module).__name__)
+    loaded, _ = load_as(folder, where, "AutoModel" if is_tower else type(module).__name__)
     state: Mapping[str, Any] = (ImageTower(loaded) if is_tower else loaded).state_dict()
     return state
 
@@ -232,7 +232,7 @@ def _opened(
     told = Head(image_size=asking.image_size, head=asking.head)
     if asking.head == "features":
         identity = require("torch.nn", "train").Identity()
-        return open_classifier(model, _classified(widest), replace(told, head=None), head=identity)
+        return open_classifier(model, _classified(own), replace(told, head=None), head=identity)
     made = None if vector is None else Path(vector).expanduser().parent / HEAD
     if asking.head is None and made is not None and made.is_file():
         run = folder.begun(made.parent)["settings"]
@@ -252,7 +252,8 @@ def _opened(
 
 
 def _has_own(model: str, data: Data) -> bool:
-    from taskvec.training.models import has_own_head, read_config
+    from taskvec.training.loading import read_config
+    from taskvec.training.models import has_own_head
 
     return has_own_head(read_config(find_folder(model), model), _classified(data))
 

@@ -106,6 +106,18 @@ def load_recipe(path: str | os.PathLike[str], **options: Any) -> Recipe:
     )
 
 
+def read_layers(path: str | os.PathLike[str]) -> tuple[Mapping[str, Any], ...]:
+    """Overrides of the layer table from the `layers` of a recipe, whatever else stands in it.
+
+    Raises:
+        RecipeError: there are none, or one is wrong.
+    """
+    document = parse_yaml(read_text(path), str(path))
+    if not isinstance(document.data, dict) or not document.data.get("layers"):
+        document.fail((), "holds no overrides; give a recipe, or a file, that has some in layers")
+    return _layers(document, document.data)
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """Text of a recipe file.
 

@@ -14,6 +14,7 @@ from taskvec.engine.recipe import Family
 from taskvec.errors import ParameterError, UsageError, nearest
 from taskvec.evaluation.model import without_bars
 from taskvec.extras import require
+from taskvec.layers import Override, override
 from taskvec.training import folder
 from taskvec.training.data import (
     Classified,
@@ -24,7 +25,7 @@ from taskvec.training.data import (
     inputs_of,
     read_data,
 )
-from taskvec.training.loop import Examples, Objective
+from taskvec.training.loop import Examples, Objective, is_first_process
 from taskvec.training.lora import adapted_weights, add_lora, wants_lora
 from taskvec.training.models import HEAD, Asking, Opened, open_classifier, open_language_model
 from taskvec.training.objectives import classifying
@@ -80,6 +81,7 @@ def finetune(
     data: Any,
     *,
     train: str | Sequence[str] = "attention",
+    layers: Sequence[Mapping[str, Any]] = (),
     validation: Any = None,
     objective: Objective | None = None,
     tokenizer: Any = None,
@@ -99,6 +101,7 @@ def finetune(
             `Examples`; or a sequence, such as a data set of torch, of items that torch's
             `default_collate` puts together.
         train: What trains; see `taskvec.training.selection` and `taskvec.training.lora`.
+        layers: Overrides of the layer table, as in a recipe.
         validation: As `data`; or a share of the data, such as 0.1, that is held out.
         objective: From module and batch to the mean loss, or to an `Outcome`; None: the next token,
             or cross-entropy over classes.
@@ -112,6 +115,7 @@ def finetune(
         output: What is written.
 
     Raises:
+        RecipeError: an override is wrong.
         UsageError: what is asked for cannot be meant.
         DataError: data are missing or malformed.
         OutputError: the folder is occupied, holds another run, or cannot be written.
@@ -122,8 +126,11 @@ def finetune(
         inputs = [path for source in places for path in inputs_of(source)]
         inputs += [Path(model).expanduser()] if isinstance(model, (str, os.PathLike)) else []
         folder.refuse_overlap(output.out, inputs)
+        if is_first_process():  # others may be later than what it writes
+            folder.refuse_other(output.out, force=output.force)
         if output.saves_model and not isinstance(model, (str, os.PathLike)):
             raise UsageError("a model is saved beside the vector only of a model in a folder")
+    overrides = tuple(override(entry) for entry in layers)
     learned, measured = _read(data, validation, reading)
     settings = settings_for(learned, settings)
     made = None if output.out is None or output.force else output.out / HEAD
@@ -131,11 +138,12 @@ def finetune(
     examples = as_examples(learned, opened)
     checked = None if measured is None else as_examples(measured, opened)
     required = {name: p.requires_grad for name, p in opened.core.named_parameters()}
-    prepared = _prepare(opened, train, linearised=linearised, seed=settings.seed)
+    prepared = _prepare(opened, train, overrides, linearised=linearised, seed=settings.seed)
     for line in (describe(prepared.selection), *opened.notes):
         output.say(line)
     told = {"train": train if isinstance(train, str) else ",".join(train), **opened.told}
     told |= {"linearised": True} if linearised else {}
+    told |= {"layers": [dict(entry) for entry in layers]} if layers else {}
     loss = opened.objective if objective is None else objective
     job = Job(prepared.module, prepared.within, loss, examples, checked, told, opened.files)
     sources = {"model": model, "data": data, "validation": validation}
@@ -219,15 +227,20 @@ def _first_size(batch: Any) -> int:
 
 
 def _prepare(
-    opened: Opened, train: str | Sequence[str], *, linearised: bool, seed: int
+    opened: Opened,
+    train: str | Sequence[str],
+    layers: Sequence[Override],
+    *,
+    linearised: bool,
+    seed: int,
 ) -> _Prepared:
     """Find what trains, and put a model into the form that it trains in."""
     core = opened.core
     if wants_lora(train):
         if linearised:
             raise UsageError("lora is not linearised; choose one of them")
-        return _with_lora(opened, str(train), seed)
-    selection = _selected(opened, train)
+        return _with_lora(opened, str(train), layers, seed)
+    selection = _selected(opened, train, layers)
     start = {name: core.get_parameter(name).detach().cpu().clone() for name in selection.names}
     anchor = start if opened.start is None else opened.start
     if linearised:
@@ -250,15 +263,21 @@ def _prepare(
     )
 
 
-def _selected(opened: Opened, train: str | Sequence[str]) -> Selection:
-    if opened.freezes_head:
-        entries = [train] if isinstance(train, str) else list(train)
-        if not any("heads" in entry for entry in entries):
-            try:
-                return select(opened.core, [*entries, "!heads"])
-            except ParameterError:  # the table knows no head, so that none is among what trains
-                pass
-    return select(opened.core, train)
+def _selected(opened: Opened, train: str | Sequence[str], layers: Sequence[Override]) -> Selection:
+    entries = [train] if isinstance(train, str) else list(train)
+    entries += _without_missing(opened)
+    if opened.freezes_head and not any("heads" in entry for entry in entries):
+        try:
+            return select(opened.core, [*entries, "!heads"], layers)
+        except ParameterError:  # the table knows no head, so that none is among what trains
+            pass
+    return select(opened.core, entries, layers)
+
+
+def _without_missing(opened: Opened) -> list[str]:
+    """Entries that take away what is random, and so no part of a task vector."""
+    there = {name for name, _ in opened.core.named_parameters()}
+    return [f"!{name}" for name in opened.missing if name in there]
 
 
 def _within(module: Any, part: Any, selection: Selection) -> Selection:
@@ -298,14 +317,15 @@ def _linearised(
     return _Prepared(module, selection, within, vector, save)
 
 
-def _with_lora(opened: Opened, train: str, seed: int) -> _Prepared:
+def _with_lora(opened: Opened, train: str, layers: Sequence[Override], seed: int) -> _Prepared:
     torch = require("torch", "train")
     anchor = opened.start
     if anchor is None:
         raise UsageError("lora is for models in folders; add_lora wraps a module in memory")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        core, selection = add_lora(opened.core, train)
+        adapted = [train if ":" in train else f"{train}:attention", *_without_missing(opened)]
+        core, selection = add_lora(opened.core, ",".join(adapted), layers=layers)
     module = opened.whole(core)
 
     def vector() -> dict[str, Any]:

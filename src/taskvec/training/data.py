@@ -343,6 +343,9 @@ def numbered(labels: Sequence[str], where: str) -> tuple[list[int], tuple[str, .
         if max(numbers, default=0) >= 1_000_000:
             raise DataError(f"{where}: a label is {max(numbers)}; labels are numbers of classes")
         return numbers, tuple(str(i) for i in range(max(numbers, default=-1) + 1))
+    if all(re.fullmatch(r"-?\d+", label) for label in labels):
+        least = min(labels, key=int)
+        raise DataError(f"{where}: a label is {least}; number classes from 0, or name them")
     classes = tuple(sorted(set(labels)))
     by_name = {name: i for i, name in enumerate(classes)}
     return [by_name[label] for label in labels], classes

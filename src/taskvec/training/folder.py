@@ -50,6 +50,18 @@ def refuse_overlap(out: Path, inputs: Sequence[Path]) -> None:
             raise OutputError(f"{out}: overlaps the input {path}; write somewhere else")
 
 
+def refuse_other(out: Path, *, force: bool) -> None:
+    """Refuse a place where something else is than a run, before anything is loaded.
+
+    Raises:
+        OutputError: it is.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; give another place, a folder is written")
+    if not (out / RUN).is_file():
+        refuse_occupied(out, force=force)
+
+
 def begin(
     out: Path, settings: Mapping[str, Any], files: Mapping[str, bytes], *, force: bool
 ) -> None:

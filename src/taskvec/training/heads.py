@@ -86,14 +86,19 @@ class ImageTower(nn.Module):
         for name in own:
             self.add_module(name, parts[name])
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Embeddings, not normalised; shape (batch, dimensions)."""
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """Embeddings, not normalised; shape (batch, dimensions).
+
+        Args:
+            pixel_values: Shape (batch, channels, height, width).
+            **kwargs: For a tower of transformers.
+        """
         parts = dict(self.named_children())
         if "visual" in parts:
             found = parts["visual"](pixel_values)
             embedding: Tensor = found[0] if isinstance(found, tuple) else found
             return embedding
-        embedding = parts["vision_model"](pixel_values=pixel_values).pooler_output
+        embedding = parts["vision_model"](pixel_values=pixel_values, **kwargs).pooler_output
         projection = parts.get("visual_projection", nn.Identity())
         return projection(embedding)  # type: ignore[no-any-return]
 

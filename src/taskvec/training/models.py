@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.hub import fetch, hub_name
-from taskvec.errors import CheckpointError, DataError, UsageError
+from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.encoding import Encoder, make_encoder, open_encoder, open_tokenizer
-from taskvec.evaluation.model import modes_kept, without_bars
+from taskvec.evaluation.model import modes_kept
 from taskvec.extras import require
 from taskvec.training.data import Classified, Conversations, Data, Documents
 from taskvec.training.heads import TEMPLATES, Classifier, ImageTower, linear_probe, zero_shot_head
 from taskvec.training.images import Preparation, preparation_of
+from taskvec.training.loading import find_folder, load, read_config, tell_missing
 from taskvec.training.loop import Examples, Objective, find_place
 from taskvec.training.objectives import classifying, predicting_tokens
 from taskvec.training.settings import Settings
@@ -76,6 +75,7 @@ class Opened:
         notes: What people should know.
         start: What a vector starts from: the folder, or None for the core's own weights.
         freezes_head: Whether the model's own head stays as it is though everything trains.
+        missing: Parameters of the core that the folder does not hold: they do not train.
         files: What is put into the folder of a run, to go on with the same.
     """
 
@@ -87,20 +87,8 @@ class Opened:
     notes: list[str] = field(default_factory=list)
     start: Path | None = None
     freezes_head: bool = False
+    missing: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
-
-
-def find_folder(model: str | os.PathLike[str]) -> Path:
-    """The folder of a model, fetched from the hub if it is there.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    named = hub_name(model)
-    folder = fetch(named)[1] if named is not None else Path(model).expanduser()
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{model}: no such model; give a folder in Hugging Face layout")
-    return folder
 
 
 def open_language_model(
@@ -113,11 +101,14 @@ def open_language_model(
         tokenizer: Of a module in memory.
         asking: How it is asked.
     """
-    start = None
+    start: Path | None = None
+    missing: tuple[str, ...] = ()
+    notes: list[str] = []
     if isinstance(model, (str, os.PathLike)):
         start = find_folder(model)
         encoder = open_encoder(start, os.fspath(model))
-        core = load(start, os.fspath(model), "AutoModelForCausalLM")
+        core, missing = load(start, os.fspath(model), "AutoModelForCausalLM")
+        tell_missing(os.fspath(model), missing, notes, has_head=True)
     else:
         core = model
         if tokenizer is None:
@@ -125,7 +116,6 @@ def open_language_model(
         config = getattr(core, "config", None)
         told = config.to_dict() if config is not None else {}
         encoder = make_encoder(tokenizer, told, {}, "the module")
-    notes: list[str] = []
 
     def encode(data: Data) -> Examples:
         return _tokens(encoder, data, asking, notes)
@@ -138,6 +128,7 @@ def open_language_model(
         {"kind": "language model", **_told(asking)},
         notes,
         start,
+        missing=missing,
     )
 
 
@@ -160,38 +151,6 @@ def _told(asking: Asking) -> dict[str, Any]:
     told: dict[str, Any] = {"label_smoothing": asking.label_smoothing}
     told |= {"context": asking.fitting.context, "truncate": asking.fitting.truncate}
     return told | {"image_size": asking.image_size}
-
-
-def load(folder: Path, where: str, kind: str, **options: Any) -> Any:
-    """A model of transformers in float32, on the CPU, in evaluation mode.
-
-    Args:
-        folder: Of the model.
-        where: What messages call it.
-        kind: Class of transformers, such as `AutoModel`.
-        **options: For it.
-
-    Raises:
-        CheckpointError: transformers cannot load it as that.
-    """
-    torch, transformers = require("torch", "train"), require("transformers", "train")
-    try:
-        with without_bars(transformers), torch.random.fork_rng(devices=[]):
-            module = getattr(transformers, kind).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **options
-            )
-    except Exception as error:  # whatever the many model classes raise
-        text = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{where}: cannot be loaded as {kind}: {text}") from error
-    return module.eval()
-
-
-def read_config(folder: Path, where: str) -> dict[str, Any]:
-    """The config of a model folder."""
-    try:
-        return dict(json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: config.json cannot be read: {error}") from error
 
 
 def has_own_head(config: Mapping[str, Any], data: Classified) -> bool:
@@ -234,13 +193,27 @@ def open_classifier(
     told = _told(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
     told["classes"] = list(data.classes)
     if kind == "own":
-        core = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind]}")
+        core, missing = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind]}")
+        tell_missing(where, missing, notes, has_head=True)
         notes.append("the head is the model's own, frozen")
         return Opened(
-            core, lambda core: core, objective, encode, told, notes, folder, freezes_head=True
+            core,
+            lambda core: core,
+            objective,
+            encode,
+            told,
+            notes,
+            folder,
+            freezes_head=True,
+            missing=missing,
         )
-    core = load(folder, where, "AutoModel")
-    pool = asking.pool or {"text": "mean", "image": "cls"}[data.kind]
+    core, missing = load(folder, where, "AutoModel")
+    tell_missing(where, missing, notes, has_head=kind == "zero-shot")
+    if data.kind == "text" and hasattr(core, "get_image_features"):
+        raise UsageError(f"{where}: classifies images, not texts such as those of {data.where}")
+    # Of a model that also has a tower for texts, that for images is asked.
+    is_tower = kind == "zero-shot" or (data.kind == "image" and hasattr(core, "get_text_features"))
+    pool = asking.pool or ("embed" if is_tower else {"text": "mean", "image": "cls"}[data.kind])
     if kind == "zero-shot":
         pool = "embed"
         told["templates"] = list(asking.templates)
@@ -251,16 +224,16 @@ def open_classifier(
         tokenizer = open_tokenizer(folder, where)
         head = zero_shot_head(core, tokenizer, data.classes, asking.templates)
         notes.append(f"the head is zero-shot, from {len(data.classes)} names of classes")
-    elif kind == "probe":
+    core = ImageTower(core) if is_tower else core
+    if head is None:
         head, note = _fitted_probe(core, pool, encode(data), data, asking, settings)
         notes.append(note)
-    core = ImageTower(core) if kind == "zero-shot" else core
     files = {} if kind == "given" else {HEAD: _head_bytes(head)}
 
     def whole(part: Any) -> Any:
         return Classifier(part, head, pool)
 
-    return Opened(core, whole, objective, encode, told, notes, folder, files=files)
+    return Opened(core, whole, objective, encode, told, notes, folder, missing=missing, files=files)
 
 
 def _head_kind(where: str, config: Mapping[str, Any], data: Classified, wanted: str | None) -> str:
@@ -365,13 +338,14 @@ def _aligned(data: Data, like: Classified) -> Classified:
         raise UsageError(f"{data.where}: must hold {like.kind}s of classes, as {like.where} does")
     if tuple(data.classes) == tuple(like.classes):
         return data
-    unknown = sorted(set(data.classes) - set(like.classes))
+    found = {data.classes[label] for label in data.labels}
+    unknown = sorted(found - set(like.classes))
     if unknown:
         raise DataError(
             f"{data.where}: class {unknown[0]!r} is not among the {len(like.classes)} of "
             f"{like.where}: {', '.join(like.classes)}"
         )
-    numbers = [like.classes.index(name) for name in data.classes]
+    numbers = {data.classes.index(name): like.classes.index(name) for name in found}
     return Classified(
         data.items,
         [numbers[label] for label in data.labels],

@@ -134,6 +134,8 @@ def run_training(
                 _begin(job, settings, output, place)
             place.wait()
             done = folder.load_state(out, job.trained, optimizer)
+            if done:
+                output.say(f"{out}: goes on after step {done:,} of {settings.steps:,}")
 
         def update(step: int) -> float:
             rate = change_weights(optimizer, step, settings)
