@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
 from tests.evaluation import made_up  # noqa: E402
 
 import taskvec as tv  # noqa: E402
@@ -437,6 +438,22 @@ def test_weights_that_cannot_be_loaded(known, tmp_path):
     shutil.copytree(zoo.path("math"), folder)
     (folder / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match=r"model: cannot be loaded: "):
+        tv.evaluate(folder, ["made-up"])
+
+
+def test_weights_that_are_not_there_are_not_made_up(known, tmp_path):
+    """transformers draws them at random and goes on."""
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.path("math"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    gone = {name for name in tensors if name.endswith("down_proj.weight")}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in gone}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError,
+        match=r"model: lacks 'model.layers.0.mlp.down_proj.weight' \(8 such\), which would be "
+        "random; give a folder that was saved as LlamaForCausalLM",
+    ):
         tv.evaluate(folder, ["made-up"])
 
 

@@ -216,6 +216,20 @@ def test_a_model_that_is_no_classifier(tmp_path: Path) -> None:
     )
 
 
+def test_a_head_that_is_not_there_is_not_made_up(make: Make) -> None:
+    folder = make(["safe", "unsafe"])
+    backbone = transformers.BertModel.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    backbone.save_pretrained(folder)
+    config.save_pretrained(folder)  # which still names the class with the head
+    with pytest.raises(CheckpointError) as caught:
+        parse_judge(f"classifier:{folder}")([("q", "no")])
+    assert str(caught.value) == (
+        f"judge classifier:{folder}: lacks 'classifier.weight' (2 such), which would be random; "
+        "give a folder that was saved as BertForSequenceClassification"
+    )
+
+
 def test_pickled_weights_are_not_read(make: Make) -> None:
     folder = make(["safe", "unsafe"])
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)

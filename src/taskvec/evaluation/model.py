@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,8 @@ def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
         device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
 
     Raises:
-        CheckpointError: it is no causal language model that transformers can load.
+        CheckpointError: it is no causal language model that transformers can load, or lacks a
+            parameter of one.
         UsageError: there is no such device.
     """
     torch, transformers = require("torch", "eval"), require("transformers", "eval")
@@ -98,13 +99,37 @@ def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
     wanted = "auto" if narrow else getattr(torch, "float32" if dtype == "auto" else dtype)
     try:
         with without_bars(transformers), torch.random.fork_rng(devices=[]):
-            module = transformers.AutoModelForCausalLM.from_pretrained(
-                stored.folder, local_files_only=True, use_safetensors=True, dtype=wanted
+            module, told = transformers.AutoModelForCausalLM.from_pretrained(
+                stored.folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=wanted,
+                output_loading_info=True,
             )
     except Exception as error:  # whatever the many model classes raise
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{stored.where}: cannot be loaded: {text}") from error
+    refuse_random(module, told, stored.where)
     return Model(module.to(place).eval(), stored.encoder)
+
+
+def refuse_random(module: Any, told: Mapping[str, Any], where: str) -> None:
+    """Refuse a loaded module of which a parameter was not in the folder, and so is random.
+
+    Args:
+        module: As transformers loaded it.
+        told: Its loading info.
+        where: What messages call the folder.
+
+    Raises:
+        CheckpointError: there is such a parameter.
+    """
+    random = [name for name, _ in module.named_parameters() if name in told["missing_keys"]]
+    if random:
+        raise CheckpointError(
+            f"{where}: lacks {random[0]!r} ({len(random)} such), which would be random; give a "
+            f"folder that was saved as {type(module).__name__}"
+        )
 
 
 def wrap(module: Any, tokenizer: Any, where: str = "the module") -> Model:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.evaluation.judges import Exchange, Verdict
-from taskvec.evaluation.model import find_device
+from taskvec.evaluation.model import find_device, refuse_random
 from taskvec.extras import require
 
 HARMFUL = ("unsafe", "harmful", "harm", "toxic", "toxicity")  # labels that need not be given
@@ -55,9 +55,13 @@ class Classifier:
         """
         transformers, torch = require("transformers", "eval"), require("torch", "eval")
         tokenizer = _loaded(transformers.AutoTokenizer, self.model)
-        model = _loaded(
-            transformers.AutoModelForSequenceClassification, self.model, use_safetensors=True
+        model, told = _loaded(
+            transformers.AutoModelForSequenceClassification,
+            self.model,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        refuse_random(model, told, f"judge classifier:{self.model}")
         model.eval().to(self.device)
         size = BATCH if tokenizer.pad_token is not None else 1
         verdicts: list[Verdict] = []
