@@ -133,6 +133,8 @@ def test_the_tangent_is_measured_instead(cli, data, tmp_path):
          "negation needs data that it must keep: give --control NAME"),
         (["--task", "a=x", "--data", "a=y", "--measure", "linearity", "--linearised"],
          "a linearised model is linear; measure the linearity of the model itself"),
+        (["--task", "a=x", "--data", "a=y", "--measure", "linearity", "--low", "0"],
+         "linearity is measured at coefficients other than 0; change --low, --high or --points"),
         (["--measure", "erorr"], "--measure: unknown 'erorr'; did you mean 'error'?"),
     ],
 )  # fmt: skip

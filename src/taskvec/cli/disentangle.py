@@ -175,6 +175,10 @@ def _check(
         raise UsageError(f"the error is of two tasks; got {len(vectors)}: {', '.join(vectors)}")
     if args.linearised and "linearity" in measures:
         raise UsageError("a linearised model is linear; measure the linearity of the model itself")
+    if "linearity" in measures and 0 in _coefficients(args, "linearity"):
+        raise UsageError(
+            "linearity is measured at coefficients other than 0; change --low, --high or --points"
+        )
 
 
 def _opened(
