@@ -16,6 +16,7 @@ from tests.training import tiny_models as tiny
 from taskvec.training import Asking, Output, finetune
 
 GRID = ("--points", 3, "--low", 0, "--high", 1, "--quiet")
+TEMPLATE = "one {}, two {} and a cat"
 
 
 def lights(path):
@@ -48,7 +49,8 @@ def trained(request, tmp_path_factory):
     vectors, accuracies = {}, {}
     for task, path in data.items():
         run = finetune(
-            model, path, train="linear", validation=path, asking=Asking(head=head),
+            model, path, train="linear", validation=path,
+            asking=Asking(head=head, templates=(TEMPLATE,)),
             settings={"steps": 4, "batch_size": 8, "learning_rate": 0.3},
             output=Output(folder / task),
         )  # fmt: skip
@@ -67,10 +69,15 @@ def arguments(trained, *tasks):
     ]
 
 
+def head_of(trained):
+    own = ("--template", TEMPLATE) if trained.head == "zero-shot" else ()
+    return ("--head", trained.head, *own)
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_error_and_addition(cli, trained, tmp_path, asked):
     """Models with one vector are as right as the training found them, under the same heads."""
-    head = ("--head", trained.head) if asked else ()  # else that beside the vector
+    head = head_of(trained) if asked else ()  # else that beside the vector
     code, out, err = cli(
         "disentangle", trained.model, *arguments(trained, "one", "two"), *GRID, *head,
         "--measure", "error,addition", "--out", tmp_path / "out",
@@ -91,7 +98,7 @@ def test_error_and_addition(cli, trained, tmp_path, asked):
 
 def test_negation(cli, trained, tmp_path):
     code, out, err = cli(
-        "disentangle", trained.model, *arguments(trained, "one"), *GRID, "--head", trained.head,
+        "disentangle", trained.model, *arguments(trained, "one"), *GRID, *head_of(trained),
         "--measure", "negation", "--control", "two", "--out", tmp_path / "out",
     )  # fmt: skip
     assert (code, err) == (0, "")

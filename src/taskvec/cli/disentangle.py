@@ -104,6 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asking.add_argument(
         "--head", metavar="KIND", help="of a classifier: own | probe | zero-shot | features (none)"
     )
+    asking.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="of a zero-shot head, {} is the class; repeatable ('a photo of a {}.')",
+    )
     asking.add_argument("--context", type=int, metavar="N", help="tokens of a window over a text")
     asking.add_argument("--image-size", type=int, metavar="PX", help="height and width of images")
     asking.add_argument("--dtype", default="auto", help="auto | float32 | bfloat16 | float16")
@@ -205,6 +211,7 @@ def _opened(
         image_size=args.image_size,
         batch_tokens=args.batch_tokens,
         head=args.head,
+        templates=tuple(args.template or ()),
     )
     return open_tasks(args.model, vectors, measured, others, asking)
 

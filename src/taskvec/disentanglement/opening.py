@@ -45,6 +45,8 @@ class Asking:
         batch_size: Examples of a classifier at once.
         head: Of a classifier: `own`, `probe`, `zero-shot` (of CLIP, from the names of classes), or
             `features` for none: representations are compared. None: see the module.
+        templates: Of a zero-shot head that is made, with `{}` for the name of the class; none: that
+            of `finetune`.
     """
 
     dtype: str = "auto"
@@ -55,6 +57,7 @@ class Asking:
     batch_tokens: int | None = None
     batch_size: int = BATCH
     head: str | None = None
+    templates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,7 @@ def _opened(
     from taskvec.training.models import Asking as Head
 
     told = Head(image_size=asking.image_size, head=asking.head)
+    told = replace(told, templates=asking.templates or told.templates)
     if asking.head == "features":
         identity = require("torch.nn", "train").Identity()
         return open_classifier(model, _classified(own), replace(told, head=None), head=identity)
