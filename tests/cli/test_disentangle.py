@@ -90,6 +90,45 @@ def test_addition_and_negation_by_several_methods(cli, data, tmp_path):
     assert "task negation of math, 95% of say kept; on test data" in out
 
 
+def test_a_task_is_not_its_own_control(cli, data, tmp_path):
+    vectors = [*VECTORS, "--task", f"say={VECTORS[1].removeprefix('math=')}"]
+    code, out, err = cli(
+        "disentangle", INSTRUCT, *vectors, *THREE, "--out", tmp_path, "--control", "say",
+        *given("--data", data, "test", "math", "code", "say"), "--measure", "negation",
+        *given("--validation", data, "validation", "math", "code", "say"),
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "task negation of math, 95% of say kept; on test data" in out
+    assert "negation of say" not in out
+
+
+def test_a_control_that_the_model_cannot_do(cli, data, tmp_path):
+    code, _, err = cli(
+        "disentangle", INSTRUCT, *VECTORS[:2], *THREE, "--out", tmp_path, "--control", "code",
+        *given("--data", data, "test", "math", "code"), "--measure", "negation",
+        *given("--validation", data, "validation", "math", "code"),
+    )  # fmt: skip
+    assert code == 1
+    assert err == (
+        "taskvec: error: the model before has no right answer on the control's validation data, so "
+        "that nothing of it can be kept; give another control\n"
+    )
+
+
+@pytest.mark.parametrize(("low", "nearest"), [(-2, ["2", "2"]), (0, None)])
+def test_cells_on_the_axes_are_not_shown_as_near_one(cli, data, tmp_path, low, nearest):
+    """There one of the vectors is not added, and at (0, 0) the error is 0 whatever they are."""
+    points = ("--points", 3 if nearest else 1, "--low", low, "--high", -low, "--plain", "--quiet")
+    code, out, _ = cli(
+        "disentangle", INSTRUCT, *VECTORS, *points, "--out", tmp_path,
+        *given("--data", data, "test", "math", "code"),
+    )  # fmt: skip
+    assert code == 0
+    lines = [line.split()[4:6] for line in out.splitlines() if line.startswith("nearest to (1, 1)")]
+    assert [[f"{float(x):g}" for x in line] for line in lines] == ([nearest] if nearest else [])
+    assert "mean over 1 " not in out
+
+
 def test_linearity_by_part(cli, data, tmp_path):
     code, out, err = cli(
         "disentangle", INSTRUCT, *VECTORS[:2], *given("--data", data, "test", "math"),
@@ -131,6 +170,8 @@ def test_the_tangent_is_measured_instead(cli, data, tmp_path):
          "--validation a=PATH is missing"),
         (["--task", "a=x", "--data", "a=y", "--measure", "negation"],
          "negation needs data that it must keep: give --control NAME"),
+        (["--task", "a=x", "--data", "a=y", "--validation", "a=z", "--measure", "negation",
+          "--control", "a"], "--control a: is what is taken away; give other data"),
         (["--task", "a=x", "--data", "a=y", "--measure", "linearity", "--linearised"],
          "a linearised model is linear; measure the linearity of the model itself"),
         (["--task", "a=x", "--data", "a=y", "--measure", "linearity", "--low", "0"],

@@ -157,8 +157,26 @@ def test_adapters_of_models_of_images(cli, tmp_path, which):
     assert files[0] == files[1]
 
 
+def test_other_classes_than_those_of_the_head_beside_the_vector(cli, trained, tmp_path):
+    data = [f"--data=one={trained.data['two']}", f"--data=two={trained.data['two']}"]
+    tasks = [f"--task={task}={path}" for task, path in trained.vectors.items()]
+    code, _, err = cli("disentangle", trained.model, *tasks, *data, *GRID, "--out", tmp_path / "o")
+    assert code == 1
+    assert f"of the head beside {trained.vectors['one']}: " in err
+
+
+def test_data_of_a_kind_that_the_model_does_not_take(cli, tmp_path):
+    image, text = tiny.shapes(tmp_path / "a.npz"), tiny.reviews(tmp_path / "a.tsv")
+    vit, bert = tiny.vit(tmp_path / "vit"), tiny.bert(tmp_path / "bert")
+    for model, data, kinds in ((vit, text, "images texts"), (bert, image, "texts images")):
+        code, _, err = cli("finetune", model, "--data", data, "--out", tmp_path / "out")
+        takes, holds = kinds.split()
+        assert code == 2
+        assert err == f"taskvec: error: {model}: is a model of {takes}; {data} holds {holds}\n"
+
+
 def test_clip_does_not_classify_texts(cli, tmp_path):
     model, data = tiny.clip(tmp_path / "clip"), tiny.reviews(tmp_path / "a.tsv")
     code, _, err = cli("finetune", model, "--data", data, "--out", tmp_path / "out")
     assert code == 2
-    assert err == f"taskvec: error: {model}: classifies images, not texts such as those of {data}\n"
+    assert err == f"taskvec: error: {model}: is a model of images; {data} holds texts\n"

@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_says_so(cli, given, tmp_path):
     out = (*given, *SMALL, "--out", tmp_path / "out")
     assert "goes on" not in cli("finetune", *out)[2]
     assert cli("finetune", *out)[2].splitlines()[-1] == (
-        f"taskvec: {tmp_path}/out: goes on after step 4 of 4"
+        f"taskvec: {tmp_path}/out: all 4 steps were taken before"
     )
 
 

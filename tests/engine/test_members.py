@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tests.conftest import (
     family_weights,
     read_checkpoint,
@@ -71,6 +73,17 @@ def test_member_has_one_more(tmp_path):
     assert refusal(FamilyError, family) == (
         f"base ({tmp_path}/base): has tensor 'z', which the target lacks (1 extra); "
         'if it is not meant, leave it out with exclude: ["z"]'
+    )
+
+
+def test_vector_of_another_model(tmp_path):
+    path = tmp_path / "other.safetensors"
+    other = {"encoder.x": np.ones(2, np.float32), "encoder.y": np.ones(2, np.float32)}
+    save_file(other, path, metadata={"taskvec": "task vector"})
+    family = replace(small_family(tmp_path), tasks={"math": str(path)})
+    assert refusal(FamilyError, family) == (
+        f"task 'math' ({path}): has no tensor in common with the target ({tmp_path}/instruct), "
+        "but 'encoder.x' and 1 more; it is of another model"
     )
 
 

@@ -27,6 +27,13 @@ def test_values_are_scaled_and_normalised():
     np.testing.assert_allclose(prepare(pixels), expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-6)
 
 
+def test_an_image_that_may_not_be_written_to():
+    """As PIL gives them; torch warns of that, and warnings are errors here."""
+    pixels = random(8, 8, 3)
+    pixels.flags.writeable = False
+    assert Preparation((8, 8), None, **PLAIN)(pixels).shape == (3, 8, 8)
+
+
 def test_grey_becomes_three_equal_channels():
     prepared = Preparation((4, 4), None, **PLAIN)(random(4, 4))
     assert prepared.shape == (3, 4, 4)

@@ -171,6 +171,8 @@ def _check(
     if "negation" in measures:
         if args.control is None:
             raise UsageError("negation needs data that it must keep: give --control NAME")
+        if set(vectors) == {args.control}:
+            raise UsageError(f"--control {args.control}: is what is taken away; give other data")
         wanted |= {args.control}
     needs_validation = {"addition", "negation"} & set(measures)
     for flag, given in (("--data", data), ("--validation", validation)):
@@ -271,6 +273,8 @@ def _negation(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) 
 
     told: dict[str, Any] = {}
     for name, vector in vectors.items():
+        if name == args.control:
+            continue
         splits = [{"target": by[name], "control": by[args.control]} for by in (chosen_on, tasks)]
         found = task_negation(
             module,

@@ -21,17 +21,19 @@ def print_error(found: Disentanglement) -> None:
     print(f"disentanglement error ({found.distance}), {rows}")
     cells = [cell for row in found.cells for cell in row]
     inside = [c for c in cells if all(0 <= alpha <= 1 for alpha in c.alphas.values())]
-    wanted = {
-        "at its largest": max(cells, key=lambda c: (c.error.value, *c.alphas.values())),
-        "nearest to (1, 1)": min(cells, key=lambda c: sum((a - 1) ** 2 for a in c.alphas.values())),
-    }
+    wanted = {"at its largest": max(cells, key=lambda c: (c.error.value, *c.alphas.values()))}
+    with_both = [cell for cell in cells if all(cell.alphas.values())]  # without, 0 says nothing
+    if with_both:
+        wanted["nearest to (1, 1)"] = min(
+            with_both, key=lambda c: sum((a - 1) ** 2 for a in c.alphas.values())
+        )
     lines = [
         [name, cell.alphas[one], cell.alphas[two], span(cell.error)]
         for name, cell in wanted.items()
     ]
     common.show(lines, ("cell", f"α {one}", f"α {two}", "ξ"))
     for name, chosen in (("cells", cells), ("cells within [0, 1]", inside)):
-        if chosen:
+        if len(chosen) > 1:
             mean = sum(cell.error.value for cell in chosen) / len(chosen)
             print(f"mean over {len(chosen)} {name}: {mean:.4f}")
     print()

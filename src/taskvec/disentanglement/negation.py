@@ -24,7 +24,7 @@ from taskvec.disentanglement.records import finite, key_of, open_records
 from taskvec.disentanglement.tasks import Task
 from taskvec.disentanglement.weights import points
 from taskvec.engine.recipe import Model
-from taskvec.errors import UsageError
+from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.figures import Figure
 
@@ -130,7 +130,7 @@ def task_negation(
 
     Raises:
         UsageError: what is asked for cannot be meant.
-        DataError: there are no labels.
+        DataError: there are no labels, or θ0 has no right answer on the control.
         TaskvecError: anything else foreseen; the module is what it was.
     """
     splits = dict(zip(SPLITS, (validation, test), strict=True))
@@ -166,7 +166,14 @@ def _negated(
     scales: Sequence[float],
     advance: Any,
 ) -> Negation:
-    start = accuracies.of("validation", method, {})["control"].right.sum()
+    alone = {split: accuracies.of(split, method, {}) for split in SPLITS}
+    for split, counts in alone.items():
+        if not counts["control"].right.any():
+            raise DataError(
+                f"the model before has no right answer on the control's {split} data, so that "
+                "nothing of it can be kept; give another control"
+            )
+    start, before = alone["validation"]["control"].right.sum(), alone["test"]
     tried = []
     for scale in scales:
         counts = accuracies.of("validation", method, {"target": -scale})
@@ -177,7 +184,6 @@ def _negated(
         advance(1)
     allowed = [each for each in tried if each.is_allowed]
     best = min(allowed, key=lambda each: each.target) if allowed else None
-    before = accuracies.of("test", method, {})
     figures: dict[str, Figure | None] = dict.fromkeys((*ROLES, "control_share"))
     if best is not None:
         after = accuracies.of("test", method, {"target": -best.scale})

@@ -240,7 +240,13 @@ def _opened(
     made = None if vector is None else Path(vector).expanduser().parent / HEAD
     if asking.head is None and made is not None and made.is_file():
         run = folder.begun(made.parent)["settings"]
-        like = replace(_classified(widest), items=(), labels=(), classes=run["classes"])
+        like = replace(
+            _classified(widest),
+            items=(),
+            labels=(),
+            classes=run["classes"],
+            where=f"the head beside {vector}",
+        )
         told = replace(told, head=run["head"], pool=run["pool"])
         return open_classifier(model, like, told, made=made)
     if asking.head in (None, "own") and (asking.head or _has_own(model, widest)):

@@ -249,6 +249,11 @@ def _compare(
         and not any(fnmatchcase(n, pattern) for pattern in family.exclude)
         and (not family.include or any(fnmatchcase(n, pattern) for pattern in family.include))
     ]
+    if extra and not member.tensors.keys() & target.tensors.keys():
+        raise FamilyError(
+            f"{who} ({member.where}): has no tensor in common with the target ({target.where}), "
+            f"but {extra[0]!r} and {len(extra) - 1} more; it is of another model"
+        )
     if extra:
         raise FamilyError(
             f"{who} ({member.where}): has tensor {extra[0]!r}, which the target lacks "

@@ -31,7 +31,7 @@ from taskvec.training.models import HEAD, Asking, Opened, open_classifier, open_
 from taskvec.training.objectives import classifying
 from taskvec.training.run import Job, Output, Record, run_training
 from taskvec.training.selection import Selection, describe, freeze_rest, select
-from taskvec.training.settings import Settings
+from taskvec.training.settings import Settings, check_settings
 from taskvec.training.vectors import save_vector
 
 # Own choice: the larger steps and smaller batches that instruction tuning is mostly done with.
@@ -133,6 +133,7 @@ def finetune(
     overrides = tuple(override(entry) for entry in layers)
     learned, measured = _read(data, validation, reading)
     settings = settings_for(learned, settings)
+    check_settings(settings)
     made = None if output.out is None or output.force else output.out / HEAD
     opened = _open(model, learned, tokenizer, head, asking, settings, made)
     examples = as_examples(learned, opened)

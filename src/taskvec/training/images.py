@@ -229,7 +229,7 @@ class Preparation:
     def __call__(self, pixels: Pixels) -> Any:
         """One image as the model sees it, shape (3, height, width), float32."""
         torch = require("torch", "train")
-        image = torch.from_numpy(np.ascontiguousarray(pixels))
+        image = torch.from_numpy(np.array(pixels, order="C"))  # PIL's may not be written to
         image = image.expand(3, *image.shape) if image.ndim == 2 else image.permute(2, 0, 1)
         image = image.float().div(255)
         height, width = image.shape[1:]

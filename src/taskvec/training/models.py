@@ -187,14 +187,16 @@ def open_classifier(
     folder = find_folder(model)
     config = read_config(folder, where)
     notes: list[str] = []
-    encode = _encoding(folder, where, config, data, asking, notes)
     objective = classifying(asking.label_smoothing)
     kind = "given" if head is not None else _head_kind(where, config, data, asking.head)
     told = _told(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
     told["classes"] = list(data.classes)
-    if kind == "own":
-        core, missing = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind]}")
-        tell_missing(where, missing, notes, has_head=True)
+    is_own = kind == "own"
+    core, missing = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind] if is_own else ''}")
+    _check_takes(core, where, data)
+    encode = _encoding(folder, where, config, data, asking, notes)
+    tell_missing(where, missing, notes, has_head=kind in ("own", "zero-shot"))
+    if is_own:
         notes.append("the head is the model's own, frozen")
         return Opened(
             core,
@@ -207,10 +209,6 @@ def open_classifier(
             freezes_head=True,
             missing=missing,
         )
-    core, missing = load(folder, where, "AutoModel")
-    tell_missing(where, missing, notes, has_head=kind == "zero-shot")
-    if data.kind == "text" and hasattr(core, "get_image_features"):
-        raise UsageError(f"{where}: classifies images, not texts such as those of {data.where}")
     # Of a model that also has a tower for texts, that for images is asked.
     is_tower = kind == "zero-shot" or (data.kind == "image" and hasattr(core, "get_text_features"))
     pool = asking.pool or ("embed" if is_tower else {"text": "mean", "image": "cls"}[data.kind])
@@ -234,6 +232,14 @@ def open_classifier(
         return Classifier(part, head, pool)
 
     return Opened(core, whole, objective, encode, told, notes, folder, missing=missing, files=files)
+
+
+def _check_takes(core: Any, where: str, data: Classified) -> None:
+    """Refuse data of a kind that a model of transformers does not take."""
+    takes_images = core.main_input_name == "pixel_values" or hasattr(core, "get_image_features")
+    if takes_images != (data.kind == "image"):
+        kinds = ("texts", "images") if data.kind == "image" else ("images", "texts")
+        raise UsageError(f"{where}: is a model of {kinds[0]}; {data.where} holds {kinds[1]}")
 
 
 def _head_kind(where: str, config: Mapping[str, Any], data: Classified, wanted: str | None) -> str:

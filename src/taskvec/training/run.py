@@ -134,7 +134,9 @@ def run_training(
                 _begin(job, settings, output, place)
             place.wait()
             done = folder.load_state(out, job.trained, optimizer)
-            if done:
+            if done == settings.steps:
+                output.say(f"{out}: all {done:,} steps were taken before")
+            elif done:
                 output.say(f"{out}: goes on after step {done:,} of {settings.steps:,}")
 
         def update(step: int) -> float:
