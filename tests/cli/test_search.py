@@ -13,6 +13,7 @@ pytest.importorskip("optuna")
 from tests.conftest import run_cli
 
 from taskvec import zoo
+from taskvec.cli.search import _remarks
 
 SMALL = ("--select-n", "6", "--test-n", "6", "--quiet")
 
@@ -53,6 +54,19 @@ def test_a_table_and_a_recipe(tmp_path, recipe):
     code, again, _ = run_cli(*command, HF_HUB_OFFLINE="1")
     assert (code, again) == (0, text)
     assert run_cli("merge", out / "recipe.yaml", tmp_path / "merged")[0] == 0
+
+
+@pytest.mark.parametrize(("scores", "level"), [((0.5, 0.5, 0.4), 2), ((0.5, 0.4, 0.4), 0)])
+def test_a_choice_among_equals_is_told(scores, level):
+    trials = [
+        {"number": i, "error": None, "same_as": None, "violations": {}, "objectives": [score]}
+        for i, score in enumerate(scores)
+    ]
+    lost = {**trials[0], "number": 3, "violations": {"zoo:say": 0.1}}
+    told = {"trials": [*trials, lost], "tried": 4, "winner": {"number": 0}}
+    remarks = _remarks(told)
+    assert len(remarks) == 1 + bool(level)
+    assert not level or remarks[1].startswith(f"{level} of 4 candidates are level with the winner")
 
 
 def test_json_and_flags_for_a_recipe(cli, tmp_path):

@@ -287,10 +287,24 @@ def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
 
 
 def _remarks(told: Mapping[str, Any]) -> list[str]:
-    return [
+    scores = {
+        trial["number"]: trial["objectives"]
+        for trial in told["trials"]
+        if not trial["error"]
+        and trial["same_as"] is None
+        and all(violation <= 0 for violation in trial["violations"].values())
+    }
+    level = list(scores.values()).count(scores.get(told["winner"]["number"]))
+    lines = [
         f"The winner's score on selection data is the best of {told['tried']} and therefore too "
         "good; its score on test data is not."
     ]
+    if level > 1:
+        lines.append(
+            f"{level} of {told['tried']} candidates are level with the winner on selection data: "
+            "which of them is taken means nothing. More samples or wider axes may tell them apart."
+        )
+    return lines
 
 
 def _span(figure: Mapping[str, Any] | None, sign: str = "") -> str:
