@@ -193,6 +193,8 @@ def test_data_of_two_kinds_or_a_head_for_texts_are_refused(cli, data, tmp_path):
     assert code == 2
     assert "texts to go on from and classes cannot be asked of one model" in err
     arguments += given("--data", data, "test", "code")
+    code, _, err = cli(*arguments, "--fields", "prompt", "--out", tmp_path / "out")
+    assert (code, err) == (2, "taskvec: error: --fields must be USE=NAME,…; got 'prompt'\n")
     code, _, err = cli(*arguments, "--head", "probe", "--out", tmp_path / "out")
     assert code == 2
     assert "head 'probe' is for classes; texts are asked of the model's own" in err

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import disentangle_tables as tables
+from taskvec.cli.reading import add_reading, fields_from
 from taskvec.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -61,14 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what coefficients are chosen on (addition, negation), and probes are fitted to",
     )
     data.add_argument("--control", metavar="NAME", help="name of the data that negation must keep")
-    data.add_argument(
-        "--format", metavar="KIND", help="text | chat | classes | lines | folder | npz | idx"
-    )
-    data.add_argument(
-        "--fields",
-        metavar="USE=NAME,…",
-        help="names of fields: messages, prompt, response, text, image, label",
-    )
+    add_reading(data)
     data.add_argument("--limit", type=int, metavar="N", help="examples of a task (all)")
     data.add_argument("--seed", type=int, default=0, help="of examples and intervals (0)")
     how = parser.add_argument_group("what is measured")
@@ -199,8 +193,7 @@ def _opened(
     from taskvec.disentanglement.opening import Asking, open_tasks
     from taskvec.training.data import Reading, read_data
 
-    fields = dict(_pair(text, "--fields") for text in (args.fields or "").split(",") if text)
-    reading = Reading(args.format, fields, args.limit, args.seed)
+    reading = Reading(args.format, fields_from(args), args.limit, args.seed)
     measured, others = (
         {name: read_data(path, reading) for name, path in by_task.items()}
         for by_task in (data, validation)

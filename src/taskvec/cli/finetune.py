@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import common
-from taskvec.errors import UsageError
+from taskvec.cli.reading import add_reading, fields_from
 
 if TYPE_CHECKING:
     from taskvec.training.api import Finetuned
@@ -57,14 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--validation", metavar="PATH|SHARE", help="likewise; or a share of the data to hold out"
     )
-    data.add_argument(
-        "--format", metavar="KIND", help="text | chat | classes | lines | folder | npz | idx"
-    )
-    data.add_argument(
-        "--fields",
-        metavar="USE=NAME,…",
-        help="names of fields: messages, prompt, response, text, image, label",
-    )
+    add_reading(data)
     data.add_argument("--limit", type=int, metavar="N", help="examples, drawn by the seed (all)")
     data.add_argument("--context", type=int, metavar="N", help="most tokens of an example")
     data.add_argument("--truncate", action="store_true", help="cut longer ones, at the end")
@@ -110,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
-    fields = dict(_pair(text) for text in (args.fields or "").split(",") if text)
+    fields = fields_from(args)
 
     from taskvec.engine.reading import read_layers
     from taskvec.training.api import finetune
@@ -157,13 +150,6 @@ def run(args: argparse.Namespace) -> int:
     if is_first:
         _print(_result(trained, time.perf_counter() - started), as_json=args.json)
     return 0
-
-
-def _pair(text: str) -> tuple[str, str]:
-    use, _, name = text.partition("=")
-    if not use or not name:
-        raise UsageError(f"--fields must be USE=NAME,…; got {text!r}")
-    return use, name
 
 
 def _validation(text: str | None) -> str | float | None:
