@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,17 +247,20 @@ def progress_for(args: argparse.Namespace) -> Any:
     """Bars on standard error, for what takes longer than two seconds."""
     from taskvec.streaming import silent
 
-    return silent if args.quiet else _bar
+    return silent if args.quiet else partial(bar, unit="B", unit_scale=True)
 
 
 @contextmanager
-def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
+def bar(
+    label: str, total: int, *, unit: str, unit_scale: bool = False
+) -> Iterator[Callable[[int], object]]:
+    """A bar on standard error, for what takes longer than two seconds."""
     from tqdm import tqdm
 
     with tqdm(
-        total=total_bytes, desc=label, unit="B", unit_scale=True, delay=2, file=sys.stderr
-    ) as bar:
-        yield bar.update
+        total=total, desc=label, unit=unit, unit_scale=unit_scale, delay=2, file=sys.stderr
+    ) as shown:
+        yield shown.update
 
 
 @contextmanager

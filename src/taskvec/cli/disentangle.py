@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskvec.cli import common
 from taskvec.cli import disentangle_tables as tables
 from taskvec.cli.reading import add_reading, fields_from
 from taskvec.errors import UsageError, nearest
@@ -312,7 +313,7 @@ _MEASURED: Mapping[str, Callable[..., Any]] = {
 def _common(args: argparse.Namespace) -> dict[str, Any]:
     from taskvec.evaluation.evaluate import silent
 
-    progress = silent if args.quiet else _bar
+    progress = silent if args.quiet else partial(common.bar, unit="point")
     return {"out": args.out, "seed": args.seed, "progress": progress}
 
 
@@ -354,11 +355,3 @@ def _pair(text: str, flag: str) -> tuple[str, str]:
     if not name or not rest:
         raise UsageError(f"{flag} must be NAME=…; got {text!r}")
     return name, rest
-
-
-@contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, unit="point", delay=2, file=sys.stderr) as bar:
-        yield bar.update

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskvec.cli import common
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def options_from(args: argparse.Namespace, *, limit: int | None = None) -> Optio
         device=args.device,
         tools=_tools(args),
         out=Path(args.out),
-        progress=silent if args.quiet else _bar,
+        progress=silent if args.quiet else partial(common.bar, unit="sample"),
     )
 
 
@@ -139,11 +139,3 @@ def places(texts: Sequence[str], flag: str = "--data") -> DataPlaces:
         else:
             raise UsageError(f"{flag} {text}: no such folder; give DIR, or TASK=PATH")
     return DataPlaces(tuple(folders), by_task)
-
-
-@contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, unit="sample", delay=2, file=sys.stderr) as bar:
-        yield bar.update

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +140,7 @@ def _search(args: argparse.Namespace, recipe: Recipe) -> int:
     job = _job(args, recipe)
     common.announce_compiling()
     out = Path(args.out)
-    progress = silent if args.quiet else _bar
+    progress = silent if args.quiet else partial(common.bar, "candidates", unit="candidate")
     found = searched(job, out, trials=args.trials, executor=_executor(args), progress=progress)
     drawn = draw_search(found.told, out) if args.plot else []
     if args.json:
@@ -193,14 +191,6 @@ def _job(args: argparse.Namespace, recipe: Recipe) -> Job:
     splitting = Splitting(args.select_n, args.test_n, apart)
     options = evaluating.options_from(args)
     return make_job(recipe, axes, goals, options, splitting, sampler=args.sampler)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="candidates", unit="candidate", delay=2, file=sys.stderr) as bar:
-        yield bar.update
 
 
 def _print(found: Found, job: Job) -> None:
