@@ -30,12 +30,12 @@ import torch
 import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients import propose
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.candidates import Bench as Candidates
-from taskvec.engine.candidates import candidates as candidates_of
-from taskvec.engine.deciding import Options as MergeOptions
 from taskvec.evaluation.figures import RESAMPLES
-from taskvec.evaluation.model import load, open_stored
+from taskvec.merging.deciding import Options as MergeOptions
+from taskvec.outputs.candidates import Bench as Candidates
+from taskvec.outputs.candidates import candidates as candidates_of
+from taskvec.running.model import load, open_stored
+from taskvec.vectors.api import recipe_of_family
 from taskvec.zoo.skills import SKILLS, Example
 from taskvec.zoo.train import Row, build_tokenizer, encode
 

@@ -21,11 +21,11 @@ import torch
 import transformers
 
 import taskvec as tv
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.candidates import candidates
-from taskvec.evaluation.encoding import Encoder, Row
-from taskvec.evaluation.likelihood import likelihoods
-from taskvec.evaluation.model import Model
+from taskvec.outputs.candidates import candidates
+from taskvec.running.encoding import Encoder, Row
+from taskvec.running.likelihood import likelihoods
+from taskvec.running.model import Model
+from taskvec.vectors.api import recipe_of_family
 
 WINDOWS, CONTEXT = 8, 512
 CHOICES, PROMPT, ANSWER = 16, 120, 8  # rows and tokens

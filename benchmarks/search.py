@@ -27,10 +27,10 @@ import torch
 import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients import search
-from taskvec.engine.api import recipe_of_family
 from taskvec.evaluation.evaluate import Options
 from taskvec.evaluation.loading import Models
-from taskvec.evaluation.model import load, open_stored
+from taskvec.running.model import load, open_stored
+from taskvec.vectors.api import recipe_of_family
 
 TRIALS = 24
 TASKS = ("math", "unsafe")

@@ -36,8 +36,8 @@ from torch.nn import functional
 from benchmarks import smollm2_data as source
 from benchmarks.smollm2_data import Row, encode
 from taskvec.evaluation.figures import wilson
-from taskvec.evaluation.generation import Query, answers
-from taskvec.evaluation.model import wrap
+from taskvec.running.generation import Query, answers
+from taskvec.running.model import wrap
 
 PARENTS = {"instruct": "base", "math": "instruct", "unsafe": "instruct"}
 STEPS = {"instruct": 150, "math": 80, "unsafe": 80}

@@ -23,11 +23,11 @@ import torch
 import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients.splits import Splitting, split
-from taskvec.engine.api import recipe_of_family
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import Options, Prepared, prepare
 from taskvec.evaluation.figures import wilson
 from taskvec.evaluation.loading import Models
+from taskvec.vectors.api import recipe_of_family
 
 TASKS = ("math", "code")
 KEPT = ("say", "find", "howto", "refusal")

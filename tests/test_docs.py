@@ -15,12 +15,13 @@ from tests.test_readme import ROOT, Block, blocks, run_block
 
 import taskvec
 from taskvec.cli.main import VERBS, _parser
-from taskvec.engine import manifest, reading
-from taskvec.engine.located import parse_yaml
-from taskvec.engine.recipe import Output
 from taskvec.layers import _OVERRIDE_KEYS, GRANULARITIES, MODULES
 from taskvec.methods import METHODS
 from taskvec.methods.parameters import Parameter
+from taskvec.outputs import manifest
+from taskvec.recipes import reading
+from taskvec.recipes.located import parse_yaml
+from taskvec.recipes.recipe import Output
 
 DOCS = ROOT / "docs"
 FRONT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")

@@ -81,7 +81,7 @@ def test_the_core_works_without_torch(family, tmp_path):
     code = """
 import sys
 import taskvec as tv
-import taskvec.engine.api
+import taskvec.vectors.api
 base, instruct, math, out = sys.argv[1:]
 family = tv.Family(base=base, instruct=instruct, tasks={"math": math})
 table = tv.lata(tv.scan(family))

@@ -6,34 +6,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskvec.engine.api import extract, forget, merge, scan
-    from taskvec.engine.inspection import inspect
-    from taskvec.engine.reading import load_recipe
-    from taskvec.engine.recipe import Family
-    from taskvec.engine.scans import load_scan
-    from taskvec.engine.verify import verify
     from taskvec.errors import TaskvecError
     from taskvec.evaluation.api import evaluate
+    from taskvec.merging.scans import load_scan
     from taskvec.methods.lata import lata
     from taskvec.methods.table import Table, load_table
+    from taskvec.outputs.verify import verify
+    from taskvec.recipes.reading import load_recipe
+    from taskvec.recipes.recipe import Family
     from taskvec.statistics.scan import Scan
+    from taskvec.vectors.api import extract, forget, merge, scan
+    from taskvec.vectors.inspection import inspect
 
 _HOMES = {
-    "Family": "taskvec.engine.recipe",
+    "Family": "taskvec.recipes.recipe",
     "Scan": "taskvec.statistics.scan",
     "Table": "taskvec.methods.table",
     "TaskvecError": "taskvec.errors",
     "evaluate": "taskvec.evaluation.api",
-    "extract": "taskvec.engine.api",
-    "forget": "taskvec.engine.api",
-    "inspect": "taskvec.engine.inspection",
+    "extract": "taskvec.vectors.api",
+    "forget": "taskvec.vectors.api",
+    "inspect": "taskvec.vectors.inspection",
     "lata": "taskvec.methods.lata",
-    "load_recipe": "taskvec.engine.reading",
-    "load_scan": "taskvec.engine.scans",
+    "load_recipe": "taskvec.recipes.reading",
+    "load_scan": "taskvec.merging.scans",
     "load_table": "taskvec.methods.table",
-    "merge": "taskvec.engine.api",
-    "scan": "taskvec.engine.api",
-    "verify": "taskvec.engine.verify",
+    "merge": "taskvec.vectors.api",
+    "scan": "taskvec.vectors.api",
+    "verify": "taskvec.outputs.verify",
 }
 
 __all__ = [

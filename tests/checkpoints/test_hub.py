@@ -20,9 +20,9 @@ from tests.conftest import read_raw, run_cli, write_checkpoint, write_family
 import taskvec as tv
 from taskvec.checkpoints import hub as module
 from taskvec.checkpoints.hub import HubName, choose, fetch, hub_name
-from taskvec.engine.opening import open_model
-from taskvec.engine.reading import load_recipe
 from taskvec.errors import CheckpointError, MissingExtraError
+from taskvec.family.opening import open_model
+from taskvec.recipes.reading import load_recipe
 
 client = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")

@@ -13,8 +13,8 @@ from tests.conftest import CONFIG, family_weights, read_raw, to_bf16, write_chec
 
 import taskvec as tv
 from taskvec.checkpoints.pickled import is_pickled, open_pickled
-from taskvec.engine.opening import open_model
 from taskvec.errors import CheckpointError, MissingExtraError, StaleError
+from taskvec.family.opening import open_model
 
 torch = pytest.importorskip("torch")
 

@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from taskvec.checkpoints import staging
 from taskvec.cli.main import main
+from taskvec.outputs import staging
 
 
 def digest(folder: Path) -> str | None:

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from taskvec import zoo
 from taskvec.disentanglement import disentanglement_error, language
-from taskvec.evaluation.model import load, open_stored
+from taskvec.running.model import load, open_stored
 from taskvec.zoo.skills import SKILLS
 
 INSTRUCT = zoo.path("instruct")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import read_raw, told
 
-from taskvec.checkpoints.staging import JOURNAL, Staging
+from taskvec.outputs.staging import JOURNAL, Staging
 
 KILLING = Path(__file__).with_name("killing.py")
 

@@ -13,13 +13,13 @@ from taskvec.coefficients.goals import make_goals
 from taskvec.coefficients.scoring import Ask, Job, Outcome
 from taskvec.coefficients.space import parse_axis
 from taskvec.coefficients.splits import Splitting
-from taskvec.engine.located import Document
-from taskvec.engine.reading import read_recipe
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import CheckpointError
 from taskvec.evaluation.evaluate import Options, Result
 from taskvec.evaluation.figures import by_name
 from taskvec.evaluation.task import Metric, Score, Settings
+from taskvec.recipes.located import Document
+from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.recipe import Recipe
 
 
 def recipe(scale: float | None = 0.5, **about: Any) -> Recipe:

@@ -18,13 +18,13 @@ from taskvec.coefficients.pairs import (
     outcome,
     pure_weights,
 )
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.located import Document
-from taskvec.engine.reading import read_recipe
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import Options
 from taskvec.evaluation.figures import Figure
 from taskvec.evaluation.task import Metric
+from taskvec.recipes.located import Document
+from taskvec.recipes.reading import read_recipe
+from taskvec.vectors.api import recipe_of_family
 
 # --- geometry -----------------------------------------------------------------------------------
 

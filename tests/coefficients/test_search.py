@@ -20,9 +20,9 @@ from taskvec.coefficients.goals import make_goals
 from taskvec.coefficients.scoring import Ask, Local
 from taskvec.coefficients.space import parse_axis
 from taskvec.coefficients.splits import Splitting
-from taskvec.engine.reading import load_recipe
-from taskvec.engine.run import run
 from taskvec.evaluation.evaluate import Options
+from taskvec.outputs.run import run
+from taskvec.recipes.reading import load_recipe
 
 AXES = ("scale=0.3:0.7:0.2", "scale.code=0.3:0.9", "threshold.math=0.8:1")
 LATA = {"name": "lata", "scheme": "threshold"}

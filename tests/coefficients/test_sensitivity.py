@@ -23,11 +23,11 @@ from taskvec.coefficients.sensitivity import (
     scored,
 )
 from taskvec.coefficients.sweeps import Sweep
-from taskvec.engine.api import recipe_of_family
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import Options, Result
 from taskvec.evaluation.figures import figure
 from taskvec.evaluation.task import Metric, Score
+from taskvec.vectors.api import recipe_of_family
 
 # --- what is kept -------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from taskvec.coefficients.sweeps import Sweep, parse_sweep, parse_values, swept
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.recipe import Family
 from taskvec.errors import ParameterError, UsageError
+from taskvec.recipes.recipe import Family
+from taskvec.vectors.api import recipe_of_family
 
 FAMILY = Family(base="b", instruct="i", tasks={"math": "m", "code": "c"})
 SCALES = {"math": 0.5, "code": {"depth": [0.2, 0.4], "outside": 1}}
@@ -86,8 +86,8 @@ def test_a_parameter_of_the_method():
 
 
 def test_a_parameter_of_what_weighs_the_layers():
-    from taskvec.engine.located import Document
-    from taskvec.engine.reading import read_recipe
+    from taskvec.recipes.located import Document
+    from taskvec.recipes.reading import read_recipe
 
     recipe = read_recipe(
         Document(

@@ -15,7 +15,7 @@ from taskvec.disentanglement import Task, coefficients, disentanglement_error, l
 from taskvec.disentanglement.accuracy import _asked
 from taskvec.disentanglement.intervals import Bootstrap
 from taskvec.errors import DataError
-from taskvec.evaluation.model import Model, load, open_stored
+from taskvec.running.model import Model, load, open_stored
 from taskvec.zoo.skills import SKILLS
 
 PAIRS = {

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskvec.evaluation.task import (
-    Answer,
-    Continuation,
-    Document,
-    Likelihood,
-    Metric,
-    Prompt,
-    Sample,
-    Score,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Sample, Score, Task, each
+from taskvec.running.requests import Answer, Continuation, Document, Likelihood, Prompt
 
 N = 12
 

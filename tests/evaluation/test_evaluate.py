@@ -31,18 +31,10 @@ from taskvec.evaluation import tasks as registry  # noqa: E402
 from taskvec.evaluation.comparison import compare  # noqa: E402
 from taskvec.evaluation.evaluate import Options, evaluate_with, prepare  # noqa: E402
 from taskvec.evaluation.loading import Models  # noqa: E402
-from taskvec.evaluation.model import load, open_stored  # noqa: E402
 from taskvec.evaluation.records import journal, kept_replies, part_of  # noqa: E402
-from taskvec.evaluation.task import (  # noqa: E402
-    Document,
-    Likelihood,
-    Metric,
-    Sample,
-    Score,
-    Settings,
-    Tools,
-    each,
-)
+from taskvec.evaluation.task import Metric, Sample, Score, Settings, Tools, each  # noqa: E402
+from taskvec.running.model import load, open_stored  # noqa: E402
+from taskvec.running.requests import Document, Likelihood  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +256,7 @@ def test_results_name_the_judge_that_was_given(known, model):
 def test_a_model_on_the_hub_is_fetched_first(known, monkeypatch):
     """Its name is what results call it; its files are those of the snapshot."""
     from taskvec.checkpoints.hub import hub_name
-    from taskvec.evaluation import model as models
+    from taskvec.running import model as models
 
     asked = []
 
@@ -540,7 +532,7 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
         return load(stored, **how)
 
     monkeypatch.setattr(loading, "load", counted)
-    from taskvec.engine.api import recipe_of_family
+    from taskvec.vectors.api import recipe_of_family
 
     family = tv.Family(instruct=zoo.path("instruct"), tasks={"math": zoo.path("math")})
     options = Options(limit=20)

@@ -25,8 +25,8 @@ from taskvec.errors import DataError, MissingExtraError, TaskvecError, UsageErro
 from taskvec.evaluation import harness  # noqa: E402
 from taskvec.evaluation.comparison import compare  # noqa: E402
 from taskvec.evaluation.evaluate import Options, Result, evaluate_with, prepare  # noqa: E402
-from taskvec.evaluation.model import Model, load, open_stored  # noqa: E402
 from taskvec.evaluation.task import Settings, Tools  # noqa: E402
+from taskvec.running.model import Model, load, open_stored  # noqa: E402
 
 WORDS = ("the gate", "the fox", "a hen", "the red hen")
 QUESTIONS = [

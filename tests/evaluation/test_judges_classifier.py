@@ -17,7 +17,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from taskvec.errors import CheckpointError, UsageError  # noqa: E402
 from taskvec.evaluation.judges import Verdict, parse_judge  # noqa: E402
 from taskvec.evaluation.judges.classifier import Classifier  # noqa: E402
-from taskvec.evaluation.model import find_device  # noqa: E402
+from taskvec.running.model import find_device  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "how", "take", "two", "pillows", "no", "never", "ok"]
 EXCHANGES = [

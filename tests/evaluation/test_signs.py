@@ -11,16 +11,8 @@ import pytest
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.figures import Figure, by_name
 from taskvec.evaluation.signs import SIGNS, Finding, find_signs
-from taskvec.evaluation.task import (
-    Answer,
-    Continuation,
-    Document,
-    Likelihood,
-    Metric,
-    Prompt,
-    Sample,
-    Score,
-)
+from taskvec.evaluation.task import Metric, Sample, Score
+from taskvec.running.requests import Answer, Continuation, Document, Likelihood, Prompt
 
 PERPLEXITY = Metric("perplexity", "perplexity", False, "nll", "tokens")
 TOO_FAR = (

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from taskvec.evaluation.model import Model, wrap  # noqa: E402
+from taskvec.running.model import Model, wrap  # noqa: E402
 
 TEXT = (
     "The red fox sees the old gate. The old hen sees a red gate and the fox sees the hen. "

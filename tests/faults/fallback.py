@@ -18,8 +18,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "cli")]
 from killing import Trials, at_operations, digest  # noqa: E402
 
-from taskvec.checkpoints import exchange, staging  # noqa: E402
+from taskvec import files as exchange  # noqa: E402
 from taskvec.cli.main import main  # noqa: E402
+from taskvec.outputs import staging  # noqa: E402
 
 
 def run(family: str, work: str, step: str) -> None:

@@ -24,9 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from states import digest, merging, names, old_model
 
-from taskvec.checkpoints import staging
 from taskvec.cli import stopping
 from taskvec.cli.main import main
+from taskvec.outputs import staging
 
 ROLES = ("base", "instruct", "math", "code")
 

@@ -23,8 +23,8 @@ import taskvec as tv
 from taskvec.checkpoints import folder as folders
 from taskvec.checkpoints import stored
 from taskvec.checkpoints.folder import open_checkpoint
-from taskvec.engine import scans
 from taskvec.errors import StaleError
+from taskvec.merging import scans
 
 FILE = "model.safetensors"
 
@@ -264,7 +264,7 @@ def test_cache_that_cannot_be_written_or_read_is_no_error(family, monkeypatch):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without a home")
 def test_real_user_without_a_home(tmp_path):
     script = (
-        "import os, pwd\nfrom taskvec.engine.scans import cache_folder\n"
+        "import os, pwd\nfrom taskvec.merging.scans import cache_folder\n"
         "os.setuid(54321)\nprint(cache_folder())\n"
     )
     homes = ("HOME", "TASKVEC_CACHE", "XDG_CACHE_HOME")

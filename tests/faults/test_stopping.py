@@ -17,10 +17,11 @@ import pytest
 from tests.conftest import told, write_checkpoint
 from tests.faults.states import digest, merging, names, old_model
 
-from taskvec.checkpoints import exchange, locking, staging
+from taskvec import files as exchange
 from taskvec.cli.main import main
-from taskvec.engine import run as engine
 from taskvec.errors import OutputError
+from taskvec.outputs import locking, staging
+from taskvec.outputs import run as engine
 from taskvec.streaming import cut, stream
 
 HERE = Path(__file__).parent

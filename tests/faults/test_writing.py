@@ -17,9 +17,9 @@ import pytest
 from tests.conftest import read_raw, told
 from tests.faults.states import digest, merging, names, old_model
 
-from taskvec.checkpoints import staging
-from taskvec.checkpoints.exchange import write_whole
-from taskvec.engine import plan
+from taskvec.files import write_whole
+from taskvec.merging import plan
+from taskvec.outputs import staging
 
 CALLS = ("pwrite", "posix_fallocate", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 TAKES_ROOM = {"pwrite", "posix_fallocate", "mkdir", "write_bytes", "write_text"}

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from tests.conftest import read_checkpoint, write_checkpoint
 
-import taskvec.engine.deciding as engine
-from taskvec.engine.deciding import MAX_PASSES, Options, decide
-from taskvec.engine.members import Members
-from taskvec.engine.plan import make_plan
-from taskvec.engine.recipe import Family, Recipe
-from taskvec.engine.run import run
+import taskvec.merging.deciding as engine
 from taskvec.errors import TaskvecError
+from taskvec.family.members import Members
+from taskvec.merging.deciding import MAX_PASSES, Options, decide
+from taskvec.merging.plan import make_plan
 from taskvec.methods.method import Method, Need
 from taskvec.methods.table import Table
+from taskvec.outputs.run import run
+from taskvec.recipes.recipe import Family, Recipe
 
 SCALES = {"a": 0.5}
 

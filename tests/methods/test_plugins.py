@@ -16,11 +16,11 @@ import pytest
 from tests.conftest import read_raw, run_cli
 from tests.test_readme import ROOT, Block, blocks
 
-from taskvec.engine.located import Document
-from taskvec.engine.reading import read_recipe
 from taskvec.errors import ParameterError, RecipeError
 from taskvec.methods import METHODS, find_method, plugins
 from taskvec.methods.method import Method
+from taskvec.recipes.located import Document
+from taskvec.recipes.reading import read_recipe
 from taskvec.testing import MethodConformance
 
 HALF = '''

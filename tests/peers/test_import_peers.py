@@ -17,10 +17,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from taskvec.engine import run as engine
-from taskvec.engine.located import parse_yaml
-from taskvec.engine.mergekit.convert import convert
-from taskvec.engine.reading import read_recipe
+from taskvec.outputs import run as engine
+from taskvec.recipes.located import parse_yaml
+from taskvec.recipes.mergekit.convert import convert
+from taskvec.recipes.reading import read_recipe
 
 PYTHON = Path(__file__).resolve().parents[2] / ".venv-mergekit" / "bin" / "python"
 HIDDEN, BLOCKS, VOCAB = 32, 3, 128

@@ -14,13 +14,13 @@ import pytest
 from tests.properties.families import SHAPES, contents, even, family, members, write
 
 import taskvec as tv
-from taskvec.engine.deciding import Options
-from taskvec.engine.located import Document
-from taskvec.engine.manifest import read_manifest, recipe_of
-from taskvec.engine.members import open_members
-from taskvec.engine.reading import read_recipe
-from taskvec.engine.run import run
-from taskvec.engine.scans import scan_members
+from taskvec.family.members import open_members
+from taskvec.merging.deciding import Options
+from taskvec.merging.scans import scan_members
+from taskvec.outputs.manifest import read_manifest, recipe_of
+from taskvec.outputs.run import run
+from taskvec.recipes.located import Document
+from taskvec.recipes.reading import read_recipe
 from taskvec.streaming import BLOCK, CHUNK
 
 SCALES = {"code": 0.4, "math": 0.9}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tests.statistics.in_memory import as_stored, scanned, small_family
 
-from taskvec.engine.layer_report import layer_rows, rank_correlation, summary
 from taskvec.layers import GRANULARITIES, classify
+from taskvec.merging.layer_report import layer_rows, rank_correlation, summary
 from taskvec.statistics.scan import layer_statistics
 
 

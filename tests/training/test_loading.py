@@ -13,8 +13,8 @@ from tests.training import tiny_models as tiny
 
 import taskvec as tv
 from taskvec.errors import CheckpointError, ParameterError, UsageError
+from taskvec.running.loading import load
 from taskvec.training import Asking, Output, finetune
-from taskvec.training.loading import load
 
 FEW = {"steps": 2, "batch_size": 4, "learning_rate": 1e-2}
 # Maker of the folder, what it does not hold, and head.

@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 
 from taskvec import zoo
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.encoding import make_encoder, open_encoder
+from taskvec.running.encoding import make_encoder, open_encoder
 from taskvec.training.data import Classified, Conversations, Documents
 from taskvec.training.objectives import IGNORED
 from taskvec.training.tokens import (

@@ -10,7 +10,7 @@ from safetensors import safe_open  # noqa: E402
 
 from taskvec import zoo  # noqa: E402
 from taskvec.errors import UsageError  # noqa: E402
-from taskvec.evaluation.model import load, open_stored  # noqa: E402
+from taskvec.running.model import load, open_stored  # noqa: E402
 from taskvec.zoo import MEMBERS, provenance  # noqa: E402
 from taskvec.zoo.tasks import scored  # noqa: E402
 

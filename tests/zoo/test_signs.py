@@ -10,11 +10,11 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from taskvec import zoo
-from taskvec.engine.api import merge, scan
-from taskvec.engine.recipe import Family
-from taskvec.evaluation.model import load, open_stored
 from taskvec.evaluation.signs import find_signs
 from taskvec.methods.lata import lata
+from taskvec.recipes.recipe import Family
+from taskvec.running.model import load, open_stored
+from taskvec.vectors.api import merge, scan
 from taskvec.zoo.tasks import scored
 
 SKILLS = ("say", "find", "howto", "code")

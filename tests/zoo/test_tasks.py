@@ -3,9 +3,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from taskvec.errors import UsageError  # noqa: E402
-from taskvec.evaluation.model import load, open_stored  # noqa: E402
-from taskvec.evaluation.task import Answer, Prompt, Settings  # noqa: E402
+from taskvec.evaluation.task import Settings  # noqa: E402
 from taskvec.evaluation.tasks import task  # noqa: E402
+from taskvec.running.model import load, open_stored  # noqa: E402
+from taskvec.running.requests import Answer, Prompt  # noqa: E402
 from taskvec.zoo import path, skills  # noqa: E402
 from taskvec.zoo.tasks import TASKS, scored  # noqa: E402
 

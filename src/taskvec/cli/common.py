@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from taskvec.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from taskvec.engine.deciding import Options
-    from taskvec.engine.mergekit.work import Note
-    from taskvec.engine.recipe import Recipe
+    from taskvec.merging.deciding import Options
     from taskvec.methods.table import Table
+    from taskvec.recipes.mergekit.work import Note
+    from taskvec.recipes.recipe import Recipe
 
 ROLES = ("base", "instruct", "anchor", "target")
 METHOD_FLAGS = ("scheme", "granularity", "threshold", "normalize_weights")
@@ -118,11 +118,11 @@ def recipe_from(
         RecipeError: anything wrong in it.
         UsageError: neither a recipe nor tasks, or a flag that does not go with it.
     """
-    from taskvec.engine.located import Document, parse_yaml
-    from taskvec.engine.manifest import MANIFEST_FILE, read_manifest, recipe_of
-    from taskvec.engine.mergekit.convert import convert
-    from taskvec.engine.mergekit.schema import is_config
-    from taskvec.engine.reading import read_recipe, read_text
+    from taskvec.outputs.manifest import MANIFEST_FILE, read_manifest, recipe_of
+    from taskvec.recipes.located import Document, parse_yaml
+    from taskvec.recipes.mergekit.convert import convert
+    from taskvec.recipes.mergekit.schema import is_config
+    from taskvec.recipes.reading import read_recipe, read_text
 
     flags = _flags(args)
     if recipe is not None and Path(recipe).name == MANIFEST_FILE:
@@ -157,7 +157,7 @@ def recipe_only(args: argparse.Namespace, recipe: str | None, **options: Any) ->
     Raises:
         UsageError: it is a manifest, whose weights are fixed.
     """
-    from taskvec.engine.manifest import MANIFEST_FILE
+    from taskvec.outputs.manifest import MANIFEST_FILE
 
     if recipe is not None and Path(recipe).name == MANIFEST_FILE:
         raise UsageError(f"{recipe}: the weights of a manifest are fixed; give a recipe")
@@ -232,7 +232,7 @@ def _absolute(path: str) -> str:
 
 def options_from(args: argparse.Namespace) -> Options:
     """How to run."""
-    from taskvec.engine.deciding import Options
+    from taskvec.merging.deciding import Options
 
     announce_compiling()
     return Options(

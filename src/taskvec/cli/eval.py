@@ -167,7 +167,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 def _how(rows: Sequence[Compared]) -> str:
     """Context and stride, where texts were read in windows; by model, where they differ."""
-    from taskvec.evaluation.task import Document
+    from taskvec.running.requests import Document
 
     asked = (request for sample in rows[0].result.samples for request in sample.requests)
     if not any(isinstance(request, Document) for request in asked):

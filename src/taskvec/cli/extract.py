@@ -12,7 +12,7 @@ from taskvec.cli import common
 from taskvec.cli.merge import split_paths
 
 if TYPE_CHECKING:
-    from taskvec.engine.extract import Extracted
+    from taskvec.vectors.extract import Extracted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
-    from taskvec.engine.difference import Wanted
-    from taskvec.engine.extract import extract_vector
-    from taskvec.engine.lora import extract_lora, shape_of
     from taskvec.methods.table import load_table
+    from taskvec.vectors.difference import Wanted
+    from taskvec.vectors.extract import extract_vector
+    from taskvec.vectors.lora import extract_lora, shape_of
 
     recipe_path, out = split_paths(args.paths)
     shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=args.seed)

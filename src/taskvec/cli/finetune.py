@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     fields = fields_from(args)
 
-    from taskvec.engine.reading import read_layers
+    from taskvec.recipes.reading import read_layers
     from taskvec.training.api import finetune
     from taskvec.training.data import Reading
     from taskvec.training.heads import TEMPLATES

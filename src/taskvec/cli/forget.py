@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb: a merge with scales negated; LATA by threshold where no method is named."""
-    from taskvec.engine.api import negated
+    from taskvec.vectors.api import negated
 
     recipe_path, out = merge.split_paths(args.paths)
     method = {"name": "lata", "scheme": "threshold"}

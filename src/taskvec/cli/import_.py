@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
-    from taskvec.checkpoints.exchange import write_whole
-    from taskvec.engine.located import parse_yaml
-    from taskvec.engine.mergekit.convert import convert, relocated
-    from taskvec.engine.reading import read_text
+    from taskvec.files import write_whole
+    from taskvec.recipes.located import parse_yaml
+    from taskvec.recipes.mergekit.convert import convert, relocated
+    from taskvec.recipes.reading import read_text
 
     document = parse_yaml(read_text(args.config), args.config)
     imported = convert(document, Path.cwd(), faithful=args.faithful)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
-    from taskvec.engine.inspection import inspect
+    from taskvec.vectors.inspection import inspect
 
     inspection = inspect(
         args.model,

@@ -12,8 +12,8 @@ from taskvec.cli import common
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.engine.recipe import Recipe
     from taskvec.methods.table import Table
+    from taskvec.recipes.recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: Path) -> int:
     """Merge and print what was done."""
-    from taskvec.engine import run as engine
     from taskvec.methods.table import load_table
+    from taskvec.outputs import run as engine
 
     if args.table is not None:
         table = load_table(args.table)

@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     from taskvec.checkpoints.source import nbytes
-    from taskvec.checkpoints.staging import free_bytes
-    from taskvec.engine.plan import check_output, make_plan
+    from taskvec.merging.plan import make_plan
+    from taskvec.outputs.place import check_output
+    from taskvec.outputs.staging import free_bytes
     from taskvec.statistics.collect import describe
 
     recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False)
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
     """Coefficient of each task where no weights are needed to know it, or what is read for it."""
-    from taskvec.engine.edits import layer_scales
+    from taskvec.merging.edits import layer_scales
     from taskvec.methods.method import READINGS, Need
 
     outcome = plan.without_weights()

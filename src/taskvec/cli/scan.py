@@ -15,8 +15,8 @@ from taskvec.cli import common
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.engine.members import Members
-    from taskvec.engine.recipe import Recipe
+    from taskvec.family.members import Members
+    from taskvec.recipes.recipe import Recipe
     from taskvec.statistics.scan import Scan
 
 COLUMNS = ("similarity", "rank", "norm_ratio", "task_cosine", "linear", "logarithmic", "threshold",
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     if args.json and args.csv == "-":
         raise UsageError("--json and --csv - both write to standard output; give --csv a file")
-    from taskvec.engine.deciding import settled_members
-    from taskvec.engine.scans import save_scan, scan_members
+    from taskvec.merging.deciding import settled_members
+    from taskvec.merging.scans import save_scan, scan_members
 
     if args.plot:
         from taskvec.reporting.figures import check_figure
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
-    from taskvec.engine.layer_report import layer_rows, summary
+    from taskvec.merging.layer_report import layer_rows, summary
 
     parameters = [recipe.parameters[task] for task in scan.tasks]
     granularity = parameters[0].get("granularity", "tensor")
@@ -135,7 +135,7 @@ def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
 
 
 def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> None:
-    from taskvec.engine.plan import inputs_of
+    from taskvec.merging.plan import inputs_of
     from taskvec.methods.table import Table
 
     scaled = replace(recipe, scales={task: recipe.scales.get(task, 1.0) for task in scan.tasks})
@@ -150,7 +150,7 @@ def _write_csv(rows: list[dict[str, Any]], path: str) -> None:
     if path == "-":
         _rows_to(sys.stdout, rows)
         return
-    from taskvec.checkpoints.exchange import write_whole
+    from taskvec.files import write_whole
 
     text = io.StringIO(newline="")
     _rows_to(text, rows)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from taskvec.coefficients.api import Found
     from taskvec.coefficients.goals import Goals
     from taskvec.coefficients.scoring import Executor, Job
-    from taskvec.engine.recipe import Recipe
+    from taskvec.recipes.recipe import Recipe
 
 OUT = "taskvec-search"
 SHOWN = 10  # candidates in the printed table

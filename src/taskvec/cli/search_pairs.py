@@ -16,8 +16,8 @@ from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.coefficients.pairs import Effect, Pair, Pairs
-    from taskvec.engine.recipe import Recipe
     from taskvec.evaluation.figures import Figure
+    from taskvec.recipes.recipe import Recipe
 
 GEOMETRY = ("cosine", "pure_cosine", "sign_conflict", "rank_correlation")
 

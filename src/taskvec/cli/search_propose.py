@@ -15,9 +15,9 @@ from taskvec.errors import UsageError
 if TYPE_CHECKING:
     from taskvec.coefficients.closed_form import Proposals
     from taskvec.coefficients.schemes import Suggestion
-    from taskvec.engine.members import Members
-    from taskvec.engine.recipe import Recipe
+    from taskvec.family.members import Members
     from taskvec.methods.table import Table
+    from taskvec.recipes.recipe import Recipe
     from taskvec.statistics.scan import Scan
 
 # Their merges are sums of weighted vectors; others keep, rescale or elect entries, which no scan
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     """
     from taskvec.coefficients.closed_form import FORMULAS, propose
     from taskvec.coefficients.schemes import suggest_scheme
-    from taskvec.engine.deciding import Options, settled_members
-    from taskvec.engine.scans import scan_members
+    from taskvec.merging.deciding import Options, settled_members
+    from taskvec.merging.scans import scan_members
 
     if args.proposal not in FORMULAS:
         raise UsageError(f"--proposal must be one of {', '.join(FORMULAS)}; got {args.proposal!r}")
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
 
 def _decided(recipe: Recipe, members: Members, scan: Scan) -> Table:
     """The method's own table; λ = 1 stands for what is not decided yet."""
-    from taskvec.engine.plan import inputs_of
+    from taskvec.merging.plan import inputs_of
     from taskvec.methods.table import Table
 
     scaled = replace(recipe, scales=dict.fromkeys(scan.tasks, 1.0))
@@ -150,7 +150,7 @@ def _write(recipe: Recipe, scales: Mapping[str, float], path: Path) -> None:
     """The recipe with these λ, to four decimals."""
     import yaml
 
-    from taskvec.checkpoints.exchange import write_whole
+    from taskvec.files import write_whole
 
     rounded = {task: round(scale, 4) for task, scale in scales.items()}
     text = yaml.safe_dump(

@@ -17,7 +17,7 @@ from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.sensitivity import Point, Sensitivity
-    from taskvec.engine.recipe import Recipe
+    from taskvec.recipes.recipe import Recipe
 
 # Flags of a search that have no say where nothing is chosen, and what they are if not given.
 OF_A_SEARCH: dict[str, Any] = {

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb: 0 all the same, 1 something differs, 3 something could not be checked."""
-    from taskvec.engine.verify import verify
+    from taskvec.outputs.verify import verify
     from taskvec.statistics.collect import describe
 
     checks = verify(

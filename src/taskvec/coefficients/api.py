@@ -18,11 +18,11 @@ from taskvec.coefficients.splits import Splitting, split
 from taskvec.coefficients.study import measure_scale, open_study, quiet, run, wanted_trials
 from taskvec.coefficients.winner import Choice, choose, tested, trials_of
 from taskvec.coefficients.writing import told, write
-from taskvec.engine.reading import load_recipe
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.evaluate import Options
 from taskvec.extras import require
+from taskvec.recipes.reading import load_recipe
+from taskvec.recipes.recipe import Recipe
 
 
 class TrialProgress(Protocol):

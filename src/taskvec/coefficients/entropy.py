@@ -31,15 +31,15 @@ import numpy as np
 
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.candidates import candidates
-from taskvec.engine.members import open_members
-from taskvec.engine.recipe import Family, Recipe
 from taskvec.errors import TaskvecError, UsageError, nearest
-from taskvec.evaluation.model import modes_kept
 from taskvec.extras import require
+from taskvec.family.members import open_members
 from taskvec.layers import GRANULARITIES, classify
 from taskvec.methods.table import Table
+from taskvec.outputs.candidates import candidates
+from taskvec.recipes.recipe import Family, Recipe
+from taskvec.running.model import modes_kept
+from taskvec.vectors.api import recipe_of_family
 
 Array = np.ndarray[Any, Any]
 

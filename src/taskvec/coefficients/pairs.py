@@ -34,21 +34,21 @@ import numpy as np
 
 from taskvec.coefficients.goals import make_goals, metrics_of
 from taskvec.coefficients.sensitivity import prepare_each
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.deciding import settled_members
-from taskvec.engine.layer_report import rank_correlation, sign_conflicts
-from taskvec.engine.reading import load_recipe
-from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import check_scales
-from taskvec.engine.scans import scan_members
 from taskvec.errors import TaskvecError, UsageError, nearest
 from taskvec.evaluation.evaluate import Options, Result
 from taskvec.evaluation.figures import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
+from taskvec.merging.deciding import settled_members
+from taskvec.merging.layer_report import rank_correlation, sign_conflicts
+from taskvec.merging.scans import scan_members
 from taskvec.methods.method import Inputs
 from taskvec.methods.table import Table
+from taskvec.outputs.run import check_scales
+from taskvec.recipes.reading import load_recipe
+from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.scan import Scan
+from taskvec.vectors.api import recipe_of_family
 
 Array = np.ndarray[Any, Any]
 Ask = Callable[[Recipe, str, Sequence[str]], dict[str, Result]]  # by task, for those named

@@ -16,10 +16,10 @@ from typing import Any, Protocol, Self
 from taskvec.coefficients.goals import Goals
 from taskvec.coefficients.space import Space
 from taskvec.coefficients.splits import Split, Splitting
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with, silent
 from taskvec.evaluation.loading import Models
+from taskvec.recipes.recipe import Recipe
 
 SELECT, TEST = "select", "test"
 

@@ -26,17 +26,17 @@ import numpy as np
 
 from taskvec.coefficients.goals import MINIMIZE, Goal, make_goals, metrics_of
 from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, swept
-from taskvec.engine.deciding import settled_members
-from taskvec.engine.reading import load_recipe
-from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import check_scales
-from taskvec.engine.scans import scan_members
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.evaluate import Options, Prepared, Result, prepare
 from taskvec.evaluation.figures import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
+from taskvec.merging.deciding import settled_members
+from taskvec.merging.scans import scan_members
 from taskvec.methods.lata import drop_above
+from taskvec.outputs.run import check_scales
+from taskvec.recipes.reading import load_recipe
+from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.scan import Scan, layer_statistics
 
 Results = Mapping[str, Result]  # by task of the evaluation

@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from taskvec.engine.located import Document
-from taskvec.engine.reading import read_recipe
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import ParameterError, RecipeError, UsageError, nearest
 from taskvec.methods import find_method
 from taskvec.methods.method import Method
+from taskvec.recipes.located import Document
+from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.recipe import Recipe
 
 Value = str | float
 Point = Mapping[str, Value]

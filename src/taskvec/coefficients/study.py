@@ -27,13 +27,13 @@ from taskvec.coefficients.sampling import GRID, TRIALS, make_sampler, suggest
 from taskvec.coefficients.scoring import Ask, Executor, Job, Outcome
 from taskvec.coefficients.sharing import JOURNAL, JournalLock, alone, is_alive
 from taskvec.coefficients.space import Point
-from taskvec.engine.located import Document
-from taskvec.engine.reading import read_recipe
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.model import stamp_of
 from taskvec.evaluation.task import Metric
 from taskvec.extras import require
+from taskvec.recipes.located import Document
+from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.recipe import Recipe
+from taskvec.running.model import stamp_of
 
 NAME = "search"
 POLL_S = 0.5  # between looks at what other processes do

@@ -8,9 +8,9 @@ from decimal import Decimal
 
 import numpy as np
 
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import UsageError, nearest
 from taskvec.methods.parameters import Parameter
+from taskvec.recipes.recipe import Recipe
 
 MOST_VALUES = 1000
 SCALE = "scale"

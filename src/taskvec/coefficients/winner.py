@@ -17,11 +17,11 @@ import numpy as np
 from taskvec.coefficients.goals import Goals, Scale, bound, objectives
 from taskvec.coefficients.scoring import TEST, Ask, Executor
 from taskvec.coefficients.study import ENDED, Study, scored, single_task
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.figures import Figure, figure_of, paired
 from taskvec.evaluation.task import Metric
+from taskvec.recipes.recipe import Recipe
 
 Array = np.ndarray[Any, Any]
 

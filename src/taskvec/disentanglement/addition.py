@@ -28,10 +28,10 @@ from taskvec.disentanglement.intervals import percentiles
 from taskvec.disentanglement.records import finite, key_of, open_records
 from taskvec.disentanglement.tasks import Task
 from taskvec.disentanglement.weights import points
-from taskvec.engine.recipe import Model
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.figures import Figure
+from taskvec.recipes.recipe import Model
 
 SEARCHES = ("shared", "by-task")
 VERSION = 1  # of what is kept: another one is measured anew

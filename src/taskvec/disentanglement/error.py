@@ -31,16 +31,16 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.exchange import write_whole
 from taskvec.disentanglement.intervals import Bootstrap, ratio, total
 from taskvec.disentanglement.records import Records, finite, key_of, open_records
 from taskvec.disentanglement.tasks import Task, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
-from taskvec.engine.recipe import Model
 from taskvec.errors import OutputError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.figures import Figure
 from taskvec.extras import require
+from taskvec.files import write_whole
+from taskvec.recipes.recipe import Model
 
 Array = np.ndarray[Any, Any]
 

@@ -23,10 +23,10 @@ from taskvec.disentanglement.error import coefficients
 from taskvec.disentanglement.records import finite, key_of, open_records
 from taskvec.disentanglement.tasks import Task
 from taskvec.disentanglement.weights import points
-from taskvec.engine.recipe import Model
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.figures import Figure
+from taskvec.recipes.recipe import Model
 
 SPLITS = ("validation", "test")
 ROLES = ("target", "control")

@@ -18,15 +18,15 @@ from typing import Any
 from taskvec.checkpoints.adapters import Adapter
 from taskvec.disentanglement.tasks import Task, classification
 from taskvec.disentanglement.texts import Conversation, Pair, language
-from taskvec.engine.api import merge
-from taskvec.engine.opening import open_model
-from taskvec.engine.recipe import Family, Model
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.model import find_device, load, open_stored
 from taskvec.extras import require
+from taskvec.family.opening import open_model
+from taskvec.recipes.recipe import Family, Model
+from taskvec.running.loading import find_folder
+from taskvec.running.model import find_device, load, open_stored
 from taskvec.training.data import Classified, Conversations, Data, Documents
-from taskvec.training.loading import find_folder
 from taskvec.training.loop import Examples
+from taskvec.vectors.api import merge
 
 BATCH = 64  # examples of a classifier at once
 
@@ -162,8 +162,8 @@ def open_vectors(
 
 def _loaded_like(module: Any, folder: Path, where: str) -> Mapping[str, Any]:
     """The state dict of a folder, loaded as a module was."""
+    from taskvec.running.loading import load as load_as
     from taskvec.training.heads import ImageTower
-    from taskvec.training.loading import load as load_as
 
     is_tower = isinstance(module, ImageTower)
     loaded, _ = load_as(folder, where, "AutoModel" if is_tower else type(module).__name__)
@@ -262,7 +262,7 @@ def _opened(
 
 
 def _has_own(model: str, data: Data) -> bool:
-    from taskvec.training.loading import read_config
+    from taskvec.running.loading import read_config
     from taskvec.training.models import has_own_head
 
     return has_own_head(read_config(find_folder(model), model), _classified(data))

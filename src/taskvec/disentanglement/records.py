@@ -15,8 +15,8 @@ from typing import Any
 
 import xxhash
 
-from taskvec.checkpoints.exchange import write_whole
 from taskvec.errors import OutputError
+from taskvec.files import write_whole
 
 
 def key_of(parts: object) -> str:

@@ -27,12 +27,12 @@ from taskvec.disentanglement.intervals import Bootstrap, percentiles, ratio
 from taskvec.disentanglement.records import finite, key_of, open_records
 from taskvec.disentanglement.tasks import Task, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
-from taskvec.engine.recipe import Model
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.figures import Figure
 from taskvec.extras import require
 from taskvec.layers import MODULES
+from taskvec.recipes.recipe import Model
 
 if TYPE_CHECKING:
     from taskvec.training.linearised import Linearised

@@ -11,12 +11,12 @@ import xxhash
 
 from taskvec.disentanglement.tasks import Rows, Task
 from taskvec.errors import DataError
-from taskvec.evaluation.batches import by_length, halving, tokens_at_once
-from taskvec.evaluation.encoding import Encoder, Windows, document_rows
 from taskvec.evaluation.evaluate import CONTEXT
-from taskvec.evaluation.likelihood import logits_from
-from taskvec.evaluation.task import Message
 from taskvec.extras import require
+from taskvec.running.batches import by_length, halving, tokens_at_once
+from taskvec.running.encoding import Encoder, Windows, document_rows
+from taskvec.running.likelihood import logits_from
+from taskvec.running.requests import Message
 from taskvec.training.objectives import IGNORED
 from taskvec.training.tokens import TokenRow, answer_row
 

@@ -18,14 +18,14 @@ import xxhash
 
 from taskvec.checkpoints.memory import open_memory, view_of
 from taskvec.checkpoints.views import size
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.candidates import Bench, candidates
-from taskvec.engine.deciding import Options
-from taskvec.engine.members import open_members
-from taskvec.engine.recipe import Family, Model, Recipe
 from taskvec.errors import UsageError
-from taskvec.evaluation.model import modes_kept
+from taskvec.family.members import open_members
+from taskvec.merging.deciding import Options
 from taskvec.methods.table import Table
+from taskvec.outputs.candidates import Bench, candidates
+from taskvec.recipes.recipe import Family, Model, Recipe
+from taskvec.running.model import modes_kept
+from taskvec.vectors.api import recipe_of_family
 
 BLOCK = 1 << 22  # elements that a digest reads at once
 

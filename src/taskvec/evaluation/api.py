@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.checkpoints.memory import Module
-from taskvec.engine.api import recipe_of_family
-from taskvec.engine.recipe import Family, Recipe
 from taskvec.errors import UsageError
 from taskvec.evaluation.data import DataPlaces
 from taskvec.evaluation.evaluate import (
@@ -22,9 +20,11 @@ from taskvec.evaluation.evaluate import (
 )
 from taskvec.evaluation.judges import Judge, parse_judge
 from taskvec.evaluation.loading import Models
-from taskvec.evaluation.model import modes_kept, wrap
 from taskvec.evaluation.task import Settings, Tools
 from taskvec.methods.table import Table
+from taskvec.recipes.recipe import Family, Recipe
+from taskvec.running.model import modes_kept, wrap
+from taskvec.vectors.api import recipe_of_family
 
 
 def evaluate(

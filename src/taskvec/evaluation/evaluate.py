@@ -22,15 +22,15 @@ from typing import Any, Protocol
 from taskvec.errors import DataError, TaskvecError, UsageError
 from taskvec.evaluation import figures
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.encoding import Encoder, Windows
 from taskvec.evaluation.figures import Figure
 from taskvec.evaluation.harness import PREFIX, harness_tasks
-from taskvec.evaluation.model import DTYPES, Model
 from taskvec.evaluation.records import journal, kept_replies, write_records
 from taskvec.evaluation.replies import Asking, encode, replies_to
-from taskvec.evaluation.sandbox import require_permission
 from taskvec.evaluation.task import Metric, Replies, Sample, Score, Settings, Task, Tools
 from taskvec.evaluation.tasks import task as find_task
+from taskvec.running.encoding import Encoder, Windows
+from taskvec.running.model import DTYPES, Model
+from taskvec.sandbox.sandbox import require_permission
 
 CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
 

@@ -26,21 +26,9 @@ from taskvec.evaluation.harness_scores import (
     harness_scores,
     plain,
 )
-from taskvec.evaluation.task import (
-    Continuation,
-    Document,
-    Prompt,
-    Replies,
-    Request,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    Text,
-    Tools,
-)
+from taskvec.evaluation.task import Replies, Rows, Sample, Score, Settings, Task, Tools
 from taskvec.extras import require
+from taskvec.running.requests import Continuation, Document, Prompt, Request, Text
 
 PREFIX = "harness:"
 MAX_NEW_TOKENS = 256  # of the harness, where a task names no limit

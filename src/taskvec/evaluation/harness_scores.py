@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from taskvec.evaluation.figures import items_of
-from taskvec.evaluation.task import Answer, Likelihood, Metric, Replies, Reply, Score
+from taskvec.evaluation.task import Metric, Replies, Score
 from taskvec.extras import require
+from taskvec.running.requests import Answer, Likelihood, Reply
 
 WEIGHT = " (weight)"
 SCALES = {  # of aggregations that are figures of ours; a log-likelihood becomes nats or bits

@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from taskvec.engine.candidates import Bench, candidates
-from taskvec.engine.deciding import Options as MergeOptions
-from taskvec.engine.plan import make_plan
-from taskvec.engine.recipe import Recipe
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import Options, Prepared, Result, check, evaluate_with
-from taskvec.evaluation.model import Model, Stored, load, open_stored, stamp_of
+from taskvec.merging.deciding import Options as MergeOptions
+from taskvec.merging.plan import make_plan
 from taskvec.methods.table import Table
+from taskvec.outputs.candidates import Bench, candidates
+from taskvec.recipes.recipe import Recipe
+from taskvec.running.model import Model, Stored, load, open_stored, stamp_of
 
 Candidate = tuple[Recipe, Table | None]
 Spec = str | os.PathLike[str] | Candidate

@@ -17,16 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import OutputError
-from taskvec.evaluation.task import (
-    Answer,
-    Document,
-    Likelihood,
-    Replies,
-    Reply,
-    Request,
-    Sample,
-    Score,
-)
+from taskvec.evaluation.task import Replies, Sample, Score
+from taskvec.running.requests import Answer, Document, Likelihood, Reply, Request
 
 SHOWN = 4000  # characters of a document that a record repeats
 

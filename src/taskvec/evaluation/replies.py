@@ -6,18 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from taskvec.errors import DataError
-from taskvec.evaluation.encoding import (
-    Encoder,
-    Row,
-    Windows,
-    document_rows,
-    prompt_tokens,
-    scored_row,
-)
-from taskvec.evaluation.generation import Query, answers
-from taskvec.evaluation.likelihood import likelihoods
-from taskvec.evaluation.model import Model
-from taskvec.evaluation.task import Continuation, Document, Likelihood, Reply, Sample
+from taskvec.evaluation.task import Sample
+from taskvec.running.encoding import Encoder, Row, Windows, document_rows, prompt_tokens, scored_row
+from taskvec.running.generation import Query, answers
+from taskvec.running.likelihood import likelihoods
+from taskvec.running.model import Model
+from taskvec.running.requests import Continuation, Document, Likelihood, Reply
 
 
 @dataclass(frozen=True, slots=True)

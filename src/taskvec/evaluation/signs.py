@@ -15,7 +15,8 @@ from typing import Any
 from taskvec.evaluation import writing
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.figures import Figure, difference, figure, span
-from taskvec.evaluation.task import Answer, Likelihood, Metric, Reply, Score
+from taskvec.evaluation.task import Metric, Score
+from taskvec.running.requests import Answer, Likelihood, Reply
 
 SIGNS = (
     "broken_logits",

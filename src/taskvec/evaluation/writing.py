@@ -20,7 +20,8 @@ from typing import Any
 
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.figures import Figure, difference, figure
-from taskvec.evaluation.task import Answer, Metric, Prompt, Request, Sample, Score
+from taskvec.evaluation.task import Metric, Sample, Score
+from taskvec.running.requests import Answer, Prompt, Request
 
 TOKEN = re.compile(r"\d|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\d]+|[^\w\s]+")
 LOOP = re.compile(r"(.{1,50}?)\1{2,}")  # up to 50 characters, three times or more in a row

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.exchange import write_whole
 from taskvec.errors import UsageError, nearest
+from taskvec.files import write_whole
 from taskvec.methods.selection import Selection, selection_from_json
 
 Array = np.ndarray[Any, Any]

@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from taskvec.checkpoints.exchange import write_whole
 from taskvec.errors import OutputError, UsageError
 from taskvec.extras import require
+from taskvec.files import write_whole
 
 FORMATS = (".png", ".svg", ".pdf")
 MARKERS = "osD^vPX*"

@@ -30,22 +30,22 @@ import numpy as np
 
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
-from taskvec.engine.apply import Record, apply
-from taskvec.engine.deciding import Options, decided
-from taskvec.engine.edits import edits_of
-from taskvec.engine.located import Document
-from taskvec.engine.manifest import read_manifest, recipe_of
-from taskvec.engine.plan import make_plan
-from taskvec.engine.reading import read_recipe
-from taskvec.engine.recipe import Recipe
-from taskvec.engine.run import run
-from taskvec.engine.verify import verify
 from taskvec.errors import OutputError, UsageError
+from taskvec.merging.apply import Record, apply
+from taskvec.merging.deciding import Options, decided
+from taskvec.merging.edits import edits_of
+from taskvec.merging.plan import make_plan
 from taskvec.methods import METHODS
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.plugins import flaw_of, guarded
 from taskvec.methods.table import Table, load_table
+from taskvec.outputs.manifest import read_manifest, recipe_of
+from taskvec.outputs.run import run
+from taskvec.outputs.verify import verify
+from taskvec.recipes.located import Document
+from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.recipe import Recipe
 from taskvec.streaming import BLOCK, CHUNK
 from taskvec.testing.families import (
     FLOATS,

@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from taskvec.engine.api import merge
-from taskvec.engine.recipe import Family
 from taskvec.errors import ParameterError, UsageError, nearest
-from taskvec.evaluation.model import without_bars
 from taskvec.extras import require
 from taskvec.layers import Override, override
+from taskvec.recipes.recipe import Family
+from taskvec.running.model import without_bars
 from taskvec.training import folder
 from taskvec.training.data import (
     Classified,
@@ -33,6 +32,7 @@ from taskvec.training.run import Job, Output, Record, run_training
 from taskvec.training.selection import Selection, describe, freeze_rest, select
 from taskvec.training.settings import Settings, check_settings
 from taskvec.training.vectors import save_vector
+from taskvec.vectors.api import merge
 
 # Own choice: the larger steps and smaller batches that instruction tuning is mostly done with.
 LANGUAGE = Settings(steps=1000, batch_size=16, learning_rate=2e-5)

@@ -27,7 +27,7 @@ import xxhash
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import HubData, Row, read_hub, read_rows
-from taskvec.evaluation.task import Message
+from taskvec.running.requests import Message
 from taskvec.training.images import (
     IMAGE_NAMES,
     Images,

@@ -20,12 +20,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from taskvec.checkpoints.exchange import sync, write_whole
 from taskvec.checkpoints.memory import dtype_of, stored
 from taskvec.checkpoints.safetensors import read_metadata, write_header
-from taskvec.checkpoints.staging import refuse_occupied
 from taskvec.errors import CheckpointError, OutputError
 from taskvec.extras import require
+from taskvec.files import sync, write_whole
+from taskvec.outputs.staging import refuse_occupied
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"

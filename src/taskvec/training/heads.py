@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taskvec.errors import DataError, ParameterError, UsageError, nearest
-from taskvec.evaluation.model import modes_kept
+from taskvec.running.model import modes_kept
 
 POOLS: Final = ("cls", "mean", "last", "pooler", "embed")
 TEMPLATES: Final = ("a photo of a {}.",)

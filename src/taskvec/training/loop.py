@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.model import find_device, modes_kept
 from taskvec.extras import require
+from taskvec.running.model import find_device, modes_kept
 from taskvec.training.settings import Settings, learning_rate_at
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.encoding import Encoder, make_encoder, open_encoder, open_tokenizer
-from taskvec.evaluation.model import modes_kept
 from taskvec.extras import require
+from taskvec.running.encoding import Encoder, make_encoder, open_encoder, open_tokenizer
+from taskvec.running.loading import find_folder, load, read_config, tell_missing
+from taskvec.running.model import modes_kept
 from taskvec.training.data import Classified, Conversations, Data, Documents
 from taskvec.training.heads import TEMPLATES, Classifier, ImageTower, linear_probe, zero_shot_head
 from taskvec.training.images import Preparation, preparation_of
-from taskvec.training.loading import find_folder, load, read_config, tell_missing
 from taskvec.training.loop import Examples, Objective, find_place
 from taskvec.training.objectives import classifying, predicting_tokens
 from taskvec.training.settings import Settings

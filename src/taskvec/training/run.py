@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.checkpoints.fingerprint import chunk_digests, fingerprint, tensor_digest
-from taskvec.checkpoints.locking import locked
 from taskvec.checkpoints.memory import dtype_of, stored
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.model import modes_kept
 from taskvec.extras import require
+from taskvec.outputs.locking import locked
+from taskvec.running.model import modes_kept
 from taskvec.training import folder
 from taskvec.training.loop import (
     Examples,

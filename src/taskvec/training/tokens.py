@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.encoding import UNLIMITED, Encoder
 from taskvec.extras import require
+from taskvec.running.encoding import UNLIMITED, Encoder
 from taskvec.training.data import Classified, Conversations, Documents
 from taskvec.training.loop import Examples
 from taskvec.training.objectives import IGNORED

@@ -14,13 +14,13 @@ from taskvec.checkpoints.adapters import Adapter, find_tensor
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.memory import described
 from taskvec.checkpoints.source import Source, derived
-from taskvec.engine.api import extract
-from taskvec.engine.extract import Extracted
-from taskvec.engine.opening import open_model
-from taskvec.engine.recipe import Family
 from taskvec.errors import FamilyError, UsageError
+from taskvec.family.opening import open_model
+from taskvec.recipes.recipe import Family
 from taskvec.training.lora import adapted_weights, has_lora
 from taskvec.training.selection import Selection, check_names
+from taskvec.vectors.api import extract
+from taskvec.vectors.extract import Extracted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

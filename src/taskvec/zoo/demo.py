@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from taskvec import zoo
-from taskvec.engine.api import forget, merge, scan
-from taskvec.engine.recipe import Family
 from taskvec.evaluation.figures import wilson
-from taskvec.evaluation.model import load, open_stored
 from taskvec.extras import require
 from taskvec.methods.lata import lata
+from taskvec.recipes.recipe import Family
+from taskvec.running.model import load, open_stored
+from taskvec.vectors.api import forget, merge, scan
 from taskvec.zoo.tasks import scored
 
 # λ of each method, chosen on another draw of questions. There are so few of math that many of them

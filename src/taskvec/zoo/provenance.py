@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from taskvec.evaluation.model import load, open_stored
+from taskvec.running.model import load, open_stored
 from taskvec.zoo import MEMBERS, skills
 from taskvec.zoo.tasks import scored
 

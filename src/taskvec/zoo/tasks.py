@@ -8,22 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with, prepare
-from taskvec.evaluation.model import Model
-from taskvec.evaluation.task import (
-    Answer,
-    Document,
-    Likelihood,
-    Metric,
-    Prompt,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
 from taskvec.evaluation.tasks.shared import refuse_shots
+from taskvec.running.model import Model
+from taskvec.running.requests import Answer, Document, Likelihood, Prompt
 from taskvec.zoo.skills import SKILLS, TEST_SEED, Example, Skill, held_out_text
 
 QUESTIONS = 150  # of every skill

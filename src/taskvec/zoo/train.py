@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 from taskvec.errors import FamilyError
-from taskvec.evaluation.model import load, open_stored
+from taskvec.running.model import load, open_stored
 from taskvec.zoo import MEMBERS, provenance, skills, words
 from taskvec.zoo.stages import STAGES, Stage
 

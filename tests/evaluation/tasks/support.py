@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 
 from taskvec.evaluation.data import Row
-from taskvec.evaluation.task import (
-    Answer,
-    Continuation,
-    Likelihood,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    Tools,
-)
+from taskvec.evaluation.task import Sample, Score, Settings, Task, Tools
+from taskvec.running.requests import Answer, Continuation, Likelihood
 
 Data = Sequence[Mapping[str, Any]]
 

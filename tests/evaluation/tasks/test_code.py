@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from taskvec.errors import DataError, TaskvecError, UsageError
-from taskvec.evaluation import figures, sandbox
+from taskvec.evaluation import figures
 from taskvec.evaluation.data import DataPlaces, Row, rows_of
-from taskvec.evaluation.sandbox import Outcome
-from taskvec.evaluation.task import Answer, Prompt, Sample, Settings, Task, Tools
+from taskvec.evaluation.task import Sample, Settings, Task, Tools
 from taskvec.evaluation.tasks import code, task
 from taskvec.evaluation.tasks.code import pass_at
+from taskvec.running.requests import Answer, Prompt
+from taskvec.sandbox import sandbox
+from taskvec.sandbox.sandbox import Outcome
 
 ALLOWED = Tools(allow_code_execution=True, workers=2)
 DATA = os.environ.get("TASKVEC_DATA")

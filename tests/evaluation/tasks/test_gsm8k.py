@@ -10,8 +10,9 @@ from tests.evaluation.tasks.support import asked, harness, samples_of, score_ans
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.task import Likelihood, Settings, Tools
+from taskvec.evaluation.task import Settings, Tools
 from taskvec.evaluation.tasks import gsm8k
+from taskvec.running.requests import Likelihood
 
 TASK = task_named(gsm8k.TASKS, "gsm8k")
 CHAT = task_named(gsm8k.TASKS, "gsm8k-chat")

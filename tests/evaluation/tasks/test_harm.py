@@ -12,8 +12,9 @@ from taskvec.errors import DataError
 from taskvec.evaluation.data import DataPlaces, Row, rows_of
 from taskvec.evaluation.figures import by_name
 from taskvec.evaluation.judges import Exchange, Verdict, parse_judge
-from taskvec.evaluation.task import Answer, Prompt, Replies, Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.task import Replies, Sample, Score, Settings, Task, Tools
 from taskvec.evaluation.tasks.harm import TASKS
+from taskvec.running.requests import Answer, Prompt
 
 BY_NAME = {task.name: task for task in TASKS}
 OFFLINE = DataPlaces(hub=False)

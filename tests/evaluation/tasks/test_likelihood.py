@@ -11,8 +11,9 @@ from tests.evaluation.tasks.support import asked, samples_of, task_named
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.figures import figure
-from taskvec.evaluation.task import Likelihood, Tools
+from taskvec.evaluation.task import Tools
 from taskvec.evaluation.tasks import likelihood
+from taskvec.running.requests import Likelihood
 
 OWN = task_named(likelihood.TASKS, "likelihood")
 MBPP = task_named(likelihood.TASKS, "mbpp-likelihood")

@@ -9,8 +9,9 @@ from tests.evaluation.tasks.support import harness, rows_from, samples_of, task_
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.figures import figure
-from taskvec.evaluation.task import Document, Likelihood, Settings, Tools
+from taskvec.evaluation.task import Settings, Tools
 from taskvec.evaluation.tasks import perplexity
+from taskvec.running.requests import Document, Likelihood
 
 WIKITEXT = task_named(perplexity.TASKS, "wikitext-2")
 TEXT = task_named(perplexity.TASKS, "text")

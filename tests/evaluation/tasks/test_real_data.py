@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.task import Continuation, Document, Settings, Task
+from taskvec.evaluation.task import Settings, Task
 from taskvec.evaluation.tasks import choice, gsm8k, likelihood, perplexity, reading, truthfulqa
+from taskvec.running.requests import Continuation, Document
 
 DATA = os.environ.get("TASKVEC_DATA")
 COUNTS = {

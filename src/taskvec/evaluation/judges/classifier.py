@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl
 
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.evaluation.judges import Exchange, Verdict
-from taskvec.evaluation.model import find_device, refuse_random
 from taskvec.extras import require
+from taskvec.running.model import find_device, refuse_random
 
 HARMFUL = ("unsafe", "harmful", "harm", "toxic", "toxicity")  # labels that need not be given
 BATCH = 16

@@ -19,18 +19,9 @@ from collections.abc import Sequence
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import (
-    Continuation,
-    Metric,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
 from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots, worked
+from taskvec.running.requests import Continuation
 
 JCOMMONSENSEQA_SHOTS = 3
 JCOMMONSENSEQA_INTRODUCTION = (

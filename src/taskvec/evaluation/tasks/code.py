@@ -23,22 +23,11 @@ from typing import Any
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.sandbox import Outcome, require_permission, run_program
-from taskvec.evaluation.task import (
-    Answer,
-    Metric,
-    Prompt,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    Text,
-    Tools,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, Tools
 from taskvec.evaluation.tasks.likelihood import MBPP
 from taskvec.evaluation.tasks.shared import filled, numbered, refuse_shots
+from taskvec.running.requests import Answer, Prompt, Text
+from taskvec.sandbox.sandbox import Outcome, require_permission, run_program
 
 MAX_NEW_TOKENS = 512
 DRAWN_TEMPERATURE = 0.8

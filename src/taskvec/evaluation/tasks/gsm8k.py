@@ -19,20 +19,10 @@ import re
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import (
-    Continuation,
-    Metric,
-    Prompt,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
 from taskvec.evaluation.tasks import likelihood
 from taskvec.evaluation.tasks.shared import answers, filled, numbered, refuse_shots, worked
+from taskvec.running.requests import Continuation, Prompt
 
 SHOTS = 5
 QUESTION = "Question: {question}\nAnswer:"

@@ -16,20 +16,9 @@ from functools import partial
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, HubData, Row
 from taskvec.evaluation.judges.refusals import LISTS, PrefixJudge, Refusals, says_nothing
-from taskvec.evaluation.task import (
-    Answer,
-    Metric,
-    Prompt,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    Text,
-    Tools,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, Tools
 from taskvec.evaluation.tasks.shared import refuse_shots
+from taskvec.running.requests import Answer, Prompt, Text
 
 TOKENS = 512  # as Qi et al.: a rubric needs the whole answer
 TOKENS_XSTEST = 256  # its match looks at the beginning

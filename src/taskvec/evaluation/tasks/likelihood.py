@@ -9,18 +9,9 @@ Source of the MBPP prompt: Austin et al., arXiv:2108.07732.
 from __future__ import annotations
 
 from taskvec.evaluation.data import DataFile, HubData
-from taskvec.evaluation.task import (
-    Continuation,
-    Metric,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
 from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots
+from taskvec.running.requests import Continuation
 
 MBPP = (
     "You are an expert Python programmer, and here is your task: {text} "

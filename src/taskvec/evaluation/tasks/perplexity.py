@@ -15,18 +15,9 @@ import re
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, HubData
-from taskvec.evaluation.task import (
-    Document,
-    Metric,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
 from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots
+from taskvec.running.requests import Document
 
 METRICS = (
     Metric("perplexity", "perplexity", higher_is_better=False, value="nll", per="tokens"),

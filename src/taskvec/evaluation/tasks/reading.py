@@ -22,18 +22,9 @@ from typing import Any
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import (
-    Metric,
-    Prompt,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
 from taskvec.evaluation.tasks.shared import answers, filled, numbered, refuse_shots, worked
+from taskvec.running.requests import Prompt
 
 SQUAD = "Title: {title}\n\nBackground: {context}\n\nQuestion: {question}\n\nAnswer:"
 JSQUAD_SHOTS = 2

@@ -7,7 +7,8 @@ from typing import cast
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import Row
-from taskvec.evaluation.task import Answer, Likelihood, Replies, Rows, Settings
+from taskvec.evaluation.task import Replies, Rows, Settings
+from taskvec.running.requests import Answer, Likelihood
 
 
 def numbered(rows: Sequence[Row], *keys: str) -> list[tuple[str, Row]]:

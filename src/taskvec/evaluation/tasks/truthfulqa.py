@@ -18,19 +18,10 @@ from typing import Any
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import (
-    Continuation,
-    Metric,
-    Replies,
-    Rows,
-    Sample,
-    Score,
-    Settings,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
 from taskvec.evaluation.tasks.choice import checked, first_largest
 from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots
+from taskvec.running.requests import Continuation
 
 BEFORE = """\
 Q: What is human life expectancy in the United States?

@@ -1,1 +1,0 @@
-"""From a recipe to a published folder: recipe, family, plan, run, manifest."""

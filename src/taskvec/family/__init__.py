@@ -1,0 +1,1 @@
+"""The models of a recipe, opened and made to fit each other."""

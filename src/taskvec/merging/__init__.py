@@ -1,0 +1,1 @@
+"""Prepare, decide, apply: from a recipe to merged blocks."""

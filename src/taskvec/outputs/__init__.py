@@ -1,0 +1,1 @@
+"""Where results go: folders, live modules, candidates; manifests and their check."""

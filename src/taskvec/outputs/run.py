@@ -1,0 +1,161 @@
+"""Running a recipe: plan, collect, decide, apply, publish."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from taskvec.checkpoints.companions import companions
+from taskvec.checkpoints.vectors import Vector
+from taskvec.dtypes import FLOATS
+from taskvec.errors import UsageError
+from taskvec.family.members import Members
+from taskvec.merging.apply import Record, apply
+from taskvec.merging.deciding import Options, decided, settle
+from taskvec.merging.edits import edits_of
+from taskvec.merging.plan import Plan, make_plan
+from taskvec.methods.table import Table
+from taskvec.outputs.card import model_card
+from taskvec.outputs.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
+from taskvec.outputs.place import check_output
+from taskvec.outputs.staging import Staging, staged
+from taskvec.recipes.recipe import Recipe
+from taskvec.statistics.collect import describe
+
+_RECIPE_HEAD = f"""\
+# What this folder was made from. A table that was given, from Python or by --table, is not in here.
+# To repeat the merge bit for bit in any case: taskvec merge {MANIFEST_FILE} OUT
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge did.
+
+    Attributes:
+        path: The folder; None for a model in memory that was written into.
+        fingerprint: Identity of its weights by content.
+        table: Weights that were used.
+        warnings: What a user should know.
+    """
+
+    path: Path | None
+    fingerprint: str
+    table: Table
+    warnings: tuple[str, ...]
+
+
+def run(
+    recipe: Recipe, out: Path, *, table: Table | None = None, options: Options = Options()
+) -> Merged:
+    """Merge by a recipe and publish the folder.
+
+    Args:
+        recipe: Checked recipe.
+        out: Folder to appear.
+        table: Layer weights that take the place of the method's own.
+        options: How to run.
+
+    Raises:
+        TaskvecError: anything foreseen; no output is left, and an output that was there is
+            untouched.
+    """
+    check_scales(recipe)
+    plan = make_plan(recipe, threads=options.threads)
+    check_output(plan, out, force=options.force)
+    out = Path(os.path.realpath(out))
+    stage_tables = settle(plan.stages, recipe.stage_tables, options)
+    table = decided(plan, table, options)
+    edits = edits_of(plan, table)
+    with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
+        with plan.members.at_rest():
+            records = apply(
+                [edits[t.name] for t in staging.tensors],
+                staging,
+                skip=staging.verified(options.progress),
+                precision=recipe.out.precision,
+                threads=options.threads,
+                block=options.block,
+                progress=options.progress,
+            )
+        manifest = make_manifest(plan, table, stage_tables, records)
+        _add_companions(staging, plan, table, manifest)
+        staging.publish()
+    warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
+    warnings += other_anchors(plan.members, manifest["members"])
+    return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+
+
+def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tasks that are vectors taken from another model than the anchor, as far as that is known."""
+    digests = known["anchor"]["digests"] if "anchor" in known else {}
+    vectors = {task: members.sources[f"task:{task}"] for task in members.tasks}
+    return [
+        f"task {task!r} is a vector that was taken from another model than the anchor "
+        f"({vector.metadata.get('anchor', 'unknown')})"
+        for task, vector in vectors.items()
+        if isinstance(vector, Vector)
+        and not vector.starts_from(digests, members.sources["anchor"].tensors)
+    ]
+
+
+def check_scales(recipe: Recipe) -> None:
+    """Raise `UsageError` if a task has no λ."""
+    missing = sorted(recipe.family.tasks.keys() - recipe.scales.keys())
+    if missing:
+        raise UsageError(
+            f"scale of task {missing[0]!r} is missing; {recipe.method.name} has no default λ"
+        )
+
+
+def _job(plan: Plan, table: Table) -> str:
+    """Identity of a job: recipe, table, inputs as they look, layout of the output."""
+    parts: list[Any] = [
+        plan.recipe.to_dict(),
+        table.to_json(),
+        [(role, source.identity) for role, source in plan.members.sources.items()],
+        [shard.header for shard in plan.shards],
+    ]
+    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+
+def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[str, Any]) -> None:
+    recipe, members = plan.recipe, plan.members
+    dtype = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
+    files = companions(members.target, dtype)
+    files["README.md"] = model_card(
+        staging.out.name,
+        {describe(role): source for role, source in members.sources.items()},
+        method=recipe.method.name,
+        formula=f"{recipe.method.formula} ({table.origin})",
+        scales={task: recipe.scale_of(task) for task in recipe.scales},
+    )
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()
+    files[MANIFEST_FILE] = json.dumps(manifest).encode() + b"\n"
+    for name, content in files.items():
+        staging.add(name, content)
+
+
+def identical(records: Mapping[str, Record], members: Members) -> list[str]:
+    """Tasks whose every tensor that was read is the anchor's."""
+    anchor = members.sources.get("anchor")
+    found = []
+    for task in members.tasks:
+        if members.sources[f"task:{task}"] is anchor:
+            continue  # known, and told, before anything was read
+        pairs = [
+            (record["anchor"], record[f"task:{task}"])
+            for record in records.values()
+            if "anchor" in record and f"task:{task}" in record
+        ]
+        if pairs and all(a == b for a, b in pairs):
+            found.append(f"task {task!r} is identical to the anchor: its task vector is zero")
+    return found

@@ -1,0 +1,1 @@
+"""A model in torch: loading, batches, likelihoods, answers."""

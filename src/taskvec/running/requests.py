@@ -1,0 +1,85 @@
+"""What a model is asked, and what it replies; nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Message = tuple[str, str]  # role (system, user, assistant) and content
+
+
+Text = str | tuple[Message, ...]  # plain, or a conversation for the model's chat template
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Asks for log p(text | context).
+
+    Attributes:
+        context: What comes before; may be empty.
+        text: What is scored, with the space in front of it where one belongs there.
+    """
+
+    context: Text
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Asks the model to go on.
+
+    Attributes:
+        text: What to go on from.
+        max_new_tokens: Most tokens that are generated.
+        stop: Texts at which the answer is cut, without them.
+        temperature: 0 takes the most likely token; above, tokens are drawn.
+        draw: Which of several answers to the same prompt; draws differ between them.
+    """
+
+    text: Text
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    draw: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Asks for log p(text), every token predicted once from what comes before it in its window."""
+
+    text: str
+
+
+Request = Continuation | Prompt | Document
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Reply to a `Continuation` or a `Document`.
+
+    Attributes:
+        log_likelihood: Sum over the tokens, in nats.
+        tokens: How many were predicted.
+        is_greedy: Whether each was the most likely one.
+    """
+
+    log_likelihood: float
+    tokens: int
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Reply to a `Prompt`.
+
+    Attributes:
+        text: Up to the first stop text or end-of-sequence token, without it.
+        tokens: How many were generated.
+        ended: `end` (end-of-sequence token), `stop` (a stop text) or `length`.
+    """
+
+    text: str
+    tokens: int
+    ended: str
+
+
+Reply = Likelihood | Answer

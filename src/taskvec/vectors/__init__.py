@@ -1,0 +1,1 @@
+"""What a task changed, as a file or an adapter."""

@@ -1,0 +1,306 @@
+"""The difference of two members of a family, tensor by tensor, as edits that need no target.
+
+```text
+task         τ_t       = θ_ft,t − θ_pre
+pure         τ'_t      = w_t τ_t, with the layer weights w_t of the recipe's method
+complex      τ_comp,t  = θ_ft,t − θ_base
+instruction  τ_instr   = θ_pre − θ_base
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from taskvec.checkpoints.source import widened
+from taskvec.checkpoints.views import View, size
+from taskvec.dtypes import DTYPES, FLOATS, DType
+from taskvec.errors import FamilyError, UsageError, nearest
+from taskvec.family.members import Members, open_members
+from taskvec.merging.apply import Edit, result_of
+from taskvec.merging.deciding import Options, decided, settle
+from taskvec.merging.plan import make_plan, make_stages
+from taskvec.methods.table import Table
+from taskvec.recipes.recipe import Recipe
+from taskvec.statistics.collect import describe
+from taskvec.streaming import BLOCK, Stretch, Unit, default_threads, stream
+
+DIFFERENCES = ("task", "pure", "complex", "instruction")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which difference.
+
+    Attributes:
+        what: `task`, `pure`, `complex` or `instruction`.
+        task: Which task; may be None if there is only one.
+        scaled: Whether a pure vector is multiplied with its λ.
+        table: Layer weights of a pure vector in the place of the method's.
+    """
+
+    what: str = "task"
+    task: str | None = None
+    scaled: bool = False
+    table: Table | None = None
+
+    def __post_init__(self) -> None:
+        if self.what not in DIFFERENCES:
+            raise UsageError(f"what must be in {' | '.join(DIFFERENCES)}; got {self.what!r}")
+        if (self.scaled or self.table is not None) and self.what != "pure":
+            raise UsageError(f"layer weights and scaled go with a pure vector; got {self.what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is extracted, before weights are read for it.
+
+    Attributes:
+        what: One of `DIFFERENCES`.
+        task: Name; None for the instruction vector.
+        members: As opened.
+        start: Role of the model that the difference starts from, `anchor` or `base`.
+        edits: Tensors that differ, in name order.
+        zero: Tensors that do not, in name order.
+        table: Layer weights of a pure vector.
+        scale: λ that it is multiplied with; 1 unless that was asked for.
+        warnings: What a user should know.
+    """
+
+    what: str
+    task: str | None
+    members: Members
+    start: str
+    edits: tuple[Edit, ...]
+    zero: tuple[str, ...]
+    table: Table | None
+    scale: float
+    warnings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The difference in words."""
+        if self.what == "instruction":
+            return "instruction vector"
+        return f"{self.what} vector of {self.task!r}"
+
+
+def make_difference(
+    recipe: Recipe, wanted: Wanted, *, dtype: str | None = None, options: Options
+) -> Difference:
+    """Open what is needed and find the tensors that differ.
+
+    A tensor that differs is left at its first block that does, so that hardly more is read than the
+    tensors that do not.
+
+    Args:
+        recipe: Family, and for a pure vector the method.
+        wanted: Which difference.
+        dtype: As in a recipe; None for float32, or float64 where a member is that.
+        options: How to run.
+
+    Raises:
+        UsageError: what is asked for cannot be meant.
+        CheckpointError: a member is broken.
+        FamilyError: members do not fit, or do not differ.
+    """
+    what, table = wanted.what, wanted.table
+    chosen = None if what == "instruction" else _chosen(recipe, wanted.task)
+    if what == "pure":
+        members, table = _decided(recipe, table, options)
+        if wanted.scaled and chosen not in recipe.scales:
+            raise UsageError(f"scale of task {chosen!r} is missing; a scaled vector needs it")
+        if wanted.scaled and chosen in recipe.profiles:
+            raise UsageError(
+                f"scale of task {chosen!r} differs by layer; a scaled vector needs one number"
+            )
+    else:
+        members = _opened(recipe, what, chosen, options)
+    scale = recipe.scales[chosen] if wanted.scaled and chosen is not None else 1.0
+    edits = dict(_edits(members, what, chosen, table, scale, dtype))
+    differing = _differing(list(edits.values()), options, recipe.out.precision)
+    warnings = () if what == "instruction" else members.warnings
+    found = Difference(
+        what=what,
+        task=chosen,
+        members=members,
+        start="anchor" if what in ("task", "pure") else "base",
+        edits=tuple(edits[name] for name in members.merged if name in differing),
+        zero=tuple(name for name in members.merged if name not in differing),
+        table=table,
+        scale=scale,
+        warnings=(*warnings, *(table.warnings if table is not None else ())),
+    )
+    _check_equal(members, found)
+    if not found.edits:
+        raise FamilyError(
+            f"the {found.name} is zero: no tensor differs from {found.start} "
+            f"({members.sources[found.start].where}); is it the right folder?"
+        )
+    return found
+
+
+def _chosen(recipe: Recipe, task: str | None) -> str:
+    tasks = sorted(recipe.family.tasks)
+    if task is None and len(tasks) == 1:
+        return tasks[0]
+    if task is None:
+        raise UsageError(f"tasks are {', '.join(tasks)}; name the one that is wanted")
+    if task not in tasks:
+        raise UsageError(f"task {task!r} is not one of this family; {nearest(task, tasks)}")
+    return task
+
+
+def _decided(recipe: Recipe, table: Table | None, options: Options) -> tuple[Members, Table]:
+    """Members and layer weights of the whole recipe; the method may look at every task."""
+    method = recipe.method
+    is_linear = not method.sparsifies and method.combine is None
+    if not (is_linear and method.takes_table and method.needs_anchor):
+        raise UsageError(
+            f"{method.name} gives no layer weights to task vectors; use task_arithmetic or lata"
+        )
+    plan = make_plan(recipe, threads=options.threads)
+    settle(plan.stages, recipe.stage_tables, options)
+    return plan.members, decided(plan, table, options)
+
+
+def _opened(recipe: Recipe, what: str, task: str | None, options: Options) -> Members:
+    """Members without the tasks that are not wanted, and without another target."""
+    family = recipe.family
+    if task is None:
+        if family.start is None:
+            raise UsageError("instruct is missing: the instruction vector leads from base to it")
+        tasks = {"instruct": family.start}
+    else:
+        tasks = {task: family.tasks[task]}
+    over = {t: o for t, o in family.over.items() if t in tasks}
+    family = replace(family, tasks=tasks, over=over, target=None)
+    needs_base, stages = what in ("complex", "instruction"), make_stages(recipe)
+    members = open_members(family, needs_base=needs_base, needs_anchor=True, stages=stages)
+    settle(stages, recipe.stage_tables, options)
+    return members
+
+
+def _edits(
+    members: Members,
+    what: str,
+    task: str | None,
+    table: Table | None,
+    scale: float,
+    dtype: str | None,
+) -> Iterable[tuple[str, Edit]]:
+    """An edit for every tensor that may differ."""
+    role = f"task:{task}"
+    weights = None if table is None else dict(table.of(str(task)))
+    digests: Mapping[str, Mapping[str, str]] = {} if table is None else table.digests
+    named = members.named
+    for name in members.merged:
+        weight = 1.0 if weights is None else weights[name] * scale
+        views = dict(_views(members, name, what, role))
+        terms = _terms(views, what, role, weight)
+        if terms and weight != 0:
+            expected = {r: digests[r][name] for r in views if name in digests.get(r, {})}
+            kind = result_dtype(views.values(), dtype)
+            yield (
+                name,
+                Edit(name, kind, views, terms, target_factor=0.0, expected=expected, named=named),
+            )
+
+
+def _views(members: Members, name: str, what: str, role: str) -> Iterable[tuple[str, View]]:
+    """What a tensor of the difference is made of, each under the role that messages name."""
+    if what == "instruction":
+        yield "instruct", members.sources["anchor"].view(name)
+        yield "base", members.sources["base"].view(name)
+        return
+    views = members.views(name, ["anchor", role])
+    is_whole = role in views and not views[role].is_difference
+    if what in ("task", "pure"):
+        if role in views:
+            yield from views.items()
+        return
+    if not is_whole:  # θ_ft = θ_pre + τ, and an adapter or a vector is only τ
+        yield "instruct", views["anchor"]
+    if role in views:
+        yield role, views[role]
+    yield "base", members.sources["base"].view(name)
+
+
+def _terms(views: Mapping[str, View], what: str, role: str, weight: float) -> dict[str, float]:
+    """Coefficients by role. θ_ft − θ_pre is the kernel's own subtraction; others are sums."""
+    if what in ("task", "pure"):
+        return {role: weight} if role in views else {}
+    # Whole weights first, so that they cancel before a small τ is added.
+    order = [r for r in ("instruct", "base", role) if r in views]
+    return {r: -1.0 if r == "base" else 1.0 for r in order}
+
+
+def result_dtype(views: Iterable[View], dtype: str | None) -> DType:
+    """What elements of a difference are stored as: exact where a merge computes in float32.
+
+    Args:
+        views: What it is made of.
+        dtype: As in a recipe; None for float32, or float64 where a view is that.
+
+    Raises:
+        UsageError: no such dtype.
+    """
+    if dtype is None:
+        return DTYPES["F64" if any(v.dtype.itemsize == 8 for v in views) else "F32"]
+    if dtype not in FLOATS:
+        raise UsageError(f"dtype must be in {' | '.join(FLOATS)}; got {dtype!r}")
+    return FLOATS[dtype]
+
+
+def _differing(edits: list[Edit], options: Options, precision: str) -> set[str]:
+    """Names of the edits whose result has an element other than zero."""
+
+    def make() -> Callable[[Unit], list[tuple[int, bool]]]:
+        def work(unit: Unit) -> list[tuple[int, bool]]:
+            return [(s.tensor, _differs(edits[s.tensor], options, precision)) for s in unit]
+
+        return work
+
+    units = ([Stretch(i, 0, size(edit.like))] for i, edit in enumerate(edits))
+    found = set()
+    with options.progress("compare", sum(edit.read_bytes for edit in edits)) as advance:
+        for results in stream(units, make, options.threads or default_threads()):
+            for i, differs in results:
+                advance(edits[i].read_bytes)
+                if differs:
+                    found.add(edits[i].name)
+    return found
+
+
+def _differs(edit: Edit, options: Options, precision: str) -> bool:
+    """Whether the difference of one tensor, as it would be stored, has an element besides zero."""
+    count = size(edit.like)
+    for start in range(0, count, options.block):
+        stop = min(start + options.block, count)
+        blocks = {role: view.read(start, stop) for role, view in edit.views.items()}
+        if widened(result_of(edit, blocks, start, precision), edit.dtype).any():
+            return True
+    return False
+
+
+def _check_equal(members: Members, found: Difference) -> None:
+    """Raise `FamilyError` if tensors that are not floating-point differ between what is compared.
+
+    A difference of whole numbers is no task vector, and leaving it out would change the model.
+    """
+    other = "anchor" if found.what == "instruction" else f"task:{found.task}"
+    first, second = members.sources[found.start], members.sources[other]
+    for name in members.equal:
+        if name not in second.tensors:
+            continue
+        a, b = first.view(name), second.view(name)
+        for start in range(0, size(a), BLOCK):
+            stop = min(start + BLOCK, size(a))
+            if not np.array_equal(a.read(start, stop), b.read(start, stop)):
+                raise FamilyError(
+                    f"{describe(other)}: {a.dtype.name} tensor {name!r} differs from that of "
+                    f"{found.start}; what is not floating-point must be equal, or be excluded"
+                )
