@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from tests.conftest import read_raw, write_family
-from tests.engine import test_sparsify
+from tests.merging import test_sparsify
 
 from taskvec.checkpoints.views import size
 from taskvec.errors import RecipeError, StaleError
