@@ -73,7 +73,7 @@ def test_paths_are_relative_to_the_folder_of_the_recipe(tmp_path, monkeypatch):
     assert Path(family.base).resolve() == tmp_path / "b"
     assert family.start == "/abs/i"
     assert family.target == "/home/somebody/t"
-    assert family.tasks["m"] == str(tmp_path / "recipes" / "m")
+    assert family.models["m"] == str(tmp_path / "recipes" / "m")
 
 
 def test_recipe_by_a_relative_path(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_short_forms(tmp_path):
     text = "anchor: a\ntasks: {m: folder}\nmethod: average\ninclude: '*.weight'\n"
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.family.include == ("*.weight",)
-    assert recipe.family.tasks["m"] == str(tmp_path / "folder")
+    assert recipe.family.models["m"] == str(tmp_path / "folder")
     assert dict(recipe.scales) == {"m": 1.0}
 
 
