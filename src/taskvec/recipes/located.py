@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from taskvec.errors import RecipeError, nearest
+from taskvec.errors import RecipeError
 
 Key = tuple[str | int, ...]
 MAX_VALUES = 100_000  # aliases can make few lines stand for billions
@@ -40,13 +40,6 @@ class Document:
             raise RecipeError(f"{self.flags[key]}: {what}")
         line = f":{self.lines[key]}" if key in self.lines else ""
         raise RecipeError(f"{self.source}{line}: {what}")
-
-    def check_keys(self, mapping: Mapping[str, Any], known: tuple[str, ...], at: Key) -> None:
-        """Raise `RecipeError` for the first key that is not known."""
-        for key in mapping:
-            if key not in known:
-                place = f" in {'.'.join(map(str, at))}" if at else ""
-                self.fail((*at, key), f"unknown key {key!r}{place}; {nearest(str(key), known)}")
 
 
 def _one_line(error: Exception) -> str:
