@@ -338,7 +338,10 @@ class Hub:
     def __init__(self, answer: list[dict[str, Any]] | Exception) -> None:
         self.answer, self.asked = answer, []
 
-    def load_dataset(self, name: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
+    def load_dataset(
+        self, name: str, config: str | None, *, split: str, trust_remote_code: bool
+    ) -> list[dict[str, Any]]:
+        assert trust_remote_code is False
         self.asked.append((name, config, split))
         if isinstance(self.answer, Exception):
             raise self.answer

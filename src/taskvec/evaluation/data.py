@@ -288,7 +288,9 @@ def read_hub(hub: HubData, remedy: str) -> list[Row]:
     """
     datasets = require("datasets", "data")
     try:
-        loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split)
+        loaded = datasets.load_dataset(
+            hub.name, hub.config, split=hub.split, trust_remote_code=False
+        )
     except Exception as error:  # the library raises what its many back ends raise
         gated = "; access must be asked for on its page" if hub.gated else ""
         text = str(error).strip().split("\n")[0] or type(error).__name__

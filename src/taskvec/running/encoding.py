@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.extras import require
+from taskvec.running.pretrained import load_tokenizer
 from taskvec.running.requests import Continuation, Prompt, Text
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -144,9 +145,9 @@ def open_tokenizer(folder: Path, where: str) -> Any:
     Raises:
         CheckpointError: it has none that can be read.
     """
-    transformers = require("transformers", "eval")
+    require("transformers", "eval")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return load_tokenizer(folder)
     except Exception as error:  # whatever its many tokenizers raise
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(
