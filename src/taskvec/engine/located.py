@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import yaml
 
+from taskvec.documents import RECIPE, compose_yaml, one_line, scalar
 from taskvec.errors import RecipeError, nearest
 
 Key = tuple[str | int, ...]
-MAX_VALUES = 100_000  # aliases can make few lines stand for billions
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +44,27 @@ class Document:
                 self.fail((*at, key), f"unknown key {key!r}{place}; {nearest(str(key), known)}")
 
 
-def _one_line(error: Exception) -> str:
-    text = getattr(error, "problem", None) or str(error)
-    return " ".join(text.split())[:100]
-
-
 def parse_yaml(text: str, source: str) -> Document:
     """Parse one YAML document.
 
     Raises:
         RecipeError: not YAML, a key twice in one mapping, a mapping that contains itself, or more
-            than `MAX_VALUES` values.
+            or deeper values than a recipe may hold, those of aliases counted at each use.
     """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{source}{line}: is not YAML: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{source}: is not YAML: {_one_line(error)}") from error
+    root = compose_yaml(text, RECIPE, source, RecipeError)
     lines: dict[Key, int] = {}
     constructor = yaml.constructor.SafeConstructor()
     built = itertools.count(1)
 
     def build(node: yaml.Node, key: Key, above: tuple[yaml.Node, ...]) -> Any:
-        if next(built) > MAX_VALUES:
-            raise RecipeError(f"{source}: holds more than {MAX_VALUES:,} values")
-        lines.setdefault(key, node.start_mark.line + 1)
+        line = node.start_mark.line + 1
+        if next(built) > RECIPE.values:
+            raise RecipeError(f"{source}: holds more than {RECIPE.values:,} values")
         if node in above:
-            raise RecipeError(f"{source}:{node.start_mark.line + 1}: a value contains itself")
+            raise RecipeError(f"{source}:{line}: a value contains itself")
+        if len(above) > RECIPE.depth:  # through aliases; what is written so is refused before
+            raise RecipeError(f"{source}:{line}: is nested more than {RECIPE.depth} levels deep")
+        lines.setdefault(key, line)
         inner = (*above, node)
         if isinstance(node, yaml.MappingNode):
             out: dict[Any, Any] = {}
@@ -89,9 +80,8 @@ def parse_yaml(text: str, source: str) -> Document:
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*key, i), inner) for i, child in enumerate(node.value)]
         try:
-            return constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # as PyYAML does
-            line = node.start_mark.line + 1
-            raise RecipeError(f"{source}:{line}: cannot be read: {_one_line(error)}") from error
+            return scalar(constructor, node)
+        except ValueError as error:
+            raise RecipeError(f"{source}:{line}: cannot be read: {one_line(error)}") from error
 
     return Document({} if root is None else build(root, (), ()), source, lines)

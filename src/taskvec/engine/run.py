@@ -70,10 +70,13 @@ def run(
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
+    files, left_out = companions(plan.members.target, FLOATS.get(recipe.out.dtype or ""))
     stage_tables = settle(plan.stages, recipe.stage_tables, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
     with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
+        left_out += _add_companions(staging, plan, table, files)
+        del files
         with plan.members.at_rest():
             records = apply(
                 [edits[t.name] for t in staging.tensors],
@@ -85,9 +88,10 @@ def run(
                 progress=options.progress,
             )
         manifest = make_manifest(plan, table, stage_tables, records)
-        _add_companions(staging, plan, table, manifest)
+        staging.add(MANIFEST_FILE, json.dumps(manifest).encode() + b"\n")
         staging.publish()
-    warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
+    warnings = [*plan.members.warnings, *table.warnings, *left_out]
+    warnings += identical(records, plan.members)
     warnings += other_anchors(plan.members, manifest["members"])
     return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
 
@@ -125,11 +129,12 @@ def _job(plan: Plan, table: Table) -> str:
     return xxhash.xxh3_128_hexdigest(repr(parts).encode())
 
 
-def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[str, Any]) -> None:
+def _add_companions(
+    staging: Staging, plan: Plan, table: Table, files: Mapping[str, bytes]
+) -> list[str]:
+    """Write all but weights and manifest, before the first weight; warnings."""
     recipe, members = plan.recipe, plan.members
-    dtype = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
-    files = companions(members.target, dtype)
-    files["README.md"] = model_card(
+    card, warnings = model_card(
         staging.out.name,
         {describe(role): source for role, source in members.sources.items()},
         method=recipe.method.name,
@@ -137,10 +142,10 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
         scales={task: recipe.scale_of(task) for task in recipe.scales},
     )
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()
-    files[MANIFEST_FILE] = json.dumps(manifest).encode() + b"\n"
-    for name, content in files.items():
+    own = {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}
+    for name, content in {**files, **own}.items():
         staging.add(name, content)
+    return warnings
 
 
 def identical(records: Mapping[str, Record], members: Members) -> list[str]:
