@@ -180,7 +180,7 @@ SHARD = ":7: shard_size must be like 5GB or 500MB; got "
             (".inf", "inf"), ("-.inf", "-inf"), (".nan", "nan"), ("true", "True"),
             ("half", "'half'"), ("", "None"), ("[1]", "[1]; by layer: {depth: [1]}"),
             ("2024-01-01", "datetime.date("),
-            ("1e999", "'1e999'"), ("0x", "'0x'"), ("9" * 400, "999999"),
+            ("1e999", "'1e999'"), ("0x", "'0x'"),
         ]],
         (swapped("model: math, scale: 0.5", "model: math"),
          ":4: scale of task 'math' is missing; lata has no default λ (try 0.5)"),
@@ -189,7 +189,7 @@ SHARD = ":7: shard_size must be like 5GB or 500MB; got "
         *[(swapped("granularity: module", f"threshold: {value}"),
            f":6: threshold of lata must be in [-1, 1]; got {got}") for value, got in [
             ("1.01", "1.01"), ("-1.5", "-1.5"), (".nan", "nan"), (".inf", "inf"), ("true", "True"),
-            ("high", "'high'"), ("", "None"), ("9" * 400, "inf")]],
+            ("high", "'high'"), ("", "None"), ("9" * 300, "999")]],
         (swapped("scheme: linear", "threshold: 2"),
          ":5: threshold of lata must be in [-1, 1]; got 2"),
         (swapped("scheme: linear", "scheme: lineer"),
@@ -271,11 +271,11 @@ def test_wrong_value(tmp_path, text, message):
         ("just words", ":1: a recipe is a mapping with tasks and a method; this is not"),
         ("- base\n- instruct\n", ":1: a recipe is a mapping with tasks and a method; this is not"),
         ("a: 1\nb: [1, 2\nc: 3", ":3: is not YAML: "),
-        ("a: 1\n\tb: 2", ":2: is not YAML: found character '\\t' that cannot start any token"),
-        ("a: b: c", ":1: is not YAML: mapping values are not allowed here"),
+        ("a: 1\n\tb: 2", ":2: is not YAML: found "),
+        ("a: b: c", ":1: is not YAML: mapping values are not allowed"),
         ("a: 'open", ":1: is not YAML: found unexpected end of stream"),
         ("a: 1\n---\nb: 2", ":2: is not YAML: but found another document"),
-        ("a: *nothing", ":1: is not YAML: found undefined alias 'nothing'"),
+        ("a: *nothing", ":1: is not YAML: found undefined alias"),
         (GOOD + "base: twice\n", ":7: key 'base' stands twice"),
         (swapped("scale: 0.5", "scale: 0.5, scale: 0.6"), ":4: key 'scale' stands twice"),
         (GOOD + "  ? [a]\n  : 1", ": is not YAML"),
@@ -289,10 +289,11 @@ def test_wrong_value(tmp_path, text, message):
         ("seed: !!timestamp soon\n", ":1: cannot be read: "),
         ("seed: !!float ''\n", ":1: cannot be read: "),
         ("seed: 2024-13-45\n", ":1: cannot be read: month must be in 1..12"),
-        ("seed: " + "9" * 5000 + "\n", ":1: cannot be read: Exceeds the limit"),
+        ("seed: " + "9" * 5000 + "\n", ":1: cannot be read: a number of 5,000 digits"),
+        (swapped("0.5", "9" * 400), ":4: cannot be read: a number of 400 digits"),
         ("a: \x07\n", ": is not YAML: "),
-        ("a: " + "[" * 3000 + "\n", ": is not YAML: maximum recursion depth exceeded"),
-        ("a: " + "[" * 3000 + "]" * 3000 + "\n", ": is not YAML: maximum recursion depth exceeded"),
+        ("a: " + "[" * 3000 + "\n", ": is nested more than 100 levels deep"),
+        ("a: " + "[" * 3000 + "]" * 3000 + "\n", ": is nested more than 100 levels deep"),
     ],
 )  # fmt: skip
 def test_not_a_recipe(tmp_path, text, message):
@@ -354,7 +355,7 @@ def test_layers_that_are_wrong(tmp_path, text, message):
 
 def test_file_that_is_no_text(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(RecipeError, match=r"r\.yaml: is not text in UTF-8"):
+    with pytest.raises(RecipeError, match=r"r\.yaml: cannot be read: byte 0 is not UTF-8; save it"):
         load_recipe(tmp_path / "r.yaml")
 
 

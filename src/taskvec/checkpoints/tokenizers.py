@@ -237,9 +237,10 @@ def _parse(
                 tokens.setdefault(f"<extra_id_{i}>", len(pieces) + sentinels - 1 - i)
         if not tokens or not all(type(row) is int and row >= 0 for row in tokens.values()):
             raise ValueError("no tokens, or rows that are no numbers")
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, CheckpointError) as error:
+        why = str(error).removeprefix(f"{path}: ")[:80]
         raise CheckpointError(
-            f"{path}: is not a vocabulary that can be read ({str(error)[:80]}); {_SAVE_AGAIN}"
+            f"{path}: is not a vocabulary that can be read ({why}); {_SAVE_AGAIN}"
         ) from error
     return tokens, added
 

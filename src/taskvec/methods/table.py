@@ -108,7 +108,7 @@ def load_table(path: str | Path) -> Table:
     """
     path = Path(path)
     if path.suffix == ".json":
-        data = documents.read_object(path, documents.MEASURED, UsageError)
+        data = documents.read_object(path, documents.MEASURED, UsageError, non_finite=True)
         return replace(table_from_json(data, str(path)), origin=f"table {path.name}")
     text = documents.read_text(path, documents.MEASURED, UsageError)
     try:

@@ -142,7 +142,10 @@ def read_scan(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: not a scan file, or one of another format.
     """
-    data = documents.read_json(path, documents.MEASURED)
+    try:
+        data = documents.read_json(path, documents.MEASURED)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; expected a scan file, see --save-scan") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a scan file of format {FORMAT}; scan again")
     return data
