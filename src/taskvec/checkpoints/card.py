@@ -42,7 +42,9 @@ def licence_of(model: Source) -> str:
     parts = said.value if isinstance(said, yaml.SequenceNode) else [said]
     words = [part.value.strip() for part in parts if isinstance(part, yaml.ScalarNode)]
     licence = documents.plain(", ".join(word for word in words[:8] if word))
-    return licence if len(licence) <= _SHOWN else licence[: _SHOWN - 1] + "…"
+    if len(licence) > _SHOWN:
+        licence = licence[: _SHOWN - 1] + "…"
+    return licence or NOT_STATED
 
 
 def _licences(members: Mapping[str, Source]) -> tuple[dict[str, str], list[str]]:
@@ -50,7 +52,7 @@ def _licences(members: Mapping[str, Source]) -> tuple[dict[str, str], list[str]]
     found, warnings = {}, []
     for who, model in members.items():
         try:
-            found[who] = licence_of(model) or NOT_STATED
+            found[who] = licence_of(model)
         except CheckpointError as error:
             found[who] = NOT_STATED
             warnings.append(f"the licence of {who} is left out of the model card: {error}")
