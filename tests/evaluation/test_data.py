@@ -130,10 +130,10 @@ def test_only_the_ending_says_what_a_file_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"q": 1}\n{"q": \n', "{path}, line 2: is not JSON: Expecting value"),
+        ("a.jsonl", '{"q": 1}\n{"q": \n', "{path}, line 2: is not JSON (Expecting value"),
         ("a.jsonl", "[1, 2]\n", "{path}, line 1: must be a JSON object; got [1, 2]"),
         ("a.json", '[{"q": 1}, 7]', "{path}, row 1: must be a JSON object; got 7"),
-        ("a.json", "nonsense", "{path}, line 1: is not JSON: Expecting value"),
+        ("a.json", "nonsense", "{path}: is not JSON (Expecting value"),
         (
             "a.csv",
             "q,a\n1,2,3\n",

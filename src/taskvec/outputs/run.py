@@ -72,10 +72,17 @@ def run(
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
+    files, left_out = companions(plan.members.target, FLOATS.get(recipe.out.dtype or ""))
+    code = sorted(name for name in files if name.endswith(".py"))
+    if not options.copy_code:
+        files = {name: content for name, content in files.items() if name not in code}
+    about_code = code_warnings(files, code if options.copy_code else ())
     stage_tables = settle(plan.stages, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
     with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
+        left_out += _add_companions(staging, plan, table, files, about_code)
+        del files
         with plan.members.at_rest():
             records = apply(
                 [edits[t.name] for t in staging.tensors],
@@ -87,10 +94,11 @@ def run(
                 progress=options.progress,
             )
         manifest = make_manifest(plan, table, stage_tables, records)
-        about_code = _add_companions(staging, plan, table, manifest, options)
+        staging.add(MANIFEST_FILE, json.dumps(manifest).encode() + b"\n")
         staging.publish()
-    warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
-    warnings += [*other_anchors(plan.members, manifest["members"]), *about_code]
+    warnings = [*plan.members.warnings, *table.warnings, *left_out, *about_code]
+    warnings += identical(records, plan.members)
+    warnings += other_anchors(plan.members, manifest["members"])
     return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
 
 
@@ -128,32 +136,27 @@ def _job(plan: Plan, table: Table) -> str:
 
 
 def _add_companions(
-    staging: Staging, plan: Plan, table: Table, manifest: dict[str, Any], options: Options
+    staging: Staging,
+    plan: Plan,
+    table: Table,
+    files: Mapping[str, bytes],
+    about_code: Sequence[str],
 ) -> list[str]:
-    """Add what lies beside the weights; returns what to know about code among it."""
+    """Write all but weights and manifest, before the first weight; warnings."""
     recipe, members = plan.recipe, plan.members
-    dtype = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
-    files = companions(members.target, dtype)
-    code = sorted(name for name in files if name.endswith(".py"))
-    if not options.copy_code:
-        files = {name: content for name, content in files.items() if name not in code}
-    about_code = code_warnings(files, code if options.copy_code else ())
-    files["README.md"] = model_card(
+    card, warnings = model_card(
         staging.out.name,
         {describe(role): source for role, source in members.sources.items()},
         method=recipe.method.name,
         formula=f"{recipe.method.formula} ({table.origin})",
         scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
     )
-    files["README.md"] += "".join(
-        f"\n{line[0].upper()}{line[1:]}.\n" for line in about_code
-    ).encode()
+    card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in about_code).encode()
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()
-    files[MANIFEST_FILE] = json.dumps(manifest).encode() + b"\n"
-    for name, content in files.items():
+    own = {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}
+    for name, content in {**files, **own}.items():
         staging.add(name, content)
-    return about_code
+    return warnings
 
 
 def code_warnings(files: Mapping[str, bytes], copied: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints.hub import fetch, hub_name
 from taskvec.errors import CheckpointError
 from taskvec.extras import require
@@ -109,7 +109,6 @@ def tell_missing(where: str, missing: Sequence[str], notes: list[str], *, has_he
 
 def read_config(folder: Path, where: str) -> dict[str, Any]:
     """The config of a model folder."""
-    try:
-        return dict(json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: config.json cannot be read: {error}") from error
+    where = f"{where}: config.json"
+    path = folder / "config.json"
+    return documents.read_object(path, documents.CONFIG, where=where, non_finite=True)
