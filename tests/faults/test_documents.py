@@ -163,7 +163,7 @@ def test_companions_are_opened_before_the_first_weight(
     code, out, err = cli(*merging(family, tmp_path / "out"))
     assert (code, out, err.count("\n"), untouched) == (1, "", 1, [])
     assert err.startswith(f"taskvec: error: {path}: ")
-    assert kind not in PIPES or f"cannot be read: is a {kind}" in err
+    assert kind not in ("pipe", "socket") or f"cannot be read: is a {kind}" in err
     assert names(tmp_path) == ["family"]
 
 
@@ -303,7 +303,7 @@ def test_documents_of_users(tmp_path, family, cli, kind, use):
     assert code == (1 if use == "manifest" else 2), err
     assert (out, err.count("\n")) == ("", 1), err
     assert str(path) in err
-    assert kind in err
+    assert kind in err or path.is_dir()
     assert "out" not in names(tmp_path)
 
 
