@@ -17,6 +17,7 @@ from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
 from taskvec.errors import UsageError
 from taskvec.family.members import Members
+from taskvec.family.tokens import tokenizer_source
 from taskvec.merging.apply import Record, apply
 from taskvec.merging.deciding import Options, decided, settle
 from taskvec.merging.edits import edits_of
@@ -71,6 +72,7 @@ def run(
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
+    tokenizer_source(plan.members.sources, recipe.out.tokenizer)  # or fail before the work
     stage_tables = settle(plan.stages, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
@@ -129,7 +131,12 @@ def _job(plan: Plan, table: Table) -> str:
 def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[str, Any]) -> None:
     recipe, members = plan.recipe, plan.members
     dtype = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
-    files = companions(members.target, dtype)
+    files = companions(
+        members.target,
+        dtype,
+        tokenizer=tokenizer_source(members.sources, recipe.out.tokenizer),
+        chat_template=recipe.out.chat_template,
+    )
     files["README.md"] = model_card(
         staging.out.name,
         {describe(role): source for role, source in members.sources.items()},
