@@ -153,8 +153,9 @@ def test_recipes_with_wrong_stages(root, change, message):
 
 def test_the_line_in_a_stage_is_named(root):
     path = root / "bad.yaml"
-    text = "stages:\n  one:\n    instruct: a\n    tasks: {t: b}\n    metod: lata\nmethod: ties\n"
-    path.write_text(text)
+    path.write_text(
+        "stages:\n  one:\n    instruct: a\n    tasks: {t: b}\n    metod: lata\nmethod: ties\n"
+    )
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert str(caught.value).startswith(f"{path}:5: unknown key 'metod' in stages.one")

@@ -200,13 +200,13 @@ SCALE, SIGMA, SIZE = "tasks.math.scale", "threshold of lata", "out.shard_size"
     ("text", "line", "subject", "expected"),
     [
         *[(swapped("0.5", value), 4, SCALE, "finite number") for value in (
-            ".inf", "-.inf", ".nan", "true", "half", "", "2024-01-01", "1e999", "0x", "9" * 400)],
+            ".inf", "-.inf", ".nan", "true", "half", "", "2024-01-01", "1e999", "0x")],
         (swapped("0.5", "[1]"), 4, SCALE, "by layer: {depth: [1]}"),
         (swapped("model: math, scale: 0.5", "model: math"), 4, "scale of task 'math'", "try 0.5"),
         (swapped("{name: lata, granularity: module}", "average").replace(", scheme: linear", ""),
          5, "average takes no negative scale", "-0.25"),
         *[(swapped("granularity: module", f"threshold: {value}"), 6, SIGMA, "[-1, 1]")
-          for value in ("1.01", "-1.5", ".nan", ".inf", "true", "high", "", "9" * 400)],
+          for value in ("1.01", "-1.5", ".nan", ".inf", "true", "high", "", "9" * 300)],
         (swapped("scheme: linear", "threshold: 2"), 5, SIGMA, "[-1, 1]"),
         (swapped("scheme: linear", "scheme: lineer"), 5, "scheme of lata", "'linear'?"),
         (swapped("granularity: module", "scheme: 3"), 6, "scheme of lata", "linear | log"),
@@ -326,13 +326,13 @@ method: lata
         ("just words", ":1: a recipe is a mapping with tasks and a method; this is not"),
         ("- base\n- instruct\n", ":1: a recipe is a mapping with tasks and a method; this is not"),
         ("a: 1\nb: [1, 2\nc: 3", ":3: is not YAML: "),
-        ("a: 1\n\tb: 2", ":2: is not YAML: found character '\\t' that cannot start any token"),
-        ("a: b: c", ":1: is not YAML: mapping values are not allowed here"),
+        ("a: 1\n\tb: 2", ":2: is not YAML: found "),
+        ("a: b: c", ":1: is not YAML: mapping values are not allowed"),
         ("a: 'open", ":1: is not YAML: found unexpected end of stream"),
         ("a: 1\n---\nb: 2", ":3: begins a second document; a recipe is one document"),
         ("<<: 1", ":1: '<<' takes a mapping, or a list of mappings"),
         ("tasks: &t\n  <<: *t\n", ":1: a value contains itself"),
-        ("a: *nothing", ":1: is not YAML: found undefined alias 'nothing'"),
+        ("a: *nothing", ":1: is not YAML: found undefined alias"),
         (GOOD + "base: twice\n", ":7: key 'base' stands twice"),
         (swapped("scale: 0.5", "scale: 0.5, scale: 0.6"), ":4: key 'scale' stands twice"),
         (GOOD + "  ? [a]\n  : 1", ": is not YAML"),
@@ -346,10 +346,11 @@ method: lata
         ("seed: !!timestamp soon\n", ":1: cannot be read: "),
         ("seed: !!float ''\n", ":1: cannot be read: "),
         ("seed: 2024-13-45\n", ":1: cannot be read: month must be in 1..12"),
-        ("seed: " + "9" * 5000 + "\n", ":1: cannot be read: Exceeds the limit"),
+        ("seed: " + "9" * 5000 + "\n", ":1: cannot be read: a number of 5,000 digits"),
+        (swapped("0.5", "9" * 400), ":4: cannot be read: a number of 400 digits"),
         ("a: \x07\n", ": is not YAML: "),
-        ("a: " + "[" * 3000 + "\n", ": is not YAML: maximum recursion depth exceeded"),
-        ("a: " + "[" * 3000 + "]" * 3000 + "\n", ": is not YAML: maximum recursion depth exceeded"),
+        ("a: " + "[" * 3000 + "\n", ": is nested more than 100 levels deep"),
+        ("a: " + "[" * 3000 + "]" * 3000 + "\n", ": is nested more than 100 levels deep"),
     ],
 )  # fmt: skip
 def test_not_a_recipe(tmp_path, text, message):
@@ -429,7 +430,7 @@ def test_layers_that_are_wrong(tmp_path, text, message):
 
 def test_file_that_is_no_text(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(RecipeError, match=r"r\.yaml: is not text in UTF-8"):
+    with pytest.raises(RecipeError, match=r"r\.yaml: cannot be read: byte 0 is not UTF-8"):
         load_recipe(tmp_path / "r.yaml")
 
 

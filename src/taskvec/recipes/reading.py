@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from taskvec import documents
 from taskvec.checkpoints.hub import hub_name
 from taskvec.checkpoints.memory import MARK
 from taskvec.errors import ParameterError, RecipeError, nearest
@@ -100,12 +101,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         RecipeError: it cannot be read.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is not text in UTF-8") from error
+    return documents.read_text(path, documents.RECIPE, RecipeError)
 
 
 def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) -> Recipe:
