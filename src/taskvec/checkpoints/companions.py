@@ -32,12 +32,27 @@ _DECORATION = ("LICENSE*", "NOTICE*")
 _ALL_BYTES = 2 * documents.TOKENIZER.nbytes
 
 
-def companions(target: Source, dtype: DType | None) -> tuple[dict[str, bytes], list[str]]:
+# What of them belongs to a tokenizer.
+_OF_TOKENIZER = (
+    *("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model", "*.tiktoken", "chat_template*", "tokenization_*.py"),
+)
+
+
+def companions(
+    target: Source,
+    dtype: DType | None,
+    *,
+    tokenizer: Source | None = None,
+    chat_template: str | None = None,
+) -> tuple[dict[str, bytes], list[str]]:
     """Files to write beside the weights, by relative name; and warnings about what is left out.
 
     Args:
         target: The member whose config, tokenizer and chat template the result has.
         dtype: Element type of the result where it is not the target's own; the config then says so.
+        tokenizer: Another member, whose tokenizer and chat template the result has instead.
+        chat_template: Template that takes the place of theirs.
 
     Raises:
         CheckpointError: a file cannot be read, is a link out of the folder, or is too large.
@@ -49,7 +64,33 @@ def companions(target: Source, dtype: DType | None) -> tuple[dict[str, bytes], l
         config = with_dtype(config, dtype)
     if config != stored:
         found["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
-    return found | dict(target.files), warnings
+    found |= target.files
+    if tokenizer is not None and tokenizer is not target:
+        theirs, more = _files(tokenizer.folder) if tokenizer.folder is not None else ({}, [])
+        theirs, warnings = theirs | dict(tokenizer.files), [*warnings, *more]
+        found = {name: content for name, content in found.items() if not _of_tokenizer(name)}
+        found |= {name: content for name, content in theirs.items() if _of_tokenizer(name)}
+    if chat_template is not None:
+        found = _with_template(found, chat_template)
+    return found, warnings
+
+
+def _of_tokenizer(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.parts[0] in _FOLDERS or any(path.match(pattern) for pattern in _OF_TOKENIZER)
+
+
+def _with_template(found: Mapping[str, bytes], template: str) -> dict[str, bytes]:
+    """The files with another chat template, which older versions keep in the tokenizer's config."""
+    files = {n: c for n, c in found.items() if not n.startswith(("chat_template", *_FOLDERS))}
+    try:
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    except ValueError:
+        config = {}
+    if isinstance(config, dict) and "chat_template" in config:
+        config["chat_template"] = template
+        files["tokenizer_config.json"] = json.dumps(config, indent=2).encode() + b"\n"
+    return files | {"chat_template.jinja": template.encode()}
 
 
 def is_companion(name: str) -> bool:

@@ -18,6 +18,7 @@ from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
 from taskvec.errors import UsageError
 from taskvec.family.members import Members
+from taskvec.family.tokens import tokenizer_source
 from taskvec.merging.apply import Record, apply
 from taskvec.merging.deciding import Options, decided, settle
 from taskvec.merging.edits import edits_of
@@ -72,7 +73,12 @@ def run(
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
-    files, left_out = companions(plan.members.target, FLOATS.get(recipe.out.dtype or ""))
+    files, left_out = companions(
+        plan.members.target,
+        FLOATS.get(recipe.out.dtype or ""),
+        tokenizer=tokenizer_source(plan.members.sources, recipe.out.tokenizer),
+        chat_template=recipe.out.chat_template,
+    )
     code = sorted(name for name in files if name.endswith(".py"))
     if not options.copy_code:
         files = {name: content for name, content in files.items() if name not in code}
