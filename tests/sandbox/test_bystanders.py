@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from taskvec.errors import TaskvecError
-from taskvec.sandbox import sandbox
+from taskvec.sandbox import programs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs run on Linux only")
 
@@ -50,7 +50,7 @@ print(json.dumps({"survived": survived, "left": left, "code": done.returncode,
 WORKER = """
 import json
 from taskvec.errors import TaskvecError
-from taskvec.sandbox.sandbox import Limits, isolation, run_program
+from taskvec.sandbox.programs import Limits, isolation, run_program
 def tried(act):
     try:
         return act()
@@ -96,7 +96,7 @@ def missing_here() -> str:
     if tools:
         return f"{', '.join(tools)} is not installed"
     try:
-        sandbox._python(for_others=True)
+        programs._python(for_others=True)
     except TaskvecError as error:
         return str(error)
     done = subprocess.run([*UNSHARE, "true"], capture_output=True, check=False)

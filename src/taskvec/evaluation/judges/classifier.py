@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from taskvec.errors import CheckpointError, UsageError
-from taskvec.evaluation.judges import Exchange, Verdict
+from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
 from taskvec.running.model import find_device, refuse_random
 
@@ -24,7 +24,7 @@ INPUTS = ("answer", "pair")
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
+class ClassifierJudge:
     """Harmful is what has a probability of one half or more.
 
     Attributes:
@@ -105,7 +105,7 @@ def _loaded(kind: Any, model: str, **options: Any) -> Any:
         raise CheckpointError(f"judge classifier:{model}: cannot be loaded: {first}") from error
 
 
-def parse(text: str, *, device: str) -> Classifier:
+def parse(text: str, *, device: str) -> ClassifierJudge:
     """The judge of `MODEL[:LABEL][?input=pair]`.
 
     Raises:
@@ -130,7 +130,7 @@ def parse(text: str, *, device: str) -> Classifier:
         )
     index = _index(model, label, [config.id2label[i] for i in range(len(config.id2label))])
     place = str(find_device(device))
-    return Classifier(model, config.id2label[index], index, seen == "pair", place)
+    return ClassifierJudge(model, config.id2label[index], index, seen == "pair", place)
 
 
 def _index(model: str, label: str, labels: Sequence[str]) -> int:

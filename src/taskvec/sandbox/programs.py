@@ -65,7 +65,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProgramOutcome:
     """How a program ended.
 
     Attributes:
@@ -123,7 +123,7 @@ def require_permission(what: str, *, allowed: bool) -> None:
     isolation()
 
 
-def run_program(code: str, *, limits: Limits | None = None, within: str = "") -> Outcome:
+def run_program(code: str, *, limits: Limits | None = None, within: str = "") -> ProgramOutcome:
     """Runs a Python program that is not trusted; several threads may do so at once.
 
     The program passes if it runs to its end: what raises, leaves early, or meets a limit does not.
@@ -241,27 +241,27 @@ def _listen(sources: dict[str, IO[bytes]], leash: IO[bytes], limits: Limits) -> 
     return heard
 
 
-def _outcome(heard: dict[str, bytes], told: dict[str, Any], limits: Limits) -> Outcome:
+def _outcome(heard: dict[str, bytes], told: dict[str, Any], limits: Limits) -> ProgramOutcome:
     status = json.loads(heard["status"].partition(b"\n")[0] or b"{}")
     if "error" in status:
         raise TaskvecError(f"a program cannot be shut in: {told['isolation']}: {status['error']}")
     if "too much" in heard:
-        return Outcome("output", f"more than {limits.output_bytes:,} bytes of output")
+        return ProgramOutcome("output", f"more than {limits.output_bytes:,} bytes of output")
     if status.get("ended") != "exit":
         if status.get("ended") == "time":
-            return Outcome("time", f"more than {limits.seconds:g} s")
-        return Outcome("killed", "with its supervisor")
+            return ProgramOutcome("time", f"more than {limits.seconds:g} s")
+        return ProgramOutcome("killed", "with its supervisor")
     code, lines = status["code"], heard["error"].decode("utf-8", "replace").split("\n")
     if code == 0 and heard["verdict"] == str(told["token"]).encode():
-        return Outcome("passed")
+        return ProgramOutcome("passed")
     if code < 0:
         names = {known.value: known.name for known in signal.Signals}
-        return Outcome("killed", f"by {names.get(-code, f'signal {-code}')}")
+        return ProgramOutcome("killed", f"by {names.get(-code, f'signal {-code}')}")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     last = "".join(filter(str.isprintable, last))
     if last.split(":")[0] == "MemoryError":
-        return Outcome("memory", f"more than {limits.memory_bytes:,} bytes")
-    return Outcome("failed", last[:200] or f"ended before its end, with exit code {code}")
+        return ProgramOutcome("memory", f"more than {limits.memory_bytes:,} bytes")
+    return ProgramOutcome("failed", last[:200] or f"ended before its end, with exit code {code}")
 
 
 def _lone_user() -> int | None:
