@@ -40,7 +40,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def load(folder: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32
+        folder, local_files_only=True, dtype=torch.float32, trust_remote_code=False
     )
     return model.eval()
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import taskvec
 
 ROOT = Path(taskvec.__file__).parent
-# Temporary: delete when merging no longer has these modules.
-ALLOWED = {("taskvec.merging.plan", "taskvec.merging.stages")}
+# Temporary: imports that close a circle; delete each when its modules have none.
+ALLOWED = {
+    ("taskvec.merging.plan", "taskvec.merging.stages"),
+    ("taskvec.recipes.depth", "taskvec.recipes.schema"),
+}
 # Temporary: delete when each of these names has one class.
 SHARED_NAMES = {"Source"}
 

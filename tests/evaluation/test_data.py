@@ -130,10 +130,10 @@ def test_only_the_ending_says_what_a_file_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"q": 1}\n{"q": \n', "{path}, line 2: is not JSON: Expecting value"),
+        ("a.jsonl", '{"q": 1}\n{"q": \n', "{path}, line 2: is not JSON (Expecting value"),
         ("a.jsonl", "[1, 2]\n", "{path}, line 1: must be a JSON object; got [1, 2]"),
         ("a.json", '[{"q": 1}, 7]', "{path}, row 1: must be a JSON object; got 7"),
-        ("a.json", "nonsense", "{path}, line 1: is not JSON: Expecting value"),
+        ("a.json", "nonsense", "{path}: is not JSON (Expecting value"),
         (
             "a.csv",
             "q,a\n1,2,3\n",
@@ -338,7 +338,10 @@ class Hub:
     def __init__(self, answer: list[dict[str, Any]] | Exception) -> None:
         self.answer, self.asked = answer, []
 
-    def load_dataset(self, name: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
+    def load_dataset(
+        self, name: str, config: str | None, *, split: str, trust_remote_code: bool
+    ) -> list[dict[str, Any]]:
+        assert trust_remote_code is False
         self.asked.append((name, config, split))
         if isinstance(self.answer, Exception):
             raise self.answer

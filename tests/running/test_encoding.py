@@ -233,8 +233,8 @@ def test_an_encoder_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"m: has no tokenizer that can be read: .*; put the"):
         open_encoder(tmp_path, "m")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"m: config\.json cannot be read: "):
+    with pytest.raises(CheckpointError, match=r"m: config\.json: (cannot be read|is not JSON)"):
         open_encoder(tmp_path, "m")
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"m: config\.json cannot be read: "):
+    with pytest.raises(CheckpointError, match=r"m: config\.json: (cannot be read|is not JSON)"):
         open_encoder(tmp_path, "m")

@@ -50,7 +50,7 @@ print(json.dumps({"survived": survived, "left": left, "code": done.returncode,
 WORKER = """
 import json
 from taskvec.errors import TaskvecError
-from taskvec.sandbox.programs import Limits, isolation, run_program
+from taskvec.sandbox.programs import ProgramLimits, isolation, run_program
 def tried(act):
     try:
         return act()
@@ -58,7 +58,7 @@ def tried(act):
         return str(error)
 found = [tried(isolation)]
 for kind in ("namespaces", "user"):
-    outcome = tried(lambda: run_program({code!r}, limits=Limits(seconds=2.0), within=kind))
+    outcome = tried(lambda: run_program({code!r}, limits=ProgramLimits(seconds=2.0), within=kind))
     found.append(outcome if isinstance(outcome, str) else outcome.ended)
 print(json.dumps(found))
 """

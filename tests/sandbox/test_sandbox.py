@@ -25,18 +25,24 @@ import pytest
 
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.sandbox import programs
-from taskvec.sandbox.programs import Limits, ProgramOutcome, isolation, remove_folder, run_program
+from taskvec.sandbox.programs import (
+    ProgramLimits,
+    ProgramOutcome,
+    isolation,
+    remove_folder,
+    run_program,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs run on Linux only")
 
 # A user that is not root, for namespaces that root did not make; not one of tests beside these.
 ORDINARY = 20000 + os.getpid() % 40000
-SHORT = Limits(seconds=1.0)
+SHORT = ProgramLimits(seconds=1.0)
 DRIVER = """
 import json, sys
-from taskvec.sandbox.programs import Limits, run_program
+from taskvec.sandbox.programs import ProgramLimits, run_program
 told = json.load(sys.stdin)
-outcome = run_program(told["code"], limits=Limits(**told["limits"]), within="namespaces")
+outcome = run_program(told["code"], limits=ProgramLimits(**told["limits"]), within="namespaces")
 print(json.dumps([outcome.ended, outcome.detail]))
 """
 # In front of programs that signal whatever they can: nothing of this is to run unless shut in.
@@ -67,7 +73,7 @@ def public() -> Iterator[Path]:
     rmtree(folder)
 
 
-def as_ordinary_user(public: Path, code: str, limits: Limits) -> ProgramOutcome:
+def as_ordinary_user(public: Path, code: str, limits: ProgramLimits) -> ProgramOutcome:
     done = subprocess.run(
         [programs._python(for_others=True), "-c", DRIVER],
         input=json.dumps({"code": code, "limits": asdict(limits)}),
@@ -119,9 +125,9 @@ def run(
     kind = request.param
     monkeypatch.setattr(tempfile, "tempdir", str(public / "temporary"))
 
-    def run(code: str, limits: Limits | None = None) -> ProgramOutcome:
+    def run(code: str, limits: ProgramLimits | None = None) -> ProgramOutcome:
         if kind == "ordinary":
-            return as_ordinary_user(public, code, limits or Limits())
+            return as_ordinary_user(public, code, limits or ProgramLimits())
         return run_program(code, limits=limits, within=kind)
 
     if missing := lacking(kind):
@@ -207,7 +213,7 @@ def test_sets_of_texts_have_one_order(run: Run) -> None:
     assert told(run(program)) == told(run(program))
 
 
-# Limits
+# ProgramLimits
 
 
 def test_endless_loop(run: Run) -> None:
@@ -227,7 +233,7 @@ def test_memory(run: Run) -> None:
         "memory", "more than 1,073,741,824 bytes"
     )
     grow = "x = []\nwhile True: x.append(bytearray(1 << 20))"
-    assert run(grow, Limits(memory_bytes=200 << 20)).ended == "memory"
+    assert run(grow, ProgramLimits(memory_bytes=200 << 20)).ended == "memory"
 
 
 def test_memory_that_is_in_no_process(run: Run) -> None:
@@ -300,7 +306,7 @@ def test_huge_files(run: Run) -> None:
 
 def test_deep_recursion(run: Run) -> None:
     deep = "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(n): return [f(n + 1)]\nf(0)"
-    outcome = run(deep, Limits(seconds=60, memory_bytes=100 << 20))
+    outcome = run(deep, ProgramLimits(seconds=60, memory_bytes=100 << 20))
     assert outcome.ended in ("memory", "failed", "killed"), outcome  # as the interpreter has it
     in_c = "x = []\nfor _ in range(10 ** 6): x = [x]\nimport sys\n"
     assert run(f"{in_c}sys.setrecursionlimit(10 ** 9)\nrepr(x)").ended in ("memory", "killed")
@@ -577,7 +583,7 @@ def test_a_parent_that_is_killed_leaves_nothing(run: Run, public: Path, users: s
         pytest.skip("the same as namespaces")
     program = "from taskvec.sandbox import sandbox\nfrom taskvec.sandbox.programs import *\n"
     program += f"sandbox._lone_user = lambda: {programs._lone_user()}\n"
-    program += f"run_program('while True: pass', limits=Limits(60), within={run.kind!r})"  # type: ignore[attr-defined]
+    program += f"run_program('while True: pass', limits=ProgramLimits(60), within={run.kind!r})"  # type: ignore[attr-defined]
     parent = subprocess.Popen(
         [sys.executable, "-c", program],
         env={"PYTHONPATH": str(public / "package"), "TMPDIR": str(public / "temporary")},

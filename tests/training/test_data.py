@@ -245,7 +245,8 @@ def test_idx(tmp_path, packed):
 def test_a_data_set_of_the_hub(monkeypatch):
     asked = []
 
-    def load_dataset(name, config, split):
+    def load_dataset(name, config, split, trust_remote_code):
+        assert trust_remote_code is False
         asked.append((name, config, split))
         if name == "no/such":
             raise FileNotFoundError("it is not there")

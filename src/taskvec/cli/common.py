@@ -74,6 +74,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", help="arithmetic: float32 (default) | float64")
     group.add_argument("--force", action="store_true", help="replace a folder that is not empty")
     group.add_argument(
+        "--copy-code", action="store_true", help="copy the target's *.py files into the output"
+    )
+    group.add_argument(
         "--table", metavar="FILE", help="layer weights (CSV or JSON) instead of the method's"
     )
 
@@ -237,6 +240,7 @@ def options_from(args: argparse.Namespace) -> Options:
     announce_compiling()
     return Options(
         force=getattr(args, "force", False),
+        copy_code=getattr(args, "copy_code", False),
         cache="off" if args.no_cache else "renew" if args.rescan else "use",
         threads=args.threads,
         progress=progress_for(args),

@@ -7,15 +7,14 @@ it is from, so that a field that is missing is told with file and line.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.errors import DataError
 from taskvec.extras import require
 
@@ -209,15 +208,15 @@ def read_rows(path: Path) -> list[DataRow]:
     if kind == ".parquet":
         parquet = require("pyarrow.parquet", "data")
         try:
-            frames = parquet.read_table(path).to_pylist()
+            with open(documents.open_regular(path), "rb") as file:  # noqa: PTH123 (a descriptor)
+                frames = parquet.read_table(file).to_pylist()
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         return [DataRow(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    raw = documents.read_bytes(path, documents.DATA, DataError)
+    if path.suffix == ".gz":
+        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
+    text = documents.decoded(raw, str(path), DataError)
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
     if kind in readers:
         return [DataRow(data, where, stem) for data, where in readers[kind](path, text)]
@@ -226,11 +225,10 @@ def read_rows(path: Path) -> list[DataRow]:
 
 def _json(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     """A list of objects or one object; or, as some call `.json` too, an object in every line."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+    if _is_lines(text):
         yield from _json_lines(path, text)
         return
+    value = _parsed(text, str(path))
     values = value if isinstance(value, list) else [value]
     for i, each in enumerate(values):
         yield _object(each, f"{path}, row {i}")
@@ -240,10 +238,23 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            try:
-                yield _object(json.loads(line), where)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: is not JSON: {error}") from error
+            yield _object(_parsed(line, where), where)
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a value ends in the first line and another one follows."""
+    first, _, rest = text.strip().partition("\n")
+    if not rest.strip():
+        return False
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str, where: str) -> Any:
+    return documents.parse_json(text, documents.DATA, where, DataError, non_finite=True)
 
 
 def _object(value: object, where: str) -> tuple[Mapping[str, Any], str]:
@@ -288,7 +299,9 @@ def read_hub(hub: HubData, remedy: str) -> list[DataRow]:
     """
     datasets = require("datasets", "data")
     try:
-        loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split)
+        loaded = datasets.load_dataset(
+            hub.name, hub.config, split=hub.split, trust_remote_code=False
+        )
     except Exception as error:  # the library raises what its many back ends raise
         gated = "; access must be asked for on its page" if hub.gated else ""
         text = str(error).strip().split("\n")[0] or type(error).__name__

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.errors import OutputError
 from taskvec.evaluation.task import Replies, Sample, Score
 from taskvec.running.requests import Answer, Likelihood, Reply, Request, WholeText
@@ -131,10 +132,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file up to the first that is not whole; none if there is no such file."""
     found: list[dict[str, Any]] = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(documents.open_regular(path), encoding="utf-8") as file:  # noqa: PTH123
             for line in file:
                 found.append(json.loads(line))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return found
 

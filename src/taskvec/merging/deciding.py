@@ -46,6 +46,7 @@ class Options:
 
     Attributes:
         force: Replace an output folder that is not empty.
+        copy_code: Copy the target's `*.py` files into the output.
         cache: `use` scans that were kept, and keep new ones; `renew`: keep but do not take; `off`.
         threads: Default: the processors there are, at most 8.
         block: Elements worked on at once; changes no bit of the result.
@@ -53,6 +54,7 @@ class Options:
     """
 
     force: bool = False
+    copy_code: bool = False
     cache: str = "use"
     threads: int | None = None
     block: int = BLOCK

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import read_json
 from taskvec.checkpoints.source import Derived, Source
 from taskvec.errors import CheckpointError, MissingExtraError
 from taskvec.family.opening import FROM_HUB
@@ -110,7 +110,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_FILE if path.is_dir() else path
     if not file.exists():
         raise CheckpointError(f"{path}: holds no {MANIFEST_FILE}; it was not written by taskvec")
-    data = read_json(file)
+    data = documents.read_object(file, documents.MEASURED)
     parts = ("recipe", "table", "members", "output", "versions")
     whole = data.get("format") == FORMAT and all(isinstance(data.get(p), dict) for p in parts)
     if not whole or not all(map(_is_model, [data["output"], *data["members"].values()])):

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from taskvec.errors import RecipeError, nearest
+from taskvec.documents import RECIPE, compose_yaml, one_line, scalar
+from taskvec.errors import RecipeError
 
 Key = tuple[str | int, ...]
-MAX_VALUES = 100_000  # aliases can make few lines stand for billions
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -41,18 +41,6 @@ class Document:
         line = f":{self.lines[key]}" if key in self.lines else ""
         raise RecipeError(f"{self.source}{line}: {what}")
 
-    def check_keys(self, mapping: Mapping[str, Any], known: tuple[str, ...], at: Key) -> None:
-        """Raise `RecipeError` for the first key that is not known."""
-        for key in mapping:
-            if key not in known:
-                place = f" in {'.'.join(map(str, at))}" if at else ""
-                self.fail((*at, key), f"unknown key {key!r}{place}; {nearest(str(key), known)}")
-
-
-def _one_line(error: Exception) -> str:
-    text = getattr(error, "problem", None) or str(error)
-    return " ".join(text.split())[:100]
-
 
 def parse_yaml(text: str, source: str) -> Document:
     """Parse one YAML document.
@@ -61,7 +49,7 @@ def parse_yaml(text: str, source: str) -> Document:
 
     Raises:
         RecipeError: not YAML, a key twice in one mapping, a mapping that contains itself, or more
-            than `MAX_VALUES` values.
+            or deeper values than a recipe may hold, those of aliases counted at each use.
     """
     documents = parse_documents(text, source)
     if len(documents) > 1:
@@ -71,14 +59,7 @@ def parse_yaml(text: str, source: str) -> Document:
 
 def parse_documents(text: str, source: str) -> list[Document]:
     """Parse a file of one or more YAML documents, as `parse_yaml` does one."""
-    try:
-        roots = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{source}{line}: is not YAML: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{source}: is not YAML: {_one_line(error)}") from error
+    roots = compose_yaml(text, RECIPE, source, RecipeError)
     built = itertools.count(1)
     return [_built(root, source, built) for root in roots] or [Document({}, source)]
 
@@ -95,8 +76,8 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         node: yaml.MappingNode, above: tuple[yaml.Node, ...]
     ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Key and value nodes of a mapping by key, with those of mappings that it merges."""
-        if next(built) > MAX_VALUES:
-            raise RecipeError(f"{source}: holds more than {MAX_VALUES:,} values")
+        if next(built) > RECIPE.values:
+            raise RecipeError(f"{source}: holds more than {RECIPE.values:,} values")
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key_node, value_node in node.value:
@@ -117,11 +98,13 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         return merged | own
 
     def build(node: yaml.Node, key: Key, above: tuple[yaml.Node, ...]) -> Any:
-        if next(built) > MAX_VALUES:
-            raise RecipeError(f"{source}: holds more than {MAX_VALUES:,} values")
+        if next(built) > RECIPE.values:
+            raise RecipeError(f"{source}: holds more than {RECIPE.values:,} values")
         lines.setdefault(key, node.start_mark.line + 1)
         if node in above:
             fail(node, "a value contains itself")
+        if len(above) > RECIPE.depth:  # through aliases; what is written so is refused before
+            fail(node, f"is nested more than {RECIPE.depth} levels deep")
         inner = (*above, node)
         if isinstance(node, yaml.MappingNode):
             out: dict[Any, Any] = {}
@@ -132,8 +115,8 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*key, i), inner) for i, child in enumerate(node.value)]
         try:
-            return constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # as PyYAML does
-            fail(node, f"cannot be read: {_one_line(error)}")
+            return scalar(constructor, node)
+        except ValueError as error:
+            fail(node, f"cannot be read: {one_line(error)}")
 
     return Document(build(root, (), ()), source, lines)

@@ -40,6 +40,7 @@ class TaskSpec:
             for one that differs by layer.
         profile: What λ is multiplied with tensor by tensor; None for 1 everywhere.
         over: What an adapter was trained over, `anchor` or `base`; None if not given (`anchor`).
+        hub: What cards and adapters call a local model, a name on the hub.
     """
 
     model: Model
@@ -47,6 +48,7 @@ class TaskSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     profile: Profile | None = None
     over: str | None = None
+    hub: str | None = None
 
     @property
     def lowest_scale(self) -> float:
@@ -59,6 +61,7 @@ class TaskSpec:
             "model": _named(self.model),
             "scale": self.scale_to_dict(),
             **({} if self.over is None else {"over": self.over}),
+            **({} if self.hub is None else {"hub": self.hub}),
             **self.parameters_to_dict(),
         }
 
@@ -91,6 +94,7 @@ class Family:
             `truncate-padding`, `by-token` or `union`.
         new_tokens: With `union`: `copy` or `drop` tokens that only tasks have.
         allow_pickle: Whether pickled weights may be read (never running code that is in them).
+        hubs: What cards and adapters call a local `base`, `anchor` or `target`, by role.
     """
 
     tasks: Mapping[str, Any]  # each a `TaskSpec`, once the family is made
@@ -104,6 +108,7 @@ class Family:
     vocabulary: str = "refuse"
     new_tokens: str = "copy"
     allow_pickle: bool = False
+    hubs: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.anchor is not None and self.instruct is not None:
@@ -141,7 +146,7 @@ class Family:
     @property
     def members(self) -> Family:
         """The family without scales and parameters: the same checkpoints, opened the same way."""
-        tasks = {name: TaskSpec(task.model, over=task.over) for name, task in self.tasks.items()}
+        tasks = {n: TaskSpec(t.model, over=t.over, hub=t.hub) for n, t in self.tasks.items()}
         return replace(self, tasks=tasks)
 
     def only(self, tasks: Collection[str]) -> Family:
@@ -257,7 +262,7 @@ class Recipe:
     def with_models(self, family: Family) -> Recipe:
         """The recipe with the models of a family that has the same tasks."""
         tasks = {
-            name: replace(self.tasks[name], model=task.model, over=task.over)
+            name: replace(self.tasks[name], model=task.model, over=task.over, hub=task.hub)
             for name, task in family.tasks.items()
         }
         return replace(self, family=replace(family, tasks=tasks))
@@ -267,6 +272,9 @@ class Recipe:
         family, chosen = self.family, self.layer_weights
         roles = {"base": family.base, "instruct": family.start, "target": family.edited}
         data: dict[str, Any] = {r: _named(model) for r, model in roles.items() if model is not None}
+        for role, key in (("base", "base"), ("anchor", "instruct"), ("target", "target")):
+            if role in family.hubs:
+                data[key] = {"model": data[key], "hub": family.hubs[role]}
         data["tasks"] = {name: task.to_dict() for name, task in sorted(self.tasks.items())}
         data["method"] = {"name": self.method.name}
         if chosen is not None:

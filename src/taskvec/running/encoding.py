@@ -8,14 +8,15 @@ there is none, so that its first token is predicted too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskvec import documents
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.extras import require
+from taskvec.running.pretrained import load_tokenizer
 from taskvec.running.requests import Continuation, Prompt, Text
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -144,9 +145,9 @@ def open_tokenizer(folder: Path, where: str) -> Any:
     Raises:
         CheckpointError: it has none that can be read.
     """
-    transformers = require("transformers", "eval")
+    require("transformers", "eval")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return load_tokenizer(folder)
     except Exception as error:  # whatever its many tokenizers raise
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(
@@ -156,10 +157,8 @@ def open_tokenizer(folder: Path, where: str) -> Any:
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: {path.name} cannot be read: {error}") from error
+    where = f"{where}: {path.name}"
+    return documents.read_object(path, documents.CONFIG, where=where, non_finite=True)
 
 
 def make_encoder(

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from taskvec import documents
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import DataRow, HubData, read_hub, read_rows
 from taskvec.running.requests import Message
@@ -237,9 +238,12 @@ def _digest(paths: Sequence[Path]) -> str:
     digest = xxhash.xxh3_128()
     for path in paths:
         digest.update(f"{path.parent.name}/{path.name}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        try:
+            with open(documents.open_regular(path), "rb") as file:  # noqa: PTH123 (a descriptor)
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -353,10 +357,7 @@ def number_classes(labels: Sequence[str], where: str) -> tuple[list[int], tuple[
 
 def _lines(path: Path, digest: str) -> Classified:
     """A label, a space and a text in every line."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    raw = documents.read_bytes(path, documents.DATA, DataError)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:  # as data sets from before UTF-8 are

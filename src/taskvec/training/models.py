@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from taskvec import documents
 from taskvec.errors import DataError, UsageError
 from taskvec.extras import require
 from taskvec.running.encoding import Encoder, make_encoder, open_encoder, open_tokenizer
@@ -300,10 +301,13 @@ def _head_bytes(head: Any) -> bytes:
     return raw
 
 
+_HEAD = documents.Limits(2**30, 1)
+
+
 def _stored_head(path: Path) -> Any:
     """A linear head from a file."""
     torch = require("torch", "train")
-    tensors = require("safetensors.torch", "train").load(path.read_bytes())
+    tensors = require("safetensors.torch", "train").load(documents.read_bytes(path, _HEAD))
     classes, width = tensors["weight"].shape
     head = torch.nn.Linear(width, classes, bias="bias" in tensors)
     head.load_state_dict(tensors)

@@ -61,6 +61,7 @@ def merge(
     shard_size: str | int = "5GB",
     precision: str = "float32",
     force: bool = False,
+    copy_code: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Merged:
@@ -76,6 +77,7 @@ def merge(
         shard_size: Largest size of one file.
         precision: Arithmetic, `float32` or `float64`.
         force: Replace `out` if it is not empty.
+        copy_code: Copy the target's `*.py` files into `out`.
         threads: Default: the processors there are, at most 8.
         progress: Told what is being done.
 
@@ -89,7 +91,7 @@ def merge(
         scale,
         {"shard_size": shard_size, "precision": precision} | ({"dtype": dtype} if dtype else {}),
     )
-    options = Options(force=force, threads=threads, progress=progress)
+    options = Options(force=force, copy_code=copy_code, threads=threads, progress=progress)
     return _run(recipe, out, table if isinstance(table, Table) else None, options)
 
 
@@ -103,6 +105,7 @@ def forget(
     granularity: str = "tensor",
     dtype: str | None = None,
     force: bool = False,
+    copy_code: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Merged:
@@ -117,6 +120,7 @@ def forget(
         granularity: `tensor`, `module` or `block`.
         dtype: Element type of the result; default: the target's.
         force: Replace `out` if it is not empty.
+        copy_code: Copy the target's `*.py` files into `out`.
         threads: Default: the processors there are, at most 8.
         progress: Told what is being done.
 
@@ -128,7 +132,7 @@ def forget(
     """
     method = {"name": "lata", "scheme": scheme, "threshold": threshold, "granularity": granularity}
     recipe = recipe_of_family(family, method, scale, {"dtype": dtype} if dtype else {})
-    options = Options(force=force, threads=threads, progress=progress)
+    options = Options(force=force, copy_code=copy_code, threads=threads, progress=progress)
     return _run(negated(recipe), out, None, options)
 
 

@@ -16,7 +16,9 @@ from urllib.parse import parse_qsl
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
+from taskvec.running.loading import find_folder
 from taskvec.running.model import find_device, refuse_random
+from taskvec.running.pretrained import load_config, load_module, load_tokenizer
 
 HARMFUL = ("unsafe", "harmful", "harm", "toxic", "toxicity")  # labels that need not be given
 BATCH = 16
@@ -53,14 +55,9 @@ class ClassifierJudge:
 
         The weights are loaded here and let go at the end: the model that is judged needs the room.
         """
-        transformers, torch = require("transformers", "eval"), require("torch", "eval")
-        tokenizer = _loaded(transformers.AutoTokenizer, self.model)
-        model, told = _loaded(
-            transformers.AutoModelForSequenceClassification,
-            self.model,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        torch = require("torch", "eval")
+        tokenizer = _loaded(load_tokenizer, self.model)
+        model, told = _loaded(load_module, self.model, "AutoModelForSequenceClassification")
         refuse_random(model, told, f"judge classifier:{self.model}")
         model.eval().to(self.device)
         size = BATCH if tokenizer.pad_token is not None else 1
@@ -97,9 +94,9 @@ def _probabilities(logits: Any, problem_type: str | None) -> Any:
     return logits.softmax(-1)
 
 
-def _loaded(kind: Any, model: str, **options: Any) -> Any:
+def _loaded(load: Callable[..., Any], model: str, *more: str) -> Any:
     try:
-        return kind.from_pretrained(model, **options)
+        return load(find_folder(model), *more)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(f"judge classifier:{model}: cannot be loaded: {first}") from error
@@ -122,7 +119,7 @@ def parse(text: str, *, device: str) -> ClassifierJudge:
             f"judge classifier:{text}{'?' if query else ''}{query}: "
             "must be classifier:FOLDER_OR_HUB_NAME[:LABEL][?input=answer or ?input=pair]"
         )
-    config = _loaded(require("transformers", "eval").AutoConfig, model)
+    config = _loaded(load_config, model)
     kinds = config.architectures or ["no architecture"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
         raise CheckpointError(

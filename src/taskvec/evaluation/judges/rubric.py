@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from taskvec import documents
 from taskvec.errors import DataError
 
 WORDS = """\
@@ -119,10 +120,7 @@ def read_rubric(path: Path) -> Rubric:
     Raises:
         DataError: it cannot be read, or is empty.
     """
-    try:
-        words = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"rubric {path}: cannot be read: {error}") from error
+    words = documents.read_text(path, documents.TEXT, DataError, where=f"rubric {path}")
     if not words.strip():
         raise DataError(f"rubric {path}: is empty; it must say what the scores 1 to 5 mean")
     return Rubric(f"{path.name} ({sha256(words.encode()).hexdigest()[:8]})", words)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taskvec.checkpoints.folder import read_config
 from taskvec.checkpoints.hub import hub_name
+from taskvec.errors import CheckpointError
 from taskvec.recipes.located import Key
 from taskvec.recipes.mergekit.schema import Reference, Source
 from taskvec.recipes.mergekit.work import Work
@@ -134,10 +135,10 @@ def _block_count(work: Work, reference: Reference) -> int | None:
     if hub_name(reference.model, relative_to=work.folder) is not None:
         return None
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        config = read_config(folder)
+    except CheckpointError:  # whoever merges them is told
         return None
-    config = config.get("text_config", config) if isinstance(config, dict) else {}
+    config = config.get("text_config", config)
     counts = [config.get(k) for k in ("num_hidden_layers", "n_layer", "num_layers", "n_layers")]
     return next((count for count in counts if isinstance(count, int)), None)
 

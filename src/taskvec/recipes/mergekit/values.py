@@ -16,7 +16,7 @@ from typing import Any
 from taskvec.recipes.depth import interpolated
 from taskvec.recipes.located import Document
 from taskvec.recipes.mergekit.schema import Setting, Slice
-from taskvec.recipes.reading import numeric
+from taskvec.validation import numeric
 
 
 @dataclass(frozen=True, slots=True)
