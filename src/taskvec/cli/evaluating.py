@@ -13,7 +13,7 @@ from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.evaluation.data import DataPlaces
-    from taskvec.evaluation.evaluate import Options
+    from taskvec.evaluation.evaluate import EvaluationOptions
     from taskvec.evaluation.task import Tools
 
 
@@ -86,16 +86,16 @@ def pair(text: str, flag: str, form: str) -> tuple[str, str]:
     return left, right
 
 
-def options_from(args: argparse.Namespace, *, limit: int | None = None) -> Options:
+def options_from(args: argparse.Namespace, *, limit: int | None = None) -> EvaluationOptions:
     """How to evaluate; records go to the output folder of the command."""
-    from taskvec.evaluation.evaluate import Options, silent
-    from taskvec.evaluation.task import Settings
+    from taskvec.evaluation.evaluate import EvaluationOptions, silent
+    from taskvec.evaluation.task import SampleSettings
 
-    return Options(
+    return EvaluationOptions(
         data=places(args.data),
         limit=limit,
         include_path=None if args.include_path is None else Path(args.include_path).expanduser(),
-        settings=Settings(args.shots, args.seed, args.draws, args.apply_chat_template),
+        settings=SampleSettings(args.shots, args.seed, args.draws, args.apply_chat_template),
         context=args.context,
         stride=args.stride,
         truncate=args.truncate,

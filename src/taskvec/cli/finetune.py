@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
     from taskvec.training.data import Reading
     from taskvec.training.heads import TEMPLATES
     from taskvec.training.loop import is_first_process
-    from taskvec.training.models import Asking
-    from taskvec.training.run import Output
+    from taskvec.training.models import HeadOptions
+    from taskvec.training.run import RunOutput
     from taskvec.training.tokens import Fitting
 
     names = [name.replace("-", "_") for name in _SETTINGS]
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
             linearised=args.linearised,
             settings=settings,
             reading=Reading(args.format, fields, args.limit, args.seed or 0),
-            asking=Asking(
+            asking=HeadOptions(
                 Fitting(args.context, args.truncate),
                 args.image_size,
                 args.label_smoothing,
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
                 args.pool,
                 tuple(args.template or TEMPLATES),
             ),
-            output=Output(
+            output=RunOutput(
                 out=Path(args.out).expanduser(),
                 force=args.force,
                 save_every=args.save_every,
