@@ -123,8 +123,7 @@ def recipe_from(
     """
     from taskvec.outputs.manifest import MANIFEST_FILE, read_manifest, recipe_of
     from taskvec.recipes.located import Document, parse_yaml
-    from taskvec.recipes.mergekit.convert import convert
-    from taskvec.recipes.mergekit.schema import is_config
+    from taskvec.recipes.mergekit import is_config
     from taskvec.recipes.reading import read_recipe, read_text
 
     flags = _flags(args)
@@ -143,6 +142,8 @@ def recipe_from(
         return read_recipe(document, Path.cwd(), needs_scales=needs_scales), None
     document, folder = parse_yaml(read_text(recipe), recipe), Path(recipe).absolute().parent
     if is_config(document.data):
+        from taskvec.recipes.mergekit.convert import convert
+
         imported = convert(document, Path.cwd())
         tell(recipe, imported.notes)
         document, folder = Document(imported.recipe, recipe), Path.cwd()

@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
-    from taskvec.files import write_whole
     from taskvec.recipes.located import parse_yaml
     from taskvec.recipes.mergekit.convert import convert, relocated
     from taskvec.recipes.reading import read_text
+    from taskvec.recipes.writing import write_recipe
 
     document = parse_yaml(read_text(args.config), args.config)
     imported = convert(document, Path.cwd(), faithful=args.faithful)
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(args.output).absolute().parent
         imported = relocated(imported, Path.cwd(), folder)
         with common.writing(args.output):
-            write_whole(Path(args.output), imported.text.encode())
+            write_recipe(Path(args.output), imported.text)
     if args.json:
         notes = [asdict(note) for note in imported.notes]
         print(json.dumps({"recipe": imported.recipe, "notes": notes, "faithful": args.faithful}))
