@@ -1,16 +1,20 @@
-"""`taskvec search RECIPE --propose`: λ and a scheme from the scan alone."""
+"""`taskvec propose RECIPE`: λ and a scheme from the scan alone."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.cli import common
-from taskvec.errors import UsageError
+import click
+
+from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.options import FAMILY, RECIPE, RUNNING
+from taskvec.cli.printing import answer, show, write_text
+from taskvec.cli.recipe import recipe_only, running
+from taskvec.cli.streams import warn
+from taskvec.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from taskvec.coefficients.closed_form import Proposals
@@ -25,57 +29,35 @@ if TYPE_CHECKING:
 SUMS = ("lata", "task_arithmetic")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this part of the verb."""
-    group = parser.add_argument_group("without data")
-    group.add_argument(
-        "--propose",
-        action="store_true",
-        help="λ in closed form and a scheme, from the weights alone; nothing is scored",
-    )
-    group.add_argument(
-        "--proposal",
-        metavar="NAME",
-        default="radius_shared",
-        help="whose λ --write-recipe takes (radius_shared): radius | radius_shared | metagpt | "
-        "nan | average | constant_0.3 | constant_0.5",
-    )
-    group.add_argument(
-        "--write-recipe", metavar="FILE", help="write the recipe with these λ, ready to merge"
-    )
+def run(args: Arguments) -> int:
+    """Run this verb: λ that the recipe has are not looked at, except for their sign."""
+    recipe = recipe_only(args, args.recipe, needs_scales=False)
 
-
-def run(args: argparse.Namespace, recipe: Recipe) -> int:
-    """Run this part of the verb.
-
-    Args:
-        args: With `json` and `quiet`, and what `add_arguments` adds.
-        recipe: Of `lata` or `task_arithmetic`; its λ are not looked at, but for their sign.
-    """
     from taskvec.coefficients.closed_form import FORMULAS, propose
     from taskvec.coefficients.schemes import suggest_scheme
-    from taskvec.merging.deciding import Options, settled_members
+    from taskvec.merging.deciding import settled_members
     from taskvec.merging.scans import scan_members
 
     if args.proposal not in FORMULAS:
-        raise UsageError(f"--proposal must be one of {', '.join(FORMULAS)}; got {args.proposal!r}")
+        raise UsageError(f"--proposal: {nearest(args.proposal, list(FORMULAS))}")
     _check(recipe)
-    common.announce_compiling()
-    options = Options(progress=common.progress_for(args))
+    options = running(args)
     members = settled_members(recipe, options)
-    scan = scan_members(members, progress=options.progress)
+    scan = scan_members(
+        members, cache=options.cache, threads=options.threads, progress=options.progress
+    )
     weights = _decided(recipe, members, scan)
     proposals = propose(scan, weights)
     granularity = next(iter(recipe.parameters.values())).get("granularity", "tensor")
     suggestion = suggest_scheme(scan, granularity)
-    common.warn([*members.warnings, *weights.warnings])
+    warn([*members.warnings, *weights.warnings])
     if args.json:
         told = {"weights": weights.origin} | proposals.to_json() | {"scheme": suggestion.to_json()}
-        print(json.dumps(told))
+        answer(told)
     else:
         _print(proposals, suggestion, weights)
-    if args.write_recipe is not None:
-        _write(recipe, proposals.scales[args.proposal], Path(args.write_recipe))
+    if args.out is not None:
+        _write(recipe, proposals.scales[args.proposal], Path(args.out))
     return 0
 
 
@@ -94,19 +76,17 @@ def _check(recipe: Recipe) -> None:
     if recipe.method.name not in SUMS:
         raise UsageError(
             f"method {recipe.method.name}: λ can be proposed from a scan for {' and '.join(SUMS)} "
-            "alone, which add weighted vectors; score candidates instead, without --propose"
+            "alone, which add weighted vectors; use `taskvec search` instead"
         )
     for task, scale in recipe.scales.items():
         if scale < 0:
             raise UsageError(
                 f"task {task!r} has scale {scale:g}: λ can be proposed for adding alone; "
-                "leave it out, or score candidates without --propose"
+                "remove it, or use `taskvec search`"
             )
     if recipe.profiles:
         task = next(iter(recipe.profiles))
-        raise UsageError(
-            f"scale of task {task!r} differs by layer; give one number, or none, for --propose"
-        )
+        raise UsageError(f"scale of task {task!r} differs by layer; give one number, or none")
 
 
 def _print(proposals: Proposals, suggestion: Suggestion, table: Table) -> None:
@@ -114,7 +94,7 @@ def _print(proposals: Proposals, suggestion: Suggestion, table: Table) -> None:
 
     v = proposals.vectors
     print(f"λ by proposal, and the share of its task vector that a task keeps ({table.origin})")
-    common.show(
+    show(
         [
             (
                 name,
@@ -127,7 +107,7 @@ def _print(proposals: Proposals, suggestion: Suggestion, table: Table) -> None:
         ("proposal", *(x for t in v.tasks for x in (t, "share")), "what it does", "source"),
     )
     print("\nlengths, and cosines of pure vectors")
-    common.show(
+    show(
         [
             (t, float(v.norm[i]), float(v.pure_norm[i]), *v.cosine[i].tolist())
             for i, t in enumerate(v.tasks)
@@ -150,11 +130,24 @@ def _write(recipe: Recipe, scales: Mapping[str, float], path: Path) -> None:
     """The recipe with these λ, to four decimals."""
     import yaml
 
-    from taskvec.files import write_whole
-
     rounded = {task: round(scale, 4) for task, scale in scales.items()}
-    text = yaml.safe_dump(
-        replace(recipe, scales=rounded).to_dict(), sort_keys=False, allow_unicode=True
-    )
-    with common.writing(path):
-        write_whole(path, text.encode())
+    data = replace(recipe, scales=rounded).to_dict()
+    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+VERB = Verb(
+    "propose", run, [
+        RECIPE,
+        Option("--proposal", default="radius_shared",
+               words=("radius", "radius_shared", "metagpt", "nan", "average", "constant_0.3",
+                      "constant_0.5"),
+               help="which λ the written recipe takes"),
+        Option("-o", "--out", "--write-recipe", "out", type=click.Path(), metavar="FILE",
+               help="write the recipe with these λ, ready to merge"),
+        *FAMILY, *RUNNING, JSON,
+    ],
+    streams=True,
+    page="""\
+λ in closed form and a scheme, from the weights alone; nothing is scored
+([derivation](../concepts/coefficients.md)).""",
+)  # fmt: skip
