@@ -118,6 +118,10 @@ class Verb(click.Command):
                 f"{module} is not installed; this needs: pip install 'taskvec[{self.extra}]'"
             ) from error
 
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """`-h`, `--help`."""
+        return _HELP
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write arguments and options, each under its heading."""
         lines: dict[str, list[tuple[str, str]]] = {}
@@ -137,6 +141,16 @@ def heading_of(param: click.Parameter) -> str:
     return param.heading if isinstance(param, Option) else GENERAL
 
 
+def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        print(ctx.get_help())  # click's echo would write UTF-8 to a stream of another encoding
+        ctx.exit()
+
+
+_HELP = Option(
+    "-h", "--help", is_flag=True, is_eager=True, expose_value=False, callback=_help,
+    heading=GENERAL, help="show this message and exit",
+)  # fmt: skip
 _GENERAL = (
     Option("-q", "--quiet", is_flag=True, heading=GENERAL, help="no progress bars, no notes"),
     Option(
@@ -149,6 +163,10 @@ JSON = Option("--json", is_flag=True, heading=GENERAL, help="print the result as
 
 class Verbs(click.Group):
     """All verbs; a verb's module is imported when the verb is called."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """`-h`, `--help`."""
+        return _HELP
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, in the order of the help."""
@@ -199,7 +217,7 @@ def make_group() -> Verbs:
         params=[
             click.Option(
                 ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version,
-                help="Show name and version, then exit.",
+                help="show name and version, then exit",
             )
         ],
     )  # fmt: skip

@@ -59,7 +59,7 @@ class Bars:
             if timer is not None:
                 timer.cancel()
                 self._end(step)
-            if self.is_logged and not self.is_drawn:
+            if self.is_logged and not self.is_drawn and step.done:
                 say(f"{step.label}: {self._amount(step.done)} in {step.seconds:.1f} s")
 
     def note(self, step_label: str) -> None:

@@ -215,9 +215,7 @@ def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
             ]
         )
     sigma = f"≤ σ = {result['threshold']:g}"
-    print(
-        f"similarity to instruction tuning by {result['granularity']}, and the whole model's ρ, c"
-    )
+    print(f"similarity to instruction tuning, by {result['granularity']}; ρ and c: whole model")
     show(lines, ("task", *quantiles, f"layers {sigma}", "parameters", "ρ", "c"))
     if len(tasks) < 2:
         return
