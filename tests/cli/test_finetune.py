@@ -214,7 +214,7 @@ def test_stopped_and_gone_on(given, tmp_path, number, word):
     assert run.returncode == (130 if word else -number)
     if word:
         assert err.splitlines()[-1] == (
-            f"taskvec: {word}; the same command goes on from where it was"
+            f"taskvec: {word}; the same command continues where it stopped"
         )
     assert not (tmp_path / "parts/vector.safetensors").exists()
     for out in ("parts", "whole"):

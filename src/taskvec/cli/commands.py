@@ -18,7 +18,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from taskvec.cli.main import VERBS
-from taskvec.cli.stopping import Stop
 from taskvec.cli.streams import say
 from taskvec.errors import MissingExtraError, nearest
 
@@ -83,15 +82,13 @@ class Verb(click.Command):
         extra: The extra of taskvec that it needs.
         streams: Whether it makes many small objects without cycles. With 20,000 tensors, looking
             for cycles among them took a third of the time of a merge.
-        resumes: Whether the same command continues after an interruption.
     """
 
     def __init__(
         self, name: str, run: Callable[[Arguments], int], params: Sequence[click.Parameter], *,
-        page: str = "", extra: str | None = None, streams: bool = False, resumes: bool = False,
+        page: str = "", extra: str | None = None, streams: bool = False,
     ) -> None:  # fmt: skip
-        self.run, self.page, self.extra = run, page, extra
-        self.streams, self.resumes = streams, resumes
+        self.run, self.page, self.extra, self.streams = run, page, extra, streams
         summary = VERBS[name]
         super().__init__(
             name,
@@ -103,9 +100,6 @@ class Verb(click.Command):
         )
 
     def _call(self, **values: Any) -> int:
-        stop = click.get_current_context().obj
-        if self.resumes:
-            stop.hint = "; the same command continues where it stopped"
         if self.streams:
             gc.disable()
         try:
@@ -223,7 +217,7 @@ def make_group() -> Verbs:
     )  # fmt: skip
 
 
-def run(arguments: Sequence[str], stop: Stop) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Run a command line; the result is the exit code.
 
     Raises:
@@ -235,7 +229,7 @@ def run(arguments: Sequence[str], stop: Stop) -> int:
 
         return shell_complete(group, {}, "taskvec", COMPLETE, os.environ[COMPLETE])
     try:
-        with group.make_context("taskvec", list(arguments), obj=stop) as context:
+        with group.make_context("taskvec", list(arguments)) as context:
             return int(group.invoke(context) or 0)
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -318,7 +318,7 @@ VERB = Verb(
         evaluating.LOADED_DTYPE, evaluating.DEVICE, evaluating.BATCH_TOKENS,
         evaluating.out_option(OUT, "results, figures and records"), JSON,
     ],
-    extra="train", resumes=True,
+    extra="train",
     page="""\
 Measures how task vectors of a model interact (`error`), how well they add up (`addition`), how
 cleanly one is subtracted (`negation`) and where their effect is linear (`linearity`);

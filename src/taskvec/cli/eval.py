@@ -109,7 +109,7 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
     metrics = list(dict.fromkeys(name for row in rows for name in row.result.figures))
     head = ["", *metrics]
     if len(rows) > 1:
-        head.append(f"{metrics[0]}, less {reference}'s")
+        head.append(f"Δ {metrics[0]} vs {reference}")
     if single is not None:
         head.append(f"share of {single}'s")
     lines = []
@@ -195,7 +195,7 @@ VERB = Verb(
                help="as for merge, in every recipe among the models; repeatable"),
         evaluating.out_option(OUT, "results and records"), JSON,
     ],
-    extra="eval", resumes=True,
+    extra="eval",
     page="""\
 Asks models the samples of some tasks and prints figures with 95 % intervals, side by side, and
 [signs of failure](signs.md); [how](../how-to/evaluate.md), [tasks](tasks.md). A recipe or a

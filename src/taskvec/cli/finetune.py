@@ -218,7 +218,7 @@ VERB = Verb(
                help="write events for TensorBoard too"),
         JSON,
     ],
-    extra="train", resumes=True,
+    extra="train",
     page="""\
 Trains the parameters that `--train` selects and writes the change as a task vector;
 [how](../how-to/finetune.md).""",

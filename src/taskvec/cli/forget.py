@@ -19,7 +19,7 @@ def run(args: Arguments) -> int:
 
 
 VERB = Verb(
-    "forget", run, merge.PARAMS, streams=True, resumes=True,
+    "forget", run, merge.PARAMS, streams=True,
     page="""\
 As `merge`, with every scale negated; scales must be positive. The method is LATA with the scheme
 `threshold` where none is named. Where every layer has weight 0, nothing is written unless `--force`

@@ -39,17 +39,22 @@ VERBS = {
     "help": "show the help of a verb",
 }
 
+_RESUMING = {
+    "merge", "forget", "eval", "search", "sweep", "pairs", "finetune", "disentangle",
+}  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    stop = Stop()
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    stop = Stop("; the same command continues where it stopped" if verb in _RESUMING else "")
     try:
         stop.install()
         prepare_streams()
         from taskvec.cli.commands import run
 
-        code = run(arguments, stop)
+        code = run(arguments)
         sys.stdout.flush()
         return code
     except TaskvecError as error:

@@ -80,7 +80,7 @@ def _shown(recipe: Recipe, task: str) -> float | str:
 
 
 VERB = Verb(
-    "merge", run, PARAMS, streams=True, resumes=True,
+    "merge", run, PARAMS, streams=True,
     page="""\
 Writes θ_target + Σ_t λ_t w_t τ_t, or what the method defines, to the folder OUT. RECIPE is a YAML
 file, a mergekit configuration, or a `taskvec-manifest.json`, which is replayed as it is; without

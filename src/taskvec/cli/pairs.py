@@ -92,7 +92,7 @@ def _print(found: Pairs) -> None:
         for task in pair.tasks:
             (partner,) = set(pair.tasks) - {task}
             lines.append([task, partner, *_effect(pair.effects.get(task))])
-    show(lines, ("task", "with", "merged", "less alone", "less fine-tune", ""))
+    show(lines, ("task", "with", "merged", "Δ vs alone", "Δ vs fine-tune", ""))
     print()
     print("how their vectors lie, over the whole model")
     show(
@@ -146,7 +146,7 @@ VERB = Verb(
         evaluating.out_option(OUT, "pairs.json and pairs.csv, and records"), PLOT,
         *evaluating.DATA, *evaluating.ASKING, *evaluating.SCORING, *FAMILY, JSON,
     ],
-    extra="search", resumes=True,
+    extra="search",
     page="""\
 Merges every pair of the tasks that have a `--measure`, and compares with each alone;
 [how](../how-to/sensitivity.md). `--seed` is also that of samples and intervals.""",

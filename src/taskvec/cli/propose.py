@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def run(args: Arguments) -> int:
         told = {"weights": weights.origin} | proposals.to_json() | {"scheme": suggestion.to_json()}
         answer(told)
     else:
-        _print(proposals, suggestion, weights)
+        _print(proposals, suggestion, weights, list(recipe.family.tasks))
     if args.out is not None:
         _write(recipe, proposals.scales[args.proposal], Path(args.out))
     return 0
@@ -76,12 +77,12 @@ def _check(recipe: Recipe) -> None:
     if recipe.method.name not in SUMS:
         raise UsageError(
             f"method {recipe.method.name}: λ can be proposed from a scan for {' and '.join(SUMS)} "
-            "alone, which add weighted vectors; use `taskvec search` instead"
+            "only, which add weighted vectors; use `taskvec search` instead"
         )
     for task, scale in recipe.scales.items():
         if scale < 0:
             raise UsageError(
-                f"task {task!r} has scale {scale:g}: λ can be proposed for adding alone; "
+                f"task {task!r} has scale {scale:g}: λ can be proposed only for addition; "
                 "remove it, or use `taskvec search`"
             )
     if recipe.profiles:
@@ -89,37 +90,37 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(f"scale of task {task!r} differs by layer; give one number, or none")
 
 
-def _print(proposals: Proposals, suggestion: Suggestion, table: Table) -> None:
+def _print(
+    proposals: Proposals, suggestion: Suggestion, table: Table, tasks: Sequence[str]
+) -> None:
     from taskvec.coefficients.closed_form import FORMULAS
 
     v = proposals.vectors
+    at = [v.tasks.index(task) for task in tasks]
     print(f"λ by proposal, and the share of its task vector that a task keeps ({table.origin})")
     show(
         [
             (
                 name,
-                *(x for t in v.tasks for x in (scales[t], proposals.shares[name][t])),
+                *(x for t in tasks for x in (scales[t], proposals.shares[name][t])),
                 FORMULAS[name].summary,
                 FORMULAS[name].source,
             )
             for name, scales in proposals.scales.items()
         ],
-        ("proposal", *(x for t in v.tasks for x in (t, "share")), "what it does", "source"),
+        ("proposal", *(x for t in tasks for x in (t, "share")), "what it does", "source"),
     )
     print("\nlengths, and cosines of pure vectors")
     show(
         [
-            (t, float(v.norm[i]), float(v.pure_norm[i]), *v.cosine[i].tolist())
-            for i, t in enumerate(v.tasks)
+            (t, float(v.norm[i]), float(v.pure_norm[i]), *v.cosine[i][at].tolist())
+            for t, i in zip(tasks, at, strict=True)
         ],
-        ("task", "‖τ‖", "‖τ'‖", *v.tasks),
+        ("task", "‖τ‖", "‖τ'‖", *tasks),
     )
     print()
-    for i, a in enumerate(v.tasks):
-        for j, b in enumerate(v.tasks[:i]):
-            print(
-                f"sign conflict {b}, {a}: {v.conflict[j, i]:.1%} of the elements that both change"
-            )
+    for (i, a), (j, b) in combinations(zip(at, tasks, strict=True), 2):
+        print(f"sign conflict {a}, {b}: {v.conflict[i, j]:.1%} of the elements that both change")
     told = "none (task_arithmetic)" if suggestion.scheme is None else suggestion.scheme
     print(f"scheme: {told}")
     for reason in suggestion.reasons:

@@ -161,7 +161,7 @@ def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
     reference = "the recipe as given" if test["reference"] == "given" else "target"
     counts = {task: parts["test"]["n"] for task, parts in told["samples"].items()}
     sizes = ", ".join(f"{task} n = {count:,}" for task, count in counts.items())
-    print(f"On test data, which had no say in the choice ({sizes}); 95 % intervals:")
+    print(f"On test data, which were not used for the choice ({sizes}); 95 % intervals:")
     rows = []
     for goal in goals.goals:
         kept = test["kept"].get(goal.key)
@@ -176,7 +176,7 @@ def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
             [name, f"{each['winner']:.3f}", f"{each['reference']:.3f}" if "given" in test["figures"]
              else "–", "–", _span(each["difference"], "+"), ""]
         )  # fmt: skip
-    head = ("", "winner", "recipe as given", "target", f"winner less {reference}", "kept")
+    head = ("", "winner", "recipe as given", "target", f"Δ winner vs {reference}", "kept")
     show(rows, head)
     print()
     for line in _remarks(told):
@@ -195,12 +195,12 @@ def _remarks(told: Mapping[str, Any]) -> list[str]:
     level = list(scores.values()).count(scores.get(told["winner"]["number"]))
     lines = [
         f"The winner's score on selection data is the best of {told['tried']} and therefore too "
-        "good; its score on test data is not."
+        "good; its score on test data is unbiased."
     ]
     if level > 1:
         lines.append(
             f"{level} of {told['tried']} candidates are level with the winner on selection data: "
-            "which of them is taken means nothing. More samples or wider axes may tell them apart."
+            "the choice among them is arbitrary. More samples or wider axes may separate them."
         )
     return lines
 
@@ -301,7 +301,7 @@ VERB = Verb(
         evaluating.out_option(OUT, "the study"), PLOT,
         *evaluating.DATA, *evaluating.ASKING, *evaluating.SCORING, *FAMILY, JSON,
     ],
-    extra="search", resumes=True,
+    extra="search",
     page="""\
 Tries candidates on data, tests the best on other data, and writes its recipe;
 [how](../how-to/search-coefficients.md). Scales are needed where they are not varied. `--seed` is

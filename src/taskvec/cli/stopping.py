@@ -18,11 +18,11 @@ class Stop:
     """What a process does about signals that ask it to stop, while it runs one command.
 
     Attributes:
-        hint: Printed behind the word for what happened; the verb sets it.
+        hint: Printed behind the word for what happened.
     """
 
-    def __init__(self) -> None:
-        self.hint = ""
+    def __init__(self, hint: str) -> None:
+        self.hint = hint
         self._number: int | None = None
         self._before: dict[int, Any] = {}
         self._report = sys.unraisablehook

@@ -134,7 +134,7 @@ def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
     tasks = sorted({task for point in found.points for task in point.kept})
     head = [label, *(f"kept of {task}" for task in tasks)]
     for key in measures:
-        head += [key, "less the recipe's", "worse"]
+        head += [key, "Δ vs recipe", "worse"]
     table = []
     for point in found.points:
         line: list[Any] = [f"{point.value:g}", *(_kept(point, task) for task in tasks)]
@@ -175,8 +175,8 @@ def _verdict(found: Sensitivity) -> str:
     """The safe range in words."""
     label, values = found.sweep.label, sorted(found.sweep.values)
     meaning = (
-        "no measure is worse than at its best value by more than the paired 95 % interval (* where "
-        "it is)"
+        "no measure is worse than at its best value by more than the paired 95 % interval (* marks "
+        "where one is)"
     )
     if not found.safe:
         fewest = min(
@@ -227,7 +227,7 @@ VERB = Verb(
         evaluating.out_option(OUT, "sweep-NAME.json and .csv, and records"), PLOT,
         *evaluating.DATA, *evaluating.ASKING, *evaluating.SCORING, *FAMILY, JSON,
     ],
-    extra="search", resumes=True,
+    extra="search",
     page="""\
 Tries values of one number and says in which range no measure gets worse;
 [how](../how-to/sensitivity.md). Without a measure it shows what is kept of each task. `--seed` is
