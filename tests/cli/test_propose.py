@@ -17,7 +17,7 @@ FAMILY = {
 
 def propose(tmp_path, recipe, *flags):
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe))
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return main(["propose", str(file), "--quiet", *flags])
 
 
