@@ -111,7 +111,7 @@ def test_exit_codes_and_messages(cli, given, tmp_path):
     )
     assert refused(cli, 2, *given, *out, "--steps", 0) == "steps must be above 0; got 0"
     assert refused(cli, 2, *given, *out, "--fields", "prompt") == (
-        "--fields must be USE=NAME,…; got 'prompt'"
+        "--fields takes USE=NAME,…; got 'prompt'"
     )
     assert refused(cli, 2, *given, *out, "--train", "norms,x").startswith("train 'x' is no preset")
     assert refused(cli, 1, *given[:2], tmp_path / "no", *out) == (

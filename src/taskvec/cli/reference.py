@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import click
@@ -80,7 +81,8 @@ def reference_page() -> str:
     parts = [_HEAD]
     for heading, shared in SHARED.items():
         users = [name for name, verb in verbs.items() if verb and set(shared) <= set(verb.params)]
-        parts.append(f"### {heading}\n\nVerbs: {', '.join(f'`{name}`' for name in users)}.\n")
+        names = ", ".join(f"`{name}`" for name in users)
+        parts.append(f"### {heading}\n\nVerbs: {names}.\n")
         if heading in _ABOUT:
             parts.append(f"{_ABOUT[heading]}\n")
         parts.append(_table(shared))
@@ -107,7 +109,7 @@ def _verb(name: str, verb: Verb, parent: click.Context) -> Iterator[str]:
     own = [option for option in own if not {"--quiet", "--verbose"} & set(option.opts)]
     if taken:
         links = ", ".join(f"[{h.lower()}](#{h.lower().replace(' ', '-')})" for h in taken)
-        yield f"Shared options: {links}.\n"
+        yield textwrap.fill(f"Shared options: {links}.", 100) + "\n"
     if own:
         yield _table(own)
 
