@@ -44,11 +44,11 @@ TIMED = ("scan", "merge", "lora", "extract", "as-lora")
 
 def load(folder: Path) -> Any:
     """The model in float32, by the class that its config names."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     cls = getattr(transformers, config.architectures[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return cls.from_pretrained(folder, dtype=torch.float32)
+        return cls.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
 
 
 def objective(model: Any, rng: np.random.Generator) -> Callable[[], torch.Tensor]:
@@ -139,7 +139,10 @@ def study(model: Path, work: Path, steps: int, seed: int) -> tuple[Family, dict[
     folder = found.folder
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(model, folder / "base")
-    stored = transformers.AutoConfig.from_pretrained(folder / "base").dtype or torch.float32
+    stored = (
+        transformers.AutoConfig.from_pretrained(folder / "base", trust_remote_code=False).dtype
+        or torch.float32
+    )
     fine_tune(folder / "base", folder / "instruct", steps, seed, stored)
     fine_tune(folder / "instruct", folder / "task", steps, seed + 1, stored)
     roles = ["--base", "base", "--instruct", "instruct"]

@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from benchmarks import smollm2_data as source
 from benchmarks.smollm2_data import Row, encode
-from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.intervals import wilson
 from taskvec.running.generation import Query, answers
 from taskvec.running.model import wrap
 
@@ -254,9 +254,11 @@ def load(folder: Path) -> tuple[Any, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
+            folder, local_files_only=True, output_loading_info=True, trust_remote_code=False
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         sample(model, tokenizer, "Question:", new_tokens=2)
     logger.removeHandler(handler)
     said += [str(warning.message) for warning in caught]

@@ -46,14 +46,18 @@ def backbone(model: str, attention: str) -> nn.Module:
     if model in SHAPES:
         config = config_of(model)
     else:
-        config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False
+        )
     causal = str((config.architectures or [""])[0]).endswith("ForCausalLM")
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     made: nn.Module
     if model in SHAPES:
-        made = kind.from_config(config, **options)
+        made = kind.from_config(config, **options, trust_remote_code=False)
     else:
-        made = kind.from_pretrained(model, local_files_only=True, **options)
+        made = kind.from_pretrained(
+            model, local_files_only=True, **options, trust_remote_code=False
+        )
     return made
 
 

@@ -16,6 +16,7 @@ from tests.test_readme import ROOT, Block, blocks, run_block
 import taskvec
 from taskvec.cli.commands import make_group
 from taskvec.cli.reference import reference_page
+from taskvec.dtypes import FLOATS
 from taskvec.layers import _OVERRIDE_KEYS, GRANULARITIES, MODULES
 from taskvec.methods import METHODS
 from taskvec.methods.parameters import Parameter
@@ -23,6 +24,7 @@ from taskvec.outputs import manifest
 from taskvec.recipes import reading
 from taskvec.recipes.located import parse_yaml
 from taskvec.recipes.recipe import Output
+from taskvec.recipes.schema import LayerEntry, Out, RecipeFile, TaskEntry
 
 DOCS = ROOT / "docs"
 FRONT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -133,10 +135,10 @@ def test_every_recipe_parses(tmp_path: Path) -> None:
 
 def test_recipe_page_has_every_key() -> None:
     page = sections(DOCS / "reference" / "recipe.md", 2)
-    assert set(rows(page["Top level"])) == set(reading.TOP)
-    assert set(rows(page["out"])) == set(reading.OUT)
-    assert set(rows(page["layers"])) == set(_OVERRIDE_KEYS)
-    assert set(rows(page["tasks.NAME"])) == {"model", "scale", "over"}
+    assert set(rows(page["Top level"])) == set(RecipeFile.model_fields)
+    assert set(rows(page["out"])) == set(Out.model_fields)
+    assert set(rows(page["layers"])) == set(LayerEntry.model_fields) == set(_OVERRIDE_KEYS)
+    assert set(rows(page["tasks.NAME"])) == set(TaskEntry.model_fields)
     parameters = {p.name for method in METHODS.values() for p in method.parameters}
     assert set(rows(page["method"])) == {"name"} | parameters
     assert all(f"`{module}`" in page["layers"] for module in MODULES)
@@ -153,8 +155,8 @@ def test_recipe_page_has_every_range_and_default() -> None:
         else:
             assert default == "by method"  # on the method's own page
     out = rows(sections(DOCS / "reference" / "recipe.md", 2)["out"])
-    assert words(out["dtype"][-1]) == set(reading.FLOATS)
-    assert words(out["precision"][-1]) == set(reading.PRECISIONS)
+    assert words(out["dtype"][-1]) == set(FLOATS)
+    assert words(out["precision"][-1]) == {"float32", "float64"}
     assert words(out["precision"][1]) == {Output().precision}
     size = f"{WHOLE}out: {{shard_size: {out['shard_size'][1].strip('`')}}}"
     assert reading.read_recipe(parse_yaml(size, ""), ROOT).out == Output()

@@ -32,7 +32,9 @@ def vision(model: Path, data: Path, out: Path, **given: Any) -> study.Setup:
 
     return study.Setup(
         name="vision",
-        backbone=lambda: AutoModel.from_pretrained(model, dtype=torch.float32),
+        backbone=lambda: AutoModel.from_pretrained(
+            model, dtype=torch.float32, trust_remote_code=False
+        ),
         pooled=lambda output, inputs: output.last_hidden_state[:, 0],
         tasks=image_tasks(data, Sizes(train=1920, validation=100, test=300), pixels=84),
         tuned_on=("cifar10", "gtsrb"),
@@ -46,7 +48,7 @@ def text(model: Path, data: Path, out: Path, **given: Any) -> study.Setup:
     """MiniLM-L6, the mean over tokens."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
     def pooled(output: Any, inputs: Any) -> Any:
         mask = inputs["attention_mask"][..., None].to(output.last_hidden_state.dtype)
@@ -54,7 +56,9 @@ def text(model: Path, data: Path, out: Path, **given: Any) -> study.Setup:
 
     return study.Setup(
         name="text",
-        backbone=lambda: AutoModel.from_pretrained(model, dtype=torch.float32),
+        backbone=lambda: AutoModel.from_pretrained(
+            model, dtype=torch.float32, trust_remote_code=False
+        ),
         pooled=pooled,
         tasks=text_tasks(data, Sizes(train=1920, validation=200, test=400), tokenizer, tokens=40),
         tuned_on=("trec", "sst2"),

@@ -78,3 +78,14 @@ DTYPES: dict[str, DType] = {
 FLOATS: dict[str, DType] = {
     dtype.config_name: dtype for dtype in DTYPES.values() if dtype.config_name is not None
 }
+
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+
+
+def float_name(word: str) -> str:
+    """The name in `FLOATS` of a floating-point type, which also has a short one.
+
+    >>> float_name("bf16"), float_name("float32"), float_name("int3")
+    ('bfloat16', 'float32', 'int3')
+    """
+    return _SHORT.get(word.lower(), word)

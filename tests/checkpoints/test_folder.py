@@ -269,7 +269,7 @@ def test_shards_without_index(sharded):
     [
         ("{", "is not JSON (Expecting property name"),
         ("[]", "is not a JSON object; got list"),
-        ("[" * 100_000, "is not JSON (maximum recursion depth exceeded"),
+        ("[" * 100_000, "is nested more than 100 levels deep"),
         ("{}", "weight_map is not a map of tensor to file"),
         ('{"weight_map": []}', "weight_map is not a map of tensor to file"),
         ('{"weight_map": {"a": 1}}', "weight_map is not a map of tensor to file"),
@@ -280,7 +280,7 @@ def test_broken_index(sharded, content, words):
     assert refusal(sharded).startswith(f"{sharded}/{INDEX}: {words}")
 
 
-@pytest.mark.parametrize("file", ["", "..", "\0", "\ud800", "x" * 300])
+@pytest.mark.parametrize("file", ["", "..", "\0", "x" * 300])
 def test_index_names_what_can_be_no_file(sharded, file):
     (sharded / INDEX).write_text(json.dumps({"weight_map": {"a": file}}))
     assert refusal(sharded) == (

@@ -88,7 +88,7 @@ def test_flags_go_beside_a_configuration_and_paths_are_of_the_current_folder(roo
     ("text", "says"),
     [
         ("experts: []\n", "c.yml:1: building a mixture of experts (mergekit-moe) is not supported"),
-        ("instruct: a\n", "c.yml:1: is no mergekit configuration: it has no merge_method"),
+        ("instruct: a\n", "c.yml:1: merge_method is missing"),
         (CONFIG + "tokenizer: {tokens: {x: {source: math}}}\n", "c.yml:9: transplanting tokens"),
         ("merge_method: [\n", "c.yml:2: is not YAML"),
     ],

@@ -19,8 +19,8 @@ from taskvec.coefficients.pairs import (
     pure_weights,
 )
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options
-from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.evaluate import EvaluationOptions
+from taskvec.evaluation.intervals import Figure
 from taskvec.evaluation.task import Metric
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
@@ -122,12 +122,10 @@ def test_a_recipe_of_some_tasks_has_nothing_of_the_others():
     assert small.to_dict()["tasks"].keys() == {"a", "b"}
     for task in ("a", "b"):
         assert small.to_dict()["tasks"][task] == whole.to_dict()["tasks"][task]
-    assert small.family.over == {"a": "base"}
+    assert [task.over for task in small.tasks.values()] == ["base", None]
     assert only(whole, ("c",)).profiles == {}
-    assert only(whole, ("c",)).family.over == {}
-    assert small.weighing is not None
-    assert small.weighing.family == small.family
-    assert small.weighing.parameters.keys() == {"a", "b"}
+    assert only(whole, ("c",)).tasks["c"].over is None
+    assert small.weigher.family.members == small.family.members
 
 
 # --- effects ------------------------------------------------------------------------------------
@@ -166,7 +164,7 @@ def _torch():
 
 
 def found_in(recipe, tasks, n):
-    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, options=Options(limit=n))
+    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, options=EvaluationOptions(limit=n))
 
 
 @pytest.mark.usefixtures("_torch")

@@ -152,7 +152,7 @@ def test_a_scale_that_a_norm_would_undo(root):
 @pytest.mark.parametrize(
     ("piece", "message"),
     [
-        ({"model": "a"}, "a piece of a stack needs model and blocks, and may have scale"),
+        ({"model": "a"}, "blocks is missing in target.stack[0]"),
         ({"model": "a", "blocks": 3}, "blocks must be [first, the one after the last]; got 3"),
         ({"model": "a", "blocks": [2, 2]}, "blocks must be [first, the one after the last]"),
         ({"model": "a", "blocks": [0, True]}, "blocks must be [first, the one after the last]"),
@@ -167,7 +167,7 @@ def test_recipes_with_wrong_stacks(root, piece, message):
 
 
 def test_passthrough_takes_no_tasks_and_needs_a_target(root):
-    with pytest.raises(RecipeError, match="passthrough takes no tasks; leave them out"):
+    with pytest.raises(RecipeError, match="passthrough takes no tasks; remove them"):
         load_recipe(recipe(root, {"model": "a", "blocks": [0, 1]}, tasks={"t": "b"}))
     (root / "r.yaml").write_text("method: passthrough\nseed: 1\n")
     with pytest.raises(RecipeError, match="target is missing: passthrough writes it"):

@@ -197,24 +197,6 @@ def test_short_reads_are_completed(tmp_path, family, cli, monkeypatch):
     assert read_raw(tmp_path / "out") == read_raw(tmp_path / "whole")
 
 
-def test_companion_that_cannot_be_read_is_not_told_as_an_output(tmp_path, family, cli, monkeypatch):
-    (family["instruct"] / "tokenizer.json").write_text("{}")
-    real = Path.read_bytes
-
-    def read_bytes(path: Path) -> bytes:
-        if path.name == "tokenizer.json":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert cli(*merging(family, tmp_path / "out")) == (
-        1, "",
-        f"taskvec: error: {family['instruct']}/tokenizer.json: cannot be read: "
-        "Input/output error\n",
-    )  # fmt: skip
-    assert names(tmp_path) == ["family"]
-
-
 def test_more_files_than_a_process_may_open(tmp_path):
     """A limit that a process may raise itself is raised; a real limit of a real process."""
     weights = {f"t{i}": np.ones(3, np.float32) for i in range(60)}

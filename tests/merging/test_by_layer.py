@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import read_checkpoint, read_raw, run_cli, write_family
-from tests.engine.test_sparsify import crumbs, draws, fused, keep_probability
+from tests.merging.test_sparsify import crumbs, draws, fused, keep_probability
 
 from taskvec.errors import ParameterError, RecipeError, UsageError
 from taskvec.merging.plan import make_plan
@@ -408,11 +408,11 @@ def test_what_a_method_cannot_work_with(root, tmp_path, method, tasks, text):
     ([1, 0.5], "density of ties must be in [0, 1]; got [1, 0.5]; by layer: {depth: [1, 0.5]}"),
     ({"depth": [1, 1.5]}, "density of ties must be in [0, 1]; got 1.5"),
     ({"depth": [1, 0.6], "times": 2}, "density of ties must be in [0, 1]; got 2.0"),
-    ({"depth": [1, "x"]}, "density of ties must be a finite number; got 'x'"),
-    ({"depth": [1], "times": "x"}, "times in density of ties must be a finite number; got 'x'"),
-    ({"depth": []}, "depth in density of ties must be a number or a list of numbers"),
-    ({"patterns": ["*"]}, "patterns in density of ties must map patterns to values; got ['*']"),
-    ({"times": 1}, "density of ties gives no value; known: depth, embedding, final_norm, head, "
+    ({"depth": [1, "x"]}, "method.density.depth[1] must be a finite number; got 'x'"),
+    ({"depth": [1], "times": "x"}, "method.density.times must be a finite number; got 'x'"),
+    ({"depth": []}, "method.density.depth must be a list that is not empty; got []"),
+    ({"patterns": ["*"]}, "method.density.patterns must be a mapping; got ['*']"),
+    ({"times": 1}, "method.density gives no value; known: depth, embedding, final_norm, head, "
                    "outside, patterns, times"),
     ({"dept": 1}, "unknown key 'dept' in method.density; did you mean 'depth'?"),
 ])  # fmt: skip

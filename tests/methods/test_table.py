@@ -99,7 +99,7 @@ def test_csv_errors(tmp_path, text, message):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("{", "is not JSON ("),
-    ("[" * 100_000, "is not JSON ("),
+    ("[" * 100_000, "is nested more than 100 levels deep"),
     ("[]", "is not a JSON object"),
     ("{}", "is not a table; expected weights by task and tensor"),
     ('{"weights": {}}', "is not a table; expected weights by task and tensor"),
@@ -115,7 +115,7 @@ def test_csv_errors(tmp_path, text, message):
     ('{"weights": {"m": {"a": 1}}, "target": {}}', "tensor 'a' has no weight for every task"),
     ('{"weights": {"m": {"a": 1}}, "target": [1]}', "is not a table; expected weights by task and "
                                                     "tensor"),
-    ('{"weights": {"m": {"a": 1' + "0" * 400 + "}}}", "for 'a' must be a finite number; got 1000"),
+    ('{"weights": {"m": {"a": 1' + "0" * 400 + "}}}", "a number of 401 digits"),
     ('{"weights": {"m": {"a": 1}}, "target": 0}', "is not a table; expected weights by task and "
                                                   "tensor"),
 ])  # fmt: skip
@@ -129,10 +129,10 @@ def test_json_errors(tmp_path, text, message):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.csv: cannot be read as a table"):
+    with pytest.raises(UsageError, match=r"none\.csv: cannot be read: "):
         load_table(tmp_path / "none.csv")
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match=r"t\.csv: cannot be read as a table"):
+    with pytest.raises(UsageError, match=r"t\.csv: cannot be read: "):
         load_table(tmp_path / "t.csv")
 
 

@@ -15,9 +15,10 @@ from taskvec.errors import ParameterError, RecipeError, UsageError
 from taskvec.merging.plan import make_plan
 from taskvec.outputs import run as engine
 from taskvec.outputs.verify import verify
-from taskvec.recipes.depth import KEYS, interpolated
+from taskvec.recipes.depth import interpolated
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Family
+from taskvec.recipes.schema import ByLayer
 from taskvec.vectors.api import negated
 
 SCALE = {
@@ -180,10 +181,10 @@ def test_a_pattern_that_fits_nothing_is_an_error(root):
     ("scale", "says"),
     [
         ({"dept": [1]}, "unknown key 'dept'.*did you mean 'depth'"),
-        ({"depth": []}, "depth in scale of task 'math' must be a number or a list"),
+        ({"depth": []}, "scale.depth must be a list that is not empty"),
         ({"depth": [0, "x"]}, "must be a finite number; got 'x'"),
         ({"depth": [0, float("nan")]}, "must be a finite number"),
-        ({"patterns": ["*"]}, "patterns in scale of task 'math' must map patterns to values"),
+        ({"patterns": ["*"]}, "scale.patterns must be a mapping"),
         ({"patterns": {"*": {"head": 1}}}, "unknown key 'head'"),
         ({"times": 2}, "gives no value"),
     ],
@@ -240,6 +241,6 @@ def test_interpolation():
 
 def test_recipe_page_has_every_key_of_a_scale():
     page = sections(DOCS / "reference" / "recipe.md", 2)["Scale by layer"]
-    for key in KEYS:
+    for key in ByLayer.model_fields:
         assert f"| `{key}`" in page or f", `{key}`" in page
     assert rows(page)["depth"][1] == "none"

@@ -13,6 +13,7 @@ from taskvec.errors import RecipeError, UsageError
 from taskvec.recipes.located import Document, parse_yaml
 from taskvec.recipes.reading import load_recipe, read_layers, read_recipe
 from taskvec.recipes.recipe import Family
+from taskvec.recipes.schema import OF_TASK, RecipeFile, StageRecipe, TaskEntry
 
 GOOD = """\
 base: base
@@ -73,7 +74,7 @@ def test_paths_are_relative_to_the_folder_of_the_recipe(tmp_path, monkeypatch):
     assert Path(family.base).resolve() == tmp_path / "b"
     assert family.start == "/abs/i"
     assert family.target == "/home/somebody/t"
-    assert family.tasks["m"] == str(tmp_path / "recipes" / "m")
+    assert family.models["m"] == str(tmp_path / "recipes" / "m")
 
 
 def test_recipe_by_a_relative_path(tmp_path, monkeypatch):
@@ -98,7 +99,7 @@ def test_short_forms(tmp_path):
     text = "anchor: a\ntasks: {m: folder}\nmethod: average\ninclude: '*.weight'\n"
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.family.include == ("*.weight",)
-    assert recipe.family.tasks["m"] == str(tmp_path / "folder")
+    assert recipe.family.models["m"] == str(tmp_path / "folder")
     assert dict(recipe.scales) == {"m": 1.0}
 
 
@@ -136,128 +137,182 @@ def test_scan_needs_no_scales(tmp_path):
     assert dict(load_recipe(path, needs_scales=False).scales) == {"code": -0.25}
 
 
-# --- unknown keys --------------------------------------------------------------------------------
+# --- what is wrong in one ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "line", "key", "remedy"),
     [
-        (GOOD + "granularity: block\n",
-         ":7: unknown key 'granularity'; known: allow_pickle, anchor, base, exclude, include, "
-         "instruct, layer_weights, layers, method, new_tokens, out, seed, stages, target, tasks, "
-         "vocabulary"),
-        (swapped("instruct:", "instuct:"), ":2: unknown key 'instuct'; did you mean 'instruct'?"),
-        (swapped("model: math, scale", "model: math, scal"),
-         ":4: unknown key 'scal' in tasks.math; did you mean 'scale'?"),
-        (swapped("scheme: linear", "shceme: linear"),
-         ":5: unknown key 'shceme' in tasks.code; did you mean 'scheme'?"),
-        (swapped("granularity: module", "granularty: module"),
-         ":6: unknown key 'granularty' in method; did you mean 'granularity'?"),
+        (GOOD + "granularity: block\n", 7, "granularity", "method: {name: "),
+        (GOOD + "colour: blue\n", 7, "colour", "known: allow_pickle, anchor, base, "),
+        (swapped("instruct:", "instuct:"), 2, "instuct", "'instruct'?"),
+        (swapped("model: math, scale", "model: math, scal"), 4, "scal", "'scale'?"),
+        (swapped("scheme: linear", "shceme: linear"), 5, "shceme", "'scheme'?"),
+        (swapped("granularity: module", "granularty: module"), 6, "granularty", "'granularity'?"),
         (swapped("name: lata, granularity: module", "name: task_arithmetic, scheme: linear"),
-         ":6: unknown key 'scheme' in method; known: "),
-        (GOOD + "out:\n  dtype: float16\n  shard_sise: 1GB\n",
-         ":9: unknown key 'shard_sise' in out; did you mean 'shard_size'?"),
+         6, "scheme", "none"),
+        (GOOD + "out:\n  dtype: float16\n  shard_sise: 1GB\n", 9, "shard_sise", "'shard_size'?"),
         (GOOD + "layers:\n  - {pattern: x, module: mlp}\n  - {pattern: y, modul: mlp}\n",
-         ":9: override: unknown key 'modul'; did you mean 'module'?"),
-        (GOOD + "1: 2\n", ":7: unknown key '1'; known: "),
-        (GOOD + "<<: {sed: 1}\n", ":7: unknown key 'sed'; "),
+         9, "modul", "'module'?"),
+        (GOOD + "1: 2\n", 7, "1", "known: "),
+        (GOOD + "<<: {sed: 1}\n", 7, "sed", "'seed'?"),
+        (GOOD + "stages:\n  one: {target: a, method: average, seed: 1}\n", 8, "seed", "known: "),
+        (GOOD + "stages:\n  one: {target: a, methd: average}\n", 8, "methd", "'method'?"),
     ],
 )  # fmt: skip
-def test_unknown_key(tmp_path, text, message):
-    assert refusal(tmp_path, text).startswith(message)
-
-
-# --- wrong values --------------------------------------------------------------------------------
-
-SCALE = ":4: scale of task 'math' must be a finite number; got "
-SHARD = ":7: shard_size must be like 5GB or 500MB; got "
+def test_unknown_key(tmp_path, text, line, key, remedy):
+    got = refusal(tmp_path, text)
+    assert got.startswith(f":{line}: unknown key {key!r}")
+    assert remedy in got
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "line", "key", "ours"),
     [
-        *[(swapped("0.5", value), SCALE + got) for value, got in [
-            (".inf", "inf"), ("-.inf", "-inf"), (".nan", "nan"), ("true", "True"),
-            ("half", "'half'"), ("", "None"), ("[1]", "[1]; by layer: {depth: [1]}"),
-            ("2024-01-01", "datetime.date("),
-            ("1e999", "'1e999'"), ("0x", "'0x'"), ("9" * 400, "999999"),
-        ]],
-        (swapped("model: math, scale: 0.5", "model: math"),
-         ":4: scale of task 'math' is missing; lata has no default λ (try 0.5)"),
+        (GOOD + "dtype: float16\n", 7, "dtype", "out: {dtype: "),
+        (GOOD + "density: 0.3\n", 7, "density", "`method`"),
+        (GOOD + "scale: 0.3\n", 7, "scale", "tasks: "),
+        (GOOD + "weight: 0.3\n", 7, "weight", "`scale`"),
+        (GOOD + "merge_method: ties\n", 7, "merge_method", "`method`"),
+        (GOOD + "models: []\n", 7, "models", "`tasks`"),
+        (swapped("base: base", "base_model: base"), 1, "base_model", "`instruct`"),
+        (swapped("scale: 0.5", "weight: 0.5"), 4, "weight", "`scale`"),
+        (swapped("scale: 0.5", "parameters: {weight: 0.5}"), 4, "parameters", "beside `model`"),
+        (swapped("granularity: module", "normalize: true"), 6, "normalize", "`merge`"),
+        (swapped("granularity: module", "lambda: 2"), 6, "lambda", "`scale`"),
+    ],
+)
+def test_words_of_mergekit_are_answered_with_ours(tmp_path, text, line, key, ours):
+    got = refusal(tmp_path, text)
+    assert got.startswith(f":{line}: unknown key {key!r}")
+    assert ours in got
+
+
+def test_every_word_that_is_answered_is_unknown_where_it_is_answered():
+    assert not StageRecipe.elsewhere.keys() & RecipeFile.model_fields.keys()
+    assert not OF_TASK.keys() & TaskEntry.model_fields.keys()
+
+
+SCALE, SIGMA, SIZE = "tasks.math.scale", "threshold of lata", "out.shard_size"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "subject", "expected"),
+    [
+        *[(swapped("0.5", value), 4, SCALE, "finite number") for value in (
+            ".inf", "-.inf", ".nan", "true", "half", "", "2024-01-01", "1e999", "0x")],
+        (swapped("0.5", "[1]"), 4, SCALE, "by layer: {depth: [1]}"),
+        (swapped("model: math, scale: 0.5", "model: math"), 4, "scale of task 'math'", "try 0.5"),
         (swapped("{name: lata, granularity: module}", "average").replace(", scheme: linear", ""),
-         ":5: average takes no negative scale; got -0.25 for task 'code'"),
-        *[(swapped("granularity: module", f"threshold: {value}"),
-           f":6: threshold of lata must be in [-1, 1]; got {got}") for value, got in [
-            ("1.01", "1.01"), ("-1.5", "-1.5"), (".nan", "nan"), (".inf", "inf"), ("true", "True"),
-            ("high", "'high'"), ("", "None"), ("9" * 400, "inf")]],
-        (swapped("scheme: linear", "threshold: 2"),
-         ":5: threshold of lata must be in [-1, 1]; got 2"),
-        (swapped("scheme: linear", "scheme: lineer"),
-         ":5: scheme of lata must be in linear | logarithmic | threshold; got 'lineer'; "
-         "did you mean 'linear'?"),
-        (swapped("granularity: module", "scheme: 3"),
-         ":6: scheme of lata must be in linear | logarithmic | threshold; got 3"),
-        (swapped("granularity: module", "granularity: layer"),
-         ":6: granularity of lata must be in tensor | module | block; got 'layer'"),
-        (swapped("granularity: module", "normalize_weights: yes"),
-         ":6: normalize_weights of lata must be in none | mean | norm; got True"),
-        (swapped("name: lata", "name: lta"), ":6: unknown method 'lta'; did you mean 'lata'?"),
-        (swapped("name: lata", "name: soup"),
-         ":6: unknown method 'soup'; known: "),
-        (swapped("name: lata", "name: [lata]"), ":6: unknown method ['lata']; known: "),
-        (swapped("name: lata, ", ""), ":6: method must be a name or a mapping with a name"),
-        (swapped("{name: lata, granularity: module}", "3"),
-         ":6: method must be a name or a mapping with a name"),
-        (GOOD.replace("method:", "# method:"),
-         ":1: method is missing; for example: method: {name: lata}"),
-        (GOOD + "anchor: other\n",
-         ":7: anchor and instruct are two names of one role; give one of them"),
-        (swapped("base: base", "base:"), ":1: base must be a folder; got None"),
-        (swapped("base: base", "base: ['a']"), ":1: base must be a folder; got ['a']"),
-        (swapped("base: base", "base: ' '"), ":1: base must be a folder; got ' '"),
-        (swapped("base: base", 'base: "a\\0b"'), ":1: base must be a folder; got 'a\\x00b'"),
-        (swapped("model: math", "model: 3"), ":4: model must be a folder; got 3"),
-        ("base: b\nmethod: lata\n",
-         ":1: tasks must name at least one; for example: tasks: {math: {model: DIR, scale: 0.5}}"),
-        ("base: b\nmethod: lata\ntasks: {}\n", ":3: tasks must name at least one; for example: "),
-        ("base: b\nmethod: lata\ntasks: [math]\n",
-         ":3: tasks must name at least one; for example: "),
-        (swapped("{model: math, scale: 0.5}", "[math]"),
-         ":4: task 'math' must be a mapping with a model; got ['math']"),
-        (swapped("{model: math, scale: 0.5}", "{scale: 0.5}"),
-         ":4: task 'math' must be a mapping with a model; got {'scale': 0.5}"),
-        (swapped("math:", "ma/th:"), ":4: task name 'ma/th' must be letters, digits and _ . + -"),
-        (swapped("math:", "(target):"), ":4: task name '(target)' must be letters, digits and _"),
-        (GOOD + "include: 3\n", ":7: include must be a list of name patterns; got 3"),
-        (GOOD + "exclude: ['']\n", ":7: exclude must be a list of name patterns; got ['']"),
-        (GOOD + "layers: {pattern: x}\n", ":7: layers must be a list of mappings with a pattern"),
-        (GOOD + "layers: [{pattern: '(', module: mlp}]\n", ":7: override '(': "),
-        (GOOD + "layers: [{pattern: x, module: mpl}]\n",
-         ":7: override 'x': unknown module 'mpl'; did you mean 'mlp'?"),
-        (GOOD + "layers: [{module: mlp}]\n", ":7: override: key 'pattern' is missing in "),
-        (GOOD + "out: float16\n", ":7: out must be a mapping; got 'float16'"),
-        (GOOD + "out: {dtype: bf16}\n",
-         ":7: dtype must be in bfloat16 | float16 | float32 | float64; got 'bf16'"),
-        (GOOD + "out: {dtype: [float16]}\n",
-         ":7: dtype must be in bfloat16 | float16 | float32 | float64; got ['float16']"),
-        (GOOD + "out: {precision: bfloat16}\n",
-         ":7: precision must be in float32 | float64; got 'bfloat16'"),
-        (GOOD + "out: {precision: [float32]}\n",
-         ":7: precision must be in float32 | float64; got ['float32']"),
-        *[(GOOD + f"out: {{shard_size: {value}}}\n", SHARD + got) for value, got in [
-            ("5XB", "'5XB'"), ("-1GB", "'-1GB'"), ("huge", "'huge'"), ("true", "True"),
-            ("", "None"), ("[5GB]", "['5GB']")]],
-        (GOOD + "out: {shard_size: 0}\n", ":7: shard_size must be above 0; got 0"),
-        (GOOD + "out: {shard_size: 0.1}\n", ":7: shard_size must be above 0; got 0.1"),
-        *[(GOOD + f"seed: {value}\n", f":7: seed must be a whole number in [0, 2^64); got {got}")
-          for value, got in [("-1", "-1"), ("1.5", "1.5"), ("true", "True"), ("x", "'x'"),
-                             (str(2**64), str(2**64)), ("", "None")]],
+         5, "average takes no negative scale", "-0.25"),
+        *[(swapped("granularity: module", f"threshold: {value}"), 6, SIGMA, "[-1, 1]")
+          for value in ("1.01", "-1.5", ".nan", ".inf", "true", "high", "", "9" * 300)],
+        (swapped("scheme: linear", "threshold: 2"), 5, SIGMA, "[-1, 1]"),
+        (swapped("scheme: linear", "scheme: lineer"), 5, "scheme of lata", "'linear'?"),
+        (swapped("granularity: module", "scheme: 3"), 6, "scheme of lata", "linear | log"),
+        (swapped("granularity: module", "normalize_weights: yes"), 6, "of lata", "none | mean"),
+        (swapped("name: lata", "name: lta"), 6, "unknown method 'lta'", "'lata'?"),
+        (swapped("name: lata", "name: soup"), 6, "unknown method 'soup'", "known: "),
+        (swapped("name: lata", "name: [lata]"), 6, "method.name", "text"),
+        (swapped("name: lata, ", ""), 6, "name is missing in method", "name: lata"),
+        (swapped("{name: lata, granularity: module}", "3"), 6, "method", "a name or a mapping"),
+        (GOOD.replace("method:", "# method:"), 1, "method is missing", "method: {name: lata}"),
+        (GOOD + "anchor: other\n", 7, "anchor and instruct", "give one"),
+        (swapped("base: base", "base:"), 1, "base", "give a model"),
+        *[(swapped("base: base", f"base: {value}"), 1, "base", "a folder")
+          for value in ("['a']", "' '", '"a\\0b"', "3")],
+        (swapped("base: base", "base: {modl: a}"), 1, "'modl'", "'model'?"),
+        (swapped("base: base", "base: {model: a, hub: b}"), 1, "base.hub", "org/name"),
+        (swapped("base: base", "base: {stack: [{model: a, blocks: [1]}]}"), 1,
+         "base.stack[0].blocks", "[first, the one after the last]"),
+        (swapped("base: base", "base: {stack: [{blocks: [0, 1]}]}"), 1,
+         "model is missing in base.stack[0]", ""),
+        (swapped("model: math", "model: 3"), 4, "tasks.math.model", "a folder"),
+        ("base: b\nmethod: lata\n", 1, "tasks", "at least one; for example: "),
+        ("base: b\nmethod: lata\ntasks: {}\n", 3, "tasks", "at least one; for example: "),
+        ("base: b\nmethod: lata\ntasks: [math]\n", 3, "tasks", "a mapping"),
+        (swapped("{model: math, scale: 0.5}", "[math]"), 4, "tasks.math", "a model or a mapping"),
+        (swapped("{model: math, scale: 0.5}", "{scale: 0.5}"), 4, "model is missing", "tasks.math"),
+        (swapped("math:", "ma/th:"), 4, "'ma/th'", "letters, digits and _ . + -"),
+        (swapped("math:", "(target):"), 4, "'(target)'", "letters, digits and _ . + -"),
+        (swapped("scale: 0.5", "over: target"), 4, "tasks.math.over", "anchor | base"),
+        (GOOD + "include: 3\n", 7, "include", "a list"),
+        (GOOD + "exclude: ['']\n", 7, "exclude[0]", "not empty"),
+        (GOOD + "vocabulary: unite\n", 7, "vocabulary", "refuse | truncate-padding"),
+        (GOOD + "allow_pickle: 1\n", 7, "allow_pickle", "true or false"),
+        (GOOD + "layers: {pattern: x}\n", 7, "layers", "a list"),
+        (GOOD + "layers: [{pattern: '(', module: mlp}]\n", 7, "override '('", ""),
+        (GOOD + "layers: [{pattern: x, module: mpl}]\n", 7, "module 'mpl'", "'mlp'?"),
+        (GOOD + "layers: [{module: mlp}]\n", 7, "pattern is missing in layers[0]", ""),
+        (GOOD + "out: float16\n", 7, "out", "a mapping"),
+        *[(GOOD + f"out: {{dtype: {value}}}\n", 7, "out.dtype", "bfloat16 | float16 | float32")
+          for value in ("int3", "[float16]", "3")],
+        *[(GOOD + f"out: {{precision: {value}}}\n", 7, "out.precision", "float32 | float64")
+          for value in ("bfloat16", "[float32]")],
+        *[(GOOD + f"out: {{shard_size: {value}}}\n", 7, SIZE, "such as 5GB")
+          for value in ("5XB", "-1GB", "huge", "true", "", "[5GB]")],
+        *[(GOOD + f"out: {{shard_size: {value}}}\n", 7, SIZE, "above 0") for value in ("0", "0.1")],
+        *[(GOOD + f"seed: {value}\n", 7, "seed", expected) for value, expected in [
+            ("-1", "at least 0"), ("1.5", "a whole number"), ("true", "a whole number"),
+            ("x", "a whole number"), (str(2**64), f"below {2**64}"), ("", "a whole number")]],
+        (GOOD + "table: 3\n", 7, "table", "a file"),
+        (GOOD + "stages:\n  one: {target: a, method: passthrough, out: {dtype: x}}\n",
+         8, "stages.one.out.dtype", "bfloat16 | float16"),
+        (GOOD + "stages:\n  one: {anchor: a, tasks: {t: {model: b, scale: x}}, method: ties}\n",
+         8, "stages.one.tasks.t.scale", "a finite number"),
+        (GOOD + "stages:\n  one: {anchor: a, tasks: {t: b}, method: lata}\n", 8, "'t'", "try 0.5"),
     ],
 )  # fmt: skip
-def test_wrong_value(tmp_path, text, message):
+def test_wrong_value(tmp_path, text, line, subject, expected):
     got = refusal(tmp_path, text)
-    assert got.startswith(message)
+    assert got.startswith(f":{line}: ")
+    assert subject in got
+    assert expected in got
     assert len(got) < 700
+
+
+# --- what else may stand in one ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "dtype"),
+    [("bf16", "bfloat16"), ("fp16", "float16"), ("FP32", "float32"), ("float64", "float64")],
+)
+def test_short_names_of_dtypes(tmp_path, word, dtype):
+    assert load_recipe(write(tmp_path, GOOD + f"out: {{dtype: {word}}}\n")).out.dtype == dtype
+
+
+@pytest.mark.parametrize("word", ["TIES", "Dare-Ties", "dare_ties", "Task-Arithmetic"])
+def test_names_of_methods_ignore_case_and_hyphens(tmp_path, word):
+    text = f"anchor: a\ntasks: {{m: {{model: b, scale: 1}}}}\nmethod: {word}\n"
+    assert load_recipe(write(tmp_path, text)).method.name == word.lower().replace("-", "_")
+
+
+def test_a_table_is_a_path_of_the_recipe(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD + "table: sub/weights.csv\n"))
+    assert recipe.table == tmp_path / "sub" / "weights.csv"
+    assert load_recipe(write(tmp_path, GOOD)).table is None
+    again = read_recipe(Document(recipe.to_dict(), "again"), Path("/nowhere"))
+    assert again.table == recipe.table
+
+
+def test_names_on_the_hub_of_local_members(tmp_path):
+    text = """\
+base: {model: b, hub: org/base}
+instruct: {model: i, hub: org/instruct@v1}
+tasks:
+  math: {model: m, scale: 1, hub: org/math}
+  code: {model: c, scale: 1}
+method: lata
+"""
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.family.base == str(tmp_path / "b")
+    assert dict(recipe.family.hubs) == {"base": "org/base", "anchor": "org/instruct@v1"}
+    assert {n: t.hub for n, t in recipe.tasks.items()} == {"math": "org/math", "code": None}
+    again = read_recipe(Document(recipe.to_dict(), "again"), Path("/nowhere"))
+    assert dict(again.family.hubs) == dict(recipe.family.hubs)
+    assert again.tasks["math"].hub == "org/math"
+    assert again.to_dict() == recipe.to_dict()
 
 
 # --- not a recipe --------------------------------------------------------------------------------
@@ -271,13 +326,13 @@ def test_wrong_value(tmp_path, text, message):
         ("just words", ":1: a recipe is a mapping with tasks and a method; this is not"),
         ("- base\n- instruct\n", ":1: a recipe is a mapping with tasks and a method; this is not"),
         ("a: 1\nb: [1, 2\nc: 3", ":3: is not YAML: "),
-        ("a: 1\n\tb: 2", ":2: is not YAML: found character '\\t' that cannot start any token"),
-        ("a: b: c", ":1: is not YAML: mapping values are not allowed here"),
+        ("a: 1\n\tb: 2", ":2: is not YAML: found "),
+        ("a: b: c", ":1: is not YAML: mapping values are not allowed"),
         ("a: 'open", ":1: is not YAML: found unexpected end of stream"),
         ("a: 1\n---\nb: 2", ":3: begins a second document; a recipe is one document"),
         ("<<: 1", ":1: '<<' takes a mapping, or a list of mappings"),
         ("tasks: &t\n  <<: *t\n", ":1: a value contains itself"),
-        ("a: *nothing", ":1: is not YAML: found undefined alias 'nothing'"),
+        ("a: *nothing", ":1: is not YAML: found undefined alias"),
         (GOOD + "base: twice\n", ":7: key 'base' stands twice"),
         (swapped("scale: 0.5", "scale: 0.5, scale: 0.6"), ":4: key 'scale' stands twice"),
         (GOOD + "  ? [a]\n  : 1", ": is not YAML"),
@@ -291,10 +346,11 @@ def test_wrong_value(tmp_path, text, message):
         ("seed: !!timestamp soon\n", ":1: cannot be read: "),
         ("seed: !!float ''\n", ":1: cannot be read: "),
         ("seed: 2024-13-45\n", ":1: cannot be read: month must be in 1..12"),
-        ("seed: " + "9" * 5000 + "\n", ":1: cannot be read: Exceeds the limit"),
+        ("seed: " + "9" * 5000 + "\n", ":1: cannot be read: a number of 5,000 digits"),
+        (swapped("0.5", "9" * 400), ":4: cannot be read: a number of 400 digits"),
         ("a: \x07\n", ": is not YAML: "),
-        ("a: " + "[" * 3000 + "\n", ": is not YAML: maximum recursion depth exceeded"),
-        ("a: " + "[" * 3000 + "]" * 3000 + "\n", ": is not YAML: maximum recursion depth exceeded"),
+        ("a: " + "[" * 3000 + "\n", ": is nested more than 100 levels deep"),
+        ("a: " + "[" * 3000 + "]" * 3000 + "\n", ": is nested more than 100 levels deep"),
     ],
 )  # fmt: skip
 def test_not_a_recipe(tmp_path, text, message):
@@ -358,27 +414,23 @@ def test_layers_alone(tmp_path, around):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ": holds no overrides; give a recipe, or a file, that has some in layers"),
-        ("- a", ":1: holds no overrides; give a recipe, or a file, that has some in layers"),
-        ("layers: []", ":1: holds no overrides; give a recipe, or a file, that has some in layers"),
-        ("layers: odd", ":1: layers must be a list of mappings with a pattern"),
-        (
-            "layers:\n  - {pattern: odd, module: mpl}",
-            ":2: override 'odd': unknown module 'mpl'; did you mean 'mlp'?",
-        ),
+        ("", ": .*`layers`"),
+        ("- a", ":1: .*`layers`"),
+        ("layers: []", ":1: .*`layers`"),
+        ("layers: odd", ":1: layers must be a list"),
+        ("layers:\n  - {pattern: odd, module: mpl}", ":2: .*'mpl'; did you mean 'mlp'"),
     ],
 )
 def test_layers_that_are_wrong(tmp_path, text, message):
     file = tmp_path / "names.yaml"
     file.write_text(text)
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError, match=f"^{file}{message}"):
         read_layers(file)
-    assert str(caught.value) == f"{file}{message}"
 
 
 def test_file_that_is_no_text(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(RecipeError, match=r"r\.yaml: is not text in UTF-8"):
+    with pytest.raises(RecipeError, match=r"r\.yaml: cannot be read: byte 0 is not UTF-8"):
         load_recipe(tmp_path / "r.yaml")
 
 

@@ -27,7 +27,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from taskvec.checkpoints.folder import INDEX, SINGLE, Checkpoint, FileIdentity, read_json
+from taskvec import documents
+from taskvec.checkpoints.folder import INDEX, SINGLE, Checkpoint, identify
 from taskvec.checkpoints.low_rank import Decomposed, LowRank, Moved, Replaced, ScaledChange
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
 from taskvec.checkpoints.source import Derived, Source
@@ -95,8 +96,12 @@ class Adapter:
     def tokenizer(self) -> dict[str, bytes]:
         """Tokenizer and chat template, which training leaves beside an adapter; may be none."""
         folder = self.stored.path
-        found = {path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()}
-        return {path.name: path.read_bytes() for path in sorted(found)}
+        found = {path for pattern in _TOKENIZER for path in folder.glob(pattern)}
+        return {
+            path.name: documents.read_bytes(path, documents.TOKENIZER, of=folder)
+            for path in sorted(found)
+            if not path.is_dir()
+        }
 
 
 def is_adapter(path: str | os.PathLike[str]) -> bool:
@@ -113,12 +118,13 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
         CheckpointError: broken files, or a kind of adapter that is not supported.
     """
     folder = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
-    config = read_json(folder / CONFIG)
+    config = documents.read_object(folder / CONFIG, documents.CONFIG, of=folder, non_finite=True)
     _check_kind(str(folder), config)
     if not (folder / WEIGHTS).exists():
         others = sorted(p.name for p in folder.glob("adapter_model*"))
         got = f"got {others[0]}; save it as one safetensors file" if others else "download it again"
         raise CheckpointError(f"{folder}: holds no {WEIGHTS}; {got}")
+    identity = identify(folder / WEIGHTS)
     infos = {info.name: info for info in read_header(folder / WEIGHTS)}
     if not infos:
         raise CheckpointError(f"{folder}: {WEIGHTS} holds no tensors; is the download complete?")
@@ -126,7 +132,7 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
         path=folder,
         tensors={name: infos[name] for name in sorted(infos)},
         config={},
-        stored=(FileIdentity.of(folder / WEIGHTS),),
+        stored=(identity,),
         _file_of=dict.fromkeys(infos, WEIGHTS),
     )
     modules, whole = _sorted_parts(str(folder), stored.tensors)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints.folder import INDEX
 from taskvec.checkpoints.source import Source
 from taskvec.dtypes import DType
@@ -25,26 +27,70 @@ _LEFT_OUT = (
     "pytorch_model.bin.index.json",
 )
 _FOLDERS = ("additional_chat_templates",)
+# What no program reads: where it cannot be carried over, that is a warning.
+_DECORATION = ("LICENSE*", "NOTICE*")
+_ALL_BYTES = 2 * documents.TOKENIZER.nbytes
 
 
-def companions(target: Source, dtype: DType | None) -> dict[str, bytes]:
-    """Files to write beside the weights, by relative name.
+# What of them belongs to a tokenizer.
+_OF_TOKENIZER = (
+    *("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model", "*.tiktoken", "chat_template*", "tokenization_*.py"),
+)
+
+
+def companions(
+    target: Source,
+    dtype: DType | None,
+    *,
+    tokenizer: Source | None = None,
+    chat_template: str | None = None,
+) -> tuple[dict[str, bytes], list[str]]:
+    """Files to write beside the weights, by relative name; and warnings about what is left out.
 
     Args:
         target: The member whose config, tokenizer and chat template the result has.
         dtype: Element type of the result where it is not the target's own; the config then says so.
+        tokenizer: Another member, whose tokenizer and chat template the result has instead.
+        chat_template: Template that takes the place of theirs.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, is a link out of the folder, or is too large.
     """
-    found = _files(target.folder) if target.folder is not None else {}
+    found, warnings = _files(target.folder) if target.folder is not None else ({}, [])
     stored = _config_in(found)
     config = dict(target.config)
     if dtype is not None:
         config = with_dtype(config, dtype)
     if config != stored:
         found["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
-    return found | dict(target.files)
+    found |= target.files
+    if tokenizer is not None and tokenizer is not target:
+        theirs, more = _files(tokenizer.folder) if tokenizer.folder is not None else ({}, [])
+        theirs, warnings = theirs | dict(tokenizer.files), [*warnings, *more]
+        found = {name: content for name, content in found.items() if not _of_tokenizer(name)}
+        found |= {name: content for name, content in theirs.items() if _of_tokenizer(name)}
+    if chat_template is not None:
+        found = _with_template(found, chat_template)
+    return found, warnings
+
+
+def _of_tokenizer(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.parts[0] in _FOLDERS or any(path.match(pattern) for pattern in _OF_TOKENIZER)
+
+
+def _with_template(found: Mapping[str, bytes], template: str) -> dict[str, bytes]:
+    """The files with another chat template, which older versions keep in the tokenizer's config."""
+    files = {n: c for n, c in found.items() if not n.startswith(("chat_template", *_FOLDERS))}
+    try:
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    except ValueError:
+        config = {}
+    if isinstance(config, dict) and "chat_template" in config:
+        config["chat_template"] = template
+        files["tokenizer_config.json"] = json.dumps(config, indent=2).encode() + b"\n"
+    return files | {"chat_template.jinja": template.encode()}
 
 
 def is_companion(name: str) -> bool:
@@ -60,33 +106,50 @@ def is_companion(name: str) -> bool:
     )
 
 
-def _files(model: Path) -> dict[str, bytes]:
-    """Files of a model folder that belong to its weights, by relative name."""
-    if not model.is_dir():
-        return {}
+def _files(model: Path) -> tuple[dict[str, bytes], list[str]]:
+    """Files of a model folder that belong to its weights, by relative name; and warnings."""
     found: dict[str, bytes] = {}
-    for pattern in _PATTERNS:
-        for path in sorted(model.glob(pattern)):
-            if path.is_file() and path.name not in _LEFT_OUT:
-                found[path.name] = _content(path)
+    warnings: list[str] = []
+    room = _ALL_BYTES
+    for name in _names(model):
+        try:
+            found[name] = documents.read_bytes(model / name, documents.TOKENIZER, of=model)
+        except CheckpointError as error:
+            if not any(PurePosixPath(name).match(pattern) for pattern in _DECORATION):
+                raise
+            warnings.append(f"{name} of the target is left out of the output: {error}")
+            continue
+        room -= len(found[name])
+        if room < 0:
+            raise CheckpointError(
+                f"{model}: its files besides the weights have more than {_ALL_BYTES:,} bytes; "
+                "move what the model does not need out of the folder"
+            )
+    return found, warnings
+
+
+def _names(model: Path) -> list[str]:
+    """Relative names of the files that belong to the weights, whatever they are."""
+    if not model.is_dir():
+        return []
+    names = [
+        path.name
+        for pattern in _PATTERNS
+        for path in sorted(model.glob(pattern))
+        if path.name not in _LEFT_OUT and not path.is_dir()
+    ]
     for folder in _FOLDERS:
-        for path in sorted((model / folder).glob("*")):
-            found[f"{folder}/{path.name}"] = _content(path)
-    return found
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        if os.path.lexists(model / folder) and (model / folder).is_dir():
+            names += [f"{folder}/{name}" for name in sorted(os.listdir(model / folder))]  # noqa: PTH208
+    return list(dict.fromkeys(names))
 
 
 def _config_in(found: Mapping[str, bytes]) -> Any:
     """The config as it is there now; None if it became something that is none."""
+    content = found.get("config.json", b"{}")
     try:
-        return json.loads(found.get("config.json", b"{}"))
-    except ValueError:
+        return documents.parse_json(content, documents.CONFIG, "config.json", non_finite=True)
+    except CheckpointError:
         return None
 
 

@@ -6,14 +6,15 @@ A single `.safetensors` file is a checkpoint as well, without config and without
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from taskvec import documents
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
 from taskvec.checkpoints.stored import StoredFile
 from taskvec.checkpoints.views import StoredTensor
@@ -151,9 +152,12 @@ def identify(path: Path) -> FileIdentity:
         CheckpointError: it cannot be read.
     """
     try:
-        return FileIdentity.of(path)
+        found = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path}: is not a regular file; weights are read from files only")
+    return FileIdentity.of(path, found)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -195,28 +199,22 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{folder / (single or '')}: holds no tensors; is the download complete?"
         )
-    has_config = single is None and (folder / "config.json").exists()
-    config = read_json(folder / "config.json") if has_config else {}
+    config = read_config(folder) if single is None else {}
     refuse_quantised(folder / (single or ""), config, infos)
     tensors = {name: infos[name] for name in sorted(infos)}
     return Checkpoint(folder, tensors, config, files, file_of, single=single)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder; empty if there is none.
 
     Raises:
-        CheckpointError: the file cannot be read or is not a JSON object.
+        CheckpointError: it cannot be read, is not a JSON object, or is a link out of the folder.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({str(error)[:80]})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is not a JSON object; got {type(value).__name__}")
-    return value
+    path = folder / "config.json"
+    if not os.path.lexists(path):
+        return {}
+    return documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
 
 
 def _index(folder: Path) -> str | None:
@@ -263,7 +261,7 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
     Raises:
         CheckpointError: the index is broken, or names a shard that is not among `files`.
     """
-    weight_map = read_json(folder / index).get("weight_map")
+    weight_map = documents.read_object(folder / index, documents.CONFIG).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(f"{folder / index}: weight_map is not a map of tensor to file")
     shards: dict[str, set[str]] = {}

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints import folder, pickled
 from taskvec.checkpoints.companions import is_companion
 from taskvec.errors import CheckpointError, MissingExtraError
@@ -33,6 +34,7 @@ _FILE = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|git|json|ya?ml)")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # Copies of the weights for other programs, or at another precision.
 _COPIES = re.compile(r"consolidated.*|.*\.(fp16|fp32|bf16|non_ema|ema)[.-].*|adapter_model.*")
+_REFERENCE = documents.Limits(1024, 1)
 # Commits by repository and revision, as this process took them: a scan and a merge read the same
 # weights although somebody pushes to the branch between them.
 _commits: dict[tuple[str, str | None], str] = {}
@@ -131,7 +133,7 @@ def _cached(name: HubName, hub: ModuleType) -> Path:
     """
     there = _cache(name, hub)
     reference = there / "refs" / (name.revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else name.revision
+    commit = _commit_of(reference) if reference.is_file() else name.revision
     snapshot = there / "snapshots" / (commit or "main")
     if not snapshot.is_dir():
         raise CheckpointError(
@@ -139,6 +141,14 @@ def _cached(name: HubName, hub: ModuleType) -> Path:
             "downloaded while HF_HUB_OFFLINE is set"
         )
     return snapshot
+
+
+def _commit_of(reference: Path) -> str:
+    """The commit that a branch or tag of the cache stands for."""
+    commit = documents.read_text(reference, _REFERENCE).strip()
+    if not re.fullmatch(r"[0-9A-Za-z_-]{1,128}", commit):
+        raise CheckpointError(f"{reference}: is not the name of a commit; download the model again")
+    return commit
 
 
 def _cache(name: HubName, hub: ModuleType) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskvec.checkpoints.folder import FileIdentity, check_index, read_index, read_json
+from taskvec.checkpoints.folder import check_index, identify, read_config, read_index
 from taskvec.checkpoints.memory import Held, is_torch, view_of
 from taskvec.errors import CheckpointError, MissingExtraError
 from taskvec.extras import require
@@ -66,7 +66,7 @@ def open_pickled(path: Path) -> Held:
         raise CheckpointError(
             f"{path}: holds several pickled files and no {SINGLE} or {INDEX}; name one of the files"
         )
-    identities = tuple(FileIdentity.of(folder / name) for name in names)
+    identities = tuple(identify(folder / name) for name in names)
     listed = read_index(folder, INDEX, set(names)) if len(names) > 1 else {}
     tensors: dict[str, Any] = {}
     for name in names:
@@ -74,11 +74,10 @@ def open_pickled(path: Path) -> Held:
         if name in listed:
             check_index(folder, INDEX, name, listed[name], found.keys())
         tensors |= found
-    has_config = path.is_dir() and (folder / "config.json").exists()
     return Held(
         where=str(path),
         views={name: view_of(name, tensors[name], str(path)) for name in sorted(tensors)},
-        config=read_json(folder / "config.json") if has_config else {},
+        config=read_config(folder) if path.is_dir() else {},
         identity=(str(path), identities),
         folder=folder if path.is_dir() else None,
         inputs=(path,),

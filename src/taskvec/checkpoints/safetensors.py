@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from taskvec.documents import open_regular
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import CheckpointError
 
@@ -73,7 +74,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _read_raw(path: Path) -> tuple[bytes, int]:
     """The header of a file as it stands there, and the size of the file."""
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 (a descriptor)
             size = file.seek(0, 2)
             file.seek(0)
             prefix = file.read(8)

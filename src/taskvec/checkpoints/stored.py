@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from taskvec.documents import open_regular
 from taskvec.errors import CheckpointError, StaleError
 
 
@@ -32,7 +34,7 @@ class StoredFile:
         self.path = path
         self._fd = -1
         try:
-            self._fd = open_descriptor(path, os.O_RDONLY)
+            self._fd = with_more_files(lambda: open_regular(path))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -70,13 +72,18 @@ class StoredFile:
 
 
 def open_descriptor(path: Path, flags: int) -> int:
-    """`os.open`, with more files allowed if the limit of the process is met.
+    """`os.open`, as `with_more_files`."""
+    return with_more_files(lambda: os.open(path, flags | os.O_CLOEXEC))
+
+
+def with_more_files(open_one: Callable[[], int]) -> int:
+    """A descriptor, with more files allowed if the limit of the process is met.
 
     Families of large models have thousands of shards; a process may often open 1,024 files and
     raise that itself.
     """
     try:
-        return os.open(path, flags | os.O_CLOEXEC)
+        return open_one()
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
@@ -86,4 +93,4 @@ def open_descriptor(path: Path, flags: int) -> int:
     wanted = 2 * soft if hard == resource.RLIM_INFINITY else min(2 * soft, hard)
     with contextlib.suppress(ValueError, OSError):  # then the next line says that it was in vain
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return os.open(path, flags | os.O_CLOEXEC)
+    return open_one()

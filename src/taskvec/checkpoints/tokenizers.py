@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from typing import Any
 
 import xxhash
 
+from taskvec import documents
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError
 
@@ -148,7 +150,7 @@ def read_tokenizer(source: Source) -> Tokenizer | None:
 
 def _vocabulary_file(source: Source) -> str | None:
     for name in VOCABULARIES:
-        if name in source.files or (source.folder is not None and (source.folder / name).is_file()):
+        if name in source.files or _lies_in(source, name):
             return name
     in_folder = source.folder.glob("*.tiktoken") if source.folder is not None else ()
     ranked = {path.name for path in in_folder}
@@ -160,14 +162,15 @@ def _content(source: Source, name: str) -> bytes | None:
     """A companion file of a model; None if there is none."""
     if name in source.files:
         return source.files[name]
-    if source.folder is None or not (source.folder / name).is_file():
+    if source.folder is None or not _lies_in(source, name):
         return None
-    try:
-        return (source.folder / name).read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{source.folder / name}: cannot be read: {error.strerror or error}"
-        ) from error
+    path = source.folder / name
+    return documents.read_bytes(path, documents.TOKENIZER, of=source.folder)
+
+
+def _lies_in(source: Source, name: str) -> bool:
+    """Whether a model's folder has something of that name, whatever it is."""
+    return source.folder is not None and os.path.lexists(source.folder / name)
 
 
 def _json_object(source: Source, name: str) -> dict[str, Any]:
@@ -175,15 +178,9 @@ def _json_object(source: Source, name: str) -> dict[str, Any]:
     content = _content(source, name)
     if content is None:
         return {}
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source.where}/{name}: is not JSON ({str(error)[:80]})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{source.where}/{name}: is not a JSON object; got {type(value).__name__}"
-        )
-    return value
+    where = f"{source.where}/{name}"
+    value = documents.parse_json(content, documents.TOKENIZER, where, non_finite=True)
+    return documents.as_object(value, where)
 
 
 def _extra(source: Source, config: Mapping[str, Any]) -> dict[str, Added]:
@@ -225,9 +222,9 @@ def _parse(
     added: dict[str, Added] = {}
     try:
         if file == "tokenizer.json":
-            tokens, added = _fast(json.loads(content))
+            tokens, added = _fast(_json(content, path))
         elif file == "vocab.json":
-            tokens = dict(json.loads(content))
+            tokens = dict(_json(content, path))
         elif file == "vocab.txt":
             lines = content.decode("utf-8").removesuffix("\n").split("\n")
             tokens = {line.rstrip("\r"): row for row, line in enumerate(lines)}
@@ -240,11 +237,16 @@ def _parse(
                 tokens.setdefault(f"<extra_id_{i}>", len(pieces) + sentinels - 1 - i)
         if not tokens or not all(type(row) is int and row >= 0 for row in tokens.values()):
             raise ValueError("no tokens, or rows that are no numbers")
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, CheckpointError) as error:
+        why = str(error).removeprefix(f"{path}: ")[:80]
         raise CheckpointError(
-            f"{path}: is not a vocabulary that can be read ({str(error)[:80]}); {_SAVE_AGAIN}"
+            f"{path}: is not a vocabulary that can be read ({why}); {_SAVE_AGAIN}"
         ) from error
     return tokens, added
+
+
+def _json(content: bytes, path: str) -> Any:
+    return documents.parse_json(content, documents.TOKENIZER, path, non_finite=True)
 
 
 def _fast(data: Any) -> tuple[dict[str, int], dict[str, Added]]:

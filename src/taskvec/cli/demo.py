@@ -17,7 +17,7 @@ from taskvec.errors import OutputError
 from taskvec.extras import require
 
 if TYPE_CHECKING:
-    from taskvec.zoo.demo import Row
+    from taskvec.zoo.demo import DemoRow
 
 TITLES = {
     "parents": "the models to merge",
@@ -65,7 +65,7 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _print(rows: list[Row], findings: list[str], n: int) -> None:
+def _print(rows: list[DemoRow], findings: list[str], n: int) -> None:
     for part, title in TITLES.items():
         chosen = [row for row in rows if row.part == part]
         skills = list(chosen[0].correct)

@@ -18,7 +18,7 @@ from taskvec.cli.streams import say
 from taskvec.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from taskvec.disentanglement import Task
+    from taskvec.disentanglement import ModelTask
 
 OUT = "taskvec-disentangle"
 MEASURES = ("error", "addition", "negation", "linearity")
@@ -102,9 +102,9 @@ def _opened(
     vectors: Mapping[str, str],
     data: Mapping[str, str],
     validation: Mapping[str, str],
-) -> tuple[Any, dict[str, Task], dict[str, Task]]:
+) -> tuple[Any, dict[str, ModelTask], dict[str, ModelTask]]:
     """The model, and its tasks: what is reported, and what coefficients are chosen on."""
-    from taskvec.disentanglement.opening import Asking, open_tasks
+    from taskvec.disentanglement.opening import MeasuringOptions, open_tasks
     from taskvec.training.data import Reading, read_data
 
     reading = Reading(args.format, fields_from(args), args.limit, args.seed)
@@ -112,7 +112,7 @@ def _opened(
         {name: read_data(path, reading) for name, path in by_task.items()}
         for by_task in (data, validation)
     )
-    asking = Asking(
+    asking = MeasuringOptions(
         dtype=args.model_dtype,
         device=args.device,
         context=args.context,

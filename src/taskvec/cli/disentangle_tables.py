@@ -9,12 +9,12 @@ from taskvec.cli.printing import show
 
 if TYPE_CHECKING:
     from taskvec.disentanglement import Addition, Departure, Disentanglement, Negation
-    from taskvec.evaluation.figures import Figure
+    from taskvec.evaluation.intervals import Figure
 
 
 def print_error(found: Disentanglement) -> None:
     """The grid's mean and corners, and what lies where coefficients mostly do."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     one, two = found.tasks
     rows = " and ".join(f"{found.examples[t]:,} examples of {t}" for t in found.tasks)
@@ -41,7 +41,7 @@ def print_error(found: Disentanglement) -> None:
 
 def print_additions(found: Sequence[Addition]) -> None:
     """A line for each method, then the models that it is compared with."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     tasks = list(found[0].accuracy)
     print(f"task addition ({found[0].search}), on test data; normalised by the single-task models")
@@ -63,7 +63,7 @@ def print_additions(found: Sequence[Addition]) -> None:
 
 def print_negations(task: str, control: str, found: Sequence[Negation]) -> None:
     """A line for each method, then the model that it began with, and what must be known."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     def shown(*figures: Figure | None) -> list[object]:
         return ["–" if figure is None else span(figure) for figure in figures]
@@ -84,7 +84,7 @@ def print_negations(task: str, control: str, found: Sequence[Negation]) -> None:
 
 def print_linearity(found: Sequence[Departure]) -> None:
     """A line for each vector, part and coefficient."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     print("departure from the tangent: ‖f − f_lin‖ / ‖f − f0‖")
     lines = []

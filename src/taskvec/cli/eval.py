@@ -15,7 +15,7 @@ from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
-    from taskvec.evaluation.figures import Figure
+    from taskvec.evaluation.intervals import Figure
     from taskvec.evaluation.loading import Spec
     from taskvec.evaluation.signs import Finding
 
@@ -98,7 +98,7 @@ def _spec(args: Arguments, path: str) -> Spec:
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:
     """The models in one task; 95 % intervals in brackets."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     def shown(figure: Figure | None) -> str:
         return "–" if figure is None else span(figure)
@@ -135,10 +135,10 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 def _how(rows: Sequence[Compared]) -> str:
     """Context and stride, where texts were read in windows; by model, where they differ."""
-    from taskvec.running.requests import Document
+    from taskvec.running.requests import WholeText
 
     asked = (request for sample in rows[0].result.samples for request in sample.requests)
-    if not any(isinstance(request, Document) for request in asked):
+    if not any(isinstance(request, WholeText) for request in asked):
         return ""
     said = {
         row.result.model: "context {context}, stride {stride}".format_map(row.result.about)
@@ -150,9 +150,9 @@ def _how(rows: Sequence[Compared]) -> str:
 
 
 def _list(*, as_json: bool) -> int:
-    from taskvec.evaluation.tasks import brought, tasks
+    from taskvec.evaluation.tasks import installed_tasks, tasks
 
-    known = {**tasks(), **brought()}
+    known = {**tasks(), **installed_tasks()}
     if as_json:
         told: Mapping[str, Any] = {
             name: {

@@ -14,7 +14,7 @@ from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.evaluation.data import DataPlaces
-    from taskvec.evaluation.evaluate import Options
+    from taskvec.evaluation.evaluate import EvaluationOptions
     from taskvec.evaluation.task import Tools
 
 DATA_HEAD, ASKING_HEAD, SCORING_HEAD = "Evaluation data", "Asking models", "Scoring answers"
@@ -95,16 +95,16 @@ def pair(text: str, flag: str, form: str) -> tuple[str, str]:
     return left, right
 
 
-def options_from(args: Arguments, *, limit: int | None = None) -> Options:
+def options_from(args: Arguments, *, limit: int | None = None) -> EvaluationOptions:
     """How to evaluate; records go to the output folder of the command."""
-    from taskvec.evaluation.evaluate import Options
-    from taskvec.evaluation.task import Settings
+    from taskvec.evaluation.evaluate import EvaluationOptions
+    from taskvec.evaluation.task import SampleSettings
 
-    return Options(
+    return EvaluationOptions(
         data=places(args.data),
         limit=limit,
         include_path=None if args.include_path is None else Path(args.include_path).expanduser(),
-        settings=Settings(args.shots, args.seed or 0, args.draws, args.apply_chat_template),
+        settings=SampleSettings(args.shots, args.seed or 0, args.draws, args.apply_chat_template),
         context=args.context,
         stride=args.stride,
         truncate=args.truncate,
@@ -125,7 +125,7 @@ def _tools(args: Arguments) -> Tools:
     judge = None
     if args.judge is not None:
         folder = Path(args.out) / "verdicts"
-        judge = parse_judge(args.judge, device=args.device, folder=folder, seed=args.seed or 0)
+        judge = parse_judge(args.judge, device=args.device, folder=folder)
     workers = default_threads() if args.workers is None else args.workers
     return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=workers)
 

@@ -30,8 +30,8 @@ def run(args: Arguments) -> int:
     from taskvec.training.data import Reading
     from taskvec.training.heads import TEMPLATES
     from taskvec.training.loop import is_first_process
-    from taskvec.training.models import Asking
-    from taskvec.training.run import Output
+    from taskvec.training.models import HeadOptions
+    from taskvec.training.run import RunOutput
     from taskvec.training.tokens import Fitting
 
     settings = {
@@ -51,7 +51,7 @@ def run(args: Arguments) -> int:
             linearised=args.linearised,
             settings=settings,
             reading=Reading(args.format, fields, args.limit, args.seed or 0),
-            asking=Asking(
+            asking=HeadOptions(
                 Fitting(args.context, args.truncate),
                 args.image_size,
                 args.label_smoothing,
@@ -59,7 +59,7 @@ def run(args: Arguments) -> int:
                 args.pool,
                 tuple(args.template or TEMPLATES),
             ),
-            output=Output(
+            output=RunOutput(
                 out=Path(args.out).expanduser(),
                 force=args.force,
                 save_every=args.save_every,

@@ -54,7 +54,7 @@ def execute(
         "path": str(merged.path),
         "fingerprint": merged.fingerprint,
         "decided_by": merged.table.origin,
-        "scale": {task: recipe.scale_of(task) for task in recipe.scales},
+        "scale": {name: task.scale_to_dict() for name, task in recipe.tasks.items()},
         "kept_layers": {task: float((row != 0).mean()) for task, row in weights.items()},
         "seconds": round(time.monotonic() - started, 3),
         "warnings": list(merged.warnings),

@@ -82,6 +82,11 @@ FORCE = Option(
     "--force", is_flag=True, heading=OUTPUT_HEAD,
     help="replace what is at the output path, the whole of it",
 )  # fmt: skip
+COPY_CODE = Option(
+    "--copy-code", is_flag=True, heading=OUTPUT_HEAD,
+    help="copy the target's *.py files into the output; without it, a config whose auto_map names "
+    "such a file is a warning",
+)  # fmt: skip
 TABLE = Option(
     "--table", type=click.Path(), metavar="FILE", heading=OUTPUT_HEAD,
     help="layer weights (CSV or JSON) to use instead of the method's",
@@ -91,7 +96,7 @@ FAITHFUL = Option(
     help="a mergekit configuration gives what mergekit gives, traps included, except for the bits "
     "of random masks",
 )  # fmt: skip
-OUTPUT = (OUT, OUT_DTYPE, SHARD_SIZE, PRECISION, FORCE, TABLE, FAITHFUL)
+OUTPUT = (OUT, OUT_DTYPE, SHARD_SIZE, PRECISION, FORCE, COPY_CODE, TABLE, FAITHFUL)
 
 THREADS = Option(
     "--threads", type=click.IntRange(min=1), metavar="N", heading=RUNNING_HEAD,

@@ -21,7 +21,7 @@ from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.pairs import Effect, Pair, Pairs
-    from taskvec.evaluation.figures import Figure
+    from taskvec.evaluation.intervals import Figure
 
 GEOMETRY = ("cosine", "pure_cosine", "sign_conflict", "rank_correlation")
 
@@ -107,7 +107,7 @@ def _print(found: Pairs) -> None:
 
 
 def _shown(figure: Figure | None, sign: str = "") -> str:
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     return "–" if figure is None else span(figure, sign)
 

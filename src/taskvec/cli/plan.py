@@ -56,9 +56,9 @@ def run(args: Arguments) -> int:
         "other": _unrecognized(members.merged, members.keys),
         "method": {
             "name": recipe.method.name,
-            "parameters": {task: recipe.parameters_of(task) for task in recipe.parameters},
+            "parameters": {name: task.parameters_to_dict() for name, task in recipe.tasks.items()},
         },
-        "scale": {task: recipe.scale_of(task) for task in recipe.scales},
+        "scale": {task: recipe.tasks[task].scale_to_dict() for task in recipe.scales},
         "decided": decided,
         "asks_for": asks_for,
         "shards": [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +66,7 @@ def _decided(recipe: Recipe, members: Members, scan: Scan) -> Table:
     from taskvec.merging.plan import inputs_of
     from taskvec.methods.table import Table
 
-    scaled = replace(recipe, scales=dict.fromkeys(scan.tasks, 1.0))
+    scaled = recipe.with_scales(dict.fromkeys(scan.tasks, 1.0))
     table = recipe.method.decide(inputs_of(scaled, members, scan=scan))
     assert isinstance(table, Table)
     return table
@@ -132,7 +131,7 @@ def _write(recipe: Recipe, scales: Mapping[str, float], path: Path) -> None:
     import yaml
 
     rounded = {task: round(scale, 4) for task, scale in scales.items()}
-    data = replace(recipe, scales=rounded).to_dict()
+    data = recipe.with_scales(rounded).to_dict()
     write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 

@@ -174,6 +174,7 @@ def running(args: Arguments, name: str = "") -> Options:
     announce_compiling()
     return Options(
         force=getattr(args, "force", False),
+        copy_code=getattr(args, "copy_code", False),
         cache="off" if args.no_cache else "renew" if args.rescan else "use",
         threads=args.threads,
         progress=Bars(args, name=name),
@@ -205,7 +206,7 @@ def merge_to(
         run.check_scales(recipe)
         plan = make_plan(recipe, threads=options.threads)
         check_output(plan, out, force=options.force)
-        settle(plan.stages, recipe.stage_tables, options)
+        settle(plan.stages, options)
         made = decided(plan, table, options)
         if not made.weights.any():
             return None

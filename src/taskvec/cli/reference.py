@@ -56,7 +56,8 @@ _TAIL = """\
 |---|---|
 | `TASKVEC_CACHE` | folder of cached scans; default `taskvec` in `$XDG_CACHE_HOME` or `~/.cache` |
 | `NO_COLOR` | no colour, if set |
-| `OPENAI_API_KEY` | key of an endpoint that judges; sent nowhere else and written nowhere |
+| `OPENAI_API_KEY` | key of an endpoint that judges; sent nowhere else and written \
+nowhere. Other `OPENAI_*` variables have no effect |
 | `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` … | huggingface_hub's own, for [names on \
 the hub](../how-to/model-sources.md#names-on-the-hub) |
 | `NUMBA_CACHE_DIR` | numba's own: where compiled kernels are cached |

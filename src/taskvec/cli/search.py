@@ -22,9 +22,9 @@ from taskvec.errors import UsageError
 from taskvec.extras import require
 
 if TYPE_CHECKING:
-    from taskvec.coefficients.api import Found
+    from taskvec.coefficients.api import SearchResult
     from taskvec.coefficients.goals import Goals
-    from taskvec.coefficients.scoring import Executor, Job
+    from taskvec.coefficients.scoring import Executor, SearchJob
     from taskvec.recipes.recipe import Recipe
 
 OUT = "taskvec-search"
@@ -36,7 +36,7 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     recipe = recipe_only(args, args.recipe, needs_scales=False)
 
-    from taskvec.coefficients.api import searched
+    from taskvec.coefficients.api import run_search
     from taskvec.reporting.search import draw_search
 
     if args.plot:
@@ -45,7 +45,7 @@ def run(args: Arguments) -> int:
     announce_compiling()
     out = Path(args.out)
     bars = Bars(args, unit="candidates")
-    found = searched(
+    found = run_search(
         job,
         out,
         trials=args.trials,
@@ -65,7 +65,7 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _executor(args: Arguments) -> Callable[[Job], Executor]:
+def _executor(args: Arguments) -> Callable[[SearchJob], Executor]:
     from taskvec.coefficients.scoring import Local
 
     if args.executor == "ray":
@@ -78,7 +78,7 @@ def _executor(args: Arguments) -> Callable[[Job], Executor]:
     return Local
 
 
-def _job(args: Arguments, recipe: Recipe) -> Job:
+def _job(args: Arguments, recipe: Recipe) -> SearchJob:
     from taskvec.coefficients.api import make_job
     from taskvec.coefficients.goals import make_goals
     from taskvec.coefficients.space import parse_axis
@@ -101,7 +101,7 @@ def _job(args: Arguments, recipe: Recipe) -> Job:
     return make_job(recipe, axes, goals, options, splitting, sampler=args.sampler)
 
 
-def _print(found: Found, job: Job) -> None:
+def _print(found: SearchResult, job: SearchJob) -> None:
     told = found.told
     axes = [axis.key for axis in job.space.axes]
     goals = [goal.key for goal in job.goals.goals]
@@ -131,7 +131,7 @@ def _objective_names(goals: Goals) -> list[str]:
     return [goals.aggregate if len(goals.aims) > 1 else "objective"]
 
 
-def _best(told: Mapping[str, Any], found: Found) -> list[Mapping[str, Any]]:
+def _best(told: Mapping[str, Any], found: SearchResult) -> list[Mapping[str, Any]]:
     """The candidates worth a line, the winner first."""
     scored = [t for t in told["trials"] if not t["error"] and t["same_as"] is None]
     if found.choice.front:
@@ -206,7 +206,7 @@ def _remarks(told: Mapping[str, Any]) -> list[str]:
 
 
 def _span(figure: Mapping[str, Any] | None, sign: str = "") -> str:
-    from taskvec.evaluation.figures import Figure, span
+    from taskvec.evaluation.intervals import Figure, span
 
     if figure is None:
         return "–"
@@ -216,14 +216,14 @@ def _span(figure: Mapping[str, Any] | None, sign: str = "") -> str:
     return span(Figure(value, low, high, figure["n"]), sign)
 
 
-def _files(found: Found, drawn: Sequence[Path]) -> list[str]:
+def _files(found: SearchResult, drawn: Sequence[Path]) -> list[str]:
     """What lies in the output folder."""
     recipe = [] if found.recipe is None else ["recipe.yaml"]
     front = ["front/"] if found.choice.front else []
     return [*recipe, *front, "trials.csv", "trials.json", *(path.name for path in drawn)]
 
 
-def _warn_of_miss(found: Found, goals: Goals) -> None:
+def _warn_of_miss(found: SearchResult, goals: Goals) -> None:
     """What comes nearest, where nothing is allowed."""
     miss = found.choice.miss
     assert miss is not None
@@ -242,7 +242,7 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _warn(found: Found) -> None:
+def _warn(found: SearchResult) -> None:
     """What is kept on selection data and not on test data."""
     lost: Sequence[str] = [
         f"{key}: kept on selection data, but not on test data: {each['value']:.4g}, and would have "

@@ -121,7 +121,7 @@ def _three(figure: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     label, measures = found.sweep.label, found.measures
     for key, measure in measures.items():

@@ -35,8 +35,8 @@ import numpy as np
 from taskvec.coefficients.goals import make_goals, metrics_of
 from taskvec.coefficients.sensitivity import prepare_each
 from taskvec.errors import TaskvecError, UsageError, nearest
-from taskvec.evaluation.evaluate import Options, Result
-from taskvec.evaluation.figures import Figure, difference
+from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
 from taskvec.merging.deciding import settled_members
@@ -186,7 +186,7 @@ def measure_pairs(
     recipe: Recipe | str | os.PathLike[str],
     measure: Mapping[str, str],
     *,
-    options: Options = Options(),  # noqa: B008 (frozen)
+    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
 ) -> Pairs:
     """Merge every pair of tasks in memory and compare it with each task alone.
 
@@ -219,7 +219,7 @@ def measure_pairs(
         return {task: found[asked[task]] for task in tasks}
 
     pairs = []
-    with Models(options or Options()) as models:
+    with Models(options or EvaluationOptions()) as models:
         untouched = ask(_untouched(recipe, tasks[0]), "target", tasks)
         metrics = metrics_of(goals, list(untouched.values()))
         alone = {
@@ -254,21 +254,7 @@ def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
 
 def only(recipe: Recipe, tasks: Sequence[str]) -> Recipe:
     """The recipe with some of its tasks."""
-    family = recipe.family
-
-    def some(mapping: Mapping[str, Any]) -> dict[str, Any]:
-        return {task: value for task, value in mapping.items() if task in tasks}
-
-    small = replace(family, tasks=some(family.tasks), over=some(family.over))
-    changed = replace(
-        recipe,
-        family=small,
-        scales=some(recipe.scales),
-        parameters=some(recipe.parameters),
-        profiles=some(recipe.profiles),
-    )
-    weighing = None if recipe.weighing is None else only(recipe.weighing, tasks)
-    return replace(changed, weighing=weighing)
+    return replace(recipe, family=recipe.family.only(tasks))
 
 
 def _whole(recipe: Recipe, task: str) -> Recipe:
@@ -320,7 +306,7 @@ def outcome(metric: Metric, apart: Figure) -> str:
 
 def pure_weights(recipe: Recipe, scan: Scan) -> Array:
     """Layer weights of every task, shape (tasks, tensors), float64; 1 where a method has none."""
-    owner = recipe if recipe.weighing is None else recipe.weighing
+    owner = recipe.weigher
     method = owner.method
     if method.needs_scan and not method.sparsifies and method.combine is None:
         table = method.decide(Inputs(scan.tasks, scan.names, recipe.scales, owner.parameters, scan))

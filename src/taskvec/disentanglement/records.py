@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from taskvec import documents
 from taskvec.errors import OutputError
 from taskvec.files import write_whole
 
@@ -70,11 +72,13 @@ def open_records(folder: Path | None, what: str, key: str) -> Records:
     kept: dict[str, Any] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = ""
+        if os.path.lexists(path):
+            text = documents.read_text(path, documents.MEASURED, OutputError)
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
             kept[entry["name"]] = entry["value"]
         whole = "".join(json.dumps({"name": n, "value": v}) + "\n" for n, v in kept.items())

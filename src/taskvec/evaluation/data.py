@@ -7,15 +7,14 @@ it is from, so that a field that is missing is told with file and line.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.errors import DataError
 from taskvec.extras import require
 
@@ -58,7 +57,7 @@ class DataFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DataRow:
     """One row of data.
 
     Attributes:
@@ -145,14 +144,14 @@ class DataPlaces:
     hub: bool = True
 
 
-def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[str, list[Row]]:
+def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[str, list[DataRow]]:
     """The rows that a task reads, by role.
 
     Raises:
         DataError: a file is not there, cannot be read or holds no rows.
         MissingExtraError: the hub is needed, and datasets is not installed.
     """
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[DataRow]] = {}
     for file in files:
         # What is optional is not fetched where the rest lies in files: the same command would ask
         # something else with a network than without.
@@ -162,7 +161,7 @@ def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[st
     return found
 
 
-def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list[Row]:
+def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list[DataRow]:
     given = places.by_task.get(task)
     if given is not None and not given.exists():
         raise DataError(f"task {task!r}: {given} is not there; it was given by --data {task}=…")
@@ -188,14 +187,14 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
     )
 
 
-def _filled(paths: Sequence[Path]) -> list[Row]:
+def _filled(paths: Sequence[Path]) -> list[DataRow]:
     rows = [row for path in paths for row in read_rows(path)]
     if not rows:
         raise DataError(f"{paths[0]}: holds no rows")
     return rows
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[DataRow]:
     """All rows of one file; see the module for the kinds.
 
     A plain text is one row with the field `text`; so is a JSON object, with its own fields.
@@ -209,28 +208,27 @@ def read_rows(path: Path) -> list[Row]:
     if kind == ".parquet":
         parquet = require("pyarrow.parquet", "data")
         try:
-            frames = parquet.read_table(path).to_pylist()
+            with open(documents.open_regular(path), "rb") as file:  # noqa: PTH123 (a descriptor)
+                frames = parquet.read_table(file).to_pylist()
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-        return [Row(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        return [DataRow(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
+    raw = documents.read_bytes(path, documents.DATA, DataError)
+    if path.suffix == ".gz":
+        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
+    text = documents.decoded(raw, str(path), DataError)
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
     if kind in readers:
-        return [Row(data, where, stem) for data, where in readers[kind](path, text)]
-    return [Row({"text": text}, str(path), stem)] if text else []
+        return [DataRow(data, where, stem) for data, where in readers[kind](path, text)]
+    return [DataRow({"text": text}, str(path), stem)] if text else []
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     """A list of objects or one object; or, as some call `.json` too, an object in every line."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+    if _is_lines(text):
         yield from _json_lines(path, text)
         return
+    value = _parsed(text, str(path))
     values = value if isinstance(value, list) else [value]
     for i, each in enumerate(values):
         yield _object(each, f"{path}, row {i}")
@@ -240,10 +238,23 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            try:
-                yield _object(json.loads(line), where)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: is not JSON: {error}") from error
+            yield _object(_parsed(line, where), where)
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a value ends in the first line and another one follows."""
+    first, _, rest = text.strip().partition("\n")
+    if not rest.strip():
+        return False
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str, where: str) -> Any:
+    return documents.parse_json(text, documents.DATA, where, DataError, non_finite=True)
 
 
 def _object(value: object, where: str) -> tuple[Mapping[str, Any], str]:
@@ -268,14 +279,14 @@ def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise DataError(f"{path}, line {reader.line_num}: is not CSV: {error}") from error
 
 
-def _from_hub(task: str, hub: HubData) -> list[Row]:
+def _from_hub(task: str, hub: HubData) -> list[DataRow]:
     try:
         return read_hub(hub, "--data")
     except DataError as error:
         raise DataError(f"task {task!r}: {error}") from error
 
 
-def read_hub(hub: HubData, remedy: str) -> list[Row]:
+def read_hub(hub: HubData, remedy: str) -> list[DataRow]:
     """Rows of a data set, through the datasets library and its cache.
 
     Args:
@@ -288,7 +299,9 @@ def read_hub(hub: HubData, remedy: str) -> list[Row]:
     """
     datasets = require("datasets", "data")
     try:
-        loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split)
+        loaded = datasets.load_dataset(
+            hub.name, hub.config, split=hub.split, trust_remote_code=False
+        )
     except Exception as error:  # the library raises what its many back ends raise
         gated = "; access must be asked for on its page" if hub.gated else ""
         text = str(error).strip().split("\n")[0] or type(error).__name__
@@ -296,7 +309,7 @@ def read_hub(hub: HubData, remedy: str) -> list[Row]:
             f"data set {hub} cannot be loaded from the hub: {text}{gated}; "
             f"or give local files by {remedy}"
         ) from error
-    return [Row(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
+    return [DataRow(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
 
 
 def _shown(value: object) -> str:

@@ -16,14 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.errors import OutputError
 from taskvec.evaluation.task import Replies, Sample, Score
-from taskvec.running.requests import Answer, Document, Likelihood, Reply, Request
+from taskvec.running.requests import Answer, Likelihood, Reply, Request, WholeText
 
 SHOWN = 4000  # characters of a document that a record repeats
 
 
-def kept_replies(path: Path, key: str) -> dict[str, list[Reply]]:
+def read_replies(path: Path, key: str) -> dict[str, list[Reply]]:
     """Replies by sample that an earlier run with this key left; empty if there are none.
 
     Args:
@@ -131,10 +132,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file up to the first that is not whole; none if there is no such file."""
     found: list[dict[str, Any]] = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(documents.open_regular(path), encoding="utf-8") as file:  # noqa: PTH123
             for line in file:
                 found.append(json.loads(line))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return found
 
@@ -156,7 +157,7 @@ def _reply(data: Mapping[str, Any]) -> Reply:
 
 def _request(request: Request) -> dict[str, Any]:
     data = asdict(request)
-    if isinstance(request, Document) and len(request.text) > SHOWN:
+    if isinstance(request, WholeText) and len(request.text) > SHOWN:
         data["text"] = request.text[:SHOWN] + f" … ({len(request.text)} characters)"
     return data
 

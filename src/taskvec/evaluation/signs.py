@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from taskvec.evaluation import writing
+from taskvec.evaluation import gibberish
 from taskvec.evaluation.evaluate import Result
-from taskvec.evaluation.figures import Figure, difference, figure, span
+from taskvec.evaluation.intervals import Figure, difference, figure, span
 from taskvec.evaluation.task import Metric, Score
 from taskvec.running.requests import Answer, Likelihood, Reply
 
@@ -270,7 +270,7 @@ def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
     """Answers that do not read like language: see `writing`."""
     mine = [case.result for case in cases]
     theirs = [case.other for case in cases if case.other is not None] or None
-    found = writing.odd(mine, theirs)
+    found = gibberish.odd(mine, theirs)
     if found is None:
         return
     shown = []

@@ -75,15 +75,18 @@ METHODS: dict[str, Method] = {
 def find_method(name: object) -> Method:
     """The method of that name: ours, or else one that is installed beside them.
 
+    Capital letters and `-` for `_` make no difference.
+
     Raises:
         ParameterError: there is none, or it is one of others that cannot be used.
     """
-    if isinstance(name, str) and name in METHODS:
-        return METHODS[name]
+    plain = name.lower().replace("-", "_") if isinstance(name, str) else ""
+    if plain in METHODS:
+        return METHODS[plain]
     known = (*METHODS, *plugins.names())
     if not isinstance(name, str):
         raise ParameterError(f"unknown method {name!r}; known: {', '.join(known)}")
-    method = plugins.load(name)
+    method = plugins.load(name) or plugins.load(plain)
     if method is None:
-        raise ParameterError(f"unknown method {name!r}; {nearest(name, known)}")
+        raise ParameterError(f"unknown method {name!r}; {nearest(plain, known)}")
     return method

@@ -29,7 +29,7 @@ from taskvec.methods.table import Table
 
 GROUP = "taskvec.methods"
 # What a recipe says beside a method's parameters, for all tasks or for one.
-RESERVED = ("name", "model", "scale", "over")
+RESERVED = ("name", "model", "scale", "over", "hub")
 ALIGNMENTS = ("element", "row", "tensor")
 
 R = TypeVar("R")

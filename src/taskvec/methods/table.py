@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from taskvec import documents
 from taskvec.errors import UsageError, nearest
 from taskvec.files import write_whole
 from taskvec.layers import classify, model_order
@@ -113,18 +114,10 @@ def load_table(path: str | Path) -> Table:
         UsageError: the file cannot be read, or is not a table of finite numbers.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first word
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a table: {error}") from error
     if path.suffix == ".json":
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: is not JSON ({str(error)[:80]})") from error
-        if not isinstance(data, dict):
-            raise UsageError(f"{path}: is not a JSON object")
+        data = documents.read_object(path, documents.MEASURED, UsageError, non_finite=True)
         return replace(table_from_json(data, str(path)), origin=f"table {path.name}")
+    text = documents.read_text(path, documents.MEASURED, UsageError)
     try:
         rows = list(csv.reader(io.StringIO(text)))
     except csv.Error as error:

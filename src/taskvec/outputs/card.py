@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints.hub import hub_name
 from taskvec.checkpoints.naming import display_name, hub_id
 from taskvec.checkpoints.source import Source
+from taskvec.errors import CheckpointError
+
+NOT_STATED = "not stated"
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")  # as the hub's metadata name one
+_SHOWN = 80  # characters of what a member says
+# What is markup in a cell of a table, or becomes a link by itself.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
 
 
-def _front_matter(model: Source) -> dict[str, Any]:
-    """Metadata of a model card; empty if there is none that can be read."""
+def licence_of(model: Source) -> str:
+    """The licence that the card of a model states; `NOT_STATED` if it states none.
+
+    Raises:
+        CheckpointError: the card cannot be read.
+    """
     import yaml
 
-    if model.folder is None:
-        return {}
-    try:
-        text = (model.folder / "README.md").read_text()
-    except (OSError, UnicodeDecodeError):
-        return {}
+    if model.folder is None or not os.path.lexists(path := model.folder / "README.md"):
+        return NOT_STATED
+    text = documents.read_text(path, documents.CARD, of=model.folder).replace("\r\n", "\n")
     if not text.startswith("---\n"):
-        return {}
-    try:
-        data = yaml.safe_load(text[4:].split("\n---", 1)[0])
-    except yaml.YAMLError:
-        return {}
-    return data if isinstance(data, dict) else {}
+        return NOT_STATED
+    front = text[4:].split("\n---", 1)[0]
+    # Nothing but the licence becomes a value: a wrong date beside it does not matter.
+    roots = documents.compose_yaml(front, documents.CARD, str(path))
+    root = roots[0] if roots else None
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    said = next((value for key, value in pairs if key.value == "license"), None)
+    parts = said.value if isinstance(said, yaml.SequenceNode) else [said]
+    words = [part.value.strip() for part in parts if isinstance(part, yaml.ScalarNode)]
+    licence = documents.plain(", ".join(word for word in words[:8] if word))
+    if len(licence) > _SHOWN:
+        licence = licence[: _SHOWN - 1] + "…"
+    return licence or NOT_STATED
+
+
+def _licences(members: Mapping[str, Source]) -> tuple[dict[str, str], list[str]]:
+    """Licence by member, and warnings: a card is decoration, which no merge fails for."""
+    found, warnings = {}, []
+    for who, model in members.items():
+        try:
+            found[who] = licence_of(model)
+        except CheckpointError as error:
+            found[who] = NOT_STATED
+            warnings.append(f"the licence of {who} is left out of the model card: {error}")
+    return found, warnings
 
 
 def model_card(
@@ -36,8 +66,8 @@ def model_card(
     method: str,
     formula: str,
     scales: Mapping[str, float | Mapping[str, Any]],
-) -> bytes:
-    """README.md with the hub's metadata.
+) -> tuple[bytes, list[str]]:
+    """README.md with the hub's metadata; and warnings about what is left out.
 
     A licence is given only where all members state the same one; otherwise they are listed.
 
@@ -50,26 +80,25 @@ def model_card(
     """
     import yaml
 
-    licences = {
-        who: str(_front_matter(model).get("license", "not stated"))
-        for who, model in members.items()
-    }
-    agreed = set(licences.values()) if licences else set()
+    licences, warnings = _licences(members)
+    agreed = set(licences.values())
+    origins = set[str]().union(*map(_origins, members.values()))
     metadata: dict[str, Any] = {
-        "base_model": sorted(set().union(*map(_origins, members.values())) - {""}),
+        "base_model": sorted({documents.plain(name) for name in origins - {""}}),
         "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["task-arithmetic", "merge", "taskvec", method],
     }
-    if len(agreed) == 1 and agreed != {"not stated"}:
-        metadata["license"] = agreed.pop()
+    if len(agreed) == 1 and _LICENCE.fullmatch(licence := agreed.pop()):
+        metadata["license"] = licence
     lines = [
         "---",
-        yaml.safe_dump(metadata, sort_keys=True, allow_unicode=True).strip(),
+        yaml.safe_dump(metadata, sort_keys=True, allow_unicode=True, width=10_000).strip(),
         "---",
-        f"# {name}",
+        f"# {escaped(name)}",
         "",
-        f"Made by [taskvec](https://pypi.org/project/taskvec/) with `{method}`: {formula}.",
+        f"Made by [taskvec](https://pypi.org/project/taskvec/) with `{method}`: "
+        f"{documents.plain(formula)}.",
         "",
         *_table(
             ("member", "model", "licence"),
@@ -88,7 +117,16 @@ def model_card(
         "`taskvec verify` checks this folder against it.",
         "",
     ]
-    return "\n".join(lines).encode()
+    return "\n".join(lines).encode(), warnings
+
+
+def escaped(text: str) -> str:
+    r"""Text of others as Markdown shows it: one line, without markup, links or ends of cells.
+
+    >>> print(escaped("a|b <img> [x](y) snake_case"))
+    a\|b \<img\> \[x\](y) snake_case
+    """
+    return _MARKUP.sub(r"\\\g<0>", documents.plain(text))
 
 
 def _origins(model: Source) -> set[str]:
@@ -99,5 +137,5 @@ def _origins(model: Source) -> set[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [head, ["---"] * len(head), *([escaped(cell) for cell in row] for row in rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import read_json
 from taskvec.checkpoints.source import Derived, Source
 from taskvec.errors import CheckpointError, MissingExtraError
 from taskvec.family.opening import FROM_HUB
@@ -34,10 +34,9 @@ _OF_METHOD = "method "  # begins the entry of a method that another distribution
 
 def versions(recipe: Recipe) -> dict[str, str]:
     """Versions of what a result depends on; methods of others with what brought them."""
-    used = [r for stage in (recipe, *recipe.stages.values()) for r in (stage, stage.weighing) if r]
-    providers = {
-        name: plugins.provider(name) for name in sorted({r.method.name for r in used} - {*METHODS})
-    }
+    recipes = (recipe, *recipe.stages.values())
+    used = {method.name for r in recipes for method in (r.method, r.weigher.method)}
+    providers = {name: plugins.provider(name) for name in sorted(used - {*METHODS})}
     return {
         "taskvec": version("taskvec"),
         "numpy": version("numpy"),
@@ -111,7 +110,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_FILE if path.is_dir() else path
     if not file.exists():
         raise CheckpointError(f"{path}: holds no {MANIFEST_FILE}; it was not written by taskvec")
-    data = read_json(file)
+    data = documents.read_object(file, documents.MEASURED)
     parts = ("recipe", "table", "members", "output", "versions")
     whole = data.get("format") == FORMAT and all(isinstance(data.get(p), dict) for p in parts)
     if not whole or not all(map(_is_model, [data["output"], *data["members"].values()])):
@@ -143,8 +142,11 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
     stages = manifest.get("stages", {})
     if not isinstance(stages, dict) or stages.keys() != recipe.stages.keys():
         raise CheckpointError(f"{source}: tables of stages are not those of its recipe")
-    tables = {name: table_from_json(data, source) for name, data in stages.items()}
-    recipe = replace(recipe, stage_tables=tables)
+    stages = {
+        name: replace(recipe.stages[name], table=table_from_json(data, source))
+        for name, data in stages.items()
+    }
+    recipe = replace(recipe, stages=stages)
     table = table_from_json(manifest["table"], source)
     digests = {role: dict(member["digests"]) for role, member in manifest["members"].items()}
     origin = str(manifest.get("decided_by", "table"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
 from taskvec.errors import UsageError
 from taskvec.family.members import Members
+from taskvec.family.tokens import tokenizer_source
 from taskvec.merging.apply import Record, apply
 from taskvec.merging.deciding import Options, decided, settle
 from taskvec.merging.edits import edits_of
@@ -71,10 +73,22 @@ def run(
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
-    stage_tables = settle(plan.stages, recipe.stage_tables, options)
+    files, left_out = companions(
+        plan.members.target,
+        FLOATS.get(recipe.out.dtype or ""),
+        tokenizer=tokenizer_source(plan.members.sources, recipe.out.tokenizer),
+        chat_template=recipe.out.chat_template,
+    )
+    code = sorted(name for name in files if name.endswith(".py"))
+    if not options.copy_code:
+        files = {name: content for name, content in files.items() if name not in code}
+    about_code = code_warnings(files, code if options.copy_code else ())
+    stage_tables = settle(plan.stages, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
     with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
+        left_out += _add_companions(staging, plan, table, files, about_code)
+        del files
         with plan.members.at_rest():
             records = apply(
                 [edits[t.name] for t in staging.tensors],
@@ -86,9 +100,10 @@ def run(
                 progress=options.progress,
             )
         manifest = make_manifest(plan, table, stage_tables, records)
-        _add_companions(staging, plan, table, manifest)
+        staging.add(MANIFEST_FILE, json.dumps(manifest).encode() + b"\n")
         staging.publish()
-    warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
+    warnings = [*plan.members.warnings, *table.warnings, *left_out, *about_code]
+    warnings += identical(records, plan.members)
     warnings += other_anchors(plan.members, manifest["members"])
     return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
 
@@ -108,7 +123,7 @@ def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> l
 
 def check_scales(recipe: Recipe) -> None:
     """Raise `UsageError` if a task has no λ."""
-    missing = sorted(recipe.family.tasks.keys() - recipe.scales.keys())
+    missing = sorted(recipe.tasks.keys() - recipe.scales.keys())
     if missing:
         raise UsageError(
             f"scale of task {missing[0]!r} is missing; {recipe.method.name} has no default λ"
@@ -126,22 +141,71 @@ def _job(plan: Plan, table: Table) -> str:
     return xxhash.xxh3_128_hexdigest(repr(parts).encode())
 
 
-def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[str, Any]) -> None:
+def _add_companions(
+    staging: Staging,
+    plan: Plan,
+    table: Table,
+    files: Mapping[str, bytes],
+    about_code: Sequence[str],
+) -> list[str]:
+    """Write all but weights and manifest, before the first weight; warnings."""
     recipe, members = plan.recipe, plan.members
-    dtype = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
-    files = companions(members.target, dtype)
-    files["README.md"] = model_card(
+    card, warnings = model_card(
         staging.out.name,
         {describe(role): source for role, source in members.sources.items()},
         method=recipe.method.name,
         formula=f"{recipe.method.formula} ({table.origin})",
-        scales={task: recipe.scale_of(task) for task in recipe.scales},
+        scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
     )
+    card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in about_code).encode()
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()
-    files[MANIFEST_FILE] = json.dumps(manifest).encode() + b"\n"
-    for name, content in files.items():
+    own = {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}
+    for name, content in {**files, **own}.items():
         staging.add(name, content)
+    return warnings
+
+
+def code_warnings(files: Mapping[str, bytes], copied: Sequence[str]) -> list[str]:
+    """What to know about code that an output has, or that its configs name and it lacks.
+
+    Args:
+        files: Beside the weights, by name.
+        copied: Those of them that are code.
+    """
+    warnings = []
+    if copied:
+        warnings.append(
+            f"the output carries code of the target ({', '.join(map(repr, copied))}), which runs "
+            "wherever the output is loaded with trust_remote_code=True"
+        )
+    for name in sorted(name for name in files if name.endswith(".json")):
+        missing = sorted(file for file in _code_named(files[name]) if file not in files)
+        if missing:
+            warnings.append(
+                f"{name} of the output needs code that was not copied "
+                f"({', '.join(map(repr, missing))}); review it and merge with --copy-code "
+                "(copy_code=True)"
+            )
+    return warnings
+
+
+_CODE = re.compile(r"(?!.*--)[\w-]+(\.[\w-]+)+", re.ASCII)  # --: of another model
+
+
+def _code_named(content: bytes) -> set[str]:
+    """Files of its own folder that the `auto_map` of a config names."""
+    try:
+        named = json.loads(content)["auto_map"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return set()
+    found, left = set(), [named]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and _CODE.fullmatch(value):
+            found.add(f"{value.rpartition('.')[0].replace('.', '/')}.py")
+        elif isinstance(value, (dict, list)):
+            left.extend(value.values() if isinstance(value, dict) else value)
+    return found
 
 
 def identical(records: Mapping[str, Record], members: Members) -> list[str]:

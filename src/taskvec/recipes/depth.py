@@ -22,19 +22,20 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from taskvec.errors import UsageError
 from taskvec.layers import LayerKey
-from taskvec.recipes.located import Document, Key
+
+if TYPE_CHECKING:
+    from taskvec.recipes.schema import ByLayer, ValuesEntry
+    from taskvec.validation import Key
 
 Array = np.ndarray[Any, Any]
 
 PLACES = ("embedding", "final_norm", "head")  # modules that have a value of their own
-KEYS = ("depth", *PLACES, "outside", "patterns", "times")
-PATTERN_KEYS = ("depth", "outside")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,61 +84,26 @@ class Profile:
         return data | ({"patterns": patterns} if patterns else {})
 
 
-def read_profile(
-    document: Document,
-    key: Key,
-    what: str,
-    data: Mapping[str, Any],
-    number: Callable[[Key, object], float],
-) -> Profile:
+def profile_of(entry: ByLayer, at: Key, number: Callable[[Key, float], float]) -> Profile:
     """A profile as a recipe has it.
 
     Args:
-        document: The recipe.
-        key: Where it stands.
-        what: What differs, for messages.
-        data: The mapping.
-        number: Gives the number at a key, or fails.
-
-    Raises:
-        RecipeError: it is none.
+        entry: As in the recipe.
+        at: Its key.
+        number: Gives the number for the one at a key, or fails.
     """
-    document.check_keys(data, KEYS, key)
 
-    def depth(at: Key, value: object) -> tuple[float, ...]:
-        if value == []:
-            document.fail(at, f"depth in {what} must be a number or a list of numbers")
-        listed = value if isinstance(value, list) else [value]
-        return tuple(number((*at, i), each) for i, each in enumerate(listed))
+    def values(entry: ByLayer | ValuesEntry, at: Key) -> Values:
+        depth = (number((*at, "depth", i), x) for i, x in enumerate(entry.depth or ()))
+        outside = entry.outside
+        return Values(tuple(depth), None if outside is None else number((*at, "outside"), outside))
 
-    def values(at: Key, data: Mapping[str, Any]) -> Values:
-        outside = data.get("outside")
-        return Values(
-            depth((*at, "depth"), data["depth"]) if "depth" in data else (),
-            number((*at, "outside"), outside) if "outside" in data else None,
-        )
-
-    def pattern(at: Key, value: object) -> Values:
-        if isinstance(value, dict):
-            document.check_keys(value, PATTERN_KEYS, at)
-            return values(at, value)
-        if isinstance(value, list):
-            return Values(depth(at, value))
-        return Values((number(at, value),), number(at, value))
-
-    patterns: object = data.get("patterns", {})
-    if not isinstance(patterns, dict):
-        document.fail(
-            (*key, "patterns"), f"patterns in {what} must map patterns to values; got {patterns!r}"
-        )
-    profile = Profile(
-        rest=values(key, data),
-        places={place: number((*key, place), data[place]) for place in PLACES if place in data},
-        patterns={p: pattern((*key, "patterns", p), value) for p, value in patterns.items()},
+    places = {place: getattr(entry, place) for place in PLACES}
+    return Profile(
+        rest=values(entry, at),
+        places={p: number((*at, p), x) for p, x in places.items() if x is not None},
+        patterns={p: values(e, (*at, "patterns", p)) for p, e in entry.patterns.items()},
     )
-    if not profile.to_dict():
-        document.fail(key, f"{what} gives no value; known: {', '.join(KEYS)}")
-    return profile
 
 
 def factors(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import yaml
 
-from taskvec.errors import RecipeError, nearest
+from taskvec.documents import RECIPE, compose_yaml, one_line, scalar
+from taskvec.errors import RecipeError
 
 Key = tuple[str | int, ...]
-MAX_VALUES = 100_000  # aliases can make few lines stand for billions
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -25,12 +25,19 @@ class Document:
         source: File name, or what stands for one in messages.
         lines: Line (from 1) of every value, by its path of keys.
         flags: Flag that gave a value, by its path of keys; see `overrides`.
+        more: Documents that follow in the same file.
     """
 
     data: Any
     source: str
     lines: Mapping[Key, int] = field(default_factory=dict)
     flags: Mapping[Key, str] = field(default_factory=dict)
+    more: tuple[Document, ...] = ()
+
+    def check_single(self) -> None:
+        """Raise `RecipeError` if others follow in the same file."""
+        for other in self.more:
+            other.fail((), "begins a second document; a recipe is one document")
 
     def fail(self, key: Key, what: str) -> NoReturn:
         """Raise `RecipeError` about the value at `key`."""
@@ -41,46 +48,20 @@ class Document:
         line = f":{self.lines[key]}" if key in self.lines else ""
         raise RecipeError(f"{self.source}{line}: {what}")
 
-    def check_keys(self, mapping: Mapping[str, Any], known: tuple[str, ...], at: Key) -> None:
-        """Raise `RecipeError` for the first key that is not known."""
-        for key in mapping:
-            if key not in known:
-                place = f" in {'.'.join(map(str, at))}" if at else ""
-                self.fail((*at, key), f"unknown key {key!r}{place}; {nearest(str(key), known)}")
-
-
-def _one_line(error: Exception) -> str:
-    text = getattr(error, "problem", None) or str(error)
-    return " ".join(text.split())[:100]
-
 
 def parse_yaml(text: str, source: str) -> Document:
-    """Parse one YAML document.
+    """Parse a file of YAML: its first document, with those that follow.
 
     Anchors, aliases and merge keys (`<<`) work as in YAML 1.1.
 
     Raises:
         RecipeError: not YAML, a key twice in one mapping, a mapping that contains itself, or more
-            than `MAX_VALUES` values.
+            or deeper values than a recipe may hold, those of aliases counted at each use.
     """
-    documents = parse_documents(text, source)
-    if len(documents) > 1:
-        documents[1].fail((), "begins a second document; a recipe is one document")
-    return documents[0]
-
-
-def parse_documents(text: str, source: str) -> list[Document]:
-    """Parse a file of one or more YAML documents, as `parse_yaml` does one."""
-    try:
-        roots = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{source}{line}: is not YAML: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{source}: is not YAML: {_one_line(error)}") from error
+    roots = compose_yaml(text, RECIPE, source, RecipeError)
     built = itertools.count(1)
-    return [_built(root, source, built) for root in roots] or [Document({}, source)]
+    documents = [_built(root, source, built) for root in roots] or [Document({}, source)]
+    return replace(documents[0], more=tuple(documents[1:]))
 
 
 def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
@@ -95,8 +76,8 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         node: yaml.MappingNode, above: tuple[yaml.Node, ...]
     ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Key and value nodes of a mapping by key, with those of mappings that it merges."""
-        if next(built) > MAX_VALUES:
-            raise RecipeError(f"{source}: holds more than {MAX_VALUES:,} values")
+        if next(built) > RECIPE.values:
+            raise RecipeError(f"{source}: holds more than {RECIPE.values:,} values")
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key_node, value_node in node.value:
@@ -117,11 +98,13 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         return merged | own
 
     def build(node: yaml.Node, key: Key, above: tuple[yaml.Node, ...]) -> Any:
-        if next(built) > MAX_VALUES:
-            raise RecipeError(f"{source}: holds more than {MAX_VALUES:,} values")
+        if next(built) > RECIPE.values:
+            raise RecipeError(f"{source}: holds more than {RECIPE.values:,} values")
         lines.setdefault(key, node.start_mark.line + 1)
         if node in above:
             fail(node, "a value contains itself")
+        if len(above) > RECIPE.depth:  # through aliases; what is written so is refused before
+            fail(node, f"is nested more than {RECIPE.depth} levels deep")
         inner = (*above, node)
         if isinstance(node, yaml.MappingNode):
             out: dict[Any, Any] = {}
@@ -132,8 +115,8 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*key, i), inner) for i, child in enumerate(node.value)]
         try:
-            return constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # as PyYAML does
-            fail(node, f"cannot be read: {_one_line(error)}")
+            return scalar(constructor, node)
+        except ValueError as error:
+            fail(node, f"cannot be read: {one_line(error)}")
 
     return Document(build(root, (), ()), source, lines)

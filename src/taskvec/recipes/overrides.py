@@ -32,9 +32,10 @@ from typing import Any
 
 from taskvec.errors import UsageError, nearest
 from taskvec.recipes.located import Document, Key, parse_yaml
-from taskvec.recipes.reading import TOP
+from taskvec.recipes.schema import RecipeFile
 
 _SECTIONS = ("out", "method", "layer_weights", "tasks", "stages")
+_TOP = tuple(RecipeFile.model_fields)
 _NAMED = ("method", "layer_weights")  # sections that a word alone may stand for: their name
 
 
@@ -111,7 +112,7 @@ def _places(
     data: Mapping[str, Any], name: str | Key, value: object
 ) -> Iterator[tuple[Key, object]]:
     """Where an override goes, and what goes there."""
-    key = (name,) if name in TOP else name
+    key = (name,) if name in _TOP else name
     if isinstance(key, tuple):
         if key[0] in _NAMED and len(key) == 1 and isinstance(value, str):
             value = {"name": value}

@@ -8,21 +8,22 @@ there is none, so that its first token is predicted too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskvec import documents
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.extras import require
+from taskvec.running.pretrained import load_tokenizer
 from taskvec.running.requests import Continuation, Prompt, Text
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 UNLIMITED = 1 << 20  # tokens; for models whose config names no limit
 
 
-class Row(NamedTuple):
+class ScoredRow(NamedTuple):
     """Tokens for a model and those that it should predict.
 
     Attributes:
@@ -144,9 +145,9 @@ def open_tokenizer(folder: Path, where: str) -> Any:
     Raises:
         CheckpointError: it has none that can be read.
     """
-    transformers = require("transformers", "eval")
+    require("transformers", "eval")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return load_tokenizer(folder)
     except Exception as error:  # whatever its many tokenizers raise
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(
@@ -156,10 +157,8 @@ def open_tokenizer(folder: Path, where: str) -> Any:
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: {path.name} cannot be read: {error}") from error
+    where = f"{where}: {path.name}"
+    return documents.read_object(path, documents.CONFIG, where=where, non_finite=True)
 
 
 def make_encoder(
@@ -198,7 +197,7 @@ def make_encoder(
     )
 
 
-def scored_row(encoder: Encoder, request: Continuation, *, truncate: bool) -> Row:
+def scored_row(encoder: Encoder, request: Continuation, *, truncate: bool) -> ScoredRow:
     """The one row of a continuation; of a context that is too long the end is kept, if at all.
 
     Spaces at the end of the context count as the beginning of the continuation, since most
@@ -221,10 +220,10 @@ def scored_row(encoder: Encoder, request: Continuation, *, truncate: bool) -> Ro
         if not truncate or len(targets) > encoder.context:
             raise _too_long(encoder, len(inputs))
         inputs = inputs[-encoder.context :]
-    return Row(inputs, targets)
+    return ScoredRow(inputs, targets)
 
 
-def document_rows(encoder: Encoder, text: str, windows: Windows) -> Iterator[Row]:
+def document_rows(encoder: Encoder, text: str, windows: Windows) -> Iterator[ScoredRow]:
     """Windows over a text, each of whose tokens is a target once.
 
     The first window predicts as many tokens as it has room for; each after it `stride` more, from
@@ -235,7 +234,7 @@ def document_rows(encoder: Encoder, text: str, windows: Windows) -> Iterator[Row
     start = 0
     while start < len(tokens):
         stop = min(len(tokens), start + (windows.stride if start else windows.context))
-        yield Row(read[max(0, stop - windows.context) : stop], tokens[start:stop])
+        yield ScoredRow(read[max(0, stop - windows.context) : stop], tokens[start:stop])
         start = stop
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +9,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints.hub import fetch, hub_name
 from taskvec.errors import CheckpointError
 from taskvec.extras import require
 from taskvec.layers import classify
 from taskvec.running.model import without_bars
+from taskvec.running.pretrained import load_module
 
 
 def find_folder(model: str | os.PathLike[str]) -> Path:
@@ -49,7 +50,6 @@ def load(folder: Path, where: str, kind: str, **options: Any) -> tuple[Any, tupl
         CheckpointError: transformers cannot load it as that.
     """
     torch, transformers = require("torch", "train"), require("transformers", "train")
-    options |= {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     try:
         with (
             without_bars(transformers),
@@ -57,9 +57,9 @@ def load(folder: Path, where: str, kind: str, **options: Any) -> tuple[Any, tupl
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(0)
-            module, told = getattr(transformers, kind).from_pretrained(
-                folder, output_loading_info=True, **options
-            )
+            module, told = load_module(folder, kind, **options, dtype=torch.float32)
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever the many model classes raise
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{where}: cannot be loaded as {kind}: {text}") from error
@@ -109,7 +109,6 @@ def tell_missing(where: str, missing: Sequence[str], notes: list[str], *, has_he
 
 def read_config(folder: Path, where: str) -> dict[str, Any]:
     """The config of a model folder."""
-    try:
-        return dict(json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: config.json cannot be read: {error}") from error
+    where = f"{where}: config.json"
+    path = folder / "config.json"
+    return documents.read_object(path, documents.CONFIG, where=where, non_finite=True)

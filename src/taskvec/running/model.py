@@ -15,6 +15,7 @@ from taskvec.checkpoints.hub import fetch, hub_name
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.extras import require
 from taskvec.running.encoding import Encoder, make_encoder, open_encoder
+from taskvec.running.pretrained import load_module
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -99,13 +100,9 @@ def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
     wanted = "auto" if narrow else getattr(torch, "float32" if dtype == "auto" else dtype)
     try:
         with without_bars(transformers), torch.random.fork_rng(devices=[]):
-            module, told = transformers.AutoModelForCausalLM.from_pretrained(
-                stored.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=wanted,
-                output_loading_info=True,
-            )
+            module, told = load_module(stored.folder, "AutoModelForCausalLM", dtype=wanted)
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever the many model classes raise
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{stored.where}: cannot be loaded: {text}") from error
@@ -158,7 +155,7 @@ def wrap(module: Any, tokenizer: Any, where: str = "the module") -> Model:
 
 
 @contextmanager
-def modes_kept(module: Any) -> Iterator[None]:
+def preserve_modes(module: Any) -> Iterator[None]:
     """Put a module back into the mode, of training or evaluation, that each part of it was in."""
     parts = list(module.modules()) if hasattr(module, "modules") else []
     modes = [part.training for part in parts]

@@ -43,18 +43,18 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class WholeText:
     """Asks for log p(text), every token predicted once from what comes before it in its window."""
 
     text: str
 
 
-Request = Continuation | Prompt | Document
+Request = Continuation | Prompt | WholeText
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Reply to a `Continuation` or a `Document`.
+    """Reply to a `Continuation` or a `WholeText`.
 
     Attributes:
         log_likelihood: Sum over the tokens, in nats.

@@ -9,7 +9,6 @@ From the Gram matrix of (θ_pre, τ_instr, τ_1 … τ_K) of a layer, with a = �
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from taskvec import documents
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.layers import LayerKey
 
@@ -143,9 +143,9 @@ def read_scan(path: Path) -> dict[str, Any]:
         CheckpointError: not a scan file, or one of another format.
     """
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not a scan file ({str(error)[:80]})") from error
+        data = documents.read_json(path, documents.MEASURED)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; expected a scan file, see --save-scan") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a scan file of format {FORMAT}; scan again")
     return data

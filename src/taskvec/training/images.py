@@ -6,8 +6,6 @@ are scaled so that the shorter side fits (with antialiasing), cut at the centre,
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import struct
 import zipfile
@@ -15,11 +13,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taskvec import documents
 from taskvec.errors import CheckpointError, DataError
 from taskvec.extras import require
 
@@ -68,10 +67,14 @@ def open_image(path: Path) -> Pixels:
     """
     pillow = require("PIL.Image", "train")
     try:
-        with pillow.open(path) as image:
+        with _opened(path) as file, pillow.open(file) as image:
             return as_pixels(image, str(path))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    return open(documents.open_regular(path), "rb")  # noqa: PTH123 (a descriptor)
 
 
 def as_pixels(value: Any, where: str) -> Pixels:
@@ -127,7 +130,7 @@ def read_npz(path: Path, image: str | None, label: str | None) -> Images:
         DataError: they are not there, or of another kind or length.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with _opened(path) as file, np.load(file, allow_pickle=False) as arrays:
             images = arrays[_named(path, arrays, "image", image)]
             labels = arrays[_named(path, arrays, "label", label)]
             classes = arrays.get("classes")
@@ -170,11 +173,9 @@ def labels_beside(path: Path) -> Path:
 
 def _idx(path: Path) -> NDArray[Any]:
     """An idx file of bytes: 0, 0, 8, number of dimensions, each as 4 bytes, elements."""
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    raw = documents.read_bytes(path, documents.DATA, DataError)
+    if path.suffix == ".gz":
+        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path}: is not an idx file of bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
@@ -280,15 +281,15 @@ def preparation_of(
             )
         origin = "no preprocessor_config.json: mean and deviation of ImageNet"
         return Preparation((side, side), side, "bicubic", *IMAGENET, origin)
+    told = documents.read_object(path, documents.CONFIG, non_finite=True)
     try:
-        told = json.loads(path.read_text("utf-8"))
         scaled = _sides(told["size"]) if told.get("do_resize", True) else None
         cut = _sides(told["crop_size"]) if told.get("do_center_crop") else None
         mode = {0: "nearest", 2: "bilinear", 3: "bicubic"}[told.get("resample", 3)]
         normal = told.get("do_normalize", True)
         mean = tuple(map(float, told["image_mean"])) if normal else (0.0, 0.0, 0.0)
         std = tuple(map(float, told["image_std"])) if normal else (1.0, 1.0, 1.0)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise CheckpointError(f"{path}: {what}") from error
     if size is not None:

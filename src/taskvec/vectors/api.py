@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,7 @@ def merge(
     shard_size: str | int = "5GB",
     precision: str = "float32",
     force: bool = False,
+    copy_code: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Merged:
@@ -77,6 +77,7 @@ def merge(
         shard_size: Largest size of one file.
         precision: Arithmetic, `float32` or `float64`.
         force: Replace `out` if it is not empty.
+        copy_code: Copy the target's `*.py` files into `out`.
         threads: Default: the processors there are, at most 8.
         progress: Told what is being done.
 
@@ -90,7 +91,7 @@ def merge(
         scale,
         {"shard_size": shard_size, "precision": precision} | ({"dtype": dtype} if dtype else {}),
     )
-    options = Options(force=force, threads=threads, progress=progress)
+    options = Options(force=force, copy_code=copy_code, threads=threads, progress=progress)
     return _run(recipe, out, table if isinstance(table, Table) else None, options)
 
 
@@ -104,6 +105,7 @@ def forget(
     granularity: str = "tensor",
     dtype: str | None = None,
     force: bool = False,
+    copy_code: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Merged:
@@ -118,6 +120,7 @@ def forget(
         granularity: `tensor`, `module` or `block`.
         dtype: Element type of the result; default: the target's.
         force: Replace `out` if it is not empty.
+        copy_code: Copy the target's `*.py` files into `out`.
         threads: Default: the processors there are, at most 8.
         progress: Told what is being done.
 
@@ -129,7 +132,7 @@ def forget(
     """
     method = {"name": "lata", "scheme": scheme, "threshold": threshold, "granularity": granularity}
     recipe = recipe_of_family(family, method, scale, {"dtype": dtype} if dtype else {})
-    options = Options(force=force, threads=threads, progress=progress)
+    options = Options(force=force, copy_code=copy_code, threads=threads, progress=progress)
     return _run(negated(recipe), out, None, options)
 
 
@@ -208,15 +211,13 @@ def negated(recipe: Recipe) -> Recipe:
     Raises:
         UsageError: a scale is negative already.
     """
-    for task, value in recipe.scales.items():
-        lowest = recipe.profiles[task].lowest if task in recipe.profiles else 1.0
-        value = min(value, lowest)
-        if value < 0:
+    for name, task in recipe.tasks.items():
+        if task.lowest_scale < 0:
             raise UsageError(
-                f"forget subtracts: scale of task {task!r} must be positive; got {value:g}"
+                f"forget subtracts: scale of task {name!r} must be positive; "
+                f"got {task.lowest_scale:g}"
             )
-    scales = {task: -value for task, value in recipe.scales.items()}
-    return replace(recipe, scales=scales)
+    return recipe.with_scales({name: -scale for name, scale in recipe.scales.items()})
 
 
 def recipe_of_family(
@@ -247,4 +248,4 @@ def recipe_of_family(
         "method": method,
         "out": dict(out),
     }
-    return replace(read_recipe(Document(data, "merge"), Path.cwd()), family=family)
+    return read_recipe(Document(data, "merge"), Path.cwd()).with_models(family)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from taskvec import documents
 from taskvec.running.model import load, open_stored
 from taskvec.zoo import MEMBERS, skills
 from taskvec.zoo.tasks import scored
@@ -26,8 +27,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 def read(folder: Path) -> dict[str, Any]:
     """The provenance beside the models in a folder; empty where there is none yet."""
     file = folder / "provenance.json"
-    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    return found
+    return documents.read_object(file, documents.MEASURED) if file.exists() else {}
 
 
 def note_member(folder: Path, name: str, training: dict[str, Any]) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from taskvec.errors import CheckpointError, UsageError
-from taskvec.evaluation.judges import Exchange, Verdict
+from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
+from taskvec.running.loading import find_folder
 from taskvec.running.model import find_device, refuse_random
+from taskvec.running.pretrained import load_config, load_module, load_tokenizer
 
 HARMFUL = ("unsafe", "harmful", "harm", "toxic", "toxicity")  # labels that need not be given
 BATCH = 16
@@ -24,7 +26,7 @@ INPUTS = ("answer", "pair")
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
+class ClassifierJudge:
     """Harmful is what has a probability of one half or more.
 
     Attributes:
@@ -53,14 +55,9 @@ class Classifier:
 
         The weights are loaded here and let go at the end: the model that is judged needs the room.
         """
-        transformers, torch = require("transformers", "eval"), require("torch", "eval")
-        tokenizer = _loaded(transformers.AutoTokenizer, self.model)
-        model, told = _loaded(
-            transformers.AutoModelForSequenceClassification,
-            self.model,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        torch = require("torch", "eval")
+        tokenizer = _loaded(load_tokenizer, self.model)
+        model, told = _loaded(load_module, self.model, "AutoModelForSequenceClassification")
         refuse_random(model, told, f"judge classifier:{self.model}")
         model.eval().to(self.device)
         size = BATCH if tokenizer.pad_token is not None else 1
@@ -97,15 +94,15 @@ def _probabilities(logits: Any, problem_type: str | None) -> Any:
     return logits.softmax(-1)
 
 
-def _loaded(kind: Any, model: str, **options: Any) -> Any:
+def _loaded(load: Callable[..., Any], model: str, *more: str) -> Any:
     try:
-        return kind.from_pretrained(model, **options)
+        return load(find_folder(model), *more)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(f"judge classifier:{model}: cannot be loaded: {first}") from error
 
 
-def parse(text: str, *, device: str) -> Classifier:
+def parse(text: str, *, device: str) -> ClassifierJudge:
     """The judge of `MODEL[:LABEL][?input=pair]`.
 
     Raises:
@@ -122,7 +119,7 @@ def parse(text: str, *, device: str) -> Classifier:
             f"judge classifier:{text}{'?' if query else ''}{query}: "
             "must be classifier:FOLDER_OR_HUB_NAME[:LABEL][?input=answer or ?input=pair]"
         )
-    config = _loaded(require("transformers", "eval").AutoConfig, model)
+    config = _loaded(load_config, model)
     kinds = config.architectures or ["no architecture"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
         raise CheckpointError(
@@ -130,7 +127,7 @@ def parse(text: str, *, device: str) -> Classifier:
         )
     index = _index(model, label, [config.id2label[i] for i in range(len(config.id2label))])
     place = str(find_device(device))
-    return Classifier(model, config.id2label[index], index, seen == "pair", place)
+    return ClassifierJudge(model, config.id2label[index], index, seen == "pair", place)
 
 
 def _index(model: str, label: str, labels: Sequence[str]) -> int:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from taskvec import documents
 from taskvec.errors import DataError
-from taskvec.evaluation.judges import Exchange, Verdict
+from taskvec.evaluation.judges.verdict import Exchange, Verdict
 
 # `_test_prefixes` of experiments/evaluate_individual.py in llm-attacks
 LLM_ATTACKS = (
@@ -128,12 +129,14 @@ def parse(text: str) -> PrefixJudge:
     if text in LISTS or not text:
         return PrefixJudge(LISTS[text or "advbench"])
     try:
-        lines = Path(text).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        words = documents.read_text(
+            Path(text), documents.TEXT, DataError, where=f"judge prefixes:{text}"
+        )
+    except DataError as error:
         raise DataError(
-            f"judge prefixes:{text}: cannot be read: {error}; "
-            f"give a file with one phrase a line, or one of {', '.join(LISTS)}"
+            f"{error}; give a file with one phrase a line, or one of {', '.join(LISTS)}"
         ) from error
+    lines = words.splitlines()
     phrases = tuple(line.strip().translate(APOSTROPHES) for line in lines if line.strip())
     if not phrases:
         raise DataError(f"judge prefixes:{text}: the file holds no phrase; it takes one a line")

@@ -18,7 +18,7 @@ from taskvec.errors import FamilyError, UsageError
 from taskvec.family.opening import open_model
 from taskvec.recipes.recipe import Family
 from taskvec.training.lora import adapted_weights, has_lora
-from taskvec.training.selection import Selection, check_names
+from taskvec.training.selection import ParameterSelection, check_names
 from taskvec.vectors.api import extract
 from taskvec.vectors.extract import Extracted
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def save_vector(
     module: nn.Module,
     start: str | os.PathLike[str] | Mapping[str, Any],
-    selection: Selection,
+    selection: ParameterSelection,
     path: str | os.PathLike[str],
     *,
     task: str = "task",

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from taskvec import documents
 from taskvec.checkpoints.memory import dtype_of, stored
 from taskvec.checkpoints.safetensors import read_metadata, write_header
 from taskvec.errors import CheckpointError, OutputError
@@ -95,18 +96,18 @@ def begin(
         )
 
 
-def begun(out: Path) -> dict[str, Any]:
+def read_run(out: Path) -> dict[str, Any]:
     """What `run.json` says; empty if it is not there."""
     return _read(out / RUN) or {}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path}: cannot be read: {error}; --force begins anew") from error
+        return documents.read_object(path, documents.MEASURED, OutputError, non_finite=True)
+    except OutputError as error:
+        raise OutputError(f"{error}; --force begins anew") from error
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], under: str = "") -> list[str]:
@@ -138,7 +139,7 @@ def keep_lines(out: Path, done: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in documents.read_text(path, documents.MEASURED, OutputError).splitlines():
         with suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= done:
                 kept.append(line + "\n")
@@ -149,7 +150,8 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The lines of the metrics."""
     if not (out / METRICS).is_file():
         return []
-    return [json.loads(line) for line in (out / METRICS).read_text("utf-8").splitlines()]
+    text = documents.read_text(out / METRICS, documents.MEASURED, OutputError)
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int) -> None:

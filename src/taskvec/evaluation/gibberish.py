@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec.evaluation.evaluate import Result
-from taskvec.evaluation.figures import Figure, difference, figure
+from taskvec.evaluation.intervals import Figure, difference, figure
 from taskvec.evaluation.task import Metric, Sample, Score
 from taskvec.running.requests import Answer, Prompt, Request
 

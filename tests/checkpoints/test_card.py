@@ -1,0 +1,94 @@
+"""Text of others in the model card: shown as it is written, never as markup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from taskvec.outputs.card import escaped, licence_of, model_card
+
+
+def member(folder: Path, readme: str | None = None, where: str | None = None) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    if readme is not None:
+        (folder / "README.md").write_text(readme)
+    return SimpleNamespace(folder=folder, where=where or str(folder), parts=())
+
+
+def made(**members: Any) -> tuple[dict[str, Any], str, list[str]]:
+    card, warnings = model_card(
+        "out", members, method="ties", formula="θ + λ τ", scales={"a|b": 0.5}
+    )
+    _, front, text = card.decode().split("---\n", 2)
+    return yaml.safe_load(front), text, warnings
+
+
+@pytest.mark.parametrize(
+    ("front", "expected"),
+    [
+        ("license: mit", "mit"),
+        ("license: 'apache-2.0'", "apache-2.0"),
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("license:\n  - mit", "mit"),
+        ("license: ' mit '", "mit"),
+        ("license: {a: b}", "not stated"),
+        ("license:", "not stated"),
+        ("license: [[mit]]", "not stated"),
+        ("x: &l mit\nlicense: *l", "mit"),
+        ("licence: mit", "not stated"),
+        ("- license: mit", "not stated"),
+        ("", "not stated"),
+        ("license: |\n  a\n  b", "a\\nb"),
+        ("license: " + "x" * 100, "x" * 79 + "…"),
+    ],
+)
+def test_licence_that_a_card_states(tmp_path, front, expected):
+    for ends in ("\n", "\r\n"):
+        text = f"---\n{front}\n---\n# card\n".replace("\n", ends)
+        assert licence_of(member(tmp_path, text)) == expected
+
+
+@pytest.mark.parametrize(
+    "licence", ["mit\n---\n# taken over", "a|b", "<script>", "[x](http://e.x)", "no such licence"]
+)
+def test_a_licence_that_is_none_is_not_in_the_metadata(tmp_path, licence):
+    readme = "---\n" + yaml.safe_dump({"license": licence}) + "---\n"
+    front, text, warnings = made(target=member(tmp_path, readme))
+    assert "license" not in front
+    assert warnings == []
+    assert "# taken over" not in text.splitlines()
+    (row,) = [line for line in text.splitlines() if line.startswith("| target")]
+    assert row.replace("\\|", "").count("|") == 4
+    assert "<script" not in text.replace("\\<", "")
+    assert "[x](" not in text
+
+
+NAMES = ["a\n---\nlicense: evil\n---\n", "a|b|c", "**bold**", "<img src=x>", "a: b", "- a", "#a",
+         "\udcff", "a\x00b", "' \"", "{a: [b]}", "\u2028x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_members(tmp_path, name):
+    source = SimpleNamespace(folder=None, where=f"/models/{name}", parts=())
+    front, text, _ = made(target=source, **{f"task {name!r}": source})
+    assert "license" not in front
+    assert set(front) == {"base_model", "base_model_relation", "library_name", "tags"}
+    assert len(front["base_model"]) == 1
+    rows = [line for line in text.splitlines() if line.startswith("| t")]
+    assert len(rows) == 3  # two members, and the head of the other table
+    assert {row.replace("\\|", "").count("|") for row in rows[:2]} == {4}
+    assert "**bold**" not in text
+    assert "<img" not in text.replace("\\<", "")
+    assert "a\\|b" in text  # the task's
+
+
+def test_text_that_needs_no_escape_is_left_alone():
+    for text in ("org/name@0123abc", "task 'math'", "snake_case-2.0", "mit", "Llama-3.1-8B (v2)"):
+        assert escaped(text) == text
+    assert escaped("_a_ http://x www.x.org `b` &amp; $x$ ~s~") == (
+        "\\_a\\_ http\\://x www\\.x.org \\`b\\` \\&amp; \\$x\\$ \\~s\\~"
+    )
