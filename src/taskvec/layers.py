@@ -681,3 +681,39 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
         ),
     ),
 )
+
+
+def model_order(tower: str, block: int | None, module: str | None, name: str) -> tuple[object, ...]:
+    """Sort key that lists layers in the order of a model, whatever the granularity.
+
+    Towers that read come before those that write; within one: embeddings, block 0, 1, 2 … 10,
+    final norm, head. Numbers within names count as numbers.
+
+    >>> rows = [
+    ...     ("model", None, "head", "lm_head.weight"),
+    ...     ("model", 10, None, "model/10"),
+    ...     ("model", 2, None, "model/2"),
+    ...     ("model", None, "embedding", "embed.weight"),
+    ... ]
+    >>> [row[-1] for row in sorted(rows, key=lambda row: model_order(*row))]
+    ['embed.weight', 'model/2', 'model/10', 'lm_head.weight']
+    """
+    towers = ("vision", "audio", "encoder", "text", "model", "decoder")
+    outside = ("embedding", "block", "norm", "final_norm", "head", "other")
+    inside = ("attention", "mlp", "norm")
+    place = "block" if block is not None else module or "other"
+    words = tuple((not w.isdigit(), int(w) if w.isdigit() else w) for w in re.split(r"(\d+)", name))
+    return (
+        towers.index(tower) if tower in towers else len(towers),
+        tower,
+        outside.index(place) if place in outside else len(outside),
+        -1 if block is None else block,
+        inside.index(module) if module in inside else len(inside),
+        words,
+    )
+
+
+def module_order(tower: str, module: str) -> tuple[object, ...]:
+    """Sort key of kinds of modules: embeddings, what blocks consist of, final norm, head."""
+    is_inside = module in ("attention", "mlp", "norm", "block")
+    return model_order(tower, 0 if is_inside else None, module, "")

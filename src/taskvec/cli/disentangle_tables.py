@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.cli import common
+from taskvec.cli.printing import show
 
 if TYPE_CHECKING:
     from taskvec.disentanglement import Addition, Departure, Disentanglement, Negation
@@ -31,7 +31,7 @@ def print_error(found: Disentanglement) -> None:
         [name, cell.alphas[one], cell.alphas[two], span(cell.error)]
         for name, cell in wanted.items()
     ]
-    common.show(lines, ("cell", f"α {one}", f"α {two}", "ξ"))
+    show(lines, ("cell", f"α {one}", f"α {two}", "ξ"))
     for name, chosen in (("cells", cells), ("cells within [0, 1]", inside)):
         if len(chosen) > 1:
             mean = sum(cell.error.value for cell in chosen) / len(chosen)
@@ -57,7 +57,7 @@ def print_additions(found: Sequence[Addition]) -> None:
     for name in ("single", "pretrained"):
         figures = getattr(found[0], name)
         lines.append([name, "", "", "", *(span(figures[task]) for task in tasks)])
-    common.show(lines, ("", "λ", "normalised", "accuracy", *tasks))
+    show(lines, ("", "λ", "normalised", "accuracy", *tasks))
     print()
 
 
@@ -75,7 +75,7 @@ def print_negations(task: str, control: str, found: Sequence[Negation]) -> None:
     ]
     start = found[0].pretrained
     lines.append(["pretrained", None, *shown(start["target"], start["control"]), ""])
-    common.show(lines, ("", "λ", task, control, f"share of {control}"))
+    show(lines, ("", "λ", task, control, f"share of {control}"))
     for each in found:
         if each.note:
             print(f"{each.method}: {each.note}")
@@ -102,5 +102,5 @@ def print_linearity(found: Sequence[Departure]) -> None:
             ]
         )
     head = ("task", "part", "of ‖τ‖²", "α", "departure", "change", "accuracy", "of the tangent")
-    common.show(lines, head)
+    show(lines, head)
     print()

@@ -239,7 +239,7 @@ def measure_pairs(
 
 
 def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
-    """The tasks that are measured, sorted."""
+    """The tasks that are measured, in the order of the recipe."""
     for task in measure:
         if task not in recipe.family.tasks:
             hint = nearest(task, list(recipe.family.tasks))
@@ -249,7 +249,7 @@ def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
             f"pairs need two measured tasks or more; got {len(measure)}; "
             "give --measure TASK=MEASURE for each"
         )
-    return sorted(measure)
+    return [task for task in recipe.family.tasks if task in measure]
 
 
 def only(recipe: Recipe, tasks: Sequence[str]) -> Recipe:
