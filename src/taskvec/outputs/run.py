@@ -13,9 +13,11 @@ import xxhash
 import yaml
 
 from taskvec.checkpoints.companions import companions
+from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
 from taskvec.errors import UsageError
+from taskvec.family.loads import check_loads
 from taskvec.family.members import Members
 from taskvec.merging.apply import Record, apply
 from taskvec.merging.deciding import Options, decided, settle
@@ -27,6 +29,7 @@ from taskvec.outputs.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
 from taskvec.outputs.place import check_output
 from taskvec.outputs.staging import Staging, staged
 from taskvec.recipes.recipe import Recipe
+from taskvec.recipes.stack import Stack
 from taskvec.statistics.collect import describe
 
 _RECIPE_HEAD = f"""\
@@ -71,6 +74,7 @@ def run(
     plan = make_plan(recipe, threads=options.threads)
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
+    _check_stacks(plan)
     stage_tables = settle(plan.stages, recipe.stage_tables, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
@@ -91,6 +95,20 @@ def run(
     warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
     warnings += other_anchors(plan.members, manifest["members"])
     return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+
+
+def _check_stacks(plan: Plan) -> None:
+    """Raise `FamilyError` if the result is a stack that transformers, if installed, cannot load."""
+    if isinstance(plan.recipe.family.edited, Stack):
+        target = plan.members.target
+        check_loads(target, _first_of(target))
+    for stage in plan.stages.values():
+        _check_stacks(stage.plan)
+
+
+def _first_of(source: Source) -> Source:
+    """The model that a source was made of, to begin with."""
+    return _first_of(source.parts[0]) if source.parts else source
 
 
 def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
