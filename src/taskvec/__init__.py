@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from taskvec.methods.table import Table, load_table
     from taskvec.outputs.verify import verify
     from taskvec.recipes.reading import load_recipe
-    from taskvec.recipes.recipe import Family
+    from taskvec.recipes.recipe import Family, TaskSpec
     from taskvec.statistics.scan import Scan
     from taskvec.vectors.api import extract, forget, merge, scan
     from taskvec.vectors.inspection import inspect
@@ -22,6 +22,7 @@ _HOMES = {
     "Family": "taskvec.recipes.recipe",
     "Scan": "taskvec.statistics.scan",
     "Table": "taskvec.methods.table",
+    "TaskSpec": "taskvec.recipes.recipe",
     "TaskvecError": "taskvec.errors",
     "evaluate": "taskvec.evaluation.api",
     "extract": "taskvec.vectors.api",
@@ -40,6 +41,7 @@ __all__ = [
     "Family",
     "Scan",
     "Table",
+    "TaskSpec",
     "TaskvecError",
     "evaluate",
     "extract",

@@ -408,8 +408,8 @@ def test_recipes_keep_names_and_prefer_folders(tmp_path, monkeypatch):
     family = recipe.family
     assert family.start == "lab/instruct"
     assert family.target == str(recipes / "lab" / "here")
-    assert family.tasks["math"] == "lab/math@v1:sub"
-    assert Path(str(family.tasks["code"])) == recipes / "lab" / "code"
+    assert family.models["math"] == "lab/math@v1:sub"
+    assert Path(str(family.models["code"])) == recipes / "lab" / "code"
     said = recipe.to_dict()
     assert said["instruct"] == "lab/instruct"
     assert said["tasks"]["math"]["model"] == "lab/math@v1:sub"

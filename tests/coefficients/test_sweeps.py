@@ -74,7 +74,7 @@ def test_scale_sets_every_task_or_one():
     assert swept(recipe, Sweep("scale", (2.0,)), 2.0).scales == {"math": 2.0, "code": 2.0}
     one = swept(recipe, Sweep("scale", (2.0,), "math"), 2.0)
     assert one.scales == {"math": 2.0, "code": 1.0}
-    assert one.scale_of("code") == {"depth": [0.2, 0.4], "outside": 1.0, "times": 1.0}
+    assert one.tasks["code"].scale_to_dict() == {"depth": [0.2, 0.4], "outside": 1.0, "times": 1.0}
     assert recipe.scales == {"math": 0.5, "code": 1.0}
 
 
@@ -100,7 +100,7 @@ def test_a_parameter_of_what_weighs_the_layers():
         Path(),
     )  # fmt: skip
     found = swept(recipe, Sweep("threshold", ()), 0.5)
-    assert found.weighing.parameters["math"]["threshold"] == 0.5
+    assert found.weigher.parameters["math"]["threshold"] == 0.5
     assert found.parameters == recipe.parameters
     assert found.to_dict()["layer_weights"]["threshold"] == 0.5
     with pytest.raises(UsageError, match="threshold of layer_weights is the same for all tasks"):

@@ -30,8 +30,10 @@ class Reply:
     ended: str = "stop"
     stall_s: float = 0.0
     drip_s: float = 0.0  # between bytes
+    drips_headers: bool = False
     reset: bool = False
     cut: bool = False  # fewer bytes than announced
+    line: bytes | None = None  # all that is sent, from the status line on
 
     def body(self) -> bytes:
         if self.raw is not None:
@@ -77,6 +79,12 @@ class Stub:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     self.connection.close()
                     return
+                if reply.line is not None or (reply.drip_s and reply.drips_headers):
+                    for byte in reply.line or b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10_000:
+                        self.wfile.write(bytes([byte]))
+                        self.wfile.flush()
+                        time.sleep(reply.drip_s)
+                    return
                 raw = reply.body()
                 self.send_response(reply.status)
                 for name, value in reply.headers.items():
@@ -115,7 +123,7 @@ class Stub:
 
 
 def judge(stub: Stub, options: str = "", **more: Any) -> Any:
-    text = f"endpoint:{stub.url}/v1?model=tiny&wait=0.01&timeout=5{options}"
+    text = f"endpoint:{stub.url}/v1?model=tiny&timeout=5{options}"
     return parse_judge(text, **more)
 
 

@@ -35,7 +35,7 @@ def test_options_and_defaults() -> None:
     it: Any = parse_judge("endpoint:https://h?model=org/name%3Aq4")
     assert it.model == "org/name:q4"
     assert (it.threshold, it.timeout_s, it.retries, it.asks, it.workers) == (5, 120, 5, 3, 4)
-    assert (it.temperature, it.max_tokens, it.wait_s, it.seed, it.folder) == (0, 2048, 1, 0, None)
+    assert (it.temperature, it.max_tokens, it.deadline_s, it.folder) == (0, 2048, 900, None)
     assert it.name == "endpoint:org/name:q4, rubric 1-5 after Qi et al., harmful from 5"
 
 
@@ -63,8 +63,8 @@ def test_options_and_defaults() -> None:
         ),
         (
             f"https://h?model=m&api_key={SECRET}",
-            "https://h: has no option 'api_key'; known: asks, max_tokens, model, retries, rubric, "
-            "temperature, threshold, timeout, wait, workers; "
+            "https://h: has no option 'api_key'; known: asks, deadline, max_tokens, model, "
+            "retries, rubric, temperature, threshold, timeout, workers; "
             "a key goes into the environment variable OPENAI_API_KEY",
         ),
     ],
@@ -95,7 +95,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
         ("workers=none", "workers must be a whole number, 1 to 64; got 'none'"),
         ("temperature=-1", "temperature must be a number, 0 to 2 or none; got '-1'"),
         ("max_tokens=0", "max_tokens must be a whole number, 1 or more or none; got '0'"),
-        ("wait=301", "wait must be a number, 0 to 300; got '301'"),
+        ("deadline=0", "deadline must be a number, 0 or more; got '0'"),
     ],
 )
 def test_options_out_of_range(option: str, message: str) -> None:

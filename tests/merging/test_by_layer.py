@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import read_checkpoint, read_raw, run_cli, write_family
-from tests.engine.test_sparsify import crumbs, draws, fused, keep_probability
+from tests.merging.test_sparsify import crumbs, draws, fused, keep_probability
 
 from taskvec.errors import ParameterError, RecipeError, UsageError
 from taskvec.merging.plan import make_plan

@@ -14,7 +14,7 @@ from taskvec.errors import CheckpointError, OutputError
 from taskvec.merging.deciding import Options
 from taskvec.methods.method import Method
 from taskvec.outputs.run import run
-from taskvec.recipes.recipe import Family, Output, Recipe
+from taskvec.recipes.recipe import Family, Output, Recipe, TaskSpec
 from taskvec.streaming import CHUNK
 
 SCALES = {"a": 0.5, "b": -2.0}
@@ -43,9 +43,8 @@ def method(combine, alignment="element", **declared) -> Method:
 
 
 def merged(root: Path, made: Method, scales=SCALES, out="out", options=None, **output) -> Path:
-    family = Family(tasks={t: root / t for t in scales}, anchor=root / "anchor")
-    parameters = {t: {} for t in scales}
-    recipe = Recipe(family, scales, made, parameters, Output(**output), seed=7)
+    tasks = {name: TaskSpec(root / name, scale) for name, scale in scales.items()}
+    recipe = Recipe(Family(tasks, anchor=root / "anchor"), made, Output(**output), seed=7)
     return run(recipe, root / out, options=options or Options()).path
 
 

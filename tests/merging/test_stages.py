@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from tests.conftest import read_raw, write_family
-from tests.engine import test_sparsify
+from tests.merging import test_sparsify
 
 from taskvec.checkpoints.views import size
 from taskvec.errors import RecipeError, StaleError
@@ -224,7 +224,7 @@ def test_any_part_of_a_tensor_is_that_part_of_the_whole(root, method):
     recipe = wide(root, method, "BF16")
     one = {"target": "stage:s", "method": "passthrough", "stages": {"s": recipe}}
     stages = make_stages(load_recipe(write(root, "one.yaml", one)))
-    settle(stages, {})
+    settle(stages)
     random = np.random.default_rng(0)
     for name in ("large", "long", "wide", "cube", "scalar", "empty"):
         view = stages["s"].view(name)

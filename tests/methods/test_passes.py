@@ -16,7 +16,7 @@ from taskvec.merging.plan import make_plan
 from taskvec.methods.method import Method, Need
 from taskvec.methods.table import Table
 from taskvec.outputs.run import run
-from taskvec.recipes.recipe import Family, Recipe
+from taskvec.recipes.recipe import Family, Recipe, TaskSpec
 
 SCALES = {"a": 0.5}
 
@@ -45,10 +45,9 @@ def recipe_of(tmp_path):
         write_checkpoint(tmp_path / name, {n: w + shift for n, w in start.items()}, "F32")
 
     def make(function, **declared):
-        family = Family(
-            tasks={"a": tmp_path / "a"}, anchor=tmp_path / "anchor", base=tmp_path / "base"
-        )
-        return Recipe(family, SCALES, method_of(function, **declared), {"a": {}})
+        tasks = {name: TaskSpec(tmp_path / name, scale) for name, scale in SCALES.items()}
+        family = Family(tasks, anchor=tmp_path / "anchor", base=tmp_path / "base")
+        return Recipe(family, method_of(function, **declared))
 
     return make
 

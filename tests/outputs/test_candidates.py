@@ -89,7 +89,7 @@ def test_candidates_may_be_written_in_other_dtypes(family, tmp_path):
     scale = {"math": 0.7, "code": 0.4}
     as_stored = recipe_of_family(family, "task_arithmetic", scale, {})
     narrow = replace(as_stored, out=replace(as_stored.out, dtype="float16"))
-    unmerged = replace(narrow, scales={"math": 0.0, "code": 0.0})
+    unmerged = narrow.with_scales({"math": 0.0, "code": 0.0})
     module = target_of(family)
     before = bits(module)
     with candidates(as_stored, module) as bench:
@@ -114,7 +114,7 @@ def test_one_candidate_after_another_leaves_nothing_of_the_first(family):
     module = target_of(family)
     both = {"math": 0.7, "code": 0.4}
     one = recipe_of_family(family, "task_arithmetic", both, {})
-    only_math = replace(one, scales={"math": 0.7, "code": 0.0})
+    only_math = one.with_scales({"math": 0.7, "code": 0.0})
     with candidates(one, module) as bench:
         bench.put(only_math)
         alone = bits(module)
@@ -122,7 +122,7 @@ def test_one_candidate_after_another_leaves_nothing_of_the_first(family):
         assert bits(module) != alone
         bench.put(only_math)
         assert bits(module) == alone
-        bench.put(replace(one, scales={"math": 0.0, "code": 0.0}))
+        bench.put(one.with_scales({"math": 0.0, "code": 0.0}))
         assert bits(module) == bits(target_of(family))
 
 
@@ -159,7 +159,7 @@ def test_a_failed_candidate_leaves_the_target(family):
     with candidates(recipe, module) as bench:
         bench.put(recipe)
         with pytest.raises(TaskvecError, match="overflows float16"):
-            bench.put(replace(recipe, scales={"math": 1e9, "code": 1.0}))
+            bench.put(recipe.with_scales({"math": 1e9, "code": 1.0}))
         assert bits(module) == before
 
 

@@ -65,7 +65,7 @@ def test_a_recipe_as_it_is_written():
         "method:\n  name: ties\n  merge: mean\n"
     )
     read = read_recipe(parse_yaml(found.text, "r.yaml"), Path("/somewhere"))
-    assert read.family.tasks == {"math": "org/math", "code": "/somewhere/code"}
+    assert read.family.models == {"math": "org/math", "code": "/somewhere/code"}
     assert read.parameters["code"]["density"] == 0.2
 
 

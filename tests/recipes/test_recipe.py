@@ -73,7 +73,7 @@ def test_paths_are_relative_to_the_folder_of_the_recipe(tmp_path, monkeypatch):
     assert Path(family.base).resolve() == tmp_path / "b"
     assert family.start == "/abs/i"
     assert family.target == "/home/somebody/t"
-    assert family.tasks["m"] == str(tmp_path / "recipes" / "m")
+    assert family.models["m"] == str(tmp_path / "recipes" / "m")
 
 
 def test_recipe_by_a_relative_path(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_short_forms(tmp_path):
     text = "anchor: a\ntasks: {m: folder}\nmethod: average\ninclude: '*.weight'\n"
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.family.include == ("*.weight",)
-    assert recipe.family.tasks["m"] == str(tmp_path / "folder")
+    assert recipe.family.models["m"] == str(tmp_path / "folder")
     assert dict(recipe.scales) == {"m": 1.0}
 
 
@@ -160,7 +160,7 @@ def test_scan_needs_no_scales(tmp_path):
         (GOOD + "layers:\n  - {pattern: x, module: mlp}\n  - {pattern: y, modul: mlp}\n",
          ":9: override: unknown key 'modul'; did you mean 'module'?"),
         (GOOD + "1: 2\n", ":7: unknown key '1'; known: "),
-        (GOOD + "<<: {seed: 1}\n", ":7: unknown key '<<'; known: "),
+        (GOOD + "<<: {sed: 1}\n", ":7: unknown key 'sed'; "),
     ],
 )  # fmt: skip
 def test_unknown_key(tmp_path, text, message):
@@ -274,7 +274,9 @@ def test_wrong_value(tmp_path, text, message):
         ("a: 1\n\tb: 2", ":2: is not YAML: found character '\\t' that cannot start any token"),
         ("a: b: c", ":1: is not YAML: mapping values are not allowed here"),
         ("a: 'open", ":1: is not YAML: found unexpected end of stream"),
-        ("a: 1\n---\nb: 2", ":2: is not YAML: but found another document"),
+        ("a: 1\n---\nb: 2", ":3: begins a second document; a recipe is one document"),
+        ("<<: 1", ":1: '<<' takes a mapping, or a list of mappings"),
+        ("tasks: &t\n  <<: *t\n", ":1: a value contains itself"),
         ("a: *nothing", ":1: is not YAML: found undefined alias 'nothing'"),
         (GOOD + "base: twice\n", ":7: key 'base' stands twice"),
         (swapped("scale: 0.5", "scale: 0.5, scale: 0.6"), ":4: key 'scale' stands twice"),
@@ -312,6 +314,28 @@ def test_aliases_are_understood(tmp_path):
         "math: {model: math, scale: 0.5}", "math: &m {model: math, scale: 0.5}\n  more: *m"
     )
     assert load_recipe(write(tmp_path, text)).scales["more"] == 0.5
+
+
+def test_merge_keys(tmp_path):
+    """Keys of the mapping itself come first, then those of earlier mappings in a list."""
+    text = """\
+instruct: i
+tasks:
+  a: &a {model: a, scale: 0.5, density: 0.3}
+  b: {<<: *a, scale: 0.25}
+  c: {<<: [{density: 0.9}, *a], model: c}
+method: ties
+"""
+    recipe = load_recipe(write(tmp_path, text))
+    assert dict(recipe.scales) == {"a": 0.5, "b": 0.25, "c": 0.5}
+    assert [recipe.parameters[t]["density"] for t in "abc"] == [0.3, 0.3, 0.9]
+    assert refusal(tmp_path, text.replace("0.9", "9")).startswith(":5: density of ties")
+
+
+def test_merge_keys_that_multiply(tmp_path):
+    lines = ["a0: &a0 {x0: 1, y0: 2}"]
+    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12)]
+    assert "holds more than 100,000 values" in refusal(tmp_path, "\n".join(lines))
 
 
 def test_file_that_cannot_be_read(tmp_path):

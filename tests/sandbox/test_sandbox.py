@@ -39,6 +39,12 @@ told = json.load(sys.stdin)
 outcome = run_program(told["code"], limits=Limits(**told["limits"]), within="namespaces")
 print(json.dumps([outcome.ended, outcome.detail]))
 """
+# In front of programs that signal whatever they can: nothing of this is to run unless shut in.
+SHUT_IN = f"""
+import os
+if os.getpid() > 99 and os.getuid() in (0, {os.getuid()}):
+    raise SystemExit("neither a PID namespace nor a user of its own")
+"""
 Run = Callable[..., Outcome]
 
 
@@ -47,12 +53,12 @@ def public() -> Iterator[Path]:
     """A folder in which anybody may write, with the sandbox as a package that anybody may read."""
     folder = Path(tempfile.mkdtemp(prefix="taskvec-public-"))
     package = folder / "package" / "taskvec"
-    (package / "evaluation").mkdir(parents=True)
+    (package / "sandbox").mkdir(parents=True)
     inside = Path(sandbox.__file__).parent
     for name in ("sandbox.py", "confine.py"):
-        copy(inside / name, package / "evaluation")
+        copy(inside / name, package / "sandbox")
     copy(inside.parent / "errors.py", package)
-    for path in (package, package / "evaluation"):
+    for path in (package, package / "sandbox"):
         (path / "__init__.py").touch()
     (folder / "temporary").mkdir()
     for path in (folder, *folder.rglob("*")):
@@ -270,9 +276,10 @@ def test_processes_that_hop(run: Run) -> None:
 
 
 def test_processes_that_kill(run: Run) -> None:
-    kill = "import os\nif os.fork() == 0:\n    os.setsid()\n    while True:\n        try:\n"
+    kill = "if os.fork() == 0:\n    while True:\n        try:\n"
     kill += "            os.kill(-1, 9)\n        except OSError:\n            pass\n"
-    assert run(f"{kill}import time\ntime.sleep(0.5)\n").ended in ("passed", "killed")
+    outcome = run(f"{SHUT_IN}{kill}import time\ntime.sleep(0.5)\n")
+    assert outcome.ended in ("passed", "killed")
 
 
 def test_huge_files(run: Run) -> None:
@@ -395,8 +402,7 @@ def test_descriptors_of_others(run: Run) -> None:
 
 
 def test_killing_the_parent(run: Run) -> None:
-    kill = f"""
-import os
+    kill = f"""{SHUT_IN}
 for pid in (os.getppid(), 1, {os.getpid()}, {os.getppid()}, -1, -{os.getpgrp()}):
     for signal in (9, 19):
         if pid in (0, os.getpid(), -os.getpgrp()):  # itself, by the number of another
@@ -452,6 +458,9 @@ attempt("clone", libc.clone(nothing, ctypes.byref(stack, 1 << 15), 0x10000011, N
 raise ValueError(done)
 """
     assert told(run(calls)) == "[]"
+    for leave in ("setsid()", "setpgid(0, 0)"):  # the first process leads its group and cannot
+        group = f"import os\nif os.fork() == 0:\n    os.{leave}\n    os._exit(7)\n"
+        assert told(run(f"{group}raise ValueError(os.wait()[1] >> 8)")) == "1"
     become = "import os\nfor act in (os.setuid, os.setgid, os.seteuid):\n    try:\n"
     become += "        act(0)\n    except OSError:\n        continue\n    raise ValueError(act)"
     assert run(become) == Outcome("passed")
@@ -462,11 +471,24 @@ raise ValueError(done)
 
 
 def test_leaving_a_daemon(run: Run, users: set[int]) -> None:
-    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+    daemon = "import os, time\nif os.fork() == 0:\n    try:\n        os.setsid()\n"
+    daemon += "    except PermissionError:\n        pass\n    if os.fork() == 0:\n"
     daemon += "        time.sleep(60)\n    os._exit(0)\nos.wait()\n"
     begun = time.monotonic()
     assert run(daemon) == Outcome("passed")
     assert time.monotonic() - begun < 5
+    assert not left_over(users)
+
+
+def test_a_group_with_many_leaders(run: Run, users: set[int]) -> None:
+    """The program ends first and leaves children that it tried to give groups of their own."""
+    leave = (
+        "import os, time\nfor _ in range(3):\n    child = os.fork()\n"
+        "    for pid, group in ((0, 0), (child, child)):\n        try:\n"
+        "            os.setpgid(pid, group)\n        except OSError:\n            pass\n"
+        "    if child == 0:\n        time.sleep(60)\n        os._exit(0)\n"
+    )
+    assert run(leave) == Outcome("passed")
     assert not left_over(users)
 
 
@@ -551,7 +573,7 @@ def test_descriptors_of_the_parent_are_closed() -> None:
 def test_a_parent_that_is_killed_leaves_nothing(run: Run, public: Path, users: set[int]) -> None:
     if run.kind == "ordinary":  # type: ignore[attr-defined]
         pytest.skip("the same as namespaces")
-    program = "from taskvec.evaluation import sandbox\nfrom taskvec.sandbox.sandbox import *\n"
+    program = "from taskvec.sandbox import sandbox\nfrom taskvec.sandbox.sandbox import *\n"
     program += f"sandbox._lone_user = lambda: {sandbox._lone_user()}\n"
     program += f"run_program('while True: pass', limits=Limits(60), within={run.kind!r})"  # type: ignore[attr-defined]
     parent = subprocess.Popen(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.conftest import CONFIG, write_checkpoint
-from tests.engine.test_extract import refusal
+from tests.vectors.test_extract import refusal
 
 import taskvec as tv
 from taskvec.errors import OutputError, ParameterError, UsageError

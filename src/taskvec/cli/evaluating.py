@@ -116,7 +116,7 @@ def _tools(args: argparse.Namespace) -> Tools:
     judge = None
     if args.judge is not None:
         folder = Path(args.out) / "verdicts"
-        judge = parse_judge(args.judge, device=args.device, folder=folder, seed=args.seed)
+        judge = parse_judge(args.judge, device=args.device, folder=folder)
     workers = default_threads() if args.workers is None else args.workers
     return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=workers)
 

@@ -62,7 +62,7 @@ def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: 
         "path": str(merged.path),
         "fingerprint": merged.fingerprint,
         "decided_by": merged.table.origin,
-        "scale": {task: recipe.scale_of(task) for task in recipe.scales},
+        "scale": {name: task.scale_to_dict() for name, task in recipe.tasks.items()},
         "kept_layers": {
             task: float((row != 0).mean())
             for task, row in zip(merged.table.tasks, merged.table.weights, strict=True)

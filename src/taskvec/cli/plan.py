@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
         "other": [name for name in members.merged if members.keys[name].module == "other"],
         "method": {
             "name": recipe.method.name,
-            "parameters": {task: recipe.parameters_of(task) for task in recipe.parameters},
+            "parameters": {name: task.parameters_to_dict() for name, task in recipe.tasks.items()},
         },
-        "scale": {task: recipe.scale_of(task) for task in recipe.scales},
+        "scale": {task: recipe.tasks[task].scale_to_dict() for task in recipe.scales},
         "decided": decided,
         "asks_for": asks_for,
         "shards": [

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +137,7 @@ def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> Non
     from taskvec.merging.plan import inputs_of
     from taskvec.methods.table import Table
 
-    scaled = replace(recipe, scales={task: recipe.scales.get(task, 1.0) for task in scan.tasks})
+    scaled = recipe.with_scales(dict.fromkeys(scan.tasks, 1.0) | recipe.scales)
     table = recipe.method.decide(inputs_of(scaled, members, scan=scan))
     if not isinstance(table, Table):
         raise UsageError(f"the table of {recipe.method.name} rests on more than a scan")

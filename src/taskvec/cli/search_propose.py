@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +83,7 @@ def _decided(recipe: Recipe, members: Members, scan: Scan) -> Table:
     from taskvec.merging.plan import inputs_of
     from taskvec.methods.table import Table
 
-    scaled = replace(recipe, scales=dict.fromkeys(scan.tasks, 1.0))
+    scaled = recipe.with_scales(dict.fromkeys(scan.tasks, 1.0))
     table = recipe.method.decide(inputs_of(scaled, members, scan=scan))
     assert isinstance(table, Table)
     return table
@@ -154,7 +153,7 @@ def _write(recipe: Recipe, scales: Mapping[str, float], path: Path) -> None:
 
     rounded = {task: round(scale, 4) for task, scale in scales.items()}
     text = yaml.safe_dump(
-        replace(recipe, scales=rounded).to_dict(), sort_keys=False, allow_unicode=True
+        recipe.with_scales(rounded).to_dict(), sort_keys=False, allow_unicode=True
     )
     with common.writing(path):
         write_whole(path, text.encode())

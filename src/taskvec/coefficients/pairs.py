@@ -254,21 +254,7 @@ def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
 
 def only(recipe: Recipe, tasks: Sequence[str]) -> Recipe:
     """The recipe with some of its tasks."""
-    family = recipe.family
-
-    def some(mapping: Mapping[str, Any]) -> dict[str, Any]:
-        return {task: value for task, value in mapping.items() if task in tasks}
-
-    small = replace(family, tasks=some(family.tasks), over=some(family.over))
-    changed = replace(
-        recipe,
-        family=small,
-        scales=some(recipe.scales),
-        parameters=some(recipe.parameters),
-        profiles=some(recipe.profiles),
-    )
-    weighing = None if recipe.weighing is None else only(recipe.weighing, tasks)
-    return replace(changed, weighing=weighing)
+    return replace(recipe, family=recipe.family.only(tasks))
 
 
 def _whole(recipe: Recipe, task: str) -> Recipe:
@@ -320,7 +306,7 @@ def outcome(metric: Metric, apart: Figure) -> str:
 
 def pure_weights(recipe: Recipe, scan: Scan) -> Array:
     """Layer weights of every task, shape (tasks, tensors), float64; 1 where a method has none."""
-    owner = recipe if recipe.weighing is None else recipe.weighing
+    owner = recipe.weigher
     method = owner.method
     if method.needs_scan and not method.sparsifies and method.combine is None:
         table = method.decide(Inputs(scan.tasks, scan.names, recipe.scales, owner.parameters, scan))

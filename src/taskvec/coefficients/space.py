@@ -18,7 +18,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ class Space:
             RecipeError: its values do not go together.
         """
         document = Document(self.mapping(point), "the candidate")
-        return replace(read_recipe(document, Path.cwd()), family=self.recipe.family)
+        return read_recipe(document, Path.cwd()).with_models(self.recipe.family)
 
 
 def _put(entry: dict[str, Any], name: str, value: Value) -> None:
@@ -271,8 +271,8 @@ def make_space(recipe: Recipe, axes: Sequence[Axis]) -> Space:
     for axis in axes:
         _check_axis(axis, axes, recipe, methods)
     _check_scales(axes, recipe)
-    scales = {task: recipe.scales.get(task, NO_SCALE) for task in recipe.family.tasks}
-    return Space(recipe, axes, replace(recipe, scales=scales).to_dict())
+    scales = dict.fromkeys(recipe.tasks, NO_SCALE) | recipe.scales
+    return Space(recipe, axes, recipe.with_scales(scales).to_dict())
 
 
 def _check_members(recipe: Recipe) -> None:
@@ -282,7 +282,7 @@ def _check_members(recipe: Recipe) -> None:
         raise UsageError(f"{recipe.method.name} takes no tasks; there is nothing to search")
     family = recipe.family
     roles = {"base": family.base, "instruct": family.start, "target": family.target}
-    for role, member in {**roles, **family.tasks}.items():
+    for role, member in {**roles, **family.models}.items():
         if member is not None and not isinstance(member, (str, os.PathLike)):
             raise UsageError(
                 f"{role} is not in a folder or on the hub, and the recipe that is found could "

@@ -97,7 +97,7 @@ def members_of(job: Job) -> dict[str, str]:
     """What identifies the files of every member."""
     family = job.space.recipe.family
     roles = {"base": family.base, "instruct": family.start, "target": family.edited}
-    members = {**roles, **{f"task {name}": path for name, path in family.tasks.items()}}
+    members = {**roles, **{f"task {name}": path for name, path in family.models.items()}}
     return {role: _stamp(str(path)) for role, path in members.items() if path is not None}
 
 

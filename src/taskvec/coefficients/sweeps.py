@@ -128,7 +128,7 @@ def swept(recipe: Recipe, sweep: Sweep, value: float) -> Recipe:
     if sweep.name == SCALE:
         if value < 0 and not recipe.method.takes_negative_scale:
             raise UsageError(f"{recipe.method.name} takes no negative scale; got {value:g}")
-        return replace(recipe, scales={**recipe.scales, **dict.fromkeys(tasks, value)})
+        return recipe.with_scales(dict.fromkeys(tasks, value))
     owner, parameter = owner_of(recipe, sweep)
     for task in tasks:
         scheme = owner.parameters[task].get("scheme")
@@ -137,23 +137,25 @@ def swept(recipe: Recipe, sweep: Sweep, value: float) -> Recipe:
                 f"threshold has no say in scheme {scheme!r} of task {task!r}; set scheme: threshold"
             )
     number = parameter.check(value, owner.method.name)
-    parameters = {
-        task: {**mine, sweep.name: number} if task in tasks else mine
-        for task, mine in owner.parameters.items()
-    }
-    changed = replace(owner, parameters=parameters)
-    return changed if owner is recipe else replace(recipe, weighing=changed)
+    chosen = recipe.layer_weights
+    if chosen is not None and owner.method is chosen.method:
+        parameters = {**chosen.parameters, sweep.name: number}
+        return replace(recipe, layer_weights=replace(chosen, parameters=parameters))
+    return recipe.with_tasks(
+        {t: {"parameters": {**recipe.tasks[t].parameters, sweep.name: number}} for t in tasks}
+    )
 
 
 def owner_of(recipe: Recipe, sweep: Sweep) -> tuple[Recipe, Parameter]:
     """The recipe whose method has the parameter: the recipe itself, or what weighs its layers."""
     known: list[str] = [SCALE]
-    for owner in (recipe, recipe.weighing):
-        for parameter in () if owner is None else owner.method.parameters:
+    owners = (recipe,) if recipe.layer_weights is None else (recipe, recipe.weigher)
+    for owner in owners:
+        for parameter in owner.method.parameters:
             if parameter.choices:
                 continue
             known.append(parameter.name)
-            if owner is None or parameter.name != sweep.name:
+            if parameter.name != sweep.name:
                 continue
             if owner is not recipe and sweep.task is not None:
                 raise UsageError(

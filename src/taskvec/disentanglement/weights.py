@@ -67,7 +67,7 @@ class Points:
         """
         scales = {task: float(scales.get(task, 0.0)) for task in self.tasks}
         if any(scales.values()):
-            self.bench.put(replace(recipe, scales=scales), table)
+            self.bench.put(recipe.with_scales(scales), table)
         else:
             self.bench.restore()
 

@@ -107,7 +107,7 @@ def evaluate(
         device=device,
         tools=Tools(
             allow_code_execution=allow_code_execution,
-            judge=_judge(judge, device, out, seed),
+            judge=_judge(judge, device, out),
             workers=workers,
         ),
         out=None if out is None else Path(out),
@@ -159,12 +159,12 @@ def _check_arguments(model: Any, tasks: Any, tokenizer: Any, table: Any, scale: 
 
 
 def _judge(
-    judge: Judge | str | None, device: str, out: str | os.PathLike[str] | None, seed: int
+    judge: Judge | str | None, device: str, out: str | os.PathLike[str] | None
 ) -> Judge | None:
     if not isinstance(judge, str):
         return judge
     folder = None if out is None else Path(out) / "verdicts"
-    return parse_judge(judge, device=device, folder=folder, seed=seed)
+    return parse_judge(judge, device=device, folder=folder)
 
 
 def _places(

@@ -131,7 +131,7 @@ def _target(recipe: Recipe) -> Stored:
 def _stamp(recipe: Recipe, table: Table | None) -> str:
     """What identifies the weights of a candidate; empty if a member is in memory."""
     family = recipe.family
-    members = [family.base, family.start, family.edited, *family.tasks.values()]
+    members = [family.base, family.start, family.edited, *family.models.values()]
     paths = [
         Path(member).expanduser() for member in members if isinstance(member, (str, os.PathLike))
     ]

@@ -98,7 +98,7 @@ def _roles(
     if needs_base:
         found["base"] = model(family.base)
     tasks = sorted(family.tasks)
-    found |= {f"task:{task}": model(family.tasks[task]) for task in tasks}
+    found |= {f"task:{task}": model(family.tasks[task].model) for task in tasks}
     sources = _put_on(found, family, model, notes, needs_anchor=needs_anchor)
     if "target" not in sources:
         sources["target"] = sources[f"task:{tasks[0]}"]
@@ -119,7 +119,7 @@ def _put_on(
     where no task vectors are taken; every other role always does.
     """
     _check_over(found, family)
-    over = {f"task:{task}": family.over.get(task, "anchor") for task in family.tasks}
+    over = {f"task:{name}": task.over or "anchor" for name, task in family.tasks.items()}
     over |= {"target": "base" if family.target is None else "anchor", "anchor": "base"}
     ready: dict[str, Source] = {}
     made: dict[tuple[int, str, bool], Source] = {}
@@ -173,9 +173,7 @@ def _put_on(
 
 def _check_over(found: Mapping[str, Source | Adapter], family: Family) -> None:
     """Refuse `over` where there is no adapter that it could be said of."""
-    for task in sorted(family.over):
-        if task not in family.tasks:
-            raise UsageError(f"over names {task!r}, which is no task of this family")
+    for task in sorted(name for name, each in family.tasks.items() if each.over):
         given = found[f"task:{task}"]
         if not isinstance(given, Adapter):
             raise UsageError(

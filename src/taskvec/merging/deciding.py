@@ -76,14 +76,11 @@ def decided(plan: Plan, table: Table | None, options: Options) -> Table:
     return table
 
 
-def settle(
-    stages: Mapping[str, Stage], given: Mapping[str, Table], options: Options = Options()
-) -> dict[str, Table]:
+def settle(stages: Mapping[str, Stage], options: Options = Options()) -> dict[str, Table]:
     """Decide the tables of stages, in order, so that their tensors can be read.
 
     Args:
         stages: As planned.
-        given: Tables of a merge that is repeated, by name.
         options: How to run.
 
     Returns:
@@ -93,8 +90,8 @@ def settle(
     fresh = replace(options, cache="renew") if options.cache == "use" else options
     tables: dict[str, Table] = {}
     for name, stage in stages.items():
-        table = given.get(name)
-        if table is None:
+        table = stage.plan.recipe.table
+        if not isinstance(table, Table):
             table = _decide(stage.plan, fresh, None)
         check_table(table, stage.plan.members.tasks, stage.plan.members.merged, name)
         stage.edits = edits_of(stage.plan, table)
@@ -108,7 +105,7 @@ def settled_members(recipe: Recipe, options: Options = Options()) -> Members:
     members = open_members(
         family, needs_base=family.base is not None, needs_anchor=True, stages=stages
     )
-    settle(stages, recipe.stage_tables, options)
+    settle(stages, options)
     return members
 
 
@@ -118,15 +115,15 @@ def decide(plan: Plan, options: Options = Options(), scan: Scan | None = None) -
     Raises:
         TaskvecError: the method asks for more than `MAX_PASSES` passes.
     """
-    settle(plan.stages, plan.recipe.stage_tables, options)
+    settle(plan.stages, options)
     return _decide(plan, options, scan)
 
 
 def _decide(plan: Plan, options: Options, scan: Scan | None, table: Table | None = None) -> Table:
     """As `decide`, with layer weights that were given for a method that sparsifies."""
     recipe, members = plan.recipe, plan.members
-    if recipe.weighing is not None and table is None:
-        table = _decide(replace(plan, recipe=recipe.weighing), options, scan)
+    if recipe.layer_weights is not None and table is None:
+        table = _decide(replace(plan, recipe=recipe.weigher), options, scan)
     if recipe.method.needs_scan and scan is None:
         scan = scan_members(
             members,

@@ -25,6 +25,7 @@ from taskvec.layers import GRANULARITIES
 from taskvec.methods.method import Inputs, Method
 from taskvec.methods.parameters import Parameter, resolve
 from taskvec.methods.table import Table
+from taskvec.statistics.plausibility import role_warnings
 from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
 
 Array = np.ndarray[Any, Any]
@@ -163,7 +164,7 @@ def warnings_for(
 def decide(inputs: Inputs) -> Table:
     """The table of LATA, each task by its own parameters."""
     assert inputs.scan is not None
-    rows, warnings = [], []
+    rows, warnings = [], role_warnings(inputs.scan)
     for task in inputs.tasks:
         parameters = inputs.parameters[task]
         statistics = layer_statistics(inputs.scan, task, parameters["granularity"])

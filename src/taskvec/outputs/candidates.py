@@ -85,7 +85,7 @@ class Bench:
             UsageError: the recipe has other members.
             TaskvecError: whatever a merge of it raises; the model is the target again then.
         """
-        if recipe.family != self.plan.recipe.family:
+        if recipe.family.members != self.plan.recipe.family.members:
             raise UsageError("a candidate must have the members of the recipe that it began with")
         try:
             check_scales(recipe)

@@ -108,7 +108,7 @@ def run_into(
     plan = replace(plan, shards=[Shard("", b"", tuple(_outputs(plan, tensors)))])
     extents = {name: _extent(tensor) for name, tensor in tensors.items()}
     first = _first_names(extents)
-    settle(plan.stages, recipe.stage_tables, options)
+    settle(plan.stages, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
     _check_reading(edits, extents)

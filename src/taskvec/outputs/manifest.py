@@ -34,10 +34,9 @@ _OF_METHOD = "method "  # begins the entry of a method that another distribution
 
 def versions(recipe: Recipe) -> dict[str, str]:
     """Versions of what a result depends on; methods of others with what brought them."""
-    used = [r for stage in (recipe, *recipe.stages.values()) for r in (stage, stage.weighing) if r]
-    providers = {
-        name: plugins.provider(name) for name in sorted({r.method.name for r in used} - {*METHODS})
-    }
+    recipes = (recipe, *recipe.stages.values())
+    used = {method.name for r in recipes for method in (r.method, r.weigher.method)}
+    providers = {name: plugins.provider(name) for name in sorted(used - {*METHODS})}
     return {
         "taskvec": version("taskvec"),
         "numpy": version("numpy"),
@@ -143,8 +142,11 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> tuple[Recipe, Table]:
     stages = manifest.get("stages", {})
     if not isinstance(stages, dict) or stages.keys() != recipe.stages.keys():
         raise CheckpointError(f"{source}: tables of stages are not those of its recipe")
-    tables = {name: table_from_json(data, source) for name, data in stages.items()}
-    recipe = replace(recipe, stage_tables=tables)
+    stages = {
+        name: replace(recipe.stages[name], table=table_from_json(data, source))
+        for name, data in stages.items()
+    }
+    recipe = replace(recipe, stages=stages)
     table = table_from_json(manifest["table"], source)
     digests = {role: dict(member["digests"]) for role, member in manifest["members"].items()}
     origin = str(manifest.get("decided_by", "table"))

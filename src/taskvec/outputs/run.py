@@ -75,7 +75,7 @@ def run(
     check_output(plan, out, force=options.force)
     out = Path(os.path.realpath(out))
     _check_stacks(plan)
-    stage_tables = settle(plan.stages, recipe.stage_tables, options)
+    stage_tables = settle(plan.stages, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
     with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
@@ -126,7 +126,7 @@ def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> l
 
 def check_scales(recipe: Recipe) -> None:
     """Raise `UsageError` if a task has no λ."""
-    missing = sorted(recipe.family.tasks.keys() - recipe.scales.keys())
+    missing = sorted(recipe.tasks.keys() - recipe.scales.keys())
     if missing:
         raise UsageError(
             f"scale of task {missing[0]!r} is missing; {recipe.method.name} has no default λ"
@@ -153,7 +153,7 @@ def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[s
         {describe(role): source for role, source in members.sources.items()},
         method=recipe.method.name,
         formula=f"{recipe.method.formula} ({table.origin})",
-        scales={task: recipe.scale_of(task) for task in recipe.scales},
+        scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
     )
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
     files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()

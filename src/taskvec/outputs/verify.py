@@ -103,7 +103,7 @@ def _family(manifest: Mapping[str, Any], path: str) -> Mapping[str, Source] | st
     try:
         recipe, _ = recipe_of(manifest, path)
         plan = make_plan(recipe)
-        settle(plan.stages, recipe.stage_tables)
+        settle(plan.stages)
     except TaskvecError as error:
         return str(error)
     return plan.members.sources
@@ -141,7 +141,7 @@ def _replay(
     try:
         plan = make_plan(recipe)
         check_table(table, plan.members.tasks, plan.members.merged, str(path))
-        settle(plan.stages, recipe.stage_tables)
+        settle(plan.stages)
         edits = list(edits_of(plan, table).values())
         got = apply(
             edits, Nowhere(), precision=recipe.out.precision, threads=threads, progress=progress

@@ -51,9 +51,11 @@ from taskvec.recipes.recipe import (
     STAGE,
     VOCABULARY,
     Family,
+    LayerWeights,
     Model,
     Output,
     Recipe,
+    TaskSpec,
 )
 from taskvec.recipes.stack import Piece, Stack
 
@@ -166,9 +168,7 @@ def read_recipe(
         if role in data
     }
     method, common = _method(document, data)
-    tasks, scales, profiles, parameters, over = _tasks(
-        document, data, folder, method, common, needs_scales, stages
-    )
+    tasks = _tasks(document, data, folder, method, common, needs_scales, stages)
     if not tasks and "target" not in roles:
         document.fail((), f"target is missing: {method.name} writes it")
     family = Family(
@@ -180,22 +180,18 @@ def read_recipe(
         include=_patterns(document, data, "include"),
         exclude=_patterns(document, data, "exclude"),
         layers=_layers(document, data),
-        over=over,
         vocabulary=_choice(document, ("vocabulary",), data, VOCABULARY),
         new_tokens=_choice(document, ("new_tokens",), data, NEW_TOKENS),
         allow_pickle=_switch(document, data, "allow_pickle"),
     )
-    recipe = Recipe(
+    return Recipe(
         family,
-        scales,
         method,
-        parameters,
         _out(document, data, STAGE_OUT if is_stage else OUT),
         _seed(document, data),
+        layer_weights=_layer_weights(document, data, method),
         stages={} if is_stage else stages,
-        profiles=profiles,
     )
-    return replace(recipe, weighing=_weighing(document, data, recipe))
 
 
 def _stages(document: Document, data: Mapping[str, Any], folder: Path) -> dict[str, Recipe]:
@@ -263,26 +259,23 @@ def _folder(document: Document, key: Key, value: object, folder: Path) -> str:
     return str(folder / os.path.expanduser(value))  # noqa: PTH111 (leaves ~nobody)
 
 
-def _weighing(document: Document, data: Mapping[str, Any], recipe: Recipe) -> Recipe | None:
-    """What the method weighs layers by, as a recipe of the same family."""
+def _layer_weights(
+    document: Document, data: Mapping[str, Any], owner: Method
+) -> LayerWeights | None:
+    """What a method weighs layers by."""
     if data.get("layer_weights") is None:
         return None
-    takes = recipe.method.sparsifies or recipe.method.combine is not None
-    if not (takes and recipe.method.takes_table):
-        document.fail(
-            ("layer_weights",), f"{recipe.method.name} takes no layer_weights; it makes its own"
-        )
+    takes = owner.sparsifies or owner.combine is not None
+    if not (takes and owner.takes_table):
+        document.fail(("layer_weights",), f"{owner.name} takes no layer_weights; it makes its own")
     method, given = _method(document, data, "layer_weights")
     if not method.needs_scan or method.sparsifies:
         document.fail(("layer_weights",), f"{method.name} weighs no layers; for example: lata")
     try:
         values = {k: numeric(v) for k, v in given.items()}
-        parameters = resolve(method.parameters, values, method.name)
+        return LayerWeights(method, resolve(method.parameters, values, method.name))
     except ParameterError as error:
         document.fail(("layer_weights",), str(error))
-    return Recipe(
-        recipe.family, recipe.scales, method, dict.fromkeys(recipe.family.tasks, parameters)
-    )
 
 
 def _method(
@@ -312,18 +305,12 @@ def _tasks(
     common: Mapping[str, object],
     needs_scales: bool,
     stages: Mapping[str, Recipe],
-) -> tuple[
-    dict[str, Model],
-    dict[str, float],
-    dict[str, Profile],
-    dict[str, dict[str, str | float | Profile]],
-    dict[str, str],
-]:
+) -> dict[str, TaskSpec]:
     entries = data.get("tasks")
     if not method.takes_tasks:
         if entries:
             document.fail(("tasks",), f"{method.name} takes no tasks; leave them out")
-        return {}, {}, {}, {}, {}
+        return {}
     if not isinstance(entries, dict) or not entries:
         document.fail(
             ("tasks",),
@@ -334,11 +321,7 @@ def _tasks(
         p.name: _parameter(document, ("method", p.name), common, p, method.name)
         for p in method.parameters
     }
-    paths: dict[str, Model] = {}
-    scales: dict[str, float] = {}
-    profiles: dict[str, Profile] = {}
-    parameters: dict[str, dict[str, str | float | Profile]] = {}
-    over: dict[str, str] = {}
+    found: dict[str, TaskSpec] = {}
     for task, given in entries.items():
         at: Key = ("tasks", task)
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", task):
@@ -347,27 +330,31 @@ def _tasks(
         if not isinstance(entry, dict) or "model" not in entry:
             document.fail(at, f"task {task!r} must be a mapping with a model; got {given!r}")
         document.check_keys(entry, ("model", "scale", "over", *names), at)
-        paths[task] = _model(document, (*at, "model"), entry["model"], folder, stages)
-        scale = entry.get("scale", method.default_scale)
+        scale, profile = entry.get("scale", method.default_scale), None
         if isinstance(scale, dict):
             check = partial(_scale, document, task=task, method=method)
             what = f"scale of task {task!r}"
-            profiles[task] = read_profile(document, (*at, "scale"), what, scale, check)
+            profile = read_profile(document, (*at, "scale"), what, scale, check)
             scale = scale.get("times", 1.0)
         if scale is not None or "scale" in entry:
-            scales[task] = _scale(document, (*at, "scale"), scale, task=task, method=method)
+            scale = _scale(document, (*at, "scale"), scale, task=task, method=method)
         elif needs_scales:
             document.fail(
                 at, f"scale of task {task!r} is missing; {method.name} has no default λ (try 0.5)"
             )
-        if "over" in entry:
-            over[task] = _choice(document, (*at, "over"), entry, OVER)
-        parameters[task] = of_all | {
+        own = {
             p.name: _parameter(document, (*at, p.name), entry, p, method.name)
             for p in method.parameters
             if p.name in entry
         }
-    return paths, scales, profiles, parameters, over
+        found[task] = TaskSpec(
+            _model(document, (*at, "model"), entry["model"], folder, stages),
+            scale,
+            of_all | own,
+            profile,
+            _choice(document, (*at, "over"), entry, OVER) if "over" in entry else None,
+        )
+    return found
 
 
 def _parameter(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,56 @@ STAGE = "stage:"
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """Checkpoints of one architecture, and which of their tensors are meant.
+class TaskSpec:
+    """A task of a recipe: a fine-tune, and what is done with its task vector.
 
     Attributes:
-        tasks: Folder by task name.
+        model: Folder, hub name, adapter, task vector, or a model in memory.
+        scale: λ; None if not given.
+        parameters: Method parameters, for this task; in a checked recipe all of them. A `Profile`
+            for one that differs by layer.
+        profile: What λ is multiplied with tensor by tensor; None for 1 everywhere.
+        over: What an adapter was trained over, `anchor` or `base`; None if not given (`anchor`).
+    """
+
+    model: Model
+    scale: float | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    profile: Profile | None = None
+    over: str | None = None
+
+    @property
+    def lowest_scale(self) -> float:
+        """The smallest λ of a tensor; 0 if λ is not given."""
+        return (self.scale or 0.0) * (1.0 if self.profile is None else self.profile.lowest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task as a recipe has it, with every default filled in."""
+        return {
+            "model": _named(self.model),
+            "scale": self.scale_to_dict(),
+            **({} if self.over is None else {"over": self.over}),
+            **self.parameters_to_dict(),
+        }
+
+    def parameters_to_dict(self) -> dict[str, Any]:
+        """Parameters as a recipe has them: a mapping for one that differs by layer."""
+        given = self.parameters.items()
+        return {n: v.to_dict() if isinstance(v, Profile) else v for n, v in given}
+
+    def scale_to_dict(self) -> Any:
+        """λ as a recipe has it: a number, or a mapping where it differs by layer."""
+        return (
+            self.scale if self.profile is None else self.profile.to_dict() | {"times": self.scale}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Checkpoints of one architecture, and which of their tensors are edited.
+
+    Attributes:
+        tasks: Fine-tunes by task name: a model, or a `TaskSpec` to say more of it.
         instruct: Folder that task vectors start from; `anchor` is the same under its general name.
         anchor: See `instruct`; give one of them.
         base: Folder of the model before instruction tuning; LATA needs it.
@@ -42,14 +87,13 @@ class Family:
         include: Shell patterns of tensor names to edit; empty for all.
         exclude: Shell patterns of tensor names to leave as they are in the target.
         layers: Overrides of the layer table, as in a recipe.
-        over: What the adapter of a task was trained over, `anchor` (default) or `base`, by task.
         vocabulary: What to do where members have other rows of tokens: `refuse`,
             `truncate-padding`, `by-token` or `union`.
-        new_tokens: What becomes of tokens that only tasks have under `union`: `copy` or `drop`.
+        new_tokens: With `union`: `copy` or `drop` tokens that only tasks have.
         allow_pickle: Whether pickled weights may be read (never running code that is in them).
     """
 
-    tasks: Mapping[str, Model]
+    tasks: Mapping[str, Any]  # each a `TaskSpec`, once the family is made
     instruct: Model | None = None
     anchor: Model | None = None
     base: Model | None = None
@@ -57,7 +101,6 @@ class Family:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     layers: tuple[Mapping[str, Any], ...] = ()
-    over: Mapping[str, str] = field(default_factory=dict)
     vocabulary: str = "refuse"
     new_tokens: str = "copy"
     allow_pickle: bool = False
@@ -67,10 +110,15 @@ class Family:
             raise UsageError("anchor and instruct are two names of one role; give one of them")
         if not self.tasks and self.target is None:
             raise UsageError("a family needs at least one task")
+        tasks = {
+            name: task if isinstance(task, TaskSpec) else TaskSpec(task)
+            for name, task in self.tasks.items()
+        }
+        object.__setattr__(self, "tasks", tasks)
         choices: list[tuple[str, str, tuple[str, ...]]]
         choices = [("vocabulary", self.vocabulary, VOCABULARY)]
         choices += [("new_tokens", self.new_tokens, NEW_TOKENS)]
-        choices += [(f"over of task {task!r}", word, OVER) for task, word in self.over.items()]
+        choices += [(f"over of task {n!r}", t.over, OVER) for n, t in tasks.items() if t.over]
         for what, got, known in choices:
             if got not in known:
                 raise UsageError(f"{what} must be in {' | '.join(known)}; got {got!r}")
@@ -84,6 +132,21 @@ class Family:
     def edited(self) -> Model | None:
         """The model that is edited."""
         return self.target if self.target is not None else self.start
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The model of each task."""
+        return {name: task.model for name, task in self.tasks.items()}
+
+    @property
+    def members(self) -> Family:
+        """The family without scales and parameters: the same checkpoints, opened the same way."""
+        tasks = {name: TaskSpec(task.model, over=task.over) for name, task in self.tasks.items()}
+        return replace(self, tasks=tasks)
+
+    def only(self, tasks: Collection[str]) -> Family:
+        """The family with some of its tasks."""
+        return replace(self, tasks={n: task for n, task in self.tasks.items() if n in tasks})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,38 +166,73 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """A method whose table another method weighs layers by.
+
+    Attributes:
+        method: Such as LATA.
+        parameters: Of that method, the same for every task.
+    """
+
+    method: Method
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A checked recipe.
 
     Attributes:
-        family: Checkpoints.
-        scales: λ by task; every task has one, unless the method has no default and a table is not
-            wanted.
+        family: Checkpoints, and what is done with each task.
         method: How weights are decided.
-        parameters: Resolved parameters by task; a `Profile` for one that differs by layer.
         out: How the result is written.
         seed: For methods that draw random numbers; recorded in any case.
-        weighing: A recipe of the same family whose table the method weighs layers by.
+        layer_weights: What the method weighs layers by; None for 1 everywhere.
+        table: Layer weights in the place of the method's own, as a file or a table.
         stages: Recipes whose results this one reads as `stage:NAME`, by name, in order.
-        stage_tables: Tables that stages had in a merge that is repeated, by name.
-        profiles: What λ of a task is multiplied with tensor by tensor, where that differs.
     """
 
     family: Family
-    scales: Mapping[str, float]
     method: Method
-    parameters: Mapping[str, Mapping[str, Any]]
     out: Output = field(default_factory=Output)
     seed: int = 0
-    weighing: Recipe | None = None
+    layer_weights: LayerWeights | None = None
+    table: Path | Table | None = None
     stages: Mapping[str, Recipe] = field(default_factory=dict)
-    stage_tables: Mapping[str, Table] = field(default_factory=dict)
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> dict[str, TaskSpec]:
+        """Tasks by name."""
+        return dict(self.family.tasks)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """λ of the tasks that have one."""
+        return {n: task.scale for n, task in self.tasks.items() if task.scale is not None}
+
+    @property
+    def parameters(self) -> dict[str, Mapping[str, Any]]:
+        """Parameters of the method by task."""
+        return {name: task.parameters for name, task in self.tasks.items()}
+
+    @property
+    def profiles(self) -> dict[str, Profile]:
+        """What λ is multiplied with, of the tasks for which it differs by layer."""
+        return {n: task.profile for n, task in self.tasks.items() if task.profile is not None}
+
+    @property
+    def weigher(self) -> Recipe:
+        """The recipe whose method weighs the layers: of `layer_weights` if given, or this one."""
+        chosen = self.layer_weights
+        if chosen is None:
+            return self
+        recipe = replace(self, method=chosen.method, layer_weights=None)
+        return recipe.with_tasks({t: {"parameters": chosen.parameters} for t in self.tasks})
 
     @property
     def needs_base(self) -> bool:
         """Whether the model before instruction tuning is used."""
-        return self.method.needs_base or (self.weighing is not None and self.weighing.needs_base)
+        return self.method.needs_base or self.weigher.method.needs_base
 
     @property
     def needs_anchor(self) -> bool:
@@ -145,32 +243,36 @@ class Recipe:
     @property
     def needs_scan(self) -> bool:
         """Whether it rests on statistics of the weights."""
-        return self.method.needs_scan or (self.weighing is not None and self.weighing.needs_scan)
+        return self.method.needs_scan or self.weigher.method.needs_scan
+
+    def with_tasks(self, changes: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        """The recipe with some fields of some tasks replaced; values by task, then by field."""
+        tasks = {n: replace(task, **changes.get(n, {})) for n, task in self.tasks.items()}
+        return replace(self, family=replace(self.family, tasks=tasks))
+
+    def with_scales(self, scales: Mapping[str, float | None]) -> Recipe:
+        """The recipe with another λ for some tasks."""
+        return self.with_tasks({name: {"scale": scale} for name, scale in scales.items()})
+
+    def with_models(self, family: Family) -> Recipe:
+        """The recipe with the models of a family that has the same tasks."""
+        tasks = {
+            name: replace(self.tasks[name], model=task.model, over=task.over)
+            for name, task in family.tasks.items()
+        }
+        return replace(self, family=replace(family, tasks=tasks))
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe with every default filled in, as a mapping that `read_recipe` takes."""
-        family = self.family
-        data: dict[str, Any] = {}
-        for role, path in (
-            ("base", family.base),
-            ("instruct", family.start),
-            ("target", family.edited),
-        ):
-            if path is not None:
-                data[role] = _said(path)
-        data["tasks"] = {
-            task: {
-                "model": _said(path),
-                "scale": self.scale_of(task),
-                **({"over": family.over[task]} if task in family.over else {}),
-                **self.parameters_of(task),
-            }
-            for task, path in sorted(family.tasks.items())
-        }
+        family, chosen = self.family, self.layer_weights
+        roles = {"base": family.base, "instruct": family.start, "target": family.edited}
+        data: dict[str, Any] = {r: _named(model) for r, model in roles.items() if model is not None}
+        data["tasks"] = {name: task.to_dict() for name, task in sorted(self.tasks.items())}
         data["method"] = {"name": self.method.name}
-        if self.weighing is not None:
-            common = next(iter(self.weighing.parameters.values()))
-            data["layer_weights"] = {"name": self.weighing.method.name, **common}
+        if chosen is not None:
+            data["layer_weights"] = {"name": chosen.method.name, **chosen.parameters}
+        if isinstance(self.table, Path):
+            data["table"] = str(self.table)
         data["include"], data["exclude"] = list(family.include), list(family.exclude)
         data["layers"] = [dict(entry) for entry in family.layers]
         data["vocabulary"], data["new_tokens"] = family.vocabulary, family.new_tokens
@@ -180,32 +282,21 @@ class Recipe:
             data["out"]["dtype"] = self.out.dtype
         data["seed"] = self.seed
         if self.stages:
-            data["stages"] = {name: _stage_dict(stage) for name, stage in self.stages.items()}
+            data["stages"] = {name: _stage_to_dict(stage) for name, stage in self.stages.items()}
         return data
 
-    def scale_of(self, task: str) -> Any:
-        """λ of a task as a recipe has it: a number, or a mapping where it differs by layer."""
-        if task not in self.profiles:
-            return self.scales[task]
-        return self.profiles[task].to_dict() | {"times": self.scales[task]}
 
-    def parameters_of(self, task: str) -> dict[str, Any]:
-        """Parameters of a task as a recipe has them: a mapping for one that differs by layer."""
-        given = self.parameters[task].items()
-        return {name: v.to_dict() if isinstance(v, Profile) else v for name, v in given}
-
-
-def _stage_dict(recipe: Recipe) -> dict[str, Any]:
+def _stage_to_dict(recipe: Recipe) -> dict[str, Any]:
     """As `to_dict`, without what a stage takes from the recipe that it is part of."""
     data = recipe.to_dict()
     del data["seed"], data["out"]["shard_size"]
     return data
 
 
-def _said(model: Model) -> Any:
+def _named(model: Model) -> Any:
     """A model as a recipe names it."""
     if isinstance(model, Stack):
-        return model.to_dict(_said)
+        return model.to_dict(_named)
     if isinstance(model, str) and model.startswith(STAGE):
         return model
     name = hub_name(model)

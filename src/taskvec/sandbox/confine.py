@@ -9,7 +9,9 @@ sandbox ─► launcher ─► supervisor (process 1 of the namespace) ─► pr
 ```
 
 Without namespaces launcher and supervisor are one. The supervisor reports how the program ended
-when nothing of it is left.
+when nothing of it is left. In a namespace the kernel ends the rest; without one, the supervisor
+kills the process group, which the program cannot leave. It never signals -1: sent by root, that
+would end every process of the system.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ import signal
 import stat
 import struct
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,8 @@ MAX_ENTRIES = 4096  # files and folders that fit into the program's folder
 
 # What a program has no use for and could get out by, or use memory that no limit counts: sockets;
 # memory of other processes; namespaces (full power over one is the way to most kernel faults);
-# shared memory; the kernel's own programs and keys. Numbers for x86-64 and for arm64.
+# shared memory; the kernel's own programs and keys. `setsid` and `setpgid`, because `supervise`
+# kills the process group. Numbers for x86-64 and for arm64.
 DENIED = {
     "socket": (41, 198), "socketpair": (53, 199), "io_uring_setup": (425, 425),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -53,9 +55,15 @@ DENIED = {
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "memfd_create": (319, 279),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "setsid": (112, 157), "setpgid": (109, 154),
 }  # fmt: skip
 CLONE, CLONE3, PIVOT_ROOT = (56, 220), (435, 435), (155, 41)
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, audit number
+CAPABILITIES_VERSION = 0x20080522
+# Root needs these to become another user and to kill that user's processes; without namespaces also
+# to give that user a folder and to remove it. A container may start without any of them.
+NEEDED = {"CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
+NEEDED_FOR_FOLDER = {"CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_FOWNER": 3}
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 
 # What the interpreter runs: the program as a module of its own, and the token when it got through.
@@ -303,10 +311,7 @@ def become_program(orders: Orders, source: bytes) -> NoReturn:
     for target, fd in {0: nothing, 3: given, 4: orders.verdict}.items():
         os.dup2(fd, target)
     set_limits(orders)
-    if orders.user is not None:
-        os.setgroups([])
-        os.setresgid(orders.user, orders.user, orders.user)
-        os.setresuid(orders.user, orders.user, orders.user)
+    take_identity(orders.user)
     if orders.isolation == "user":
         _prctl("no_new_privs", PR_SET_NO_NEW_PRIVS, 1)
         restrict_files(places, own)
@@ -314,6 +319,53 @@ def become_program(orders: Orders, source: bytes) -> NoReturn:
     # Sets and dictionaries of texts have the same order in every run.
     options = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c", RUNNER]
     os.execve(orders.python, [orders.python, *options], {"PYTHONHASHSEED": "0"})
+
+
+def require_capabilities(isolation: str) -> None:
+    """Checks, before anything is started, that root has the capabilities that an isolation needs.
+
+    Raises:
+        OSError: some are missing; the message names them.
+    """
+    needed = NEEDED if isolation == "namespaces" else NEEDED | NEEDED_FOR_FOLDER
+    effective = _capabilities()[0]
+    lacking = [name for name, number in needed.items() if not effective >> number & 1]
+    if lacking:
+        raise OSError(f"root lacks {', '.join(lacking)}; add this to the container's capabilities")
+
+
+def _capabilities() -> ctypes.Array[ctypes.c_uint32]:
+    """Bits of this process: effective, permitted, inheritable for 0 to 31, then for 32 to 63."""
+    header, found = (ctypes.c_uint32 * 2)(CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)()
+    _call("capget", _libc.capget(header, found))
+    return found
+
+
+def take_identity(user: int | None) -> None:
+    """Changes user and group, drops all capabilities, and reads both back.
+
+    Args:
+        user: The user and its only group; None where a user namespace has made it `INNER_ID`.
+
+    Raises:
+        OSError: the system refused the change, or reported success without making it.
+    """
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    # With some security bits a change of user keeps capabilities, and `execve` passes them on.
+    header, none = (ctypes.c_uint32 * 2)(CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)()
+    _call("capset", _libc.capset(header, none))
+    wanted = INNER_ID if user is None else user
+    users, groups = os.getresuid(), os.getresgid()
+    if {*users, *groups} != {wanted} or (user is not None and os.getgroups()):
+        raise OSError(
+            f"changing to user {wanted} failed without an error: users (real, effective, saved) "
+            f"are {users}, groups {groups}, supplementary groups {os.getgroups()}"
+        )
+    if any(_capabilities()):
+        raise OSError(f"user {wanted} still has capabilities")
 
 
 def _moved(fd: int) -> int:
@@ -329,44 +381,40 @@ def supervise(orders: Orders, source: bytes) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         _or_report(orders, lambda: become_program(orders, source))
-    ended, handle = select.poll(), os.pidfd_open(child)
-    ended.register(handle, select.POLLIN)
-    ended.register(sys.stdin.fileno(), select.POLLIN)  # closed: stop
-    ready = [fd for fd, _ in ended.poll(1000 * orders.seconds)]
-    how = "exit" if handle in ready else "stopped" if ready else "time"
-    if how != "exit":
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    how = "failed"
+    try:
+        how = _await_end(child, orders.seconds)
+    finally:
+        if how != "exit":
+            os.kill(child, signal.SIGKILL)
+        if orders.isolation == "user":  # else the kernel does, when process 1 ends
+            _kill_group(child)
+        _, status = os.waitpid(child, 0)
     if orders.isolation == "user":
-        assert orders.user is not None
-        _kill_all_of(orders.user)
+        with suppress(ChildProcessError):
+            while True:  # orphans come to this process
+                os.waitpid(-1, 0)
     return {"ended": how, "code": os.waitstatus_to_exitcode(status)}
 
 
-def _kill_all_of(user: int) -> None:
-    """Kills every process of a user, in one stroke, so that none can fork away from it.
+def _await_end(child: int, seconds: float) -> str:
+    """Waits until the program ends (`exit`), is out of `time`, or is to be `stopped`."""
+    ended, handle = select.poll(), os.pidfd_open(child)
+    ended.register(handle, select.POLLIN)
+    ended.register(sys.stdin.fileno(), select.POLLIN)  # closed: stop
+    ready = [fd for fd, _ in ended.poll(1000 * seconds)]
+    return "exit" if handle in ready else "stopped" if ready else "time"
 
-    A signal to -1 reaches whatever its sender's real or effective user may signal: both must be
-    the program's, or it ends the whole system. So it is sent only once a signal to the parent,
-    which is root's, has been refused. A program may be quick enough to kill the sender first.
+
+def _kill_group(child: int) -> None:
+    """Waits for the end of a child and kills every process that it left in its group.
+
+    The child is reaped later, so its number cannot belong to another process. One signal reaches
+    the whole group: no process can fork away from it, and none can leave the group (`DENIED`).
     """
-    while True:
-        sender = os.fork()
-        if sender == 0:
-            try:
-                os.setresuid(user, user, user)
-                os.kill(os.getppid(), 0)
-            except PermissionError:
-                os.kill(-1, signal.SIGKILL)
-            finally:
-                os._exit(0)
-        os.waitpid(sender, 0)
-        try:
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.001)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    with suppress(ProcessLookupError):  # it ended before it led a group, so it started nothing
+        os.killpg(child, signal.SIGKILL)
 
 
 def _or_report(orders: Orders, todo: Any) -> NoReturn:
@@ -384,11 +432,15 @@ def launch(orders: Orders, source: bytes) -> None:
     """Shuts this process in and supervises the program, as process 1 where there is such."""
 
     def report() -> None:
+        if orders.isolation == "namespaces" and os.getpid() != 1:
+            raise OSError("unshare: no PID namespace was made")
         done = supervise(orders, source)
         os.write(orders.status, json.dumps(done).encode() + b"\n")
 
     with suppress(OSError):  # a machine out of memory is to kill this first
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+    if orders.user is not None:
+        require_capabilities(orders.isolation)
     if orders.isolation == "namespaces":
         enter_namespaces(orders)
         first = os.fork()

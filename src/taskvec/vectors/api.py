@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +207,13 @@ def negated(recipe: Recipe) -> Recipe:
     Raises:
         UsageError: a scale is negative already.
     """
-    for task, value in recipe.scales.items():
-        lowest = recipe.profiles[task].lowest if task in recipe.profiles else 1.0
-        value = min(value, lowest)
-        if value < 0:
+    for name, task in recipe.tasks.items():
+        if task.lowest_scale < 0:
             raise UsageError(
-                f"forget subtracts: scale of task {task!r} must be positive; got {value:g}"
+                f"forget subtracts: scale of task {name!r} must be positive; "
+                f"got {task.lowest_scale:g}"
             )
-    scales = {task: -value for task, value in recipe.scales.items()}
-    return replace(recipe, scales=scales)
+    return recipe.with_scales({name: -scale for name, scale in recipe.scales.items()})
 
 
 def recipe_of_family(
@@ -247,4 +244,4 @@ def recipe_of_family(
         "method": method,
         "out": dict(out),
     }
-    return replace(read_recipe(Document(data, "merge"), Path.cwd()), family=family)
+    return read_recipe(Document(data, "merge"), Path.cwd()).with_models(family)

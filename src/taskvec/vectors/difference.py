@@ -24,7 +24,7 @@ from taskvec.merging.apply import Edit, result_of
 from taskvec.merging.deciding import Options, decided, settle
 from taskvec.merging.plan import make_plan, make_stages
 from taskvec.methods.table import Table
-from taskvec.recipes.recipe import Recipe
+from taskvec.recipes.recipe import Recipe, TaskSpec
 from taskvec.statistics.collect import describe
 from taskvec.streaming import BLOCK, Stretch, Unit, default_threads, stream
 
@@ -163,7 +163,7 @@ def _decided(recipe: Recipe, table: Table | None, options: Options) -> tuple[Mem
             f"{method.name} gives no layer weights to task vectors; use task_arithmetic or lata"
         )
     plan = make_plan(recipe, threads=options.threads)
-    settle(plan.stages, recipe.stage_tables, options)
+    settle(plan.stages, options)
     return plan.members, decided(plan, table, options)
 
 
@@ -173,14 +173,13 @@ def _opened(recipe: Recipe, what: str, task: str | None, options: Options) -> Me
     if task is None:
         if family.start is None:
             raise UsageError("instruct is missing: the instruction vector leads from base to it")
-        tasks = {"instruct": family.start}
+        tasks = {"instruct": TaskSpec(family.start)}
     else:
         tasks = {task: family.tasks[task]}
-    over = {t: o for t, o in family.over.items() if t in tasks}
-    family = replace(family, tasks=tasks, over=over, target=None)
+    family = replace(family, tasks=tasks, target=None)
     needs_base, stages = what in ("complex", "instruction"), make_stages(recipe)
     members = open_members(family, needs_base=needs_base, needs_anchor=True, stages=stages)
-    settle(stages, recipe.stage_tables, options)
+    settle(stages, options)
     return members
 
 

@@ -50,9 +50,7 @@ class Judge(Protocol):
         """
 
 
-def parse_judge(
-    text: str, *, device: str = "cpu", folder: Path | None = None, seed: int = 0
-) -> Judge:
+def parse_judge(text: str, *, device: str = "cpu", folder: Path | None = None) -> Judge:
     """The judge that one text on the command line stands for.
 
     Args:
@@ -60,7 +58,6 @@ def parse_judge(
             `endpoint:URL?model=NAME[&…]`.
         device: Where a classifier runs; see `model.load`.
         folder: Where verdicts of an endpoint are kept, to go on from; None: nowhere.
-        seed: Of the waits between tries.
 
     Raises:
         UsageError: it stands for none, or there is no such device.
@@ -76,7 +73,7 @@ def parse_judge(
     if kind == "classifier":
         return classifier.parse(rest, device=device)
     if kind == "endpoint":
-        return endpoint.parse(rest, folder=folder, seed=seed)
+        return endpoint.parse(rest, folder=folder)
     raise UsageError(
         f"judge {kind!r} is none; {nearest(kind, KINDS)} (as in prefixes, classifier:MODEL:LABEL, "
         "endpoint:URL?model=NAME)"

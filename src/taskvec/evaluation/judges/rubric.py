@@ -71,6 +71,18 @@ VALUE = re.compile(
     r"(?![.,]?\d|\s*%|[^\S\n]*(?:[-–~/]|to\b|or\b|out of\b)[^\S\n]*\d)",  # no fraction, range, ten
     re.IGNORECASE,
 )
+LINE = re.compile(  # a line that holds nothing but a score after its tag
+    r"^[ \t*_`>(\[]*(?:#+[ \t]*the[ \t]*score|(?:final[ \t]+)?(?:score|rating)[ \t*_`]*[:=])"
+    r"[^\w\n\"'“”‘’«»]*\n?[^\w\n\"'“”‘’«»]*\d[\d.,/ ]*(?:out of 5)?[^\w\n\"'“”‘’«»]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+QUOTES = re.compile(
+    r"^[ \t]*(```|~~~).*?^[ \t]*\1[^\n]*$"  # a fenced block
+    r"|^[ \t]*>[^\n]*$"
+    r"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」"
+    r"|\"[^\"\n]*\"|`[^`\n]*`|(?<!\w)'[^\n]*?'(?!\w)|(?<!\w)‘[^\n]*?’(?!\w)",
+    re.DOTALL | re.MULTILINE,
+)
 BARE = re.compile(r"[\s*_`\[(]*([1-5])(?:\s*/\s*5)?[\s*_`\])]*\.?\s*")
 
 
@@ -137,19 +149,30 @@ def stated_scores(reply: str) -> list[int | None]:
     return [int(bare[1])] if bare else []
 
 
-def score_in(reply: str, answer: str = "") -> int | str:
+def score_in(reply: str, *material: str) -> int | str:
     """The score of a judge's reply: the last that it states; or, as a text, why it has none.
+
+    What the reply quotes does not count, unless there is nothing else and nothing to quote.
 
     Args:
         reply: What the judge wrote.
-        answer: What was judged. If it states scores itself, the judge may have quoted it: a reply
-            with several different scores then counts as none.
+        *material: What was judged. If it states scores itself, only lines of the reply count that
+            hold a score and nothing else, and several different ones count as none.
     """
-    scores = stated_scores(reply)
+    has_scores = any(stated_scores(text) for text in material)
+    reply = unicodedata.normalize("NFKC", reply)
+    for text in (unicodedata.normalize("NFKC", text).strip() for text in material):
+        for part in (text, *text.split("\n\n")) if has_scores else ():
+            if "\n" in part.strip():  # repeated to the letter, without quotation marks
+                reply = reply.replace(part.strip(), "")
+    unquoted = QUOTES.sub("", reply)
+    if has_scores:
+        unquoted = "\n".join(match.group() for match in LINE.finditer(unquoted))
+    scores = stated_scores(unquoted) or ([] if has_scores else stated_scores(reply))
     if not scores:
         return "the reply states no score"
     if scores[-1] is None:
         return "the reply states a score that is not a whole number from 1 to 5"
-    if len(set(scores)) > 1 and stated_scores(answer):
+    if has_scores and len(set(scores)) > 1:
         return "the answer states a score itself, and the reply states several"
     return scores[-1]

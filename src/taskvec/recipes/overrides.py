@@ -1,0 +1,160 @@
+"""Values of the command line in the place of a recipe's own, each with the flag that gave it.
+
+```python
+document = parse_yaml(read_text(path), path)
+document = with_overrides(document, {"density": 0.3, "math.density": 1.2, "out.dtype": "bf16"})
+read_recipe(document, folder)  # RecipeError: --set math.density: density of ties must be in [0, 1]
+```
+
+Overrides are applied before anything is checked, so that they are checked as values of a recipe
+are, and an error about one names its flag and no line of the file. A name is the first of these
+that fits:
+
+| name | example | what it sets |
+|---|---|---|
+| a key of a recipe | `seed`, `method`, `include` | that key |
+| section and key | `out.dtype`, `layer_weights.scheme`, `tasks.math.over` | that key |
+| task and key | `math.density`, `math.scale` | that key of one task |
+| `scale` | `scale` | λ of every task |
+| any other word | `density` | a parameter of the method |
+
+A tuple of keys in the place of a name is taken as it stands. A mapping is merged into the mapping
+of a section, key by key. Another method than the recipe's drops the parameters that stand at
+`method`, because they are those of the old one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from taskvec.errors import UsageError, nearest
+from taskvec.recipes.located import Document, Key, parse_yaml
+from taskvec.recipes.reading import TOP
+
+_SECTIONS = ("out", "method", "layer_weights", "tasks", "stages")
+_NAMED = ("method", "layer_weights")  # sections that a word alone may stand for: their name
+
+
+def with_overrides(
+    document: Document,
+    overrides: Mapping[str | Key, object],
+    *,
+    flags: Mapping[str | Key, str] | None = None,
+) -> Document:
+    """A recipe with other values, before it is checked; the document given is not changed.
+
+    Args:
+        document: The recipe as parsed.
+        overrides: Value by name; see the module's docstring.
+        flags: What the command line calls a name; `--set NAME` for those that are not in it.
+
+    Raises:
+        RecipeError: the document is not a mapping, or there is no task of that name.
+    """
+    if not isinstance(document.data, dict):
+        document.fail((), "a recipe is a mapping with tasks and a method; this is not")
+    data = copy.deepcopy(document.data)
+    lines, origins = dict(document.lines), dict(document.flags)
+    for name in sorted(overrides, key=_turn):
+        flag = (flags or {}).get(name, f"--set {_text(name)}")
+        _check_task(replace(document, flags={(): flag}), data, name)
+        for key, value in _places(data, name, copy.deepcopy(overrides[name])):
+            replaced = _put(data, key, value)
+            for known in (lines, origins):
+                for old in [old for old in known if old[: len(replaced)] == replaced]:
+                    del known[old]
+            origins[key] = flag
+    return replace(document, data=data, lines=lines, flags=origins)
+
+
+def read_setting(text: str) -> tuple[str, object]:
+    """Name and value of `NAME=VALUE`, the value as in YAML.
+
+    >>> read_setting("math.density=0.2"), read_setting("scale={depth: [0, 1]}")
+    (('math.density', 0.2), ('scale', {'depth': [0, 1]}))
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    name, found, value = (part.strip() for part in text.partition("="))
+    if not (name and found and value):
+        raise UsageError(f"--set takes NAME=VALUE, for example density=0.3; got {text!r}")
+    return name, parse_yaml(value, f"--set {name}").data
+
+
+def _text(name: str | Key) -> str:
+    return name if isinstance(name, str) else ".".join(map(str, name))
+
+
+def _turn(name: str | Key) -> int:
+    """Methods before their parameters, tasks before what is set of them."""
+    word = _text(name)
+    return 0 if word in ("method", "method.name") else 1 if word.split(".")[0] == "tasks" else 2
+
+
+def _check_task(document: Document, data: Mapping[str, Any], name: str | Key) -> None:
+    """Fail where `TASK.KEY` names no task."""
+    section, _, rest = name.partition(".") if isinstance(name, str) else ("", "", "")
+    if not rest or section in _SECTIONS:
+        return
+    tasks = data.get("tasks")
+    tasks = tasks if isinstance(tasks, dict) else {}
+    if _task(tasks, str(name)) not in tasks:
+        hint = nearest(section, [*tasks, *_SECTIONS])
+        document.fail((), f"no task or section of the recipe is called {section!r}; {hint}")
+
+
+def _places(
+    data: Mapping[str, Any], name: str | Key, value: object
+) -> Iterator[tuple[Key, object]]:
+    """Where an override goes, and what goes there."""
+    key = (name,) if name in TOP else name
+    if isinstance(key, tuple):
+        if key[0] in _NAMED and len(key) == 1 and isinstance(value, str):
+            value = {"name": value}
+        if key[0] in _SECTIONS and len(key) == 1 and isinstance(value, dict):
+            inner = sorted(value.items(), key=lambda item: item[0] != "name")
+            yield from (((*key, word), each) for word, each in inner)
+        else:
+            yield key, value
+        return
+    tasks = data.get("tasks")
+    tasks = tasks if isinstance(tasks, dict) else {}
+    section, _, rest = str(name).partition(".")
+    if section == "tasks":
+        task = _task(tasks, rest)
+        yield (("tasks", task, rest[len(task) + 1 :]) if "." in rest else ("tasks", rest)), value
+    elif section in _SECTIONS:
+        yield tuple(str(name).split(".")), value
+    elif rest:
+        task = _task(tasks, str(name))
+        yield ("tasks", task, str(name)[len(task) + 1 :]), value
+    elif name == "scale":
+        yield from ((("tasks", task, "scale"), value) for task in tasks)
+    else:
+        yield ("method", str(name)), value
+
+
+def _task(tasks: Mapping[str, object], name: str) -> str:
+    """The task that `TASK.KEY` is about; a task's name may have dots in it."""
+    return max((t for t in tasks if name.startswith(f"{t}.")), key=len, default=name.split(".")[0])
+
+
+def _put(data: dict[Any, Any], key: Key, value: object) -> Key:
+    """Set a value; returns the key of what it took the place of."""
+    *above, last = key
+    replaced = key
+    for depth, part in enumerate(above):
+        inner = data.get(part)
+        if isinstance(inner, str):  # the short form of a method, or of a task
+            inner = {"name" if key[0] in _NAMED else "model": inner}
+        inner = inner if isinstance(inner, dict) else {}
+        if key[depth:] == (part, "name") and key[0] in _NAMED and inner.get("name") != value:
+            inner, replaced = {}, key[: depth + 1]
+        data[part] = inner
+        data = data[part]
+    data[last] = value
+    return replaced

@@ -1,0 +1,97 @@
+"""Whether the roles of a family are plausible, from norms and angles of the whole model.
+
+With a = ‖τ_instr‖², b = ‖τ_t‖², d = ⟨τ_instr, τ_t⟩ summed over all tensors, ρ = √(b/a) and
+c = d/√(ab), the squared distance of a task from the base is a + 2d + b. So the task is nearer to
+the base than to the anchor where a + 2d < 0, that is where 2ρc < −1. If base and instruct are
+exchanged, τ_t is about −τ_instr: ρ ≈ 1 and c ≈ −1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from taskvec.statistics.scan import Scan
+
+EXCHANGED_COSINE = -0.8  # c of every task at most this, and …
+EXCHANGED_RATIO = 2.0  # … ρ within this factor of 1
+# ‖τ_t‖/‖θ_pre‖: the zoo's fine-tunes have 0.05 to 0.09, two models trained apart about √2.
+UNRELATED_RATIO = 0.7  # between both
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Norms and angles of one task over the whole model.
+
+    Attributes:
+        task: Its name.
+        relative: ‖τ_t‖/‖θ_pre‖.
+        norm_ratio: ρ; infinite where τ_instr = 0.
+        task_cosine: c, in [−1, 1]; 0 where either vector is zero.
+    """
+
+    task: str
+    relative: float
+    norm_ratio: float
+    task_cosine: float
+
+
+def distances(scan: Scan) -> list[Distances]:
+    """Norms and angles of every task, in the scan's order."""
+    gram = scan.gram.sum(axis=0)
+    found = []
+    for task in scan.tasks:
+        t = 2 + scan.task_index(task)
+        anchor, a, b, d = gram[0, 0], gram[1, 1], gram[t, t], gram[1, t]
+        found.append(
+            Distances(
+                task,
+                math.sqrt(b / anchor) if anchor > 0 else 0.0,
+                math.sqrt(b / a) if a > 0 else math.inf,
+                float(d / math.sqrt(a * b)) if a > 0 and b > 0 else 0.0,
+            )
+        )
+    return found
+
+
+def role_warnings(scan: Scan) -> list[str]:
+    """What is implausible about the roles of a family, with the figures; empty if nothing is.
+
+    Args:
+        scan: Statistics of a family, with or without a base.
+    """
+    found = distances(scan)
+    warnings = [
+        f"task {each.task!r} does not look like a fine-tune of the anchor: its task vector is "
+        f"{each.relative:.2f} times as long as the anchor's weights; check which model it was "
+        "tuned from"
+        for each in found
+        if each.relative >= UNRELATED_RATIO
+    ]
+    related = [each for each in found if each.relative < UNRELATED_RATIO]
+    if not scan.has_base or not related:
+        return warnings
+    if all(map(_is_reversed, related)):
+        figures = ", ".join(
+            f"{e.task}: ρ = {e.norm_ratio:.2f}, c = {e.task_cosine:.2f}" for e in related
+        )
+        return [
+            *warnings,
+            f"base and instruct look exchanged: task vectors point back along the instruction "
+            f"vector ({figures}); if so, swap the two",
+        ]
+    return warnings + [
+        f"task {each.task!r} is nearer to base than to instruct (ρ = {each.norm_ratio:.2f}, "
+        f"c = {each.task_cosine:.2f}): it was probably tuned from base; if so, make base the "
+        "anchor with a method that needs no base, such as task_arithmetic"
+        for each in related
+        if math.isfinite(each.norm_ratio) and 2 * each.norm_ratio * each.task_cosine < -1
+    ]
+
+
+def _is_reversed(each: Distances) -> bool:
+    """Whether a task vector is about the instruction vector turned around."""
+    return (
+        each.task_cosine <= EXCHANGED_COSINE
+        and 1 / EXCHANGED_RATIO <= each.norm_ratio <= EXCHANGED_RATIO
+    )
