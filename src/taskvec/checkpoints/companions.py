@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from taskvec.checkpoints.folder import INDEX
+from taskvec.checkpoints.belongings import belongings, belongs
 from taskvec.checkpoints.source import Source
 from taskvec.dtypes import DType
 from taskvec.errors import CheckpointError
-
-# What a model needs to be loaded and used; not training state, other formats, READMEs.
-_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
-_LEFT_OUT = (
-    INDEX,
-    "trainer_state.json",
-    "all_results.json",
-    "train_results.json",
-    "eval_results.json",
-    "adapter_config.json",
-    "taskvec-manifest.json",
-    "pytorch_model.bin.index.json",
-)
-_FOLDERS = ("additional_chat_templates",)
 
 
 def companions(target: Source, dtype: DType | None) -> dict[str, bytes]:
@@ -49,30 +35,12 @@ def companions(target: Source, dtype: DType | None) -> dict[str, bytes]:
 
 def is_companion(name: str) -> bool:
     """Whether a file of a model folder, by its relative path there, belongs to its weights."""
-    path = PurePosixPath(name)
-    if len(path.parts) == 2:
-        return path.parts[0] in _FOLDERS
-    return (
-        len(path.parts) == 1
-        and any(path.match(pattern) for pattern in _PATTERNS)
-        and name not in _LEFT_OUT
-        and ".index." not in name  # of weights, in whatever format or precision
-    )
+    return belongs(name)
 
 
 def _files(model: Path) -> dict[str, bytes]:
     """Files of a model folder that belong to its weights, by relative name."""
-    if not model.is_dir():
-        return {}
-    found: dict[str, bytes] = {}
-    for pattern in _PATTERNS:
-        for path in sorted(model.glob(pattern)):
-            if path.is_file() and path.name not in _LEFT_OUT:
-                found[path.name] = _content(path)
-    for folder in _FOLDERS:
-        for path in sorted((model / folder).glob("*")):
-            found[f"{folder}/{path.name}"] = _content(path)
-    return found
+    return {name: _content(model / name) for name in belongings(model)[0]}
 
 
 def _content(path: Path) -> bytes:

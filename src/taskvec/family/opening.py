@@ -8,16 +8,17 @@ and not in another is untied everywhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 from taskvec.checkpoints.adapters import Adapter, difference, is_adapter, open_adapter
-from taskvec.checkpoints.folder import USE_ADAPTER, open_checkpoint
+from taskvec.checkpoints.belongings import belongings, module_weights
+from taskvec.checkpoints.folder import USE_ADAPTER, Checkpoint, open_checkpoint
 from taskvec.checkpoints.hub import fetch, hub_name
-from taskvec.checkpoints.memory import MARK, Module, open_memory
+from taskvec.checkpoints.memory import MARK, Held, Module, open_memory
 from taskvec.checkpoints.pickled import is_pickled, open_pickled
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source, added, derived
@@ -61,10 +62,44 @@ def open_family(
         )
     notes: list[str] = []
     sources = _roles(family, notes, needs_base=needs_base, needs_anchor=needs_anchor, stages=stages)
+    notes += _about_files(sources)
     sources, more = _with_one_head(sources)
     notes += more
     sources, more = align(sources, family.vocabulary, family.new_tokens)
     return sources, notes + more
+
+
+def _about_files(sources: Mapping[str, Source]) -> list[str]:
+    """What is odd about files that were opened, and what of the target is not carried over."""
+    found = [note for source in sources.values() for note in _notes(source)]
+    folder = sources["target"].folder
+    if folder is not None:
+        _, left = belongings(folder)
+        read = {file for path in _stored(sources["target"]) for file in path}
+        left = [name for name in left if name not in read and not name.endswith(".index.json")]
+        if left:
+            shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+            found.append(f"left out of the result, from the folder of the target: {shown}")
+        weights = sorted({name.split("/")[0] for name in module_weights(folder)})
+        if weights:
+            found.append(f"the modules {', '.join(weights)} keep the target's own weights")
+    return list(dict.fromkeys(found))
+
+
+def _notes(source: Source) -> Iterator[str]:
+    yield from getattr(source, "notes", ())
+    for part in source.parts:
+        yield from _notes(part)
+
+
+def _stored(source: Source) -> Iterator[list[str]]:
+    """Names of the weight files of the first model that a source is made of."""
+    if source.parts:
+        yield from _stored(source.parts[0])
+    elif isinstance(source, Checkpoint):
+        yield [identity.name for identity in source.stored]
+    elif isinstance(source, Held):
+        yield [identity.name for identity in source.read_from]
 
 
 def _roles(
