@@ -11,7 +11,7 @@ import yaml
 from tests.adapters import pair, write_adapter
 from tests.conftest import read_checkpoint, write_family
 
-from taskvec.errors import RecipeError
+from taskvec.errors import FamilyError, RecipeError
 from taskvec.methods import METHODS
 from taskvec.outputs import run as engine
 from taskvec.recipes.located import parse_yaml
@@ -57,6 +57,7 @@ def test_every_method_of_theirs_has_a_counterpart():
 def test_a_recipe_as_it_is_written():
     found = imported(TIES)
     assert found.text == (
+        "# yaml-language-server: $schema=recipe.schema.json\n"
         "# Imported from mergekit, as meant; see docs/how-to/from-mergekit.md\n"
         "anchor: org/base\n"
         "tasks:\n"
@@ -447,6 +448,223 @@ def test_the_tokenizer_of_a_mean_may_be_any_members():
     assert (recipe["target"], recipe["vocabulary"]) == ("code", "by-token")
 
 
+# Files of several documents
+
+MULTI = """\
+merge_method: task_arithmetic
+base_model: instruct
+models:
+  - {model: mean, parameters: {weight: 0.5}}
+  - {model: noisy, parameters: {weight: 0.25}}
+dtype: float32
+---
+name: noisy
+merge_method: dare_linear
+base_model: mean
+models:
+  - {model: math, parameters: {weight: 1, density: 0.5}}
+tokenizer_source: base
+dtype: bfloat16
+---
+name: mean
+merge_method: linear
+models:
+  - {model: math, parameters: {weight: 0.25}}
+  - {model: code, parameters: {weight: 0.75}}
+dtype: float32
+"""
+
+
+def test_documents_that_name_each_other_become_stages(tmp_path):
+    found = imported(MULTI, folder=tmp_path).recipe
+    assert list(found["stages"]) == ["mean", "noisy"]
+    assert found["stages"]["noisy"]["anchor"] == "stage:mean"
+    assert found["seed"] == 0
+    assert {n: t["model"] for n, t in found["tasks"].items()} == {
+        "mean": "stage:mean", "noisy": "stage:noisy",
+    }  # fmt: skip
+    assert next(note.line for note in imported(MULTI, folder=tmp_path).notes if note.line) > 8
+
+
+def test_documents_in_turn_give_what_they_say(tmp_path):
+    write_family(tmp_path, dtype="F32")
+    first, _, third = MULTI.split("---\n")
+    path = tmp_path / "r.yaml"
+    path.write_text(imported(third + "---\n" + first.replace(
+        "  - {model: noisy, parameters: {weight: 0.25}}\n", ""), folder=tmp_path).text)  # fmt: skip
+    got = read_checkpoint(engine.run(load_recipe(path), tmp_path / "out").path)
+    start, math, code = (read_checkpoint(tmp_path / n) for n in ("instruct", "math", "code"))
+    for name, value in got.items():
+        mean = 0.25 * math[name] + 0.75 * code[name]
+        assert abs(value - (start[name] + 0.5 * (mean - start[name]))).max() < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (MULTI.replace("name: mean\n", ""), "c.yml:1: two documents have no name.*give all but"),
+        (MULTI.replace("- {model: math, parameters: {weight: 0.25}}", "- {model: noisy}"),
+         "documents need each other: (noisy, mean|mean, noisy)"),
+        (MULTI.replace("density: 0.5", "density: [x]"), "c.yml:12: "),
+    ],
+)  # fmt: skip
+def test_documents_that_cannot_be_put_in_turn(text, says):
+    with pytest.raises(RecipeError, match=says):
+        imported(text)
+
+
+def test_a_recipe_is_one_document(tmp_path):
+    with pytest.raises(RecipeError, match=r"c.yml:3: .* a recipe is one document"):
+        read_recipe(parse_yaml("method: lata\n---\nmethod: lata\n", "c.yml"), tmp_path)
+
+
+# What one model is made of
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "breadcrumbs"])
+def test_a_base_with_an_adapter_and_no_other_model_is_that(tmp_path, method):
+    write_family(tmp_path, dtype="F32")
+    write_adapter(tmp_path / "lora", pair("model.layers.1.self_attn.q_proj", 24, 24))
+    own = [{"model": "instruct+lora", "parameters": {"weight": 1}}]
+    for models in (own, [{"model": "instruct+lora"}]):
+        text = config(method, models=models, base_model="instruct+lora")
+        path = tmp_path / "r.yaml"
+        path.write_text(imported(text, folder=tmp_path).text)
+        recipe = load_recipe(path)
+        assert recipe.method.name == "passthrough"
+    got = read_checkpoint(engine.run(recipe, tmp_path / "out").path)
+    path.write_text(yaml.safe_dump({
+        "instruct": "instruct", "tasks": {"lora": {"model": "lora", "scale": 1}},
+        "method": "task_arithmetic",
+    }))  # fmt: skip
+    merged = read_checkpoint(engine.run(load_recipe(path), tmp_path / "merged").path)
+    start = read_checkpoint(tmp_path / "instruct")
+    moved = [n for n in got if abs(got[n] - start[n]).max() > 0]
+    assert moved == ["model.layers.1.self_attn.q_proj.weight"]
+    assert all(abs(got[n] - merged[n]).max() < 1e-6 for n in got)
+
+
+def test_a_base_alone_has_nothing_to_be_merged_with_elsewhere():
+    text = config("model_stock", models=[{"model": "base"}])
+    with pytest.raises(RecipeError, match="base_model is the only model; add one"):
+        imported(text)
+
+
+# Tokenizers of members
+
+
+def write_tokenizer(folder: Path, tokens: int = 16, first: str = "w") -> None:
+    vocab = {f"{first}{row}": row for row in range(tokens)}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": f"{first}0"}
+    whole = {"version": "1.0", "added_tokens": [], "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    (folder / "chat_template.jinja").write_text(f"of {folder.name}")
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "nuslerp", "linear"])
+def test_the_tokenizer_of_a_member_with_the_same_vocabulary(tmp_path, method):
+    write_family(tmp_path)
+    for name in ("instruct", "math", "code"):
+        write_tokenizer(tmp_path / name)
+    base = None if method in ("nuslerp", "linear") else "instruct"
+    text = config(method, base_model=base, tokenizer={"source": "code"})
+    found = imported(text, folder=tmp_path)
+    path = tmp_path / "r.yaml"
+    path.write_text(found.text)
+    out = engine.run(load_recipe(path), tmp_path / "out").path
+    assert (out / "chat_template.jinja").read_text() == "of code"
+    path.write_text(imported(config(method, base_model=base), folder=tmp_path).text)
+    plain_out = engine.run(load_recipe(path), tmp_path / "plain").path
+    plain, got = read_checkpoint(plain_out), read_checkpoint(out)
+    assert all((got[name] == plain[name]).all() for name in plain)
+
+
+def test_the_tokenizer_of_a_member_with_other_tokens_is_refused(tmp_path):
+    write_family(tmp_path)
+    for name, first in (("instruct", "w"), ("math", "w"), ("code", "v")):
+        write_tokenizer(tmp_path / name, first=first)
+    recipe = {"instruct": "instruct", "method": "task_arithmetic", "out": {"tokenizer": "code"},
+              "tasks": {n: {"model": n, "scale": 1} for n in ("math", "code")}}  # fmt: skip
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(FamilyError, match=r"tokenizer of 'code'.*remove `tokenizer`"):
+        engine.run(load_recipe(path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_a_chat_template_is_written(tmp_path, faithful):
+    write_family(tmp_path)
+    write_tokenizer(tmp_path / "instruct")
+    (tmp_path / "instruct" / "tokenizer_config.json").write_text('{"chat_template": "old"}')
+    text = config("task_arithmetic", base_model="instruct", chat_template="{{ messages }}")
+    path = tmp_path / "r.yaml"
+    path.write_text(imported(text, faithful, tmp_path).text)
+    out = engine.run(load_recipe(path), tmp_path / "out").path
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    config_of = json.loads((out / "tokenizer_config.json").read_text())
+    assert config_of["chat_template"] == "{{ messages }}"
+    assert load_recipe(out / "taskvec.yaml").out.chat_template == "{{ messages }}"
+
+
+# Filters that are not the same
+
+
+def filtered(**weights: object) -> str:
+    models = [{"model": n, "parameters": {"weight": w}} for n, w in weights.items()]
+    return config("task_arithmetic", models=models, base_model="instruct",
+                  parameters={"normalize": True})  # fmt: skip
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_filters_of_one_model_that_another_has_not(tmp_path, faithful):
+    """Each tensor gets w_t / Σ w of its own weights."""
+    write_family(tmp_path, dtype="F32")
+    one = {"mlp": 0.2, "layers.1": 0.6, None: 0.25}
+    two = {"q_proj": 0.3, "up": 0.9, "layers": 0.5, None: 0.75}
+
+    def listed(weights: dict) -> list:
+        return [{"value": v} | ({} if k is None else {"filter": k}) for k, v in weights.items()]
+
+    path = tmp_path / "r.yaml"
+    text = filtered(math=listed(one), code=listed(two))
+    path.write_text(imported(text, faithful, tmp_path).text)
+    got = read_checkpoint(engine.run(load_recipe(path), tmp_path / "out").path)
+    start, math, code = (read_checkpoint(tmp_path / n) for n in ("instruct", "math", "code"))
+    for name, value in got.items():
+        a, b = (next(v for k, v in w.items() if k is None or k in name) for w in (one, two))
+        step = (a * (math[name] - start[name]) + b * (code[name] - start[name])) / (a + b)
+        assert abs(value - (start[name] + step)).max() < 1e-5, name
+
+
+def test_filters_that_differ_need_the_names_of_tensors():
+    mlp = [{"filter": "mlp", "value": 0.5}, {"value": 0.25}]
+    with pytest.raises(RecipeError, match=r"weight of math \(mlp\).*weight of code \(norm\)"):
+        imported(filtered(math=mlp, code=[{"filter": "norm", "value": 1}, {"value": 0.25}]))
+    recipe = imported(filtered(math=mlp, code=0.25)).recipe
+    assert recipe["tasks"]["code"]["scale"]["depth"] == 0.5
+    assert list(recipe["tasks"]["math"]["scale"]["patterns"]) == ["*mlp*"]
+
+
+@pytest.mark.parametrize("model", [
+    {"model": "a", "weight": 0.6}, {"model": "a", "parameters": {"density": 0.5}, "weight": 0.6},
+])  # fmt: skip
+def test_a_weight_at_the_wrong_place_is_named(model):
+    with pytest.raises(
+        RecipeError, match=r"c.yml:\d+: weight of a .*; write it under `parameters`"
+    ):
+        imported(config("ties", models=[model]))
+
+
+def test_merge_keys_of_yaml():
+    text = TIES.replace("{weight: 0.5, density: 0.4}", "&own {weight: 0.5, density: 0.4}").replace(
+        "{weight: 0.5}", "{<<: *own, weight: 0.2}"
+    )
+    tasks = imported(text).recipe["tasks"]
+    assert [(t["scale"], t.get("density")) for t in tasks.values()] == [(0.5, None), (0.2, None)]
+    assert imported(text).recipe["method"]["density"] == 0.4
+
+
 # What is told
 
 
@@ -468,7 +686,7 @@ def test_the_tokenizer_of_a_mean_may_be_any_members():
         (config("task_arithmetic", [0, 1]), "gradient weight of math.*final norm.*first value"),
         (config("breadcrumbs"), "gamma of math is left at 0.01"),
         (config("task_arithmetic", dtype="float16"), "sum is rounded to float16\n"),
-        (config("task_arithmetic", chat_template="chatml"), "writes this chat template"),
+        (config("task_arithmetic", chat_template="chatml"), "writes its own chat template"),
         (config("sce", models=[{"model": "a"}, {"model": "b"}]), "select_topk is left at 1.0"),
     ],
 )  # fmt: skip
@@ -504,13 +722,13 @@ def test_parameters_of_the_base_are_told():
     ("text", "says"),
     [
         ("experts: []\nbase_model: a\n", r"c.yml:1: building a mixture of experts"),
-        ("models: []\n", "no mergekit configuration: it has no merge_method"),
+        ("models: []\n", "merge_method is missing"),
         ("merge_method: tiess\nmodels: [{model: a}]\n", "unknown method 'tiess'.*'ties'"),
         ("merge_method: ties\n", "exactly one of models, slices, modules must be given; got 0"),
         (config("ties", tokenizer={"tokens": {"<x>": {"source": "a"}}}),
          r"c.yml:\d+: transplanting tokens"),
         (config("ties", tokenizer={"pad_to_multiple_of": 8}), "padding the vocabulary"),
-        (config("ties", tokenizer_source="code"), "transplanting the tokenizer of code"),
+        (config("ties", tokenizer_source="other"), "tokenizer of other.* not one of the models"),
         (config("ties", dtype="int8"), "dtype must be in bfloat16"),
         (config("ties", base_model=None), "base_model is missing; mergekit's ties needs it"),
         (config("ties", models=[{"model": "a"}]), r"c.yml:\d+: weight of a is missing"),
@@ -520,11 +738,10 @@ def test_parameters_of_the_base_are_told():
             {"model": "b", "parameters": {"weight": 2}}]),
          "lambda with normalize and weights that differ is not supported; leave it out"),
         (config("task_arithmetic", [0, 1], parameters={"lambda": [1, 0.5]}),
-         r"c.yml:\d+: weight and lambda by gradients, for a model whose number of blocks is not "
-         "known without its config are not supported; give one of them as a number"),
+         r"c.yml:\d+: gradients of weight of math and lambda .*; give one as a number"),
         (config("task_arithmetic", [{"filter": "mlp", "value": 1}, {"value": 2}],
                 parameters={"lambda": [{"filter": "norm", "value": 1}, {"value": 2}]}),
-         "weight and lambda by filters that are not the same are not supported"),
+         r"the filters of weight of math \(mlp\) and lambda \(norm\) .*; use the same filters"),
         (config("karcher", base_model=None, parameters={"tol": [1, 2]}),
          "tol that differs by layer is not supported; give one number"),
         (config("ties", parameters={"density": [2, 1]}), r"density of ties must be in \[0, 1\]"),
@@ -541,7 +758,7 @@ def test_parameters_of_the_base_are_told():
         (config("ties", models=[{"model": {"model": "a", "override_architecture": "X"}}]),
          "override_architecture is not supported"),
         ("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0]}]\n",
-         r"c.yml:3: layer_range must be \[first"),
+         r"c.yml:3: .*layer_range must be \[first"),
         ("merge_method: passthrough\nslices:\n- {residual_weight: 1, sources: [{model: a,"
          " layer_range: [0, 1]}]}\n", "residual_weight is not supported"),
         ("merge_method: linear\nmodules: {a: {models: []}, b: {models: []}}\n",
@@ -559,7 +776,7 @@ def test_what_is_not_supported_is_refused_by_name(text, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (config("task_arithmetic", chat_template="x"), "chat_template is not supported"),
+        (config("task_arithmetic", chat_template="x"), "chat_template 'x' .*write the template"),
         (config("ties", models=[{"model": "a", "parameters": {"weight": 1}},
                                 {"model": "b", "parameters": {"weight": -2}}]),
          "this is not reproduced; set normalize: false"),
@@ -592,6 +809,8 @@ def test_patterns_of_filters():
     assert whole_pattern("a[0]") == "*a[[]0]*"
     assert meant_pattern("1.mlp") == "*.1.mlp*"
     assert meant_pattern("") == "**"
+    assert meant_pattern("layers.1\nmlp") == "*layers.1.*mlp*"
+    assert whole_pattern("layers.1\nmlp") == "*layers.1*mlp*"
 
 
 def test_an_imported_recipe_merges(tmp_path):

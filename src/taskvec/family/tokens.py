@@ -8,7 +8,7 @@ from typing import Final
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.tokenizers import Tokenizer, read_tokenizer
-from taskvec.errors import CheckpointError
+from taskvec.errors import CheckpointError, FamilyError
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS
 from taskvec.statistics.collect import describe
 
@@ -17,6 +17,32 @@ _BIASES: Final = (
     "lm_head.bias",
     "cls.predictions.bias",
 )
+
+
+def tokenizer_source(sources: Mapping[str, Source], name: str | None) -> Source | None:
+    """The member whose tokenizer the result has, as `tokenizer` in `out` names it.
+
+    Args:
+        sources: By role, as they are merged.
+        name: A task or a role; None for the target.
+
+    Raises:
+        FamilyError: it has none, or one with other tokens than the rows that are written.
+    """
+    if name is None:
+        return None
+    role = f"task:{name}" if f"task:{name}" in sources else name
+    source = sources.get("anchor" if role == "instruct" else role)
+    own = None if source is None else read_tokenizer(source)
+    target = read_tokenizer(sources["target"])
+    if source is None or own is None:
+        raise FamilyError(f"tokenizer of {name!r}, which `out` asks for: there is none; remove it")
+    if target is not None and not own.agrees(target):
+        raise FamilyError(
+            f"tokenizer of {name!r} ({source.where}): its tokens are not those of the target "
+            f"({sources['target'].where}), whose rows are written; remove `tokenizer` from `out`"
+        )
+    return source
 
 
 def token_tensors(sources: Mapping[str, Source]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import yaml
@@ -25,12 +25,19 @@ class Document:
         source: File name, or what stands for one in messages.
         lines: Line (from 1) of every value, by its path of keys.
         flags: Flag that gave a value, by its path of keys; see `overrides`.
+        more: Documents that follow in the same file.
     """
 
     data: Any
     source: str
     lines: Mapping[Key, int] = field(default_factory=dict)
     flags: Mapping[Key, str] = field(default_factory=dict)
+    more: tuple[Document, ...] = ()
+
+    def check_single(self) -> None:
+        """Raise `RecipeError` if others follow in the same file."""
+        for other in self.more:
+            other.fail((), "begins a second document; a recipe is one document")
 
     def fail(self, key: Key, what: str) -> NoReturn:
         """Raise `RecipeError` about the value at `key`."""
@@ -43,7 +50,7 @@ class Document:
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """Parse one YAML document.
+    """Parse a file of YAML: its first document, with those that follow.
 
     Anchors, aliases and merge keys (`<<`) work as in YAML 1.1.
 
@@ -51,17 +58,10 @@ def parse_yaml(text: str, source: str) -> Document:
         RecipeError: not YAML, a key twice in one mapping, a mapping that contains itself, or more
             or deeper values than a recipe may hold, those of aliases counted at each use.
     """
-    documents = parse_documents(text, source)
-    if len(documents) > 1:
-        documents[1].fail((), "begins a second document; a recipe is one document")
-    return documents[0]
-
-
-def parse_documents(text: str, source: str) -> list[Document]:
-    """Parse a file of one or more YAML documents, as `parse_yaml` does one."""
     roots = compose_yaml(text, RECIPE, source, RecipeError)
     built = itertools.count(1)
-    return [_built(root, source, built) for root in roots] or [Document({}, source)]
+    documents = [_built(root, source, built) for root in roots] or [Document({}, source)]
+    return replace(documents[0], more=tuple(documents[1:]))
 
 
 def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:

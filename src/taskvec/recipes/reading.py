@@ -58,6 +58,7 @@ from taskvec.recipes.schema import (
     Out,
     RecipeFile,
     StackEntry,
+    StageOut,
     StageRecipe,
     TaskEntry,
 )
@@ -114,6 +115,7 @@ def read_recipe(document: Document, folder: Path, *, needs_scales: bool = True) 
     Raises:
         RecipeError: anything wrong in it.
     """
+    document.check_single()
     entry = check(RecipeFile, document.data, document.fail)
     stages: dict[str, Recipe] = {}
     for name, stage in entry.stages.items():
@@ -187,13 +189,25 @@ def _recipe(entry: StageRecipe, place: _Place) -> Recipe:
         hubs=hubs,
         **roles,
     )
-    size = {"shard_bytes": entry.out.shard_size} if isinstance(entry.out, Out) else {}
     return Recipe(
         family,
         method,
-        Output(entry.out.dtype, precision=entry.out.precision, **size),
+        _output(entry.out, place, tasks),
         layer_weights=_layer_weights(entry, place, method),
         table=None if entry.table is None else Path(place.path(entry.table)),
+    )
+
+
+def _output(entry: StageOut, place: _Place, tasks: Mapping[str, TaskSpec]) -> Output:
+    """How the result is written."""
+    if not isinstance(entry, Out):
+        return Output(entry.dtype, precision=entry.precision)
+    members = (*tasks, *_ROLES)
+    if entry.tokenizer is not None and entry.tokenizer not in members:
+        what = f"tokenizer must name a task or a role; got {entry.tokenizer!r}"
+        place.fail(("out", "tokenizer"), f"{what}; {nearest(entry.tokenizer, members)}")
+    return Output(
+        entry.dtype, entry.shard_size, entry.precision, entry.tokenizer, entry.chat_template
     )
 
 

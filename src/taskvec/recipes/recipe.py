@@ -163,11 +163,15 @@ class Output:
             tensor.
         shard_bytes: Largest size of one file; a larger tensor gets a file of its own.
         precision: Arithmetic, `float32` or `float64`.
+        tokenizer: Task or role whose tokenizer and chat template the result has; None: the target.
+        chat_template: Chat template that takes the place of theirs.
     """
 
     dtype: str | None = None
     shard_bytes: int = DEFAULT_SHARD_BYTES
     precision: str = "float32"
+    tokenizer: str | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,8 +290,8 @@ class Recipe:
         data["vocabulary"], data["new_tokens"] = family.vocabulary, family.new_tokens
         data["allow_pickle"] = family.allow_pickle
         data["out"] = {"shard_size": self.out.shard_bytes, "precision": self.out.precision}
-        if self.out.dtype is not None:
-            data["out"]["dtype"] = self.out.dtype
+        more = {key: getattr(self.out, key) for key in ("dtype", "tokenizer", "chat_template")}
+        data["out"] |= {key: value for key, value in more.items() if value is not None}
         data["seed"] = self.seed
         if self.stages:
             data["stages"] = {name: _stage_to_dict(stage) for name, stage in self.stages.items()}

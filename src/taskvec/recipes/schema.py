@@ -49,7 +49,8 @@ _OF_TOP = {
     "parameters": "write parameters in `method`: method: {name: ties, density: 0.5}",
     "slices": "write a stack in the place of a model: {stack: [{model: DIR, blocks: [0, 16]}]}",
     "tokenizer_source": "write `vocabulary`: by-token (base) or union",
-    "tokenizer": "write `vocabulary`: by-token (base) or union",
+    "tokenizer": "write `vocabulary` (by-token or union), and `tokenizer` in `out`",
+    "chat_template": "write it in `out`",
 }
 _OF_TOP |= {
     parameter.name: "it is a parameter of the method; write it in `method`: "
@@ -304,6 +305,15 @@ class StageOut(Entry):
 
 class Out(StageOut):
     """How the result is written."""
+
+    tokenizer: Text | None = Field(
+        default=None,
+        description="task or role whose tokenizer and chat template the result has, "
+        "if its tokens are the target's; default: the target",
+    )
+    chat_template: Text | None = Field(
+        default=None, description="chat template (Jinja) that takes the place of the tokenizer's"
+    )
 
     shard_size: Size = Field(default=DEFAULT_SHARD_BYTES, description="largest file, such as 5GB")
 

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from taskvec.dtypes import FLOATS
-from taskvec.recipes.located import Document, Key
+from taskvec.recipes.located import Document
 from taskvec.recipes.mergekit import methods
-from taskvec.recipes.mergekit.models import fill_roles, spec_of
-from taskvec.recipes.mergekit.schema import read_config, read_reference
+from taskvec.recipes.mergekit.models import Recipe, fill_roles, spec_of
+from taskvec.recipes.mergekit.schema import Config, Reference, read_config
 from taskvec.recipes.mergekit.work import Note, Work
 from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.writing import recipe_text
+from taskvec.validation import Key
 
 _ROUNDED_ONCE = ("linear", "slerp", "passthrough")  # methods that work in float32 there too
 
@@ -44,26 +43,14 @@ class Imported:
     def text(self) -> str:
         """The recipe as YAML."""
         kind = "faithfully (random masks have other bits)" if self.is_faithful else "as meant"
-        body = yaml.dump(
-            self.recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-        )
-        return f"# Imported from mergekit, {kind}; see docs/how-to/from-mergekit.md\n{body}"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists of numbers and small mappings on one line."""
-
-
-def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
-    flat = all(isinstance(v, (int, float, str)) for v in value)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
-
-
-_Dumper.add_representer(list, _list)
+        about = f"Imported from mergekit, {kind}; see docs/how-to/from-mergekit.md"
+        return recipe_text(self.recipe, about)
 
 
 def convert(document: Document, folder: Path, *, faithful: bool = False) -> Imported:
     """Convert a configuration.
+
+    A file of several documents, as mergekit-multi takes them, becomes a recipe with stages.
 
     Args:
         document: The configuration, as parsed.
@@ -71,25 +58,59 @@ def convert(document: Document, folder: Path, *, faithful: bool = False) -> Impo
         faithful: Whether the recipe shall give what mergekit gives, traps included.
 
     Raises:
-        RecipeError: something in it is not supported, told by name and line.
+        RecipeError: something in it is not supported; the message has name and line.
     """
-    work = Work(read_config(document), folder, faithful)
+    stages: Recipe = {}
+    notes: list[Note] = []
+    configs = _ordered([read_config(each) for each in (document, *document.more)])
+    for config in configs:
+        work = Work(config, folder, faithful, stages=stages, names=frozenset(stages))
+        recipe = _converted(work)
+        notes += work.notes
+        if config is not configs[-1]:
+            out = recipe.get("out", {})
+            recipe |= {"out": {key: out[key] for key in ("dtype", "precision") if key in out}}
+            stages[str(config.entry.name)] = recipe
+    if any(methods.draws(each) for each in (*stages.values(), recipe)):
+        recipe["seed"] = 0
+    if stages:
+        recipe = {"stages": stages} | recipe
+    read_recipe(Document(recipe, document.source), folder)  # or say what is out of range
+    notes = sorted(dict.fromkeys(notes), key=lambda note: (note.line is None, note.line or 0))
+    return Imported(recipe, tuple(notes), faithful)
+
+
+def _ordered(configs: list[Config]) -> list[Config]:
+    """Documents after those whose results they merge; the last one is the result."""
+    waiting = {str(config.entry.name): config for config in configs if config.entry.name}
+    unnamed = [config for config in configs if not config.entry.name]
+    if len(unnamed) > 1:
+        what = "two documents have no name, so that it is not clear which is the result"
+        unnamed[0].document.fail((), f"{what}; give all but the last one a name")
+    found: list[Config] = []
+    while waiting:
+        ready = [n for n, c in waiting.items() if not (c.models - {n}) & waiting.keys()]
+        if not ready:
+            config = next(iter(waiting.values()))
+            config.document.fail(("name",), f"documents need each other: {', '.join(waiting)}")
+        found += [waiting.pop(name) for name in ready]
+    return found + unnamed
+
+
+def _converted(work: Work) -> Recipe:
+    """The recipe of one document."""
     config = work.config
     for key, hint in config.ignored:
         theirs = f"the key {key[-1]!r} is unknown at this place and ignored in silence ({hint})"
         work.note(key, theirs, "left out")
     fill_roles(work)
     recipe = methods.convert(work)
-    recipe |= _tokens(work, recipe)
-    recipe |= _out(work)
+    top, out = _tokens(work, recipe)
+    out |= _template(work) | _out(work)
+    recipe |= top | ({"out": out} if out else {})
     if methods.draws(recipe):
         work.note(None, "random masks are drawn without a seed", "seed 0, in the recipe")
-        recipe["seed"] = 0
-    if work.stages:
-        recipe = {"stages": work.stages} | recipe
-    read_recipe(Document(recipe, document.source), folder)  # or say what is out of range
-    notes = sorted(work.notes, key=lambda note: (note.line is None, note.line or 0))
-    return Imported(recipe, tuple(notes), faithful)
+    return recipe
 
 
 def relocated(imported: Imported, here: Path, there: Path) -> Imported:
@@ -117,75 +138,67 @@ def relocated(imported: Imported, here: Path, there: Path) -> Imported:
 # Tokens and output
 
 
-def _tokens(work: Work, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What `tokenizer_source`, `tokenizer` and `chat_template` mean."""
-    document, data = work.document, work.document.data
-    if data.get("chat_template") is not None:
-        if work.is_faithful:
-            document.fail(("chat_template",), "chat_template is not supported; remove it")
-        work.note(
-            ("chat_template",),
-            "writes this chat template into the tokenizer",
-            "the target's stays; change tokenizer_config.json of the result",
-        )
+def _tokens(work: Work, recipe: Mapping[str, Any]) -> tuple[Recipe, Recipe]:
+    """What `tokenizer_source` and `tokenizer` mean: at the top of a recipe, and in `out`."""
+    entry = work.config.entry
     key: Key = ("tokenizer_source",)
-    source = data.get("tokenizer_source")
-    if data.get("tokenizer") is not None:
-        tokenizer = data["tokenizer"]
-        if not isinstance(tokenizer, dict):
-            document.fail(("tokenizer",), f"tokenizer must be a mapping; got {tokenizer!r}")
-        for name in ("tokens", "pad_to_multiple_of"):
-            if tokenizer.get(name) is not None:
-                what = "transplanting tokens" if name == "tokens" else "padding the vocabulary"
-                document.fail(("tokenizer", name), f"{what} ({name}) is not supported")
-        for name in tokenizer:
-            if name not in ("source", "tokens", "pad_to_multiple_of"):
-                work.note(("tokenizer", name), f"the key {name!r} is ignored", "left out")
-        key, source = ("tokenizer", "source"), tokenizer.get("source", "union")
+    source = entry.tokenizer_source
+    if entry.tokenizer is not None:
+        key, source = ("tokenizer", "source"), entry.tokenizer.source
     if source is None:
-        return {}
-    more: dict[str, Any] = {"vocabulary": "union" if source == "union" else "by-token"}
-    if source not in ("union", "base"):
-        wanted = read_reference(document, key, source)
-        spec = spec_of(work, wanted)
-        if spec != recipe.get("target", recipe.get("anchor")):
-            if recipe["method"]["name"] != "average":
-                document.fail(
-                    key,
-                    f"transplanting the tokenizer of {wanted}, which is not the base, is not "
-                    "supported",
-                )
-            more["target"] = spec
+        return {}, {}
+    top: Recipe = {"vocabulary": "union" if source == "union" else "by-token"}
+    out: Recipe = {}
+    if isinstance(source, Reference) and not _is_target(work, recipe, source):
+        name = next((n for n, s in work.inputs.items() if s[0].reference == source), None)
+        if recipe["method"]["name"] == "average":
+            top["target"] = spec_of(work, source)
+        elif name is None:
+            what = f"the tokenizer of {source}, which is not one of the models that are merged,"
+            work.document.fail(key, f"{what} is not supported")
+        else:
+            out["tokenizer"] = name
     work.note(
         key,
         "a token that a model lacks gets the base's row there, or the mean of those that have it",
-        f"vocabulary: {more['vocabulary']}; a task that lacks a token does not change its row",
+        f"vocabulary: {top['vocabulary']}; a task that lacks a token does not change its row",
     )
-    return more
+    return top, out
 
 
-def _out(work: Work) -> dict[str, Any]:
+def _is_target(work: Work, recipe: Mapping[str, Any], reference: Reference) -> bool:
+    """Whether a model is the one whose rows and files the result has."""
+    return bool(spec_of(work, reference) == recipe.get("target", recipe.get("anchor")))
+
+
+def _template(work: Work) -> Recipe:
+    """What `chat_template` means, in `out`."""
+    template = work.config.entry.chat_template
+    if template is None:
+        return {}
+    if "{" in template:  # as mergekit tells a template from the name of one
+        return {"chat_template": template}
+    if work.is_faithful:
+        what = f"chat_template {template!r} names one of mergekit's own, which are not included"
+        work.document.fail(("chat_template",), f"{what}; write the template itself, or remove it")
+    work.note(
+        ("chat_template",),
+        f"writes its own chat template {template!r} into the tokenizer",
+        "the target's stays; write the template itself in `out`",
+    )
+    return {}
+
+
+def _out(work: Work) -> Recipe:
     """What `dtype` and `out_dtype` mean."""
-    data, found = work.document.data, {}
-    for name in ("dtype", "out_dtype"):
-        value = data.get(name)
-        if value is None:
-            continue
-        word = str(value).removeprefix("torch.")
-        if word not in FLOATS:
-            known = " | ".join(FLOATS)
-            work.document.fail((name,), f"{name} must be in {known}; got {value!r}")
-        found[name] = word
-    dtype = found.get("dtype")
+    entry = work.config.entry
+    dtype = entry.dtype
     if dtype not in ("float32", "float64") and work.config.method not in _ROUNDED_ONCE:
         work.note(
             ("dtype",) if dtype else None,
             f"every difference and sum is rounded to {dtype or 'the dtype of the weights'}",
             "float32 arithmetic, rounded once; there: dtype: float32 with out_dtype",
         )
-    out: dict[str, Any] = {"dtype": found["out_dtype"]} if "out_dtype" in found else {}
-    if not out and dtype is not None:
-        out = {"dtype": dtype}
-    if dtype == "float64":
-        out["precision"] = "float64"
-    return {"out": out} if out else {}
+    stored = entry.out_dtype or dtype
+    out: Recipe = {} if stored is None else {"dtype": stored}
+    return out | ({"precision": "float64"} if dtype == "float64" else {})

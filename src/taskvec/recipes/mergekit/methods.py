@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from taskvec.methods import METHODS
+from taskvec.recipes.mergekit import MARK
 from taskvec.recipes.mergekit.models import Recipe, assembled, model_of, names_of, piece_of
-from taskvec.recipes.mergekit.schema import MARK, Source
+from taskvec.recipes.mergekit.schema import OWN, Source
 from taskvec.recipes.mergekit.values import Layered, plain
 from taskvec.recipes.mergekit.vectors import OURS, TINY, on_vectors
 from taskvec.recipes.mergekit.work import Work
@@ -29,14 +30,18 @@ def convert(work: Work) -> Recipe:
         return _passthrough(work)
     if not work.base and method not in ("nuslerp", "multislerp"):
         work.document.fail((MARK,), f"base_model is missing; mergekit's {method} needs it")
+    if not work.inputs and "density" in OWN.get(method, {}):  # task arithmetic without a task
+        return {"target": model_of(work, work.base), "method": {"name": "passthrough"}}
     if not work.inputs:
-        work.document.fail((MARK,), "there is no input besides base_model")
+        work.document.fail((MARK,), "base_model is the only model; add one to merge with it")
     return _BUILDERS.get(method, on_vectors)(work)
 
 
 def draws(recipe: Mapping[str, Any]) -> bool:
     """Whether the method draws random masks."""
-    return recipe["method"]["name"] in ("dare", "dare_ties", "della")
+    method = recipe["method"]
+    name = method if isinstance(method, str) else method["name"]
+    return name in ("dare", "dare_ties", "della")
 
 
 # Averages

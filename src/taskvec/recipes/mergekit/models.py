@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskvec.checkpoints.folder import read_config
+from taskvec.checkpoints.folder import open_checkpoint, read_config
 from taskvec.checkpoints.hub import hub_name
 from taskvec.errors import CheckpointError
-from taskvec.recipes.located import Key
 from taskvec.recipes.mergekit.schema import Reference, Source
 from taskvec.recipes.mergekit.work import Work
+from taskvec.validation import Key
 
 Recipe = dict[str, Any]
 
@@ -109,10 +109,11 @@ def task_model(work: Work, sources: Sequence[Source]) -> Any:
 
 def spec_of(work: Work, reference: Reference) -> str:
     """A model as a recipe names it; one with a LoRA is a stage that puts it together."""
+    model = f"stage:{reference.model}" if reference.model in work.names else reference.model
     if reference.lora is None:
-        return reference.model
+        return model
     name = names_of([reference])[0]
-    stage = {"anchor": reference.model, "target": reference.lora, "method": "passthrough"}
+    stage = {"anchor": model, "target": reference.lora, "method": "passthrough"}
     while work.stages.get(name, stage) != stage:
         name += "-2"
     if name not in work.stages:
@@ -151,6 +152,18 @@ def block_count(work: Work) -> int | None:
     columns = [*work.inputs.values(), *([work.base] if work.base else [])]
     counts = (_block_count(work, sources[0].reference) for sources in columns)
     return next((count for count in counts if count is not None), None)
+
+
+def tensor_names(work: Work) -> tuple[str, ...] | None:
+    """Names of the tensors that are merged, if a model is in a folder."""
+    for sources in (work.base, *work.inputs.values()):
+        for source in sources[:1]:
+            try:
+                folder = os.path.expanduser(source.reference.model)  # noqa: PTH111
+                return tuple(open_checkpoint(work.folder / folder).tensors)
+            except (CheckpointError, OSError):
+                continue
+    return None
 
 
 def assembled(

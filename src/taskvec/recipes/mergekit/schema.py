@@ -8,28 +8,17 @@ depth), or conditions on a part of the tensor's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import BeforeValidator, Field, model_validator
+
+from taskvec.dtypes import FLOATS, float_name
 from taskvec.errors import nearest
-from taskvec.recipes.located import Document, Key
-
-MARK = "merge_method"  # the key by which a configuration is known
-TOP = (
-    MARK,
-    "models",
-    "slices",
-    "modules",
-    "base_model",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-)
-INNERMOST = ("model", "layer_range", "parameters")
+from taskvec.recipes.located import Document
+from taskvec.recipes.mergekit import MARK
+from taskvec.validation import Entry, Key, check, flaw
 
 # Parameters by method: default of those of the whole merge, and of those of one input. None: there
 # is no default, and the merge fails where it is not given.
@@ -101,6 +90,157 @@ Setting = tuple[Condition, ...]  # the first that fits counts; the last one alwa
 Scope = tuple[Key, Mapping[str, Any]]
 
 
+# The file
+
+
+def _reference(value: object) -> Reference:
+    if isinstance(value, dict) and "model" in value:
+        if value.get("override_architecture") is not None:
+            raise flaw("override_architecture is not supported", "override_architecture")
+        lora = value.get("lora")
+        return Reference(_path(value["model"]), None if lora is None else _path(lora))
+    if not isinstance(value, str) or not value.strip():
+        raise flaw("{at} must name a model; got {got}")
+    model, *loras = value.split("+")
+    if len(loras) > 1 or not model or loras == [""]:
+        raise flaw("{at}: a model is PATH or PATH+LORA; got {got}")
+    return Reference(model, loras[0] if loras else None)
+
+
+def _path(value: object) -> str:
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        revision = value.get("revision")
+        return str(value["path"]) + (f"@{revision}" if revision else "")
+    if not isinstance(value, str):
+        raise flaw(f"{{at}} must be a path or a name on the hub; got {value!r}")
+    return value
+
+
+def _tokenizer(value: object) -> object:
+    return value if value in ("union", "base") else _reference(value)
+
+
+def _blocks(value: object) -> tuple[int, int]:
+    is_range = isinstance(value, list) and [type(part) for part in value] == [int, int]
+    if not isinstance(value, list) or not is_range:
+        raise flaw("{at} must be [first, the one after the last]; got {got}")
+    return (value[0], value[1])
+
+
+def _dtype(value: object) -> object:
+    return float_name(value.removeprefix("torch.")) if isinstance(value, str) else value
+
+
+_FLOATS = tuple(FLOATS)
+Named = Annotated[Reference, BeforeValidator(_reference)]
+TokenizerOf = Annotated[Reference | Literal["union", "base"], BeforeValidator(_tokenizer)]
+Parameters = dict[str, Any]
+Float = Literal[_FLOATS]  # type: ignore[valid-type]
+Dtype = Annotated[Float, BeforeValidator(_dtype)]
+
+
+class _Read(Entry, extra="allow"):
+    """An entry of which mergekit ignores what it does not know."""
+
+    unsupported: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: Any) -> Any:
+        for name, what in cls.unsupported.items():
+            if isinstance(data, dict) and data.get(name) is not None:
+                raise flaw(f"{what} is not supported", name)
+        return data
+
+    def ignored(self, at: Key) -> Iterator[tuple[Key, str]]:
+        """Keys that are not known, in it and below, with the closest that is."""
+        known = tuple(type(self).model_fields)
+        for key in self.model_extra or ():
+            yield (*at, key), nearest(str(key), known)
+        for name in known:
+            value = getattr(self, name)
+            parts = enumerate(value) if isinstance(value, list) else ()
+            yield from (
+                e for i, v in parts if isinstance(v, _Read) for e in v.ignored((*at, name, i))
+            )
+            if isinstance(value, _Read):
+                yield from value.ignored((*at, name))
+
+
+class ModelEntry(_Read):
+    """A whole model that is merged."""
+
+    model: Named
+    parameters: Parameters | None = None
+
+
+class SourceEntry(ModelEntry):
+    """Blocks of a model that are merged."""
+
+    layer_range: Annotated[tuple[int, int], BeforeValidator(_blocks)]
+
+
+class SliceEntry(_Read):
+    """Consecutive blocks of the result."""
+
+    sources: list[SourceEntry] = Field(min_length=1)
+    base_model: Named | None = None
+    parameters: Parameters | None = None
+    residual_weight: None = None
+    unsupported: ClassVar[Mapping[str, str]] = {"residual_weight": "residual_weight"}
+
+
+class ModuleEntry(_Read):
+    """What is merged, for one module of a model."""
+
+    models: list[ModelEntry] | None = None
+    slices: list[SliceEntry] | None = None
+    parameters: Parameters | None = None
+
+
+class TokenizerEntry(_Read):
+    """How the result's vocabulary is made."""
+
+    source: TokenizerOf = "union"
+    tokens: None = None
+    pad_to_multiple_of: None = None
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "tokens": "transplanting tokens (tokens)",
+        "pad_to_multiple_of": "padding the vocabulary (pad_to_multiple_of)",
+    }
+
+
+class ConfigEntry(ModuleEntry):
+    """A configuration, or one of several documents that build on each other."""
+
+    examples: ClassVar[Mapping[str, str]] = {MARK: "ties"}
+    merge_method: str
+    name: str | None = None
+    base_model: Named | None = None
+    modules: dict[str, ModuleEntry] | None = None
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
+    tokenizer_source: TokenizerOf | None = None
+    tokenizer: TokenizerEntry | None = None
+    chat_template: str | None = None
+    unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("experts", "gate_mode"), "building a mixture of experts (mergekit-moe)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get(MARK, METHODS[0]) not in METHODS:
+            hint = nearest(str(data[MARK]), METHODS)
+            raise flaw(f"unknown method {data[MARK]!r} of mergekit 0.1.5; {hint}", MARK)
+        modules = data.get("modules") if isinstance(data, dict) else None
+        if isinstance(modules, dict) and len(modules) > 1:
+            names = ", ".join(map(str, modules))
+            what = f"more than one module ({names}) is not supported; import one at a time"
+            raise flaw(what, "modules")
+        return data
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input of a slice.
@@ -134,19 +274,34 @@ class Config:
 
     Attributes:
         document: As parsed, for messages.
-        method: `merge_method`.
-        base: `base_model`.
+        entry: As in the file.
         slices: What is merged; one slice of whole models for `models`.
         outer: Parameters of the module and of the top.
         ignored: Keys that mergekit does not know and ignores, with what was meant perhaps.
     """
 
     document: Document
-    method: str
-    base: Reference | None
+    entry: ConfigEntry
     slices: tuple[Slice, ...]
     outer: tuple[Scope, ...]
     ignored: list[tuple[Key, str]] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """`merge_method`."""
+        return self.entry.merge_method
+
+    @property
+    def base(self) -> Reference | None:
+        """`base_model`."""
+        return self.entry.base_model
+
+    @property
+    def models(self) -> set[str]:
+        """Every model that it names."""
+        every = [self.base, *(slice_.base for slice_ in self.slices)]
+        every += [source.reference for slice_ in self.slices for source in slice_.sources]
+        return {reference.model for reference in every if reference is not None}
 
     def setting(self, name: str, source: Source | None, slice_: Slice) -> Setting:
         """A parameter of one input (None: of the whole), or its default.
@@ -168,13 +323,12 @@ class Config:
         default = (SHARED if source is None else OWN).get(self.method, {}).get(name)
         if default is None:
             who = "" if source is None else f" of {source.reference}"
+            for place, _ in self.ignored:
+                if place[-1] == name and place[:-1] == key[: len(place) - 1]:
+                    what = f"{name}{who} is at a place where mergekit does not read it"
+                    self.document.fail(place, f"{what}; write it under `parameters`")
             self.document.fail(key, f"{name}{who} is missing; mergekit's {self.method} needs it")
         return (*found, Condition(None, (default,), ()))
-
-
-def is_config(data: object) -> bool:
-    """Whether a parsed file is a mergekit configuration."""
-    return isinstance(data, dict) and MARK in data
 
 
 def read_config(document: Document) -> Config:
@@ -183,178 +337,70 @@ def read_config(document: Document) -> Config:
     Raises:
         RecipeError: it is none, or has what is not supported; the message has the line.
     """
-    data = document.data
-    if isinstance(data, dict) and ("experts" in data or "gate_mode" in data):
-        key = "experts" if "experts" in data else "gate_mode"
-        document.fail((key,), "building a mixture of experts (mergekit-moe) is not supported")
-    if not is_config(data):
-        document.fail((), f"is no mergekit configuration: it has no {MARK}")
-    method = data[MARK]
-    if method not in METHODS:
-        known = nearest(str(method), METHODS)
-        document.fail((MARK,), f"unknown method {method!r} of mergekit 0.1.5; {known}")
-    ignored: list[tuple[Key, str]] = []
-    base = data.get("base_model")
-    given = [key for key in ("models", "slices", "modules") if data.get(key)]
+    entry = check(ConfigEntry, document.data, document.fail)
+    given = [key for key in ("models", "slices", "modules") if getattr(entry, key)]
     if len(given) != 1:
         document.fail((), f"exactly one of models, slices, modules must be given; got {len(given)}")
-    _note_unknown(ignored, data, TOP, ())
-    outer = [_scope(document, ("parameters",), data, method, ignored)]
+    ignored = list(entry.ignored(()))
+    outer = [_scope(entry, (), entry.merge_method, ignored)]
     at: Key = ()
-    if given == ["modules"]:
-        at, data = _only_module(document, data["modules"])
-        _note_unknown(ignored, data, ("models", "slices", "parameters"), at)
-        outer.insert(0, _scope(document, (*at, "parameters"), data, method, ignored))
-    return Config(
-        document,
-        method,
-        None if base is None else read_reference(document, ("base_model",), base),
-        tuple(_slices(document, at, data, method, ignored)),
-        tuple(outer),
-        ignored,
-    )
-
-
-def _only_module(document: Document, modules: object) -> tuple[Key, Mapping[str, Any]]:
-    if not isinstance(modules, dict) or not all(isinstance(m, dict) for m in modules.values()):
-        document.fail(("modules",), "modules must be a mapping of mappings")
-    names = list(modules)
-    if len(names) > 1:
-        document.fail(
-            ("modules", names[1]),
-            f"more than one module ({', '.join(names)}) is not supported; import one at a time",
-        )
-    return ("modules", names[0]), modules[names[0]]
+    module: ModuleEntry = entry
+    for name, only in (entry.modules or {}).items():
+        at, module = ("modules", name), only
+        ignored += module.ignored(at)
+        outer.insert(0, _scope(module, at, entry.merge_method, ignored))
+    slices = tuple(_slices(module, at, entry.merge_method, ignored))
+    return Config(document, entry, slices, tuple(outer), ignored)
 
 
 def _slices(
-    document: Document,
-    at: Key,
-    data: Mapping[str, Any],
-    method: str,
-    ignored: list[tuple[Key, str]],
+    module: ModuleEntry, at: Key, method: str, ignored: list[tuple[Key, str]]
 ) -> Iterator[Slice]:
-    if data.get("models"):
+    if module.models:
         key: Key = (*at, "models")
-        sources = tuple(_sources(document, key, data["models"], method, ignored, is_whole=True))
-        yield Slice(sources, None, ((), {}), key)
-        return
-    entries = _listed(document, (*at, "slices"), data.get("slices"))
-    for i, entry in enumerate(entries):
+        yield Slice(_sources(module.models, key, method, ignored), None, ((), {}), key)
+    for i, entry in enumerate(module.slices or ()):
         key = (*at, "slices", i)
-        if not isinstance(entry, dict) or not entry.get("sources"):
-            document.fail(key, "a slice needs sources")
-        known = ("sources", "base_model", "parameters", "residual_weight")
-        _note_unknown(ignored, entry, known, key)
-        if entry.get("residual_weight") is not None:
-            document.fail((*key, "residual_weight"), "residual_weight is not supported")
-        base = entry.get("base_model")
-        key_of_sources = (*key, "sources")
-        yield Slice(
-            tuple(_sources(document, key_of_sources, entry["sources"], method, ignored)),
-            None if base is None else read_reference(document, (*key, "base_model"), base),
-            _scope(document, (*key, "parameters"), entry, method, ignored),
-            key,
-        )
+        sources = _sources(entry.sources, (*key, "sources"), method, ignored)
+        yield Slice(sources, entry.base_model, _scope(entry, key, method, ignored), key)
 
 
 def _sources(
-    document: Document,
+    entries: Sequence[ModelEntry],
     at: Key,
-    entries: object,
     method: str,
     ignored: list[tuple[Key, str]],
-    *,
-    is_whole: bool = False,
-) -> Iterator[Source]:
-    for i, entry in enumerate(_listed(document, at, entries)):
-        key: Key = (*at, i)
-        if not isinstance(entry, dict) or "model" not in entry:
-            document.fail(key, "an input needs a model")
-        known = ("model", "parameters") if is_whole else INNERMOST
-        _note_unknown(ignored, entry, known, key)
-        blocks: Any = None if is_whole else entry.get("layer_range")
-        is_range = isinstance(blocks, list) and len(blocks) == 2
-        if not is_whole and not (is_range and all(type(b) is int for b in blocks)):
-            document.fail(
-                (*key, "layer_range"),
-                f"layer_range must be [first, the one after the last]; got {blocks!r}",
-            )
-        yield Source(
-            read_reference(document, (*key, "model"), entry["model"]),
-            None if blocks is None else (blocks[0], blocks[1]),
-            _scope(document, (*key, "parameters"), entry, method, ignored, is_own=True),
-            key,
+) -> tuple[Source, ...]:
+    return tuple(
+        Source(
+            entry.model,
+            entry.layer_range if isinstance(entry, SourceEntry) else None,
+            _scope(entry, (*at, i), method, ignored, is_own=True),
+            (*at, i),
         )
-
-
-def _listed(document: Document, at: Key, value: object) -> list[Any]:
-    if not isinstance(value, list):
-        document.fail(at, f"{at[-1]} must be a list; got {value!r}")
-    return value
+        for i, entry in enumerate(entries)
+    )
 
 
 def _scope(
-    document: Document,
+    entry: ModelEntry | SliceEntry | ModuleEntry,
     at: Key,
-    data: Mapping[str, Any],
     method: str,
     ignored: list[tuple[Key, str]],
     *,
     is_own: bool = False,
 ) -> Scope:
     """Parameters of one place; those that are not read from there are noted."""
-    parameters = data.get("parameters")
-    if parameters is None:
-        return at, {}
-    if not isinstance(parameters, dict):
-        document.fail(at, f"parameters must be a mapping; got {parameters!r}")
+    at = (*at, "parameters")
     shared, own = SHARED[method], OWN.get(method, {})
-    for name in parameters:
+    for name in entry.parameters or ():
         if is_own and name in shared and name not in own:
             ignored.append(((*at, name), "it is read from slices, modules and the top only"))
         elif name not in shared and name not in own:
             known = (*own, *shared)
             hint = nearest(str(name), known) if known else f"{method} takes no parameters"
             ignored.append(((*at, name), hint))
-    return at, parameters
-
-
-def _note_unknown(
-    ignored: list[tuple[Key, str]], data: Mapping[str, Any], known: tuple[str, ...], at: Key
-) -> None:
-    ignored += [((*at, key), nearest(str(key), known)) for key in data if key not in known]
-
-
-def read_reference(document: Document, key: Key, value: object) -> Reference:
-    """A model as a configuration names it.
-
-    Raises:
-        RecipeError: it names none.
-    """
-    if isinstance(value, dict) and "model" in value:
-        if value.get("override_architecture") is not None:
-            document.fail((*key, "override_architecture"), "override_architecture is not supported")
-        lora = value.get("lora")
-        return Reference(
-            _path(document, (*key, "model"), value["model"]),
-            None if lora is None else _path(document, (*key, "lora"), lora),
-        )
-    if not isinstance(value, str) or not value.strip():
-        document.fail(key, f"must name a model; got {value!r}")
-    model, *loras = value.split("+")
-    if len(loras) > 1 or not model or loras == [""]:
-        document.fail(key, f"a model is PATH or PATH+LORA; got {value!r}")
-    return Reference(model, loras[0] if loras else None)
-
-
-def _path(document: Document, key: Key, value: object) -> str:
-    if isinstance(value, dict) and isinstance(value.get("path"), str):
-        revision = value.get("revision")
-        return str(value["path"]) + (f"@{revision}" if revision else "")
-    if not isinstance(value, str):
-        document.fail(key, f"must be a path or a name on the hub; got {value!r}")
-    return value
+    return at, entry.parameters or {}
 
 
 def _conditions(document: Document, key: Key, value: object) -> list[Condition]:

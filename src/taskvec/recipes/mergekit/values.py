@@ -7,16 +7,20 @@ one unless the import is to be faithful.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from taskvec.recipes.depth import interpolated
 from taskvec.recipes.located import Document
 from taskvec.recipes.mergekit.schema import Setting, Slice
 from taskvec.validation import numeric
+
+THEN = "\n"  # between two parts of a name that a pattern looks for, one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +133,10 @@ class Layered:
 
 def joined(
     change: Callable[..., float],
-    values: Sequence[Layered],
+    values: Mapping[str, Layered],
     blocks: int | None,
+    tensors: Callable[[], Collection[str] | None],
+    pattern: Callable[[str], str],
     *,
     is_linear: bool = False,
 ) -> Layered | str:
@@ -138,26 +144,35 @@ def joined(
 
     Args:
         change: The function, of one number for each parameter.
-        values: The parameters.
+        values: The parameters, by what a message calls them.
         blocks: How many blocks the model has, if that is known.
+        tensors: Gives the names of its tensors, or None if they are not known.
+        pattern: See `Layered.to_recipe`.
         is_linear: Whether it is linear in each, so that one gradient may stay one.
 
     Returns:
-        Its values, or what keeps them from being written down.
+        Its values, or why they cannot be written down.
     """
-    filters = {each.names for each in values if each.names}
-    if len(filters) > 1:
-        return "filters that are not the same"
+    places = _places([each.names for each in values.values()], tensors, pattern)
+    if places is None:
+        named = [f"{who} ({', '.join(v.names)})" for who, v in values.items() if v.names]
+        return (
+            f"the filters of {' and '.join(named)} differ, and which tensors are in more than one "
+            "is known only of a model in a folder; use the same filters"
+        )
     parts: list[tuple[str | None, Part]] = []
-    for name in (*next(iter(filters), ()), None):
-        mine = [each.at(name) for each in values]
+    for where, names in places:
+        mine = [each.at(name) for each, name in zip(values.values(), names, strict=True)]
         gradients = [part for part in mine if len(part.depth) > 1]
         if not gradients:
             count = 1
         elif is_linear and len(gradients) == 1:
             count = len(gradients[0].depth)
         elif blocks is None:
-            return "gradients, for a model whose number of blocks is not known without its config"
+            return (
+                f"gradients of {' and '.join(values)} are joined block by block, and how many "
+                "blocks there are is known only of a model in a folder; give one as a number"
+            )
         else:
             count = blocks
         depth = tuple(
@@ -165,8 +180,45 @@ def joined(
             for block in range(count)
         )
         before, after = ((change(*(f(part) for part in mine))) for f in (_before, _after))
-        parts.append((name, Part(depth, before, after)))
+        parts.append((where, Part(depth, before, after)))
     return Layered(parts[-1][1], tuple((name, part) for name, part in parts if name is not None))
+
+
+_Names = tuple[str | None, ...]
+
+
+def _places(
+    filters: Sequence[tuple[str, ...]],
+    tensors: Callable[[], Collection[str] | None],
+    pattern: Callable[[str], str],
+) -> list[tuple[str | None, _Names]] | None:
+    """Where the filters of several parameters lead: parts of names, with the filter of each.
+
+    The first that fits counts, and None fits the rest. Without the names of tensors there is an
+    answer only where all filters are the same.
+    """
+    if len({names for names in filters if names}) <= 1:
+        common = next((names for names in filters if names), ())
+        own: list[tuple[str | None, _Names]]
+        own = [(n, tuple(n if names else None for names in filters)) for n in common]
+        return [*own, (None, (None,) * len(filters))]
+    names_of_all = tensors()
+    if names_of_all is None:
+        return None
+    found: list[tuple[str | None, _Names]] = []
+    for names in itertools.product(*((*names, None) for names in filters)):
+        parts = sorted({name for name in names if name is not None})
+        if not parts:
+            found.append((None, names))
+            continue
+        longest = [part for part in parts if all(other in part for other in parts)]
+        orders = longest or [THEN.join(order) for order in itertools.permutations(parts)]
+        hits = {n for n in names_of_all if all(fnmatchcase(n, pattern(part)) for part in parts)}
+        by_order = {o: {n for n in names_of_all if fnmatchcase(n, pattern(o))} for o in orders}
+        if hits != {n for fits in by_order.values() for n in fits}:
+            return None  # such as parts that overlap
+        found += [(order, names) for order, fits in by_order.items() if fits]
+    return found
 
 
 def _before(part: Part) -> float:
@@ -245,7 +297,7 @@ def whole_pattern(part: str) -> str:
     >>> whole_pattern("layers.1")
     '*layers.1*'
     """
-    return f"*{_escaped(part)}*"
+    return _in_turn(part, lambda each: f"*{_escaped(each)}*")
 
 
 def meant_pattern(part: str) -> str:
@@ -254,8 +306,19 @@ def meant_pattern(part: str) -> str:
     >>> meant_pattern("layers.1"), meant_pattern("self_attn")
     ('*layers.1.*', '*self_attn*')
     """
-    before = "*." if part[:1].isdigit() else "*"
-    return f"{before}{_escaped(part)}{'.*' if part[-1:].isdigit() else '*'}"
+    return _in_turn(
+        part,
+        lambda each: (
+            f"{'*.' if each[:1].isdigit() else '*'}{_escaped(each)}"
+            f"{'.*' if each[-1:].isdigit() else '*'}"
+        ),
+    )
+
+
+def _in_turn(part: str, pattern: Callable[[str], str]) -> str:
+    """Patterns of the parts that stand one after another, as one."""
+    first, *others = map(pattern, part.split(THEN))
+    return "".join([first, *(other.removeprefix("*") for other in others)])
 
 
 def _escaped(part: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from taskvec.methods import METHODS
-from taskvec.recipes.mergekit.models import Recipe, assembled, block_count
-from taskvec.recipes.mergekit.schema import MARK
+from taskvec.recipes.mergekit import MARK
+from taskvec.recipes.mergekit.models import Recipe, assembled, block_count, tensor_names
 from taskvec.recipes.mergekit.values import Layered, joined, plain
 from taskvec.recipes.mergekit.work import Work
 
@@ -59,7 +59,12 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
         )
     if not work.switch("normalize"):
         product = {
-            task: _joined(work, lambda x, y: x * y, (weight, lambda_), is_linear=True)
+            task: _joined(
+                work,
+                lambda x, y: x * y,
+                {f"weight of {task}": weight, "lambda": lambda_},
+                is_linear=True,
+            )
             for task, weight in weights.items()
         }
         return {task: work.written(scale) for task, scale in product.items()}, "sum"
@@ -113,7 +118,7 @@ def _normalized(
         total = sum(weights) if work.is_faithful else _size(weights)
         return lambda_ * weights[task] / (total if abs(total) >= TINY else 1.0)
 
-    values = (lambda_, *weights.values())
+    values = {"lambda": lambda_} | {f"weight of {task}": w for task, w in weights.items()}
     return {
         task: work.written(_joined(work, partial(share, i), values, is_linear=is_constant))
         for i, task in enumerate(weights)
@@ -125,14 +130,13 @@ def _size(weights: Iterable[float]) -> float:
 
 
 def _joined(
-    work: Work, change: Callable[..., float], values: Sequence[Layered], *, is_linear: bool
+    work: Work, change: Callable[..., float], values: Mapping[str, Layered], *, is_linear: bool
 ) -> Layered:
     """A function of `weight` and `lambda`, place by place."""
-    found = joined(change, values, block_count(work), is_linear=is_linear)
+    tensors = partial(tensor_names, work)
+    found = joined(change, values, block_count(work), tensors, work.pattern, is_linear=is_linear)
     if isinstance(found, str):
-        work.document.fail(
-            (MARK,), f"weight and lambda by {found} are not supported; give one of them as a number"
-        )
+        work.document.fail((MARK,), found)
     return found
 
 

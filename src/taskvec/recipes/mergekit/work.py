@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taskvec.recipes.located import Document, Key
+from taskvec.recipes.located import Document
 from taskvec.recipes.mergekit.schema import Condition, Config, Source
 from taskvec.recipes.mergekit.values import Layered, layered, meant_pattern, whole_pattern
+from taskvec.validation import Key
 
 NO_SWITCH = ""
 
@@ -49,6 +50,7 @@ class Work:
         stages: Stages that the recipe needs so far.
         inputs: The sources of each input over the slices, by task name.
         base: The source of the base in each slice; empty if there is none.
+        names: Earlier documents of the file, whose results are stages.
     """
 
     config: Config
@@ -58,6 +60,7 @@ class Work:
     stages: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, list[Source]] = field(default_factory=dict)
     base: list[Source] = field(default_factory=list)
+    names: frozenset[str] = frozenset()
 
     @property
     def document(self) -> Document:
@@ -144,4 +147,8 @@ class Work:
 
     def written(self, values: Layered) -> Any:
         """Values as a recipe has them: a number, or a mapping where it differs by layer."""
-        return values.to_recipe(whole_pattern if self.is_faithful else meant_pattern)
+        return values.to_recipe(self.pattern)
+
+    def pattern(self, part: str) -> str:
+        """The shell pattern that stands for a part of a name."""
+        return whole_pattern(part) if self.is_faithful else meant_pattern(part)
