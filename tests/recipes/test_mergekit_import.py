@@ -57,6 +57,7 @@ def test_every_method_of_theirs_has_a_counterpart():
 def test_a_recipe_as_it_is_written():
     found = imported(TIES)
     assert found.text == (
+        "# yaml-language-server: $schema=recipe.schema.json\n"
         "# Imported from mergekit, as meant; see docs/how-to/from-mergekit.md\n"
         "anchor: org/base\n"
         "tasks:\n"

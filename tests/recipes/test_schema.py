@@ -9,8 +9,9 @@ import pytest
 from taskvec.errors import RecipeError
 from taskvec.methods import METHODS
 from taskvec.recipes.located import Document, parse_yaml
-from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.reading import load_recipe, read_recipe
 from taskvec.recipes.schema import RecipeFile, TaskEntry, recipe_schema
+from taskvec.recipes.writing import recipe_text, write_recipe
 
 SCHEMA = recipe_schema()
 KINDS = SCHEMA["$defs"]
@@ -97,3 +98,12 @@ def test_an_editor_refuses_what_the_reader_refuses(change, tmp_path):
         read_recipe(Document(data, "r"), tmp_path)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(data, SCHEMA)
+
+
+def test_a_recipe_that_is_written_finds_its_schema(tmp_path):
+    data = {"instruct": "i", "tasks": {"a": {"model": "a", "scale": 1}}, "method": "ties"}
+    write_recipe(tmp_path / "r.yaml", recipe_text(data, "of a test"))
+    first, about = (tmp_path / "r.yaml").read_text().splitlines()[:2]
+    assert about == "# of a test"
+    assert json.loads((tmp_path / first.partition("$schema=")[2]).read_text()) == SCHEMA
+    assert load_recipe(tmp_path / "r.yaml").method.name == "ties"

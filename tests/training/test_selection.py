@@ -359,22 +359,23 @@ class TestRefusals:
         with pytest.raises(ParameterError, match=r"^train: the module has no parameters$"):
             select(nn.ReLU(), "all")
 
-    def test_half_an_attention_is_not_taken_for_the_whole(self):
-        with pytest.raises(ParameterError) as caught:
-            select(deepseek(), "attention")
+    def test_attention_of_low_rank_is_taken_whole(self):
+        assert len(select(deepseek(), "attention").names) == 3
 
-        assert str(caught.value) == (
-            "train 'attention': the layer table does not know "
-            "'model.layers.0.self_attn.q_a_proj.weight', which stands in "
-            "'model.layers.0.self_attn' beside what it knows; say what it is in `layers` "
-            "(module: other if it is neither), or name the parameters by patterns"
-        )
-        for train in ("all", "*.self_attn.*"):
-            assert len(select(deepseek(), train).names) >= 3
-        rule = override({"pattern": r"self_attn\.(q_a|kv_b)_proj", "module": "attention"})
-        assert len(select(deepseek(), "attention", [rule]).names) == 3
+    def test_half_an_attention_is_not_taken_for_the_whole(self):
         other = override({"pattern": r"self_attn\.(q_a|kv_b)_proj", "module": "other"})
         assert len(select(deepseek(), "attention", [other]).names) == 1
+        layer = nn.ModuleDict({"mamba": nn.ModuleDict({"out_proj": nn.Linear(8, 8)})})
+        layer["mamba"]["norm"] = nn.RMSNorm(8)
+        net = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([layer])})})
+        with pytest.raises(ParameterError) as caught:
+            select(net, "norms")
+
+        assert str(caught.value) == (
+            "train 'norms': the layer table does not know 'model.layers.0.mamba.out_proj.weight', "
+            "which stands in 'model.layers.0.mamba' beside what it knows; say what it is in "
+            "`layers` (module: other if it is neither), or name the parameters by patterns"
+        )
 
     def test_whole_numbers_do_not_train(self):
         net = nn.Linear(2, 2)

@@ -135,7 +135,7 @@ def test_a_model_that_was_renamed_is_told_as_in_memory(tmp_path):
     save_vector(module, tmp_path / "start", selection, tmp_path / "v.safetensors")
 
     said = open_vector(tmp_path / "v.safetensors").metadata["model"]
-    assert said == "<in memory: ViTForImageClassification>"
+    assert said.startswith("<in memory")
 
 
 def test_dtype_and_force(tmp_path):

@@ -9,7 +9,7 @@ import click
 
 from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
 from taskvec.cli.options import FAITHFUL
-from taskvec.cli.printing import answer, write_text
+from taskvec.cli.printing import answer, writing
 from taskvec.cli.recipe import show_differences
 
 
@@ -18,13 +18,15 @@ def run(args: Arguments) -> int:
     from taskvec.recipes.located import parse_yaml
     from taskvec.recipes.mergekit.convert import convert, relocated
     from taskvec.recipes.reading import read_text
+    from taskvec.recipes.writing import write_recipe
 
     document = parse_yaml(read_text(args.config), args.config)
     imported = convert(document, Path.cwd(), faithful=args.faithful)
     if args.out is not None:
         folder = Path(args.out).absolute().parent
         imported = relocated(imported, Path.cwd(), folder)
-        write_text(args.out, imported.text)
+        with writing(args.out):
+            write_recipe(Path(args.out), imported.text)
     if args.json:
         notes = [asdict(note) for note in imported.notes]
         answer({"recipe": imported.recipe, "notes": notes, "faithful": args.faithful})

@@ -63,8 +63,8 @@ def recipe_from(
     """
     from taskvec.outputs.manifest import MANIFEST_FILE, read_manifest, recipe_of
     from taskvec.recipes.located import Document, parse_yaml
+    from taskvec.recipes.mergekit import is_config
     from taskvec.recipes.mergekit.convert import convert
-    from taskvec.recipes.mergekit.schema import is_config
     from taskvec.recipes.overrides import with_overrides
     from taskvec.recipes.reading import read_recipe, read_text
 

@@ -2,6 +2,7 @@
 
 OUT/recipe.yaml      ready for `taskvec merge`; where there is a winner
 OUT/front/N.yaml     in a trade-off, the recipe of every candidate of the front
+recipe.schema.json   beside recipes, for editors
 OUT/trials.csv       a row a candidate
 OUT/trials.json      all of it: space, goals, seeds, samples, versions, trials, winner, test
 """
@@ -18,13 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from taskvec.coefficients.space import Space
 from taskvec.coefficients.study import Study, definition
 from taskvec.coefficients.winner import Choice, Trial, trials_of
 from taskvec.evaluation.records import write_whole
 from taskvec.evaluation.results import about
+from taskvec.recipes.writing import SCHEMA_FILE, recipe_text, schema_text
 
 FEWEST = 20  # scored candidates that importances are told from
 
@@ -96,19 +96,21 @@ def write(folder: Path, study: Study, choice: Choice, all_of_it: Mapping[str, An
     """
     space = study.job.space
     if choice.winner is not None:
-        write_whole(folder / "recipe.yaml", recipe_text(space, choice.winner))
+        write_whole(folder / "recipe.yaml", candidate_text(space, choice.winner))
+        write_whole(folder / SCHEMA_FILE, schema_text())
     for trial in choice.front:
-        write_whole(folder / "front" / f"{trial.number}.yaml", recipe_text(space, trial))
+        write_whole(folder / "front" / f"{trial.number}.yaml", candidate_text(space, trial))
+        write_whole(folder / "front" / SCHEMA_FILE, schema_text())
     write_whole(folder / "trials.csv", table(study))
     text = json.dumps(all_of_it, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / "trials.json", text + "\n")
 
 
-def recipe_text(space: Space, trial: Trial) -> str:
+def candidate_text(space: Space, trial: Trial) -> str:
     """The recipe at a trial's point, as YAML; a merge of it has the candidate's weights."""
     point = ", ".join(f"{key} {value}" for key, value in trial.point.items())
-    head = f"# Found by taskvec search, candidate {trial.number}: {point}\n"
-    return head + yaml.safe_dump(space.mapping(trial.point), sort_keys=False, allow_unicode=True)
+    about = f"Found by taskvec search, candidate {trial.number}: {point}"
+    return recipe_text(space.mapping(trial.point), about)
 
 
 def table(study: Study) -> str:

@@ -142,8 +142,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _plain(reply: Reply) -> dict[str, Any]:
     """A reply in JSON types, from which `_reply` makes it again: NaN is null, −∞ is `"-inf"`."""
+    if isinstance(reply, Answer):
+        return {"text": reply.raw, "tokens": reply.tokens, "ended": reply.ended}
     data = asdict(reply)
-    if data.get("log_likelihood") == -math.inf:
+    if data["log_likelihood"] == -math.inf:
         return data | {"log_likelihood": "-inf"}
     return {key: _number(value) for key, value in data.items()}
 

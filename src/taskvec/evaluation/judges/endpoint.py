@@ -175,7 +175,7 @@ class EndpointJudge:
                 if error.all_of_them:
                     raise
                 return Verdict(None, None, f"no verdict: {error}")
-            reply = content.rpartition("</think>")[2]
+            reply = content.rpartition("</think>")[2]  # material that it quotes may open a block
             score = score_in(reply, *exchange)
             if isinstance(score, int):
                 return self._verdict(score, reply.strip()[:2000])

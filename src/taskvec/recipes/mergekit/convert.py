@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from taskvec.recipes.located import Document
 from taskvec.recipes.mergekit import methods
 from taskvec.recipes.mergekit.models import Recipe, fill_roles, spec_of
 from taskvec.recipes.mergekit.schema import Config, Reference, read_config
 from taskvec.recipes.mergekit.work import Note, Work
 from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.writing import recipe_text
 from taskvec.validation import Key
 
 _ROUNDED_ONCE = ("linear", "slerp", "passthrough")  # methods that work in float32 there too
@@ -44,22 +43,8 @@ class Imported:
     def text(self) -> str:
         """The recipe as YAML."""
         kind = "faithfully (random masks have other bits)" if self.is_faithful else "as meant"
-        body = yaml.dump(
-            self.recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-        )
-        return f"# Imported from mergekit, {kind}; see docs/how-to/from-mergekit.md\n{body}"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists of numbers and small mappings on one line."""
-
-
-def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
-    flat = all(isinstance(v, (int, float, str)) for v in value)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
-
-
-_Dumper.add_representer(list, _list)
+        about = f"Imported from mergekit, {kind}; see docs/how-to/from-mergekit.md"
+        return recipe_text(self.recipe, about)
 
 
 def convert(document: Document, folder: Path, *, faithful: bool = False) -> Imported:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from taskvec.methods import METHODS
+from taskvec.recipes.mergekit import MARK
 from taskvec.recipes.mergekit.models import Recipe, assembled, model_of, names_of, piece_of
-from taskvec.recipes.mergekit.schema import MARK, OWN, Source
+from taskvec.recipes.mergekit.schema import OWN, Source
 from taskvec.recipes.mergekit.values import Layered, plain
 from taskvec.recipes.mergekit.vectors import OURS, TINY, on_vectors
 from taskvec.recipes.mergekit.work import Work

@@ -17,9 +17,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from taskvec.dtypes import FLOATS, float_name
 from taskvec.errors import nearest
 from taskvec.recipes.located import Document
+from taskvec.recipes.mergekit import MARK
 from taskvec.validation import Entry, Key, check, flaw
-
-MARK = "merge_method"  # the key by which a configuration is known
 
 # Parameters by method: default of those of the whole merge, and of those of one input. None: there
 # is no default, and the merge fails where it is not given.
@@ -330,11 +329,6 @@ class Config:
                     self.document.fail(place, f"{what}; write it under `parameters`")
             self.document.fail(key, f"{name}{who} is missing; mergekit's {self.method} needs it")
         return (*found, Condition(None, (default,), ()))
-
-
-def is_config(data: object) -> bool:
-    """Whether a parsed file is a mergekit configuration, and not a recipe with a word of it."""
-    return isinstance(data, dict) and MARK in data and not {"tasks", "method"} & data.keys()
 
 
 def read_config(document: Document) -> Config:

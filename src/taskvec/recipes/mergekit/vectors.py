@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from taskvec.methods import METHODS
+from taskvec.recipes.mergekit import MARK
 from taskvec.recipes.mergekit.models import Recipe, assembled, block_count, tensor_names
-from taskvec.recipes.mergekit.schema import MARK
 from taskvec.recipes.mergekit.values import Layered, joined, plain
 from taskvec.recipes.mergekit.work import Work
 
