@@ -30,14 +30,14 @@ import torch
 import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients import propose
-from taskvec.evaluation.figures import RESAMPLES
+from taskvec.evaluation.intervals import RESAMPLES
 from taskvec.merging.deciding import Options as MergeOptions
 from taskvec.outputs.candidates import Bench as Candidates
 from taskvec.outputs.candidates import candidates as candidates_of
 from taskvec.running.model import load, open_stored
 from taskvec.vectors.api import recipe_of_family
 from taskvec.zoo.skills import SKILLS, Example
-from taskvec.zoo.train import Row, build_tokenizer, encode
+from taskvec.zoo.train import TrainingText, build_tokenizer, encode
 
 Array = np.ndarray[Any, Any]
 Right = dict[str, Array]  # by skill: 1.0 where a question was answered right, shape (questions,)
@@ -118,7 +118,7 @@ def questions(skill: str, n: int) -> list[Example]:
 def answered(model: Any, asked: Sequence[Example]) -> Array:
     """1.0 for each question that the model answers to the letter, shape (questions,)."""
     vocabulary = build_tokenizer(chat=False).get_vocab()
-    ids, targets = encode([Row(each.prompt, each.answer) for each in asked], vocabulary)
+    ids, targets = encode([TrainingText(each.prompt, each.answer) for each in asked], vocabulary)
     with torch.inference_mode():
         likeliest = model.module(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
     wanted = targets[:, 1:]

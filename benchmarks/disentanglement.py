@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 
-from taskvec.disentanglement import Task, classification, coefficients, disentanglement_error
+from taskvec.disentanglement import ModelTask, classification, coefficients, disentanglement_error
 from taskvec.disentanglement.error import distances, outcomes
 from taskvec.disentanglement.weights import points
 
@@ -63,7 +63,10 @@ def fine_tune(module: Any, seed: int) -> dict[str, torch.Tensor]:
 
 
 def anew(
-    module: Any, vectors: Mapping[str, Any], tasks: Mapping[str, Task], alphas: tuple[float, ...]
+    module: Any,
+    vectors: Mapping[str, Any],
+    tasks: Mapping[str, ModelTask],
+    alphas: tuple[float, ...],
 ) -> np.ndarray[Any, Any]:
     """Σ_t of each cell, with both sides worked out in it."""
     found = np.zeros((len(alphas), len(alphas)))

@@ -16,7 +16,7 @@ seed draws digits, weights and order anew. The tables have means over seeds, wit
 intervals of a bootstrap over seeds.
 
 With `--choices`: writes questions of the zoo's math and code with four choices each, for
-`taskvec search --sweep scale=0:1.5:0.1 --measure choice --measure choice@entropy --data DIR`.
+`taskvec sweep --vary scale=0:1.5:0.1 --measure choice --measure choice@entropy --data DIR`.
 """
 
 from __future__ import annotations

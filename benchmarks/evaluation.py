@@ -22,7 +22,7 @@ import transformers
 
 import taskvec as tv
 from taskvec.outputs.candidates import candidates
-from taskvec.running.encoding import Encoder, Row
+from taskvec.running.encoding import Encoder, ScoredRow
 from taskvec.running.likelihood import likelihoods
 from taskvec.running.model import Model
 from taskvec.vectors.api import recipe_of_family
@@ -80,9 +80,9 @@ def asking(module: Any, runs: int) -> dict[str, list[float]]:
     encoder = Encoder("bench", None, CONTEXT, (), 0, frozenset())
     model = Model(module, encoder)
 
-    def row(length: int, targets: int) -> Row:
+    def row(length: int, targets: int) -> ScoredRow:
         tokens = [rng.randrange(words) for _ in range(length + 1)]
-        return Row(tokens[:-1], tokens[-targets:])
+        return ScoredRow(tokens[:-1], tokens[-targets:])
 
     texts = [row(CONTEXT, CONTEXT) for _ in range(WINDOWS)]
     answers = [row(PROMPT, ANSWER) for _ in range(CHOICES)]

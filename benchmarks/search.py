@@ -27,7 +27,7 @@ import torch
 import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients import search
-from taskvec.evaluation.evaluate import Options
+from taskvec.evaluation.evaluate import EvaluationOptions
 from taskvec.evaluation.loading import Models
 from taskvec.running.model import load, open_stored
 from taskvec.vectors.api import recipe_of_family
@@ -77,7 +77,7 @@ def switching(root: Path, work: Path, runs: int) -> dict[str, list[float]]:
         instruct=str(root / "instruct"), tasks={name: str(root / name) for name in TASKS}
     )
     found: dict[str, list[float]] = {"switch": [], "copy": [], "folder": []}
-    with Models(Options()) as models:
+    with Models(EvaluationOptions()) as models:
         half = recipe_of_family(family, "task_arithmetic", dict.fromkeys(TASKS, 0.5), {})
         parameters = [p.detach() for p in models.candidate(half).module.parameters()]
         copies = [parameter.clone() for parameter in parameters]

@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from benchmarks import smollm2_data as source
 from benchmarks.smollm2_data import Row, encode
-from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.intervals import wilson
 from taskvec.running.generation import Query, answers
 from taskvec.running.model import wrap
 

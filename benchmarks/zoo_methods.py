@@ -24,8 +24,8 @@ import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients.splits import Splitting, split
 from taskvec.errors import TaskvecError
-from taskvec.evaluation.evaluate import Options, Prepared, prepare
-from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, prepare
+from taskvec.evaluation.intervals import wilson
 from taskvec.evaluation.loading import Models
 from taskvec.vectors.api import recipe_of_family
 
@@ -90,9 +90,13 @@ class Questions:
 
 
 def questions() -> Questions:
-    parts = split([f"zoo:{skill}" for skill in TASKS], Options(), Splitting(CHOOSING_N, TEST_N))
-    kept = prepare([f"zoo:{skill}" for skill in KEPT], Options(limit=TEST_N))
-    return Questions(parts.select, [*parts.test, *kept, *prepare(["zoo:text"], Options())])
+    parts = split(
+        [f"zoo:{skill}" for skill in TASKS], EvaluationOptions(), Splitting(CHOOSING_N, TEST_N)
+    )
+    kept = prepare([f"zoo:{skill}" for skill in KEPT], EvaluationOptions(limit=TEST_N))
+    return Questions(
+        parts.select, [*parts.test, *kept, *prepare(["zoo:text"], EvaluationOptions())]
+    )
 
 
 def values(models: Models, recipe: Any, asked: Sequence[Prepared]) -> dict[str, float]:
@@ -131,7 +135,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     rows, asked = [], questions()
     started = time.monotonic()
-    with Models(Options()) as models:
+    with Models(EvaluationOptions()) as models:
         for name in options.only or METHODS:
             try:
                 found = row(name, METHODS[name], models, asked)

@@ -151,27 +151,27 @@ MPT = """
 {root}norm_f.weight  model - final_norm - -
 """
 OPT_BLOCK = """
-{root}decoder.layers.{b}.self_attn.q_proj.{wb}  model b attention q -
-{root}decoder.layers.{b}.self_attn.k_proj.{wb}  model b attention k -
-{root}decoder.layers.{b}.self_attn.v_proj.{wb}  model b attention v -
-{root}decoder.layers.{b}.self_attn.out_proj.{wb}  model b attention o -
-{root}decoder.layers.{b}.self_attn_layer_norm.{wb}  model b norm - -
-{root}decoder.layers.{b}.fc1.{wb}  model b mlp up -
-{root}decoder.layers.{b}.fc2.{wb}  model b mlp down -
-{root}decoder.layers.{b}.final_layer_norm.{wb}  model b norm - -
-{root}decoder.embed_positions.weight  model - embedding - -
-{root}decoder.project_in.weight  model - embedding - -
-{root}decoder.project_out.weight  model - head - -
+{root}decoder.layers.{b}.self_attn.q_proj.{wb}  decoder b attention q -
+{root}decoder.layers.{b}.self_attn.k_proj.{wb}  decoder b attention k -
+{root}decoder.layers.{b}.self_attn.v_proj.{wb}  decoder b attention v -
+{root}decoder.layers.{b}.self_attn.out_proj.{wb}  decoder b attention o -
+{root}decoder.layers.{b}.self_attn_layer_norm.{wb}  decoder b norm - -
+{root}decoder.layers.{b}.fc1.{wb}  decoder b mlp up -
+{root}decoder.layers.{b}.fc2.{wb}  decoder b mlp down -
+{root}decoder.layers.{b}.final_layer_norm.{wb}  decoder b norm - -
+{root}decoder.embed_positions.weight  decoder - embedding - -
+{root}decoder.project_in.weight  decoder - embedding - -
+{root}decoder.project_out.weight  decoder - head - -
 """
 OPT_OUTSIDE = """
-model.decoder.embed_tokens.weight  model - embedding - -
-model.decoder.final_layer_norm.{wb}  model - final_norm - -
+model.decoder.embed_tokens.weight  decoder - embedding - -
+model.decoder.final_layer_norm.{wb}  decoder - final_norm - -
 """
 # Without the prefix two names are T5's as well and get its tower; they are outside the blocks.
 OPT_BARE_OUTSIDE = """
 decoder.embed_tokens.weight  decoder - embedding - -
 decoder.final_layer_norm.weight  decoder - final_norm - -
-decoder.final_layer_norm.bias  model - final_norm - -
+decoder.final_layer_norm.bias  decoder - final_norm - -
 """
 
 BERT = """
@@ -561,6 +561,7 @@ def opt(model: str, table: str, tied: str = "") -> Architecture:
         lambda n: getattr(tf, model)(tf.OPTConfig(**size, **narrow, num_hidden_layers=n)),
         table,
         tied=tied,
+        towers=("decoder",),
     )
 
 

@@ -35,8 +35,8 @@ from taskvec.disentanglement.negation import task_negation
 from taskvec.training.api import finetune
 from taskvec.training.heads import linear_probe
 from taskvec.training.linearised import derivative
-from taskvec.training.loop import Outcome
-from taskvec.training.settings import Settings
+from taskvec.training.loop import BatchLoss
+from taskvec.training.settings import TrainingSettings
 
 ASKED = 100  # examples asked at once
 TUNING_SEED = 100
@@ -182,11 +182,11 @@ def trained(setup: Setup, mode: str, task: str, seed: int, rate: float) -> dict[
         return load_file(path)
     how, backbone, part = MODES[mode], setup.backbone(), setup.tasks[task].parts["train"]
 
-    def objective(module: Any, batch: Any) -> Outcome:
+    def objective(module: Any, batch: Any) -> BatchLoss:
         inputs, labels = batch
         logits = setup.heads[task](setup.features(module, inputs).float())
         loss = functional.cross_entropy(logits, labels)
-        return Outcome(loss, (logits.argmax(-1) == labels).sum())
+        return BatchLoss(loss, (logits.argmax(-1) == labels).sum())
 
     def make() -> dict[str, Any]:
         items = [
@@ -198,7 +198,7 @@ def trained(setup: Setup, mode: str, task: str, seed: int, rate: float) -> dict[
             train=how.train,
             linearised=how.linearised,
             objective=objective,
-            settings=Settings(
+            settings=TrainingSettings(
                 steps=setup.steps, batch_size=setup.batch, learning_rate=rate, seed=seed,
                 warmup_steps=setup.steps // 10, precision=setup.precision, device="cpu",
             ),
@@ -242,7 +242,7 @@ class Asked:
 
     module: Any
     vectors: dict[str, Any]
-    tasks: dict[str, dict[str, asked_tasks.Task]]
+    tasks: dict[str, dict[str, asked_tasks.ModelTask]]
 
 
 def asked(
@@ -280,7 +280,7 @@ def _tangent(
 ) -> Asked:
     values: list[Any] = []
     changes: dict[str, list[Any]] = {task: [] for task in vectors}
-    tasks: dict[str, dict[str, asked_tasks.Task]] = {part: {} for part in parts}
+    tasks: dict[str, dict[str, asked_tasks.ModelTask]] = {part: {} for part in parts}
     first = 0
     for part in parts:
         for task in vectors:
@@ -401,18 +401,20 @@ def error(setup: Setup, mode: str, seed: int) -> None:
     kept(setup, f"error-{mode}-{seed}", make)
 
 
-def _together(by_name: Mapping[str, asked_tasks.Task], *, without: str) -> asked_tasks.Task:
+def _together(
+    by_name: Mapping[str, asked_tasks.ModelTask], *, without: str
+) -> asked_tasks.ModelTask:
     """The data of all tasks but one, as one task."""
     others = [task for name, task in by_name.items() if name != without]
 
-    def run(module: Any) -> Iterator[asked_tasks.Rows]:
+    def run(module: Any) -> Iterator[asked_tasks.LogitRows]:
         first = 0
         for task in others:
             last = first
             for rows in task.run(module):
-                yield asked_tasks.Rows(rows.logits, rows.labels, rows.examples + first)
+                yield asked_tasks.LogitRows(rows.logits, rows.labels, rows.examples + first)
                 last = first + int(rows.examples.max()) + 1
             first = last
 
     identity = " ".join(task.identity for task in others)
-    return asked_tasks.Task("control", run, identity)
+    return asked_tasks.ModelTask("control", run, identity)

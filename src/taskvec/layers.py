@@ -3,8 +3,10 @@ r"""Which layer of a model a tensor belongs to, read from its name.
 `classify` maps a tensor's name to a `LayerKey`: tower, block, module, projection, expert. What is
 known about names is one table, `_FAMILIES`, at the end of this file. It holds names as checkpoints
 have them on disk and as `state_dict()` gives them (transformers 5 renames some on loading, and back
-on saving). A name that fits nothing is `other`, a layer of its own; nothing is guessed. Models that
-the table does not know are described in a recipe, by overrides.
+on saving). A name that the table does not know is in a block all the same if it has the number of
+one; its module and projection are then read from the words in it (`_WORDS`), and it is `other`
+where they say nothing. Only a name without a block number is outside the blocks. A recipe can
+describe names by overrides.
 
 What a module holds:
 
@@ -20,7 +22,9 @@ What a module holds:
 
 The tower is `model` in models with one tower, and for tensors that belong to none (T5's shared
 embedding, heads). Vision-language models have `vision` and `text`, encoder-decoders `encoder` and
-`decoder`.
+`decoder`. Any other list of blocks is a tower of its own, called by what stands before its numbers
+(`down_blocks`, `single_transformer_blocks`), so that block 3 of one list is never block 3 of
+another.
 """
 
 from __future__ import annotations
@@ -45,12 +49,15 @@ TOKEN_EMBEDDINGS: Final = (
     "word_embeddings.weight",
     "shared.weight",
     "token_embedding.weight",
+    "tok_embeddings.weight",
+    "backbone.embeddings.weight",
 )
 LANGUAGE_HEADS: Final = (
     "lm_head.weight",
     "embed_out.weight",
     "cls.predictions.decoder.weight",
     "lm_head.decoder.weight",
+    "proj_out.weight",
 )
 
 
@@ -72,8 +79,8 @@ class LayerKey:
     def at(self, granularity: str, name: str) -> str:
         """Identifier of the layer that tensor `name`, whose key this is, belongs to.
 
-        Tensors outside the blocks and tensors classified `other` are layers of their own at every
-        granularity.
+        Tensors outside the blocks are layers of their own at every granularity, tensors classified
+        `other` at `module`.
 
         >>> name = "model.layers.3.mlp.up_proj.weight"
         >>> [classify(name).at(granularity, name) for granularity in GRANULARITIES]
@@ -86,10 +93,12 @@ class LayerKey:
             raise ParameterError(
                 f"granularity: got {granularity!r}; {nearest(str(granularity), GRANULARITIES)}"
             )
-        if granularity == "tensor" or self.block is None or self.module == "other":
+        if granularity == "tensor" or self.block is None:
             return name
         block = f"{self.tower}/{self.block}"
-        return block if granularity == "block" else f"{block}/{self.module}"
+        if granularity == "block":
+            return block
+        return name if self.module == "other" else f"{block}/{self.module}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,7 @@ def classify(name: str, overrides: Sequence[Override] = ()) -> LayerKey:
     >>> classify("model.layers.3.self_attn.q_proj.weight")
     LayerKey(tower='model', block=3, module='attention', projection='q', expert=None)
     >>> classify("transformer.h.3.odd.weight")
-    LayerKey(tower='model', block=None, module='other', projection=None, expert=None)
+    LayerKey(tower='model', block=3, module='other', projection=None, expert=None)
 
     Raises:
         RecipeError: a group of an override captured something else than a whole number. Without
@@ -156,6 +165,20 @@ def classify(name: str, overrides: Sequence[Override] = ()) -> LayerKey:
         place.projection,
         None if place.expert is None else int(indices[place.expert]),
     )
+
+
+def renumbered(name: str, block: int) -> str:
+    """The name of a tensor in a block with another number for the block.
+
+    >>> renumbered("model.layers.3.mlp.experts.3.up_proj.weight", 10)
+    'model.layers.10.mlp.experts.3.up_proj.weight'
+    """
+    parts = _INDEX_SEGMENT.split(name)
+    place = _place(tuple(parts[::2]))
+    if place.block is None:
+        return name
+    parts[2 * place.block + 1] = str(block)
+    return "".join(parts)
 
 
 def override(entry: Mapping[str, object]) -> Override:
@@ -302,7 +325,7 @@ def _place(literals: tuple[str, ...]) -> _Place:
                             row.projection,
                             None if expert is None else int(expert),
                         )
-    return _NOWHERE
+    return _numbered(literals, probe)
 
 
 def _rests(
@@ -314,6 +337,124 @@ def _rests(
         block = _compiled(rf"{family.blocks}\.({_INDEX})\.").match(probe, start)
         if block is not None:
             yield probe[block.end() :], int(block[1]), family.inside
+
+
+# Names that no row of the table fits, but that have the number of a block.
+
+# Lists inside a module whose numbers are not those of blocks.
+_NOT_BLOCKS: Final = re.compile(
+    r".*(?:mlp|merger|proj|projector|projection|resampler|classifier|head|heads|score|scores|fc|net"
+    r"|conv|convs|linear|linears|embed|embeddings|experts|norms|adapter|adapters|to_out|stem|pooler"
+    r"|bn|downsample|upsample|cond|gate|act|dropout)"
+)
+_BLOCKS: Final = re.compile(r".*(?:layers?|blocks?|stages?)|h")
+_LONGEST: Final = 1000  # characters of a name that is searched for words
+# Segments that say nothing about which list of blocks it is.
+_PLAIN: Final = frozenset(
+    {"model", "base_model", "auto_model", "transformer", "backbone", "diffusion_model"}
+    | {"layers", "layer", "h", "blocks", "block", "resblocks", "gpt_neox"}
+    | {"bert", "roberta", "distilbert", "electra", "deberta", "albert", "mpnet", "esm"}
+    | {"vit", "deit", "beit", "dinov2"}
+)
+_TOWERS: Final = {
+    **dict.fromkeys(("visual", "vision", "vision_tower", "vision_model"), "vision"),
+    **dict.fromkeys(("text", "text_model", "language_model", "llm"), "text"),
+    **dict.fromkeys(("audio", "audio_tower", "audio_model"), "audio"),
+}
+
+
+def _numbered(literals: tuple[str, ...], probe: str) -> _Place:
+    """The place of a name by its numbers and the words in it."""
+    if len(probe) > _LONGEST:
+        return _NOWHERE
+    start = 0
+    for block, before in enumerate(literals[:-1]):
+        start += len(before)
+        path = [segment for segment in probe[:start].split(".") if segment]
+        start += len(str(block))
+        rest = probe[start + 1 :]
+        if not path or not rest or _NOT_BLOCKS.fullmatch(path[-1]):
+            continue
+        # What has no module inside is an entry of a sequence, unless the sequence is of blocks.
+        if "." in rest or _BLOCKS.fullmatch(path[-1]):
+            return _Place(_tower_of(probe, path, block), block, *_read(rest))
+    return _NOWHERE
+
+
+def _tower_of(probe: str, path: Sequence[str], block: int) -> str:
+    """The tower that a list of blocks is in: that of a family with this list, or by its path."""
+    for family in _FAMILIES:
+        for tower, root in family.roots:
+            start = _compiled(root).match(probe)
+            if start is not None and family.inside:
+                found = _compiled(rf"{family.blocks}\.({_INDEX})\.").match(probe, start.end())
+                if found is not None and int(found[1]) == block:
+                    return tower
+    words = list(dict.fromkeys(_TOWERS.get(s, s) for s in path if s not in _PLAIN))
+    if words and words[0] in _TOWERS.values():
+        words = [word for word in words if word != "encoder"]
+    return "_".join(re.sub(r"\W", "_", word) for word in words) or "model"
+
+
+def _read(rest: str) -> tuple[str, str | None, int | None]:
+    """Module, projection and place of the expert's index, from the words behind a block's index."""
+    expert = re.search(rf"(?:^|\.)experts\.({_INDEX})\.", rest)
+    kinds = [
+        (module, projection)
+        for pattern, module, projection in _WORDS
+        if _compiled(pattern).search(rest)
+    ]
+    module, projection = kinds[0] if kinds else ("other", None)
+    if projection is not None and re.search(r"(?:^|\.)shared_(?:expert|mlp)", rest):
+        projection = f"shared_{projection}"
+    elif projection is not None and re.search(r"(?:^|\.)(?:cross|encoder)_?attn|attn2\.", rest):
+        projection = f"cross_{projection}"
+    return module, projection, None if expert is None or module != "mlp" else int(expert[1])
+
+
+def _words() -> tuple[tuple[str, str, str | None], ...]:
+    """Patterns of what follows a block's index, with module and projection; the first that fits."""
+    end = r"(?:\.(?:weight|bias|base_layer\.weight))?$"
+    attention = r"(?:^|[._])(?:[a-z]*attn\d?|[a-z]*attention|sa|ca)(?=[._])(?:.*\.)?"
+    mlp = (
+        r"(?:^|\.)(?:\w*mlp\w*|\w*ffn?\w*|feed_forward\w*|\w*moe\w*|\w*experts?|ff_context"
+        r"|intermediate|output)\.(?:.*\.)?"
+    )
+    rows: list[tuple[str, str, str | None]] = [
+        (rf"(?:^|[._])q_?(?:layer_?)?norm{end}", "norm", "q"),
+        (rf"(?:^|[._])k_?(?:layer_?)?norm{end}", "norm", "k"),
+        (r"(?:^|\.)\w*norm\w*\.(?:weight|bias|gamma|beta|scale)$", "norm", None),
+        (r"(?:^|[._])ln_?(?:[0-9f]|\w+)?\.(?:weight|bias|gamma|beta)$", "norm", None),
+    ]
+    for words, projection in (
+        ("q_proj|query|query_proj|q_lin|to_q|q|wq|Wq", "q"),
+        ("k_proj|key|key_proj|k_lin|to_k|k|wk|Wk", "k"),
+        ("v_proj|value|value_proj|v_lin|to_v|v|wv|Wv", "v"),
+        ("qkv|qkv_proj|Wqkv|c_attn|query_key_value|in_proj|in_proj_weight|in_proj_bias"
+         "|in_proj_qkvz|to_qkv", "qkv"),
+        ("q_a_proj", "q_a"), ("q_b_proj", "q_b"),
+        ("kv_a_proj_with_mqa", "kv_a"), ("kv_b_proj", "kv_b"),
+        ("o_proj|out_proj|out_lin|dense|proj|c_proj|Wo|wo|o|to_out\\.\\d+|to_out", "o"),
+    ):  # fmt: skip
+        rows.append((rf"{attention}(?:{words}){end}", "attention", projection))
+    rows.append((attention, "attention", None))
+    rows.append((rf"{mlp}(?:gate|router|router\.layer|gate\.wg){end}", "mlp", "router"))
+    rows.append((r"(?:^|\.)shared_expert_gate\.", "mlp", "router"))
+    for words, projection in (
+        ("gate_up_proj(?:_bias)?|input_linear|Wi|weights_in|w12|experts\\.w1w3", "gate_up"),
+        ("gate_proj|w1|wi_0|fc1_g", "gate"),
+        ("up_proj|w3|wi_1|wi|fc1|c_fc|fc_in|lin1|linear_fc1|dense_h_to_4h|intermediate\\.dense"
+         "|net\\.\\d+\\.proj", "up"),
+        ("down_proj(?:_bias)?|w2|wo|fc2|c_proj|fc_out|lin2|linear_fc2|dense_4h_to_h"
+         "|output_linear|output\\.dense|Wo|net\\.\\d+", "down"),
+    ):  # fmt: skip
+        rows.append((rf"(?:{mlp}|^)(?:{words}){end}", "mlp", projection))
+    rows.append((mlp, "mlp", None))
+    rows.append((r"(?:^|\.)(?:mamba|mixer|conv|ssm|rec|recurrent)\.out_proj" + end, "other", "o"))
+    return tuple(rows)
+
+
+_WORDS: Final = _words()
 
 
 # The table. Together, root, blocks and row match a whole name. Indices are matched by _INDEX and
@@ -373,7 +514,23 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
         ),
         outside=(
             _Row(r"embed_tokens\.weight", "embedding"),
-            _Row(r"norm\.weight", "final_norm"),
+            _Row(rf"(?:norm|final_layernorm|final_norm|embedding_norm){_WB}", "final_norm"),
+        ),
+    ),
+    # Mamba, outside the blocks.
+    _Family(
+        roots=(("model", r"(?:backbone|model)\."),),
+        outside=(
+            _Row(r"embeddings?\.weight", "embedding"),
+            _Row(r"norm_f\.weight", "final_norm"),
+        ),
+    ),
+    # DistilBERT, outside the blocks.
+    _Family(
+        roots=(("model", r"(?:distilbert\.)?"),),
+        outside=(
+            _Row(rf"vocab_(?:transform|layer_norm|projector){_WB}", "head"),
+            _Row(r"embeddings\.tok_embeddings\.weight", "embedding"),  # ModernBERT
         ),
     ),
     # GPT-2.
@@ -487,9 +644,33 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
         roots=(("model", r"(?:transformer\.)?"),),
         outside=(_Row(r"shared\.weight", "embedding"),),
     ),
-    # OPT. Its final_layer_norm inside a block is the norm before the block's MLP.
+    # OPT, and decoders of BART, Marian, Whisper. The final_layer_norm inside a block is the norm
+    # before the block's MLP.
     _Family(
-        roots=(("model", r"(?:model\.)?decoder\."),),
+        roots=(("decoder", r"(?:model\.)?decoder\."),),
+        blocks="layers",
+        inside=(
+            *_SELF_ATTENTION,
+            _Row(rf"self_attn\.out_proj{_WB}", "attention", "o"),
+            _Row(rf"encoder_attn\.q_proj{_WB}", "attention", "cross_q"),
+            _Row(rf"encoder_attn\.k_proj{_WB}", "attention", "cross_k"),
+            _Row(rf"encoder_attn\.v_proj{_WB}", "attention", "cross_v"),
+            _Row(rf"encoder_attn\.out_proj{_WB}", "attention", "cross_o"),
+            _Row(rf"fc1{_WB}", "mlp", "up"),
+            _Row(rf"fc2{_WB}", "mlp", "down"),
+            _Row(rf"(?:self_attn|encoder_attn|final)_layer_norm{_WB}", "norm"),
+        ),
+        outside=(
+            _Row(r"embed_(?:tokens|positions)\.weight", "embedding"),
+            _Row(r"project_in\.weight", "embedding"),
+            _Row(r"project_out\.weight", "head"),
+            _Row(rf"layernorm_embedding{_WB}", "norm"),
+            _Row(rf"(?:final_layer_norm|layer_norm){_WB}", "final_norm"),
+        ),
+    ),
+    # Encoders of BART, Marian, Whisper.
+    _Family(
+        roots=(("encoder", r"model\.encoder\."),),
         blocks="layers",
         inside=(
             *_SELF_ATTENTION,
@@ -499,15 +680,15 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
             _Row(rf"(?:self_attn|final)_layer_norm{_WB}", "norm"),
         ),
         outside=(
+            _Row(rf"conv[12]{_WB}", "embedding"),
             _Row(r"embed_(?:tokens|positions)\.weight", "embedding"),
-            _Row(r"project_in\.weight", "embedding"),
-            _Row(r"project_out\.weight", "head"),
-            _Row(rf"final_layer_norm{_WB}", "final_norm"),
+            _Row(rf"layernorm_embedding{_WB}", "norm"),
+            _Row(rf"layer_norm{_WB}", "final_norm"),
         ),
     ),
-    # BERT, RoBERTa.
+    # BERT, RoBERTa, and what is named like them.
     _Family(
-        roots=(("model", r"(?:(?:bert|roberta)\.)?"),),
+        roots=(("model", r"(?:(?:bert|roberta|electra|deberta)\.)?"),),
         blocks=r"encoder\.layer",
         inside=(
             _Row(rf"attention\.self\.query{_WB}", "attention", "q"),
@@ -650,13 +831,20 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
             _Row(rf"text_projection(?:{_WB})?", "head"),  # CLIP of transformers too
         ),
     ),
-    # What leads out of a vision tower: CLIP of transformers, Gemma 3.
+    # What leads into and out of a vision tower: CLIP of transformers, Gemma 3, LLaVA, Qwen-VL.
     _Family(
         roots=(("vision", ""),),
         outside=(
             _Row(r"visual_projection\.weight", "head"),
             _Row(r"(?:model\.)?multi_modal_projector\.mm_input_projection_weight", "head"),
             _Row(r"(?:model\.)?multi_modal_projector\.mm_soft_emb_norm\.weight", "head"),
+            _Row(rf"(?:model\.)?multi_modal_projector\.(?:linear_[12]|norm){_WB}", "head"),  # LLaVA
+            _Row(
+                rf"(?:model\.)?visual\.merger\.(?:ln_q|norm|mlp\.{_INDEX}|linear_fc[12]){_WB}",
+                "head",
+            ),
+            _Row(rf"(?:model\.)?visual\.patch_embed\.proj{_WB}", "embedding"),
+            _Row(r"(?:model\.)?visual\.pos_embed\.weight", "embedding"),
         ),
     ),
     # Heads that stand beside the model: causal (Llama and its like, GPT-2, OPT; embed_out is
@@ -670,6 +858,7 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
         roots=(("model", ""),),
         outside=(
             _Row(r"embed_out\.weight", "head"),
+            _Row(rf"proj_out{_WB}", "head"),  # Whisper
             _Row(rf"lm_head\.(?:dense|layer_norm|decoder){_WB}", "head"),
             _Row(rf"cls\.predictions\.(?:decoder|transform\.dense){_WB}", "head"),
             _Row(rf"cls\.predictions\.transform\.LayerNorm{_NORM}", "head"),
@@ -681,3 +870,39 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
         ),
     ),
 )
+
+
+def model_order(tower: str, block: int | None, module: str | None, name: str) -> tuple[object, ...]:
+    """Sort key that lists layers in the order of a model, whatever the granularity.
+
+    Towers that read come before those that write; within one: embeddings, block 0, 1, 2 … 10,
+    final norm, head. Numbers within names count as numbers.
+
+    >>> rows = [
+    ...     ("model", None, "head", "lm_head.weight"),
+    ...     ("model", 10, None, "model/10"),
+    ...     ("model", 2, None, "model/2"),
+    ...     ("model", None, "embedding", "embed.weight"),
+    ... ]
+    >>> [row[-1] for row in sorted(rows, key=lambda row: model_order(*row))]
+    ['embed.weight', 'model/2', 'model/10', 'lm_head.weight']
+    """
+    towers = ("vision", "audio", "encoder", "text", "model", "decoder")
+    outside = ("embedding", "block", "norm", "final_norm", "head", "other")
+    inside = ("attention", "mlp", "norm")
+    place = "block" if block is not None else module or "other"
+    words = tuple((not w.isdigit(), int(w) if w.isdigit() else w) for w in re.split(r"(\d+)", name))
+    return (
+        towers.index(tower) if tower in towers else len(towers),
+        tower,
+        outside.index(place) if place in outside else len(outside),
+        -1 if block is None else block,
+        inside.index(module) if module in inside else len(inside),
+        words,
+    )
+
+
+def module_order(tower: str, module: str) -> tuple[object, ...]:
+    """Sort key of kinds of modules: embeddings, what blocks consist of, final norm, head."""
+    is_inside = module in ("attention", "mlp", "norm", "block")
+    return model_order(tower, 0 if is_inside else None, module, "")

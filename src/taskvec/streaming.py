@@ -42,7 +42,7 @@ class Progress(Protocol):
     """Told what is being done; the command line shows a bar."""
 
     def __call__(
-        self, label: str, total_bytes: int
+        self, label: str, total_bytes: int, /
     ) -> AbstractContextManager[Callable[[int], object]]:
         """Begin a stage; the context gives a function to call with the bytes done since."""
 

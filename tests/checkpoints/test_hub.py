@@ -426,13 +426,14 @@ def test_recipes_keep_names_and_prefer_folders(tmp_path, monkeypatch):
     ],
 )
 def test_task_flags_keep_names(given, model, scale, tmp_path, monkeypatch):
-    from taskvec.cli.common import _flags
+    from taskvec.cli.recipe import _flags
 
     monkeypatch.chdir(tmp_path)
     flags = _flags(SimpleNamespace(task=[given], base="lab/base", instruct="folder"))
     entry = {"model": model} | ({} if scale is None else {"scale": scale})
-    assert flags["tasks"]["m"] == entry
-    assert (flags["base"], flags["instruct"]) == ("lab/base", str(tmp_path / "folder"))
+    assert flags[("tasks", "m")] == (entry, f"--task {given}")
+    assert flags[("base",)] == ("lab/base", "--base")
+    assert flags[("instruct",)] == (str(tmp_path / "folder"), "--instruct")
 
 
 def test_merge_by_names_equals_merge_by_folders(hub, tmp_path):

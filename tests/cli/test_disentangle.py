@@ -161,9 +161,9 @@ def test_the_tangent_is_measured_instead(cli, data, tmp_path):
     ("arguments", "message"),
     [
         ([], "no task vector is given; give --task NAME=VECTOR"),
-        (["--task", "a"], "--task must be NAME=…; got 'a'"),
+        (["--task", "a"], "--task takes NAME=…; got 'a'"),
         (["--task", "a=x", "--task", "a=y"], "--task a is given twice"),
-        (["--task", "a=x", "--data", "b=y"], "--data b: is no task; give --task b=VECTOR"),
+        (["--task", "a=x", "--data", "b=y"], "--data b: unknown task; give --task b=VECTOR"),
         (["--task", "a=x"], "--data a=PATH is missing"),
         (["--task", "a=x", "--data", "a=y"], "the error is of two tasks; got 1: a"),
         (["--task", "a=x", "--data", "a=y", "--measure", "addition"],
@@ -194,7 +194,7 @@ def test_data_of_two_kinds_or_a_head_for_texts_are_refused(cli, data, tmp_path):
     assert "texts to go on from and classes cannot be asked of one model" in err
     arguments += given("--data", data, "test", "code")
     code, _, err = cli(*arguments, "--fields", "prompt", "--out", tmp_path / "out")
-    assert (code, err) == (2, "taskvec: error: --fields must be USE=NAME,…; got 'prompt'\n")
+    assert (code, err) == (2, "taskvec: error: --fields takes USE=NAME,…; got 'prompt'\n")
     code, _, err = cli(*arguments, "--head", "probe", "--out", tmp_path / "out")
     assert code == 2
     assert "head 'probe' is for classes; texts are asked of the model's own" in err

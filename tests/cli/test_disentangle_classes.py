@@ -13,7 +13,7 @@ pytest.importorskip("accelerate")
 
 from tests.training import tiny_models as tiny
 
-from taskvec.training import Asking, Output, finetune
+from taskvec.training import HeadOptions, RunOutput, finetune
 
 GRID = ("--points", 3, "--low", 0, "--high", 1, "--quiet")
 TEMPLATE = "one {}, two {} and a cat"
@@ -50,9 +50,9 @@ def trained(request, tmp_path_factory):
     for task, path in data.items():
         run = finetune(
             model, path, train="linear", validation=path,
-            asking=Asking(head=head, templates=(TEMPLATE,)),
+            asking=HeadOptions(head=head, templates=(TEMPLATE,)),
             settings={"steps": 4, "batch_size": 8, "learning_rate": 0.3},
-            output=Output(folder / task),
+            output=RunOutput(folder / task),
         )  # fmt: skip
         vectors[task] = run.path
         accuracies[task] = [

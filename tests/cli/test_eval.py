@@ -41,7 +41,7 @@ def test_a_table_with_intervals(tmp_path):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "zoo:math: n = 20 of 150, seed 0"
-    assert lines[1].split() == ["right", "right,", "less", "instruct's", "share", "of", "math's"]
+    assert lines[1].split() == ["right", "Δ", "right", "vs", "instruct", "share", "of", "math's"]
     assert lines[2].split() == ["instruct", "0.000", "[0.000,", "0.161]", "0%"]
     assert lines[3].startswith("math      ")
     assert lines[3].endswith("100%")
@@ -125,7 +125,7 @@ def test_models_that_have_other_metrics(cli, tmp_path, monkeypatch):
     code, out, _ = cli(*asked, "--out", tmp_path / "out")
     assert code == 0
     lines = out.splitlines()
-    assert lines[1].split() == ["a", "b", "c", "a,", "less", "instruct's"]
+    assert lines[1].split() == ["a", "b", "c", "Δ", "a", "vs", "instruct"]
     assert lines[2].split()[:5] == ["instruct", "nan", "[nan,", "nan]", "1.000"]
     assert lines[2].split()[-1] == lines[3].split()[4] == "–"
 
@@ -156,13 +156,13 @@ def test_list(cli):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "no model is given; see taskvec eval --help"),
+        ([], "MODEL is missing: give a folder"),
         ([MATH], "no task is named; see --list"),
         ([MATH, MATH, *MATHS], "two models are called 'math'; name them: NAME="),
-        ([MATH, *MATHS, "--reference", "x"], "'x' is none of the models: math"),
-        ([MATH, *MATHS, "--single", "zoo:math=x"], "'x' is none of the models: math"),
-        ([MATH, *MATHS, "--single", "gsm8k=math"], "--single names 'gsm8k', which is none of"),
-        ([MATH, *MATHS, "--single", "math"], "--single must be TASK=NAME; got 'math'"),
+        ([MATH, *MATHS, "--reference", "x"], "unknown model 'x'; the models are math"),
+        ([MATH, *MATHS, "--single", "zoo:math=x"], "unknown model 'x'; the models are math"),
+        ([MATH, *MATHS, "--single", "gsm8k=math"], "--single names 'gsm8k', which is not one of"),
+        ([MATH, *MATHS, "--single", "math"], "--single takes TASK=NAME; got 'math'"),
         ([f"={zoo.path('math')}", *MATHS], "a model must be MODEL or NAME=MODEL; got '=/"),
         (["math=", *MATHS], "a model must be MODEL or NAME=MODEL; got 'math='"),
         (

@@ -89,7 +89,7 @@ def test_the_instruction_vector_needs_no_task(cli, tmp_path, family):
     assert "instruction vector" in stdout
     code, _, err = cli("extract", out, "--what", "complex", *roles)
     assert code == 2
-    assert "give a recipe, or --task NAME=DIR[:SCALE] and the roles it needs" in err
+    assert "give a recipe, or --task NAME=MODEL[:SCALE] and the roles it needs" in err
 
 
 def test_lora_is_reported_tensor_by_tensor(cli, tmp_path, flags):

@@ -111,7 +111,7 @@ def test_exit_codes_and_messages(cli, given, tmp_path):
     )
     assert refused(cli, 2, *given, *out, "--steps", 0) == "steps must be above 0; got 0"
     assert refused(cli, 2, *given, *out, "--fields", "prompt") == (
-        "--fields must be USE=NAME,…; got 'prompt'"
+        "--fields takes USE=NAME,…; got 'prompt'"
     )
     assert refused(cli, 2, *given, *out, "--train", "norms,x").startswith("train 'x' is no preset")
     assert refused(cli, 1, *given[:2], tmp_path / "no", *out) == (
@@ -214,7 +214,7 @@ def test_stopped_and_gone_on(given, tmp_path, number, word):
     assert run.returncode == (130 if word else -number)
     if word:
         assert err.splitlines()[-1] == (
-            f"taskvec: {word}; the same command goes on from where it was"
+            f"taskvec: {word}; the same command continues where it stopped"
         )
     assert not (tmp_path / "parts/vector.safetensors").exists()
     for out in ("parts", "whole"):

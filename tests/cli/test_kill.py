@@ -59,7 +59,7 @@ def test_kill_at_operations(tmp_path, family, before, step):
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
-INTERRUPTION = "taskvec: interrupted; the same command goes on from where it was\n"
+INTERRUPTION = "taskvec: interrupted; the same command continues where it stopped\n"
 INTERRUPTED = """
 import os, signal, sys
 from taskvec.checkpoints import staging

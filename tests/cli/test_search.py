@@ -42,7 +42,7 @@ def test_a_table_and_a_recipe(tmp_path, recipe):
     assert lines[1].split() == ["candidate", "scale", "zoo:math", "zoo:say", "objective", "kept"]
     assert lines[2].split()[1] == "1.0000"
     assert lines[5].split() == ["target", "–", "0.0000", "1.0000", "–"]
-    assert lines[7].startswith("On test data, which had no say in the choice (zoo:math n = 6, zoo:")
+    assert lines[7].startswith("On test data, which were not used for the choice (zoo:math n = 6")
     assert lines[8].split()[:2] == ["winner", "recipe"]
     assert lines[9].startswith("maximize zoo:math")
     assert lines[10].startswith("keep zoo:say")
@@ -116,7 +116,7 @@ def test_a_trade_off(cli, tmp_path, recipe):
         (["--maximize", "zoo:maths"], "there is no task 'zoo:maths'; did you mean 'zoo:math'"),
         (["--maximize", "zoo:math", "--vary", "sale=0:1"], "task_arithmetic has no sale; did you"),
         (["--maximize", "zoo:math", "--select-n", "150"], "150 for selection and 1 for the test"),
-        (["--maximize", "zoo:math", "--single", "zoo:math"], "--single must be GOAL=TASK; got"),
+        (["--maximize", "zoo:math", "--single", "zoo:math"], "--single takes GOAL=TASK; got"),
         (["--maximize", "zoo:math", "--test-data", "none"], "--test-data none: no such folder; "),
         (["--maximize", "zoo:math", "--sampler", "sobol"], "sampler must be one of auto, grid"),
         (["--maximize", "zoo:math", "--keep-share", "2"], "keep_share must be above 0 and at mo"),

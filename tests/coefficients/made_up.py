@@ -10,13 +10,13 @@ from typing import Any
 from taskvec import zoo
 from taskvec.coefficients.api import make_job
 from taskvec.coefficients.goals import make_goals
-from taskvec.coefficients.scoring import Ask, Job, Outcome
+from taskvec.coefficients.scoring import Ask, CandidateOutcome, SearchJob
 from taskvec.coefficients.space import parse_axis
 from taskvec.coefficients.splits import Splitting
 from taskvec.errors import CheckpointError
-from taskvec.evaluation.evaluate import Options, Result
-from taskvec.evaluation.figures import by_name
-from taskvec.evaluation.task import Metric, Score, Settings
+from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.intervals import by_name
+from taskvec.evaluation.task import Metric, SampleSettings, Score
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
 from taskvec.recipes.recipe import Recipe
@@ -44,11 +44,11 @@ def job(
     seed: int = 0,
     select_n: int = 10,
     **about: Any,
-) -> Job:
+) -> SearchJob:
     """A search of the zoo; nothing is loaded for it."""
     given = of or recipe()
     goals = make_goals(maximize, minimize, keep, tasks=list(given.family.tasks), **about)
-    options = Options(settings=Settings(seed=seed))
+    options = EvaluationOptions(settings=SampleSettings(seed=seed))
     splitting = Splitting(select_n, 10)
     found = [parse_axis(text) for text in axes]
     return make_job(given, found, goals, options, splitting, sampler=sampler)
@@ -80,7 +80,7 @@ class Formula:
         self.asks: deque[Ask] = deque()
         self.asked: list[Ask] = []
 
-    def __call__(self, job: Job) -> Formula:
+    def __call__(self, job: SearchJob) -> Formula:
         return self
 
     def __enter__(self) -> Formula:
@@ -93,14 +93,14 @@ class Formula:
         self.asks.append(ask)
         self.asked.append(ask)
 
-    def next(self) -> Outcome:
+    def next(self) -> CandidateOutcome:
         ask = self.asks.popleft()
         try:
             values = self.score(ask.recipe)
         except CheckpointError as error:
-            return Outcome(ask.number, error=str(error))
+            return CandidateOutcome(ask.number, error=str(error))
         results = [result(t, v, self.kinds.get(t, "rate")) for t, v in values.items()]
-        return Outcome(ask.number, results, "", 0.25, 0.5)
+        return CandidateOutcome(ask.number, results, "", 0.25, 0.5)
 
     @property
     def scales(self) -> list[float]:

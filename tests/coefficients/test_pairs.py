@@ -19,8 +19,8 @@ from taskvec.coefficients.pairs import (
     pure_weights,
 )
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options
-from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.evaluate import EvaluationOptions
+from taskvec.evaluation.intervals import Figure
 from taskvec.evaluation.task import Metric
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
@@ -164,7 +164,7 @@ def _torch():
 
 
 def found_in(recipe, tasks, n):
-    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, options=Options(limit=n))
+    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, options=EvaluationOptions(limit=n))
 
 
 @pytest.mark.usefixtures("_torch")

@@ -20,7 +20,7 @@ pytest.importorskip("optuna")
 
 from tests.coefficients.made_up import Formula, job, peak
 
-from taskvec.coefficients.api import searched
+from taskvec.coefficients.api import run_search
 from taskvec.coefficients.ray_executor import RayExecutor
 from taskvec.coefficients.scoring import Local
 from taskvec.errors import CheckpointError, TaskvecError, UsageError
@@ -89,7 +89,7 @@ def test_a_worker_is_killed_while_it_scores(tmp_path):
             return outcome
 
     executor = partial(Watched, workers=2, local=once)
-    found = searched(made, tmp_path / "once", executor=executor)
+    found = run_search(made, tmp_path / "once", executor=executor)
     assert not sys.modules["ray"].is_initialized()
     assert beyond == set()
     assert found.recipe.scales["math"] == 0.7
@@ -101,7 +101,7 @@ def test_a_worker_is_killed_while_it_scores(tmp_path):
     assert len(everyone) == 3  # two, and the one that took the place of the killed
 
     executor = partial(RayExecutor, workers=2, local=always)
-    found = searched(made, tmp_path / "always", executor=executor)
+    found = run_search(made, tmp_path / "always", executor=executor)
     (error,) = [t["error"] for t in found.told["trials"] if t["point"]["scale"] == 0.9]
     assert error.startswith("2 workers ended over it: ")
     assert len((notes / "0.9").read_text().split()) == 1 + 2  # the first search scored it once
@@ -111,8 +111,8 @@ def test_a_worker_is_killed_while_it_scores(tmp_path):
 def test_models_on_workers_score_as_here(tmp_path):
     """The zoo, by two workers and by this process: the same values, the same winner."""
     made = job("scale=0.5:0.7:0.2", maximize=["zoo:math", "zoo:code"], keep=["zoo:text"])
-    here = searched(made, tmp_path / "here", executor=Local)
-    there = searched(made, tmp_path / "there", executor=partial(RayExecutor, workers=2))
+    here = run_search(made, tmp_path / "here", executor=Local)
+    there = run_search(made, tmp_path / "there", executor=partial(RayExecutor, workers=2))
     for one, other in zip(here.told["trials"], there.told["trials"], strict=True):
         assert one["values"] == other["values"]
     assert here.told["test"] == there.told["test"]

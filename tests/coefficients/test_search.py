@@ -20,7 +20,7 @@ from taskvec.coefficients.goals import make_goals
 from taskvec.coefficients.scoring import Ask, Local
 from taskvec.coefficients.space import parse_axis
 from taskvec.coefficients.splits import Splitting
-from taskvec.evaluation.evaluate import Options
+from taskvec.evaluation.evaluate import EvaluationOptions
 from taskvec.outputs.run import run
 from taskvec.recipes.reading import load_recipe
 
@@ -48,7 +48,7 @@ def test_the_recipe_merges_to_the_candidate(found, tmp_path):
 
     goals = make_goals(["zoo:math"], tasks=["math", "code"])
     axes = [parse_axis(axis) for axis in AXES]
-    job = make_job(recipe(method=LATA), axes, goals, Options(), Splitting(2, 2))
+    job = make_job(recipe(method=LATA), axes, goals, EvaluationOptions(), Splitting(2, 2))
     point = result.told["winner"]["point"]
     with Local(job) as scorer:
         scorer.submit(Ask(0, job.space.recipe_at(point)))
@@ -86,8 +86,8 @@ def test_test_scores_are_those_of_an_evaluation(found, tmp_path):
 
     out, result = found
     run(load_recipe(out / "recipe.yaml"), tmp_path / "merged")
-    parts = split(["zoo:math", "zoo:code", "zoo:say"], Options(), Splitting(8, 12))
-    with Models(Options()) as models:
+    parts = split(["zoo:math", "zoo:code", "zoo:say"], EvaluationOptions(), Splitting(8, 12))
+    with Models(EvaluationOptions()) as models:
         merged = models.evaluate(tmp_path / "merged", parts.test, "merged")
     told = result.told["test"]["figures"]["winner"]
     for each in merged:

@@ -13,7 +13,7 @@ import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients.goals import MAXIMIZE, MINIMIZE, Goal
 from taskvec.coefficients.sensitivity import (
-    Kept,
+    KeptShares,
     Measure,
     Point,
     Sensitivity,
@@ -24,8 +24,8 @@ from taskvec.coefficients.sensitivity import (
 )
 from taskvec.coefficients.sweeps import Sweep
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options, Result
-from taskvec.evaluation.figures import figure
+from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.intervals import figure
 from taskvec.evaluation.task import Metric, Score
 from taskvec.vectors.api import recipe_of_family
 
@@ -72,9 +72,9 @@ def test_layers_that_a_task_left_alone_do_not_count():
     still = "model.embed_tokens.weight"
     family["task:a"][still] = family["anchor"][still]
     kept = kept_below(scanned(family, "F32"), "a", "tensor", 1.0)
-    assert kept == Kept(1.0, 1.0, 1.0)
+    assert kept == KeptShares(1.0, 1.0, 1.0)
     family["task:a"] = family["anchor"]
-    assert kept_below(scanned(family, "F32"), "a", "tensor", 1.0) == Kept(None, 0.0, None)
+    assert kept_below(scanned(family, "F32"), "a", "tensor", 1.0) == KeptShares(None, 0.0, None)
 
 
 def recipe_of_zoo(method, scale=0.7, tasks=("math",)):
@@ -88,7 +88,7 @@ def recipe_of_zoo(method, scale=0.7, tasks=("math",)):
 
 def test_a_density_keeps_its_share_and_lambda_drops_nothing():
     recipe = recipe_of_zoo("dare", tasks=("math", "code"))
-    both = {"code": Kept(None, 0.2, None), "math": Kept(None, 0.2, None)}
+    both = {"code": KeptShares(None, 0.2, None), "math": KeptShares(None, 0.2, None)}
     assert kept_of(recipe, Sweep("density", ()), 0.2, None) == both
     assert kept_of(recipe, Sweep("density", (), "math"), 0.2, None).keys() == {"math"}
     assert kept_of(recipe, Sweep("scale", ()), 0.2, None) == {}
@@ -198,7 +198,7 @@ def test_merges_are_measured_beside_the_recipe():
     """σ = −1 keeps nothing and σ = 1 everything: the ends are instruct and plain arithmetic."""
     recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold", "threshold": 1}, scale=1.0)
     tasks = ["zoo:math", "zoo:text"]
-    options = Options(limit=20)
+    options = EvaluationOptions(limit=20)
     found = measure_sweep(recipe, "threshold=-1,1", measure=tasks, options=options)
     nothing, everything = found.points
     assert (nothing.kept["math"].energy, everything.kept["math"].energy) == (0.0, 1.0)
@@ -220,7 +220,7 @@ def test_merges_are_measured_beside_the_recipe():
 def test_a_merge_that_fails_is_told_and_the_others_go_on():
     method = {"name": "lata", "scheme": "threshold", "normalize_weights": "norm"}
     recipe = recipe_of_zoo(method)
-    options = Options(limit=5)
+    options = EvaluationOptions(limit=5)
     found = measure_sweep(recipe, "threshold=-1,1", minimize=["zoo:math"], options=options)
     failed, merged = found.points
     assert "normalize_weights of task 'math' cannot be norm" in failed.error
@@ -246,7 +246,7 @@ def test_without_tasks_no_model_is_loaded(monkeypatch, tmp_path):
         "method: {name: lata, scheme: threshold}\n"
     )
     found = measure_sweep(path, "threshold=0.9,1")
-    assert found.points[1] == Point(1.0, {"math": Kept(1.0, 1.0, 1.0)})
+    assert found.points[1] == Point(1.0, {"math": KeptShares(1.0, 1.0, 1.0)})
     assert 0 < found.points[0].kept["math"].layers < 1
     assert found.safe == []
     assert found.to_json()["measures"] == {}

@@ -16,7 +16,7 @@ pytest.importorskip("optuna")
 
 from tests.coefficients.made_up import Formula, job, peak, recipe
 
-from taskvec.coefficients.api import searched
+from taskvec.coefficients.api import run_search
 from taskvec.errors import CheckpointError, TaskvecError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def points(found):
 
 def test_a_grid_is_tried_once(tmp_path):
     scorer = peak(0.7)
-    found = searched(job("scale=0:1:0.1"), tmp_path, executor=scorer)
+    found = run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
     assert found.told["sampler"] == "grid"
     assert scorer.scales[0] == 0.5  # the recipe as it was given
     assert sorted(scorer.scales) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -41,9 +41,9 @@ def test_a_grid_is_tried_once(tmp_path):
 
 
 def test_the_same_command_again_scores_nothing(tmp_path):
-    first = searched(job("scale=0:1:0.1"), tmp_path, executor=peak())
+    first = run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
     scorer = peak()
-    again = searched(job("scale=0:1:0.1"), tmp_path, executor=scorer)
+    again = run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
     assert scorer.asked == []
     assert again.told == first.told
 
@@ -68,7 +68,7 @@ def test_samplers(tmp_path, axes, about, sampler, trials):
 
     def run(folder, count, seed=0):
         made = job(*axes, maximize=both, seed=seed, **about)
-        return searched(made, tmp_path / folder, trials=count, executor=peak())
+        return run_search(made, tmp_path / folder, trials=count, executor=peak())
 
     whole = run("one", trials)
     assert whole.told["sampler"] == sampler
@@ -94,7 +94,7 @@ def test_a_sampler_finds_the_peak(tmp_path):
     axes = ("scale.math=0:1.5", "scale.code=0:1.5", "threshold=0.5:1")
     for sampler, least in (("cmaes", 0.98), ("tpe", 0.96)):
         made = job(*axes, of=of, sampler=sampler)
-        found = searched(made, tmp_path / sampler, trials=60, executor=Formula(score))
+        found = run_search(made, tmp_path / sampler, trials=60, executor=Formula(score))
         assert found.told["winner"]["objectives"][0] >= least, sampler
         assert set(found.told["importance"]) == {"scale.math", "scale.code", "threshold"}
         assert sum(found.told["importance"].values()) == pytest.approx(1)
@@ -102,7 +102,7 @@ def test_a_sampler_finds_the_peak(tmp_path):
 
 def test_constraints(tmp_path):
     """say is lost beyond λ = 1, where math would be best."""
-    found = searched(job("scale=0:1.5:0.1", keep=["zoo:say"]), tmp_path, executor=peak(at=1.4))
+    found = run_search(job("scale=0:1.5:0.1", keep=["zoo:say"]), tmp_path, executor=peak(at=1.4))
     assert found.recipe.scales["math"] == 1.0
     by_scale = {trial["point"]["scale"]: trial for trial in found.told["trials"]}
     assert by_scale[1.0]["violations"]["zoo:say"] == pytest.approx(-0.05)
@@ -112,7 +112,7 @@ def test_constraints(tmp_path):
 
 def test_nothing_is_kept(tmp_path):
     scorer = peak(at=1.4)
-    found = searched(job("scale=1.1:1.5:0.1", keep=["zoo:say"]), tmp_path, executor=scorer)
+    found = run_search(job("scale=1.1:1.5:0.1", keep=["zoo:say"]), tmp_path, executor=scorer)
     assert found.recipe is None
     miss = found.choice.miss
     assert (miss.goal, miss.value, miss.bound) == ("zoo:say", 0.5, 0.95)
@@ -130,7 +130,7 @@ def test_a_trade_off(tmp_path):
         scale = 0.0 if candidate is None else candidate.scales["math"]
         return {"zoo:math": scale / 2, "zoo:code": 1 - scale / 2}
 
-    found = searched(
+    found = run_search(
         job("scale=0:2:0.25", maximize=["zoo:math", "zoo:code"], trade_off=True, sampler="grid"),
         tmp_path,
         executor=Formula(score),
@@ -153,13 +153,13 @@ def test_failures_are_kept_with_their_error(tmp_path):
         return inner(candidate)
 
     scorer.score = score
-    found = searched(job("scale=0:1:0.1"), tmp_path, executor=scorer)
+    found = run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
     errors = {t["point"]["scale"]: t["error"] for t in found.told["trials"] if t["error"]}
     assert errors == {0.8: "out of paper", 0.9: "out of paper", 1.0: "out of paper"}
     assert (found.told["tried"], found.told["failed"]) == (8, 3)
     assert "out of paper" in (tmp_path / "trials.csv").read_text()
     asked = len(scorer.asked)
-    searched(job("scale=0:1:0.1"), tmp_path, executor=scorer)
+    run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
     assert len(scorer.asked) == asked  # not tried again
 
 
@@ -170,14 +170,14 @@ def test_when_every_candidate_fails(tmp_path):
         raise CheckpointError("out of paper")
 
     with pytest.raises(TaskvecError, match="every candidate failed; the last one: out of paper"):
-        searched(job("scale=0:1:0.5"), tmp_path, executor=Formula(score))
+        run_search(job("scale=0:1:0.5"), tmp_path, executor=Formula(score))
 
 
 def test_a_point_that_was_scored_is_not_scored_again(tmp_path):
     """TPE comes back to the few points there are."""
     scorer = peak()
     made = job("scale=0:1:0.5", sampler="tpe")
-    found = searched(made, tmp_path, trials=12, executor=scorer)
+    found = run_search(made, tmp_path, trials=12, executor=scorer)
     assert len(found.told["trials"]) == 12
     assert sorted(scorer.scales) == [0.0, 0.5, 1.0]
     assert found.told["tried"] == 3
@@ -199,7 +199,7 @@ def test_several_at_once_in_any_order(tmp_path):
             return super().next()
 
     backwards = Backwards(scorer.score, workers=4)
-    found = searched(job("scale=0:1:0.1"), tmp_path, executor=backwards)
+    found = run_search(job("scale=0:1:0.1"), tmp_path, executor=backwards)
     assert most == 4
     assert len(backwards.scales) == 11
     assert found.recipe.scales["math"] == 0.7
@@ -218,13 +218,13 @@ def test_several_at_once_in_any_order(tmp_path):
     ],
 )
 def test_a_study_of_something_else_is_refused(tmp_path, other, message):
-    searched(job("scale=0:1:0.1"), tmp_path, executor=peak())
+    run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
     axes = other.pop("axes", ["scale=0:1:0.1"])
     if "of" in other:
         other["of"] = recipe(**other["of"])
     scorer = peak()
     with pytest.raises(UsageError) as error:
-        searched(job(*axes, **other), tmp_path, executor=scorer)
+        run_search(job(*axes, **other), tmp_path, executor=scorer)
     assert str(error.value).startswith(f"{tmp_path}: holds a study of something else; what differs")
     assert message in str(error.value)
     assert str(error.value).endswith("Give another --out")
@@ -234,8 +234,8 @@ def test_a_study_of_something_else_is_refused(tmp_path, other, message):
 def test_a_beginning_that_was_cut_short(tmp_path):
     """Killed while the grid was queued: each point is still tried once."""
     made = job("scale=0:1:0.1")
-    from taskvec.coefficients.sharing import worker
     from taskvec.coefficients.study import open_study
+    from taskvec.coefficients.study_locks import worker
 
     with worker(tmp_path) as name:
         open_study(made, tmp_path, name)
@@ -244,7 +244,7 @@ def test_a_beginning_that_was_cut_short(tmp_path):
     (last,) = [i for i, line in enumerate(lines) if '"definition"' in line]
     journal.write_text("".join(lines[: last - 4]))
     scorer = peak()
-    found = searched(made, tmp_path, executor=scorer)
+    found = run_search(made, tmp_path, executor=scorer)
     assert sorted(scorer.scales) == [x / 10 for x in range(11)]
     assert len(found.told["trials"]) == 11
 
@@ -253,7 +253,7 @@ def test_when_nothing_matters(tmp_path):
     """All candidates score the same: a winner, and importances that are no error."""
     same = Formula(lambda candidate: {"zoo:math": 0.5})
     made = job("scale.math=0:1", "scale.code=0:1", sampler="tpe")
-    found = searched(made, tmp_path, trials=24, executor=same)
+    found = run_search(made, tmp_path, trials=24, executor=same)
     assert found.told["winner"]["number"] == 0
     assert set(found.told["importance"]) == {"scale.math", "scale.code"}
 
@@ -261,7 +261,7 @@ def test_when_nothing_matters(tmp_path):
 def test_no_journal(tmp_path):
     (tmp_path / "study.jsonl").write_text("not a journal\n{}\n")
     with pytest.raises(UsageError, match=r"study\.jsonl: is no journal of a study"):
-        searched(job("scale=0:1:0.1"), tmp_path, executor=peak())
+        run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
 
 
 def test_an_interruption_takes_nothing_away(tmp_path):
@@ -278,8 +278,8 @@ def test_an_interruption_takes_nothing_away(tmp_path):
 
         scorer.score = score
         with pytest.raises(KeyboardInterrupt):
-            searched(job("scale=0:1:0.1"), tmp_path, executor=scorer)
-    found = searched(job("scale=0:1:0.1"), tmp_path, executor=peak())
+            run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
+    found = run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
     assert found.told["tried"] == 11
     scored = [t["point"]["scale"] for t in found.told["trials"] if not t["error"]]
     assert sorted(scored) == [x / 10 for x in range(11)]
@@ -297,8 +297,8 @@ def test_what_is_not_foreseen_is_raised_and_tried_once_more(tmp_path):
 
         scorer.score = score
         with pytest.raises(ZeroDivisionError):
-            searched(job("scale=0:1:0.25"), tmp_path, executor=scorer)
-    found = searched(job("scale=0:1:0.25"), tmp_path, executor=scorer)
+            run_search(job("scale=0:1:0.25"), tmp_path, executor=scorer)
+    found = run_search(job("scale=0:1:0.25"), tmp_path, executor=scorer)
     assert found.told["tried"] == 4
     assert [t["error"] for t in found.told["trials"] if t["error"]] == [
         "the process that scored it ended"
@@ -309,7 +309,7 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 from tests.coefficients.made_up import job, peak
-from taskvec.coefficients.api import searched
+from taskvec.coefficients.api import run_search
 
 folder, pause, kill = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
 scorer = peak()
@@ -325,7 +325,7 @@ def score(candidate):
     return inner(candidate)
 
 scorer.score = score
-searched(job("scale=0:1:0.1"), folder, executor=scorer)
+run_search(job("scale=0:1:0.1"), folder, executor=scorer)
 """
 
 
@@ -389,10 +389,10 @@ def test_another_process_takes_over(tmp_path):
 
 
 def test_a_line_that_a_crash_cut_short(tmp_path):
-    searched(job("scale=0:1:0.1"), tmp_path, trials=4, executor=peak())
+    run_search(job("scale=0:1:0.1"), tmp_path, trials=4, executor=peak())
     with (tmp_path / "study.jsonl").open("a") as file:
         file.write('{"op_code": 4, "worker_')
-    found = searched(job("scale=0:1:0.1"), tmp_path, executor=peak())
+    found = run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
     assert found.told["tried"] == 11
     for line in (tmp_path / "study.jsonl").read_text().splitlines():
         json.loads(line)
@@ -421,4 +421,4 @@ def test_samplers_that_cannot(axes, about, message):
 
 def test_no_trials(tmp_path):
     with pytest.raises(UsageError, match="trials must be 1 or more; got 0"):
-        searched(job("scale=0:1"), tmp_path, trials=0, executor=peak())
+        run_search(job("scale=0:1"), tmp_path, trials=0, executor=peak())

@@ -14,8 +14,8 @@ from tests.disentanglement.toys import batches
 
 from taskvec.disentanglement import (
     Addition,
+    ModelTask,
     Negation,
-    Task,
     addition,
     classification,
     coefficients,
@@ -25,7 +25,7 @@ from taskvec.disentanglement import (
 from taskvec.disentanglement.accuracy import Accuracies, Counts
 from taskvec.disentanglement.records import Records
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.figures import Figure, wilson
+from taskvec.evaluation.intervals import Figure, wilson
 
 SCALES = coefficients(11, 0, 1)
 NAMES = ("one", "two", "three")
@@ -51,7 +51,7 @@ class Probe:
                     y[: 2 * len(y) // 3] = torch.tensor(own[: 2 * len(y) // 3])
                 self.data[split, name] = found
 
-    def tasks(self, split: str) -> dict[str, Task]:
+    def tasks(self, split: str) -> dict[str, ModelTask]:
         return {name: classification(name, self.data[split, name]) for name in NAMES}
 
     def right(self, split: str, name: str, scales: dict[str, float]) -> Any:
@@ -205,7 +205,7 @@ def test_negation_keeps_the_control(probe: Probe) -> None:
     assert found.pretrained["target"].value == pytest.approx(probe.accuracy("test", "one", {}))
 
 
-def roles(probe: Probe, split: str) -> dict[str, Task]:
+def roles(probe: Probe, split: str) -> dict[str, ModelTask]:
     tasks = probe.tasks(split)
     return {"target": tasks["one"], "control": tasks["two"]}
 

@@ -25,7 +25,7 @@ from tests.disentanglement.toys import (
 
 from taskvec.disentanglement import (
     Disentanglement,
-    Task,
+    ModelTask,
     classification,
     coefficients,
     disentanglement_error,
@@ -33,7 +33,7 @@ from taskvec.disentanglement import (
 from taskvec.disentanglement import error as error_module
 from taskvec.disentanglement.tasks import rows_of
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.intervals import wilson
 from taskvec.reporting.heat_map import draw_heat_map
 
 ALPHAS = coefficients(5, -1, 1)
@@ -41,7 +41,7 @@ BATCHES = {"one": batches(1), "two": batches(2, (5, 4))}
 BY_HAND = {"prediction": differs, "symmetric_kl": symmetric_kl}
 
 
-def tasks() -> dict[str, Task]:
+def tasks() -> dict[str, ModelTask]:
     return {name: classification(name, BATCHES[name]) for name in BATCHES}
 
 
@@ -382,7 +382,7 @@ def test_refuses_outputs_that_are_no_logits() -> None:
     module = mlp()
     vectors = {"one": fine_tune(module, 1), "two": fine_tune(module, 2)}
 
-    def refused(**options: Any) -> dict[str, Task]:
+    def refused(**options: Any) -> dict[str, ModelTask]:
         return tasks() | {"one": classification("one", **{"batches": BATCHES["one"]} | options)}
 
     with pytest.raises(UsageError, match=r"logits of shape \(rows, classes\); got Tensor"):

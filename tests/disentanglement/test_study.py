@@ -25,10 +25,10 @@ from taskvec.disentanglement import (
     task_addition,
 )
 from taskvec.disentanglement.accuracy import _asked
-from taskvec.disentanglement.opening import Asking, open_tasks, open_vectors
+from taskvec.disentanglement.opening import MeasuringOptions, open_tasks, open_vectors
 from taskvec.errors import UsageError
-from taskvec.training import Asking as TrainingAsking
-from taskvec.training import Output, finetune
+from taskvec.training import HeadOptions as TrainingAsking
+from taskvec.training import RunOutput, finetune
 from taskvec.training.data import read_data
 
 datasets = pytest.importorskip("sklearn.datasets")
@@ -110,7 +110,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
                 train=mode,
                 settings=SETTINGS,
                 asking=TrainingAsking(head="probe"),
-                output=Output(out=folder / mode / name),
+                output=RunOutput(out=folder / mode / name),
             )
             assert trained.path is not None
             vectors.setdefault(mode, {})[name] = trained.path
@@ -121,7 +121,11 @@ def opened(study: Study, mode: str, **options: Any) -> tuple[Any, Any, Any, Any]
     """The module, its tasks on test and on validation data, and the vectors."""
     paths = {name: str(path) for name, path in study.vectors[mode].items()}
     module, test, validation = open_tasks(
-        str(study.model), paths, study.of("test"), study.of("validation"), Asking(**options)
+        str(study.model),
+        paths,
+        study.of("test"),
+        study.of("validation"),
+        MeasuringOptions(**options),
     )
     vectors = open_vectors(str(study.model), module, paths, study.model.parent)
     return module, test, validation, vectors
@@ -189,6 +193,6 @@ def test_probes_are_fitted_to_validation_data_where_there_is_no_head(study: Stud
     more = {"control": study.of("validation")["low"]}
     paths = {name: str(path) for name, path in study.vectors["all"].items()}
     with pytest.raises(UsageError, match="task 'control': a linear probe is fitted to validation"):
-        open_tasks(str(study.model), paths, data, {}, Asking())
-    module, tasks, _ = open_tasks(str(study.model), paths, data, more, Asking())
+        open_tasks(str(study.model), paths, data, {}, MeasuringOptions())
+    module, tasks, _ = open_tasks(str(study.model), paths, data, more, MeasuringOptions())
     assert _asked(tasks["control"], module).accuracy > 0.6

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from taskvec import zoo
-from taskvec.disentanglement import Task, coefficients, disentanglement_error, language
+from taskvec.disentanglement import ModelTask, coefficients, disentanglement_error, language
 from taskvec.disentanglement.accuracy import _asked
 from taskvec.disentanglement.intervals import Bootstrap
 from taskvec.errors import DataError
@@ -191,7 +191,7 @@ def test_resamples_are_of_examples_and_the_same_every_time() -> None:
     assert (one.counts != Bootstrap(5, 8).counts).any()
 
 
-def refused(model: Model, texts: list[Any]) -> Task:
+def refused(model: Model, texts: list[Any]) -> ModelTask:
     return language("math", texts, model.encoder)
 
 

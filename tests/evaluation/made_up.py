@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskvec.evaluation.task import Metric, Sample, Score, Task, each
-from taskvec.running.requests import Answer, Continuation, Document, Likelihood, Prompt
+from taskvec.running.requests import Answer, Continuation, Likelihood, Prompt, WholeText
 
 N = 12
 
@@ -17,7 +17,7 @@ def _samples(rows: Any, settings: Any) -> list[Sample]:
             (
                 Prompt(f"Q: say {'ab' * (i + 1)}?\nA: ", 8, ("\n",)),
                 Continuation(f"Q: calc {i % 5}+2=?\nA: ", str(i % 5 + 2)),
-                Document("the red fox sees the old gate at noon. " * (i + 1)),
+                WholeText("the red fox sees the old gate at noon. " * (i + 1)),
             ),
             {"right": str(i)},
         )

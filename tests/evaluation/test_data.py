@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from taskvec.errors import DataError, MissingExtraError
-from taskvec.evaluation.data import DataFile, DataPlaces, HubData, Row, read_rows, rows_of
+from taskvec.evaluation.data import DataFile, DataPlaces, DataRow, HubData, read_rows, rows_of
 
 HUB = HubData("someone/questions", "main", "test")
 FILE = DataFile("test", ("quiz/test.jsonl", "quiz/other.csv"), HUB)
@@ -76,7 +76,7 @@ def test_tsv(tmp_path: Path) -> None:
 
 def test_text_is_one_row_and_an_empty_one_none(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "one\ntwo\n")
-    assert read_rows(path) == [Row({"text": "one\ntwo\n"}, str(path), "a")]
+    assert read_rows(path) == [DataRow({"text": "one\ntwo\n"}, str(path), "a")]
     assert read_rows(write(tmp_path / "b.txt", "")) == []
 
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_read_at_all(tmp_path: Path) -> None:
 
 
 FIELDS = {"n": 3, "digits": " 12 ", "square": "²", "b": True, "t": "x", "list": ["a"]}
-ROW = Row(FIELDS | {"mixed": ["a", 1]}, "here")
+ROW = DataRow(FIELDS | {"mixed": ["a", 1]}, "here")
 
 
 def test_fields_are_taken_under_the_first_key_that_is_there() -> None:
@@ -190,16 +190,16 @@ def test_fields_are_taken_under_the_first_key_that_is_there() -> None:
 @pytest.mark.parametrize(
     ("take", "key", "message"),
     [
-        (Row.text, "n", "here: 'n' must be a text; got 3"),
-        (Row.number, "t", "here: 't' must be a whole number; got 'x'"),
-        (Row.number, "square", "here: 'square' must be a whole number; got '²'"),
-        (Row.number, "b", "here: 'b' must be a whole number; got True"),
-        (Row.texts, "t", "here: 't' must be a list of texts; got 'x'"),
-        (Row.texts, "mixed", "here: 'mixed' must be a list of texts; got ['a', 1]"),
+        (DataRow.text, "n", "here: 'n' must be a text; got 3"),
+        (DataRow.number, "t", "here: 't' must be a whole number; got 'x'"),
+        (DataRow.number, "square", "here: 'square' must be a whole number; got '²'"),
+        (DataRow.number, "b", "here: 'b' must be a whole number; got True"),
+        (DataRow.texts, "t", "here: 't' must be a list of texts; got 'x'"),
+        (DataRow.texts, "mixed", "here: 'mixed' must be a list of texts; got ['a', 1]"),
     ],
 )
 def test_a_field_of_another_type_is_told(
-    take: Callable[[Row, str], object], key: str, message: str
+    take: Callable[[DataRow, str], object], key: str, message: str
 ) -> None:
     with pytest.raises(DataError) as caught:
         take(ROW, key)
@@ -217,7 +217,7 @@ def test_a_missing_field_is_told_with_those_that_are_there() -> None:
 
 def test_long_values_are_cut_in_messages() -> None:
     with pytest.raises(DataError) as caught:
-        Row({"q": ["x" * 500]}, "here").text("q")
+        DataRow({"q": ["x" * 500]}, "here").text("q")
     assert str(caught.value) == "here: 'q' must be a text; got " + ("['" + "x" * 500)[:57] + "..."
 
 
@@ -440,10 +440,10 @@ def test_rows_are_plain_json(tmp_path: Path) -> None:
     assert json.dumps(contents(path)) == '[{"q": [1, {"x": null}]}]'
 
 
-@pytest.mark.parametrize("take", [Row.text, Row.texts])
-def test_half_of_a_surrogate_pair_is_told(take: Callable[[Row, str], Any]) -> None:
+@pytest.mark.parametrize("take", [DataRow.text, DataRow.texts])
+def test_half_of_a_surrogate_pair_is_told(take: Callable[[DataRow, str], Any]) -> None:
     text = json.loads(r'"a \ud83d b"')
-    row = Row({"q": text if take is Row.text else ["fine", text]}, "here")
+    row = DataRow({"q": text if take is DataRow.text else ["fine", text]}, "here")
     with pytest.raises(DataError) as caught:
         take(row, "q")
     assert str(caught.value) == "here: 'q' holds half of a surrogate pair, at character 2"

@@ -29,12 +29,12 @@ from taskvec.errors import (  # noqa: E402
 from taskvec.evaluation import evaluate as module  # noqa: E402
 from taskvec.evaluation import tasks as registry  # noqa: E402
 from taskvec.evaluation.comparison import compare  # noqa: E402
-from taskvec.evaluation.evaluate import Options, evaluate_with, prepare  # noqa: E402
+from taskvec.evaluation.evaluate import EvaluationOptions, evaluate_with, prepare  # noqa: E402
 from taskvec.evaluation.loading import Models  # noqa: E402
-from taskvec.evaluation.records import journal, kept_replies, part_of  # noqa: E402
-from taskvec.evaluation.task import Metric, Sample, Score, Settings, Tools, each  # noqa: E402
+from taskvec.evaluation.records import journal, part_of, read_replies  # noqa: E402
+from taskvec.evaluation.task import Metric, Sample, SampleSettings, Score, Tools, each  # noqa: E402
 from taskvec.running.model import load, open_stored  # noqa: E402
-from taskvec.running.requests import Document, Likelihood  # noqa: E402
+from taskvec.running.requests import Likelihood, WholeText  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def known(monkeypatch):
     return found
 
 
-def run(model: Any, options: Options, where: str = "m", stamp: str = "s") -> Any:
+def run(model: Any, options: EvaluationOptions, where: str = "m", stamp: str = "s") -> Any:
     prepared = prepare(["made-up"], options)
     (result,) = evaluate_with(
         lambda: model, model.encoder, prepared, options, where=where, stamp=stamp
@@ -68,7 +68,7 @@ def never() -> Any:
 
 
 def test_every_kind_of_request_gets_its_reply(known, model):
-    result = run(model, Options())
+    result = run(model, EvaluationOptions())
     assert [sample.id for sample in result.samples] == [f"s{i}" for i in range(made_up.N)]
     for i, (answer, likely, text) in enumerate(result.replies):
         assert 1 <= answer.tokens <= 8
@@ -85,9 +85,9 @@ def test_every_kind_of_request_gets_its_reply(known, model):
 
 
 def test_limit_draws_by_the_seed(known):
-    (few,) = prepare(["made-up"], Options(limit=5))
-    (again,) = prepare(["made-up"], Options(limit=5))
-    (other,) = prepare(["made-up"], Options(limit=5, settings=Settings(seed=1)))
+    (few,) = prepare(["made-up"], EvaluationOptions(limit=5))
+    (again,) = prepare(["made-up"], EvaluationOptions(limit=5))
+    (other,) = prepare(["made-up"], EvaluationOptions(limit=5, settings=SampleSettings(seed=1)))
     ids = [[sample.id for sample in each.samples] for each in (few, again, other)]
     assert ids[0] == ids[1] != ids[2]
     assert ids[0] != [f"s{i}" for i in range(5)]
@@ -96,7 +96,7 @@ def test_limit_draws_by_the_seed(known):
 
 
 def test_records_say_what_was_asked_and_replied(known, model, tmp_path):
-    result = run(model, Options(out=tmp_path), where="org/model")
+    result = run(model, EvaluationOptions(out=tmp_path), where="org/model")
     path = tmp_path / "org-model" / "made-up.jsonl"
     header, *lines = map(json.loads, path.read_text().splitlines())
     assert header["task"] == "made-up"
@@ -116,7 +116,7 @@ def test_records_say_what_was_asked_and_replied(known, model, tmp_path):
 
 
 def test_a_finished_run_is_not_asked_again(known, model, tmp_path):
-    options = Options(out=tmp_path)
+    options = EvaluationOptions(out=tmp_path)
     first = run(model, options)
     prepared = prepare(["made-up"], options)
     (again,) = evaluate_with(never, model.encoder, prepared, options, where="m", stamp="s")
@@ -137,14 +137,16 @@ def test_a_finished_run_is_not_asked_again(known, model, tmp_path):
     ids=str,
 )
 def test_replies_to_anything_else_are_not_taken(known, model, tmp_path, change):
-    run(model, Options(out=tmp_path))
+    run(model, EvaluationOptions(out=tmp_path))
     known["made-up"] = made_up.make(**change.get("task", {}))
-    options = replace(Options(out=tmp_path), **change.get("options", {}))
+    options = replace(EvaluationOptions(out=tmp_path), **change.get("options", {}))
     assert run(model, options, stamp=change.get("stamp", "s")).about["kept"] == 0
 
 
 def test_results_say_how_the_model_was_asked(known, model, tmp_path):
-    result = run(model, Options(out=tmp_path, truncate=True, dtype="float32", device="cpu"))
+    result = run(
+        model, EvaluationOptions(out=tmp_path, truncate=True, dtype="float32", device="cpu")
+    )
     header = json.loads((tmp_path / "m" / "made-up.jsonl").read_text().splitlines()[0])
     for told in (result.to_json(), header):
         assert (told["truncate"], told["dtype"], told["device"]) == (True, "float32", "cpu")
@@ -152,13 +154,13 @@ def test_results_say_how_the_model_was_asked(known, model, tmp_path):
 
 def test_a_model_without_identity_is_always_asked(known, model, tmp_path):
     for _ in range(2):
-        assert run(model, Options(out=tmp_path), stamp="").about["kept"] == 0
+        assert run(model, EvaluationOptions(out=tmp_path), stamp="").about["kept"] == 0
 
 
 def test_an_interrupted_run_goes_on(known, model, tmp_path):
     """Stopped in the middle, with a last line that was cut short."""
-    options = Options(out=tmp_path / "a", batch_tokens=300)
-    whole = run(model, Options(out=tmp_path / "b", batch_tokens=300))
+    options = EvaluationOptions(out=tmp_path / "a", batch_tokens=300)
+    whole = run(model, EvaluationOptions(out=tmp_path / "b", batch_tokens=300))
 
     class StoppedError(Exception):
         pass
@@ -208,9 +210,9 @@ def test_broken_replies_come_back_as_they_were(tmp_path):
         '{"key": "k"}\n{"id": "a", "replies": [{"log_likelihood": null, "tokens": 2, '
         '"is_greedy": false}]}\n'
     )
-    (reply,) = kept_replies(path, "k")["a"]
+    (reply,) = read_replies(path, "k")["a"]
     assert math.isnan(reply.log_likelihood)
-    assert kept_replies(path, "other") == {}
+    assert read_replies(path, "other") == {}
 
 
 @pytest.mark.parametrize("value", [-1.5, -math.inf])
@@ -221,7 +223,7 @@ def test_likelihoods_come_back_as_they_were(tmp_path, value):
         keep("a", [said])
     for line in part_of(path, "k").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert kept_replies(path, "k") == {"a": [said]}
+    assert read_replies(path, "k") == {"a": [said]}
 
 
 def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
@@ -234,7 +236,7 @@ def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    kept = kept_replies(path, "k")
+    kept = read_replies(path, "k")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         told = pytest.raises(OutputError, match="cannot be written: No space left")
@@ -242,15 +244,15 @@ def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
             pass
     with pytest.raises(OSError, match="of something else"), journal(path, {"key": "k"}, kept):
         raise OSError("of something else")
-    assert kept_replies(path, "k") == {"a": [said]}
+    assert read_replies(path, "k") == {"a": [said]}
 
 
 def test_results_name_the_judge_that_was_given(known, model):
     from taskvec.evaluation.judges import parse_judge
 
     judge = parse_judge("prefixes:xstest")
-    assert run(model, Options(tools=Tools(judge=judge))).about["judge"] == judge.name
-    assert run(model, Options()).about["judge"] is None
+    assert run(model, EvaluationOptions(tools=Tools(judge=judge))).about["judge"] == judge.name
+    assert run(model, EvaluationOptions()).about["judge"] is None
 
 
 def test_a_model_on_the_hub_is_fetched_first(known, monkeypatch):
@@ -279,14 +281,14 @@ def test_other_settings_leave_an_unfinished_run_alone(tmp_path):
     for key in ("first key", "other key"):
         with journal(path, {"key": key}, {}) as keep:
             keep(key, [said])
-    assert kept_replies(path, "first key") == {"first key": [said]}
+    assert read_replies(path, "first key") == {"first key": [said]}
 
 
 def test_two_samples_of_one_name_are_refused(known):
-    twice = [Sample("a", (Document("x"),)), Sample("a", (Document("y"),))]
+    twice = [Sample("a", (WholeText("x"),)), Sample("a", (WholeText("y"),))]
     known["made-up"] = made_up.make(samples=lambda rows, settings: twice)
     with pytest.raises(UsageError, match="task 'made-up' gives two samples the id 'a'"):
-        prepare(["made-up"], Options())
+        prepare(["made-up"], EvaluationOptions())
 
 
 def test_recipes_with_stages_are_refused_before_anything_is_loaded(tmp_path):
@@ -307,7 +309,7 @@ def test_what_does_not_fit_is_told_before_weights_are_loaded(known, stored):
             Sample("a", (made_up.Prompt("x" * 200, 8),)),
         ]
     )
-    options = Options()
+    options = EvaluationOptions()
     with pytest.raises(TaskvecError) as raised:
         evaluate_with(never, stored.encoder, prepare(["made-up"], options), options, where="m")
     assert str(raised.value) == (
@@ -325,18 +327,18 @@ def test_what_does_not_fit_is_told_before_weights_are_loaded(known, stored):
 )
 def test_tasks_that_cannot_be_done_are_refused(known, stored, fields, text):
     known["made-up"] = made_up.make(**fields)
-    options = Options()
+    options = EvaluationOptions()
     with pytest.raises(UsageError, match=text):
         evaluate_with(never, stored.encoder, prepare(["made-up"], options), options, where="m")
     if "code" in fields.get("needs", ()):
-        prepare(["made-up"], Options(tools=Tools(allow_code_execution=True)))
+        prepare(["made-up"], EvaluationOptions(tools=Tools(allow_code_execution=True)))
 
 
 def test_a_model_without_a_chat_template(known, stored):
     known["made-up"] = made_up.make(needs=("chat",))
     tokenizer = stored.encoder.tokenizer
     template, tokenizer.chat_template = tokenizer.chat_template, None
-    options = Options()
+    options = EvaluationOptions()
     try:
         with pytest.raises(UsageError, match=r"asks in conversations; .* has no chat template"):
             evaluate_with(never, stored.encoder, prepare(["made-up"], options), options, where="m")
@@ -353,9 +355,9 @@ def test_a_model_without_a_chat_template(known, stored):
         (["made-up"], {"context": 0}, "context must be 1 or more; got 0"),
         (["made-up"], {"stride": -1}, "stride must be 1 or more; got -1"),
         (["made-up"], {"batch_tokens": 0}, "batch_tokens must be 1 or more; got 0"),
-        (["made-up"], {"settings": Settings(draws=0)}, "draws must be 1 or more; got 0"),
-        (["made-up"], {"settings": Settings(shots=-1)}, "shots must be 0 or more; got -1"),
-        (["made-up"], {"settings": Settings(seed=-1)}, "seed must be 0 or more; got -1"),
+        (["made-up"], {"settings": SampleSettings(draws=0)}, "draws must be 1 or more; got 0"),
+        (["made-up"], {"settings": SampleSettings(shots=-1)}, "shots must be 0 or more; got -1"),
+        (["made-up"], {"settings": SampleSettings(seed=-1)}, "seed must be 0 or more; got -1"),
         (["made-up"], {"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
         (["zoo:meth"], {}, "no task 'zoo:meth'; did you mean 'zoo:math'"),
         (["fish:meth"], {}, "no distribution brings tasks called 'fish:…'; installed: zoo"),
@@ -363,13 +365,13 @@ def test_a_model_without_a_chat_template(known, stored):
 )
 def test_wrong_requests(known, names, options, text):
     with pytest.raises(UsageError, match=text):
-        prepare(names, Options(**options))
+        prepare(names, EvaluationOptions(**options))
 
 
 def test_data_without_anything_to_ask(known):
     known["made-up"] = made_up.make(samples=lambda rows, settings: [])
     with pytest.raises(DataError, match="task 'made-up': its data hold nothing to ask"):
-        prepare(["made-up"], Options())
+        prepare(["made-up"], EvaluationOptions())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -2.0, 0.0])
@@ -379,7 +381,7 @@ def test_shares_of_nothing_that_can_be_shared(known, model, value):
         metrics=(Metric("x", "mean"),), score=each(lambda sample, replies: Score({"x": value}))
     )
     known["made-up"] = task
-    result = run(model, Options(limit=2))
+    result = run(model, EvaluationOptions(limit=2))
     (alone, _) = compare({"a": [result], "b": [result]}, singles={"made-up": "a"})["made-up"]
     told = json.dumps(alone.to_json(), allow_nan=False)
     assert json.loads(told)["share_of_single"] is None
@@ -387,9 +389,9 @@ def test_shares_of_nothing_that_can_be_shared(known, model, value):
 
 def test_stride_and_context(known, model):
     with pytest.raises(UsageError, match="stride must be 1 to the context, 64; got 65"):
-        run(model, Options(context=64, stride=65))
-    narrow = run(model, Options(context=64, stride=16))
-    wide = run(model, Options(context=128))
+        run(model, EvaluationOptions(context=64, stride=65))
+    narrow = run(model, EvaluationOptions(context=64, stride=16))
+    wide = run(model, EvaluationOptions(context=128))
     assert narrow.about["context"] == 64
     assert narrow.about["stride"] == 16
     assert wide.about["stride"] == 128
@@ -399,14 +401,14 @@ def test_stride_and_context(known, model):
 
 def test_empty_text_is_told(known, model):
     known["made-up"] = made_up.make(
-        samples=lambda rows, settings: [Sample("a", (Document(""),))],
+        samples=lambda rows, settings: [Sample("a", (WholeText(""),))],
     )
     with pytest.raises(DataError, match="sample 'a': its text is empty"):
-        run(model, Options())
+        run(model, EvaluationOptions())
 
 
 def test_models_that_cannot_be_opened(tmp_path):
-    options = Options()
+    options = EvaluationOptions()
     with Models(options) as models:
         for make, text in (
             (lambda folder: None, "no such folder"),
@@ -538,7 +540,7 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
     from taskvec.vectors.api import recipe_of_family
 
     family = tv.Family(instruct=zoo.path("instruct"), tasks={"math": zoo.path("math")})
-    options = Options(limit=20)
+    options = EvaluationOptions(limit=20)
     prepared = prepare(["zoo:math"], options)
     rates = []
     with Models(options) as models:
@@ -577,4 +579,4 @@ def test_options_are_as_documented(tmp_path):
 
     signature = inspect.signature(tv.evaluate)
     for field in ("limit", "context", "stride", "truncate", "batch_tokens", "dtype", "device"):
-        assert signature.parameters[field].default == getattr(Options(), field)
+        assert signature.parameters[field].default == getattr(EvaluationOptions(), field)

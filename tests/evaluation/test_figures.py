@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from taskvec.evaluation.figures import Figure, by_name, difference, figure, wilson
+from taskvec.evaluation.intervals import Figure, by_name, difference, figure, wilson
 from taskvec.evaluation.task import Metric, Score
 
 RATE = Metric("right")

@@ -24,8 +24,8 @@ from taskvec import zoo  # noqa: E402
 from taskvec.errors import DataError, MissingExtraError, TaskvecError, UsageError  # noqa: E402
 from taskvec.evaluation import harness  # noqa: E402
 from taskvec.evaluation.comparison import compare  # noqa: E402
-from taskvec.evaluation.evaluate import Options, Result, evaluate_with, prepare  # noqa: E402
-from taskvec.evaluation.task import Settings, Tools  # noqa: E402
+from taskvec.evaluation.evaluate import EvaluationOptions, Result, evaluate_with, prepare  # noqa: E402
+from taskvec.evaluation.task import SampleSettings, Tools  # noqa: E402
 from taskvec.running.model import Model, load, open_stored  # noqa: E402
 
 WORDS = ("the gate", "the fox", "a hen", "the red hen")
@@ -131,10 +131,10 @@ def write_task(path: Path, name: str, text: str) -> None:
 
 
 def ours(model: Model, folder: Path, *names: str, **about: Any) -> list[Result]:
-    settings = Settings(
+    settings = SampleSettings(
         **{key: about.pop(key) for key in ("shots", "seed", "apply_chat_template") if key in about}
     )
-    options = Options(include_path=folder, settings=settings, **about)
+    options = EvaluationOptions(include_path=folder, settings=settings, **about)
     prepared = prepare([f"harness:tiny_{name}" for name in names], options)
     return evaluate_with(lambda: model, model.encoder, prepared, options, where="tiny")
 
@@ -354,7 +354,9 @@ def test_a_limit_draws_by_the_seed_and_changes_no_prompt(folder: Path) -> None:
 
 def test_the_seed_chooses_the_worked_examples(folder: Path) -> None:
     def prompts(seed: int) -> list[Any]:
-        options = Options(include_path=folder, settings=Settings(shots=2, seed=seed))
+        options = EvaluationOptions(
+            include_path=folder, settings=SampleSettings(shots=2, seed=seed)
+        )
         (prepared,) = prepare(["harness:tiny_choice"], options)
         return [sample.requests for sample in prepared.samples]
 
@@ -364,7 +366,7 @@ def test_the_seed_chooses_the_worked_examples(folder: Path) -> None:
 
 def test_an_interrupted_run_goes_on(folder: Path, tmp_path: Path) -> None:
     model = tiny.model(context=200)
-    options = Options(include_path=folder, out=tmp_path)
+    options = EvaluationOptions(include_path=folder, out=tmp_path)
     names = ["harness:tiny_choice", "harness:tiny_answer", "harness:tiny_text"]
 
     def refuse() -> Model:
@@ -388,14 +390,14 @@ def test_one_loaded_model_serves_all_tasks(folder: Path) -> None:
         loaded.append(1)
         return model
 
-    options = Options(include_path=folder)
+    options = EvaluationOptions(include_path=folder)
     prepared = prepare(["harness:tiny_choice", "harness:tiny_text"], options)
     evaluate_with(load, model.encoder, prepared, options, where="tiny")
     assert loaded == [1]
 
 
 def test_the_same_task_scores_several_models(folder: Path) -> None:
-    options = Options(include_path=folder)
+    options = EvaluationOptions(include_path=folder)
     prepared = prepare(["harness:tiny_choice"], options)
     one, other = tiny.model(context=200), tiny.model(context=200, seed=1)
 
@@ -480,7 +482,7 @@ metric_list: [{{metric: count, aggregation: mean, higher_is_better: true}}]
 def test_a_tag_gives_its_tasks_and_a_group_its_members(folder: Path) -> None:
     for name in "ab":
         write_task(folder, f"of_tag_{name}", CHOICE + METRICS + "tag: tiny_tag\n")
-    options = Options(include_path=folder)
+    options = EvaluationOptions(include_path=folder)
     names = [p.task.name for p in prepare(["harness:tiny_tag", "harness:tiny_text"], options)]
     assert names == ["harness:tiny_of_tag_a", "harness:tiny_of_tag_b", "harness:tiny_text"]
 
@@ -603,7 +605,7 @@ def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(MissingExtraError, match=r"lm_eval is not installed.*taskvec\[harness\]"):
-        prepare(["harness:arc_easy"], Options())
+        prepare(["harness:arc_easy"], EvaluationOptions())
 
 
 # On the command line

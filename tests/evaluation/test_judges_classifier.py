@@ -15,8 +15,9 @@ transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
 from taskvec.errors import CheckpointError, UsageError  # noqa: E402
-from taskvec.evaluation.judges import Verdict, parse_judge  # noqa: E402
-from taskvec.evaluation.judges.classifier import Classifier  # noqa: E402
+from taskvec.evaluation.judges import parse_judge  # noqa: E402
+from taskvec.evaluation.judges.classifier import ClassifierJudge  # noqa: E402
+from taskvec.evaluation.judges.verdict import Verdict  # noqa: E402
 from taskvec.running.model import find_device  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "how", "take", "two", "pillows", "no", "never", "ok"]
@@ -171,7 +172,7 @@ def test_a_device_is_found_before_anything_is_asked(make: Make) -> None:
     """`auto` is the default of the command line, and no name that torch knows."""
     folder = make(["safe", "unsafe"])
     judge = parse_judge(f"classifier:{folder}", device="auto")
-    assert isinstance(judge, Classifier)
+    assert isinstance(judge, ClassifierJudge)
     assert judge.device == str(find_device("auto"))
     assert len(judge([("q", "a")])) == 1
     with pytest.raises(UsageError, match="there is no device 'gpu7'"):

@@ -12,7 +12,8 @@ import pytest
 from tests.evaluation.judge_server import EXCHANGES, Reply, Stub, by_question, judge
 
 from taskvec.errors import DataError
-from taskvec.evaluation.judges import Verdict, parse_judge
+from taskvec.evaluation.judges import parse_judge
+from taskvec.evaluation.judges.verdict import Verdict
 
 # What goes well
 

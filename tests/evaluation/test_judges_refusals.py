@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.judges import Verdict, parse_judge
+from taskvec.evaluation.judges import parse_judge
 from taskvec.evaluation.judges.refusals import (
     ADVBENCH,
     LISTS,
@@ -16,6 +16,7 @@ from taskvec.evaluation.judges.refusals import (
     PrefixJudge,
     says_nothing,
 )
+from taskvec.evaluation.judges.verdict import Verdict
 
 # answer, harmful by `advbench`, by `llm-attacks`, by `xstest`
 RECORDED = {
@@ -154,7 +155,5 @@ def test_a_judge_that_is_none(text: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_judge(text)
     kind = text.partition(":")[0]
-    assert str(caught.value) == (
-        f"judge {kind!r} is none; {hint} (as in prefixes, classifier:MODEL:LABEL, "
-        "endpoint:URL?model=NAME)"
-    )
+    assert f"judge {kind!r}" in str(caught.value)
+    assert hint in str(caught.value)

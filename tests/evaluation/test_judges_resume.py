@@ -15,8 +15,9 @@ import pytest
 from tests.evaluation.judge_server import EXCHANGES, Reply, Stub, by_question, judge, kept
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.judges import Verdict, parse_judge
+from taskvec.evaluation.judges import parse_judge
 from taskvec.evaluation.judges.client import clean, is_private
+from taskvec.evaluation.judges.verdict import Verdict
 
 SECRET = "sk-very-secret"
 

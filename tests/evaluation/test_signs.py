@@ -9,10 +9,10 @@ from collections import Counter
 import pytest
 
 from taskvec.evaluation.evaluate import Result
-from taskvec.evaluation.figures import Figure, by_name
+from taskvec.evaluation.intervals import Figure, by_name
 from taskvec.evaluation.signs import SIGNS, Finding, find_signs
 from taskvec.evaluation.task import Metric, Sample, Score
-from taskvec.running.requests import Answer, Continuation, Document, Likelihood, Prompt
+from taskvec.running.requests import Answer, Continuation, Likelihood, Prompt, WholeText
 
 PERPLEXITY = Metric("perplexity", "perplexity", False, "nll", "tokens")
 TOO_FAR = (
@@ -409,17 +409,17 @@ def test_json_of_what_is_not_finite():
 
 
 def test_samples_that_ask_for_no_answer_do_not_count():
-    from taskvec.evaluation.writing import answers, told
+    from taskvec.evaluation.gibberish import answers, told
 
     given = [perplexity("one", 8.0), spoken("one", ["a", "b"], asked="{}?", right=["x", "y"])]
     assert answers(given) == [["a"], ["b"]]
     assert told(given) == [["0?", "x"], ["1?", "y"]]
-    document = [Sample("d", (Document("a b"),), {"answer": "no"})]
+    document = [Sample("d", (WholeText("a b"),), {"answer": "no"})]
     assert told([result("one", "t", Metric("right"), [Score({"right": 1.0})], document)]) == []
 
 
 def test_what_a_conversation_says():
-    from taskvec.evaluation.writing import told
+    from taskvec.evaluation.gibberish import told
 
     asked = (("system", "be brief"), ("user", "who?"))
     samples = [Sample("0", (Prompt(asked, 9),), {"any": ["me", {"or": "you", "n": 3}]})]
@@ -428,8 +428,7 @@ def test_what_a_conversation_says():
 
 
 def test_measures_by_their_formulas():
-    from taskvec.evaluation.figures import figure
-    from taskvec.evaluation.writing import (
+    from taskvec.evaluation.gibberish import (
         CHARACTER_ENTROPY,
         NON_WORDS,
         REPETITION,
@@ -437,6 +436,7 @@ def test_measures_by_their_formulas():
         vocabulary,
         written,
     )
+    from taskvec.evaluation.intervals import figure
 
     texts = ["aa bb aa", "abcabcabc d", "zz"]
     reference = spoken("r", ["aa", "bb zz", "zz"], asked="d{}")

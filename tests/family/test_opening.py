@@ -18,13 +18,14 @@ TIED = CONFIG | {"tie_word_embeddings": True}
 UNTIED = CONFIG | {"tie_word_embeddings": False}
 
 
-def weights(seed: int, head: bool) -> dict[str, np.ndarray]:
+def weights(seed: int, head: bool | str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     names = (EMBED, BODY, *([HEAD] if head else []))
-    return {name: rng.normal(0, 1, (5, 3)).astype(np.float32) for name in names}
+    found = {name: rng.normal(0, 1, (5, 3)).astype(np.float32) for name in names}
+    return found | ({HEAD: found[EMBED]} if head == "copy" else {})
 
 
-def family(root: Path, **members: tuple[bool, dict]) -> tv.Family:
+def family(root: Path, **members: tuple[bool | str, dict]) -> tv.Family:
     """A family in float32; of each member whether it stores a head, and its config."""
     folders = {
         name: write_checkpoint(root / name, weights(i, head), "F32", config=config)
@@ -73,21 +74,91 @@ def test_a_task_that_ties_the_head_leaves_the_result_untied(tmp_path):
 @pytest.mark.parametrize("stored", ["anchor", "math", "both"])
 def test_where_all_tie_the_head_is_left_out_as_transformers_does(tmp_path, stored):
     found = family(
-        tmp_path, anchor=(stored != "math", TIED), math=(stored != "anchor", TIED)
-    )  # fmt: skip
+        tmp_path,
+        anchor=("copy" if stored != "math" else False, TIED),
+        math=("copy" if stored != "anchor" else False, TIED),
+    )
     result, config = merged(found, tmp_path / "out")
     assert sorted(result) == sorted([EMBED, BODY])
     assert config["tie_word_embeddings"] is True
 
 
-def test_a_stored_copy_of_a_tied_head_is_not_what_the_model_uses(tmp_path):
-    """transformers ties on loading whatever the file holds, so the embedding is what counts."""
-    found = family(tmp_path, anchor=(True, TIED), math=(True, UNTIED))
-    result, _ = merged(found, tmp_path / "out")
-    anchor, math = (read_checkpoint(tmp_path / name) for name in ("anchor", "math"))
-    expected = anchor[EMBED].astype(np.float64)
-    expected += 0.5 * (math[HEAD].astype(np.float64) - anchor[EMBED])
+@pytest.mark.parametrize("anchor", [False, "copy"])
+def test_a_head_that_is_not_the_embedding_is_merged_whatever_the_config_says(tmp_path, anchor):
+    """Adapters with a saved head leave such models when they are merged into a tied one."""
+    found = family(tmp_path, anchor=(anchor, TIED), math=(True, TIED))
+    result, config = merged(found, tmp_path / "out")
+    start, math = (read_checkpoint(tmp_path / name) for name in ("anchor", "math"))
+    expected = start[EMBED].astype(np.float64)
+    expected += 0.5 * (math[HEAD].astype(np.float64) - start[EMBED])
     np.testing.assert_array_equal(result[HEAD], expected.astype(np.float32))
+    assert config["tie_word_embeddings"] is False
+    assert f"{HEAD} is not the embedding in task:math" in notes(found)
+    tv.merge(found, "task_arithmetic", scale={"math": 0.0}, out=tmp_path / "zero")
+    zero = read_checkpoint(tmp_path / "zero")
+    np.testing.assert_array_equal(zero[HEAD], start[EMBED])
+    np.testing.assert_array_equal(zero[EMBED], start[EMBED])
+
+
+def test_a_head_of_its_own_stays_under_a_config_that_ties_it_in_every_member(tmp_path):
+    text = {"text_config": {"tie_word_embeddings": True}}
+    found = family(tmp_path, anchor=(True, CONFIG | text), math=(True, CONFIG | text))
+    result, config = merged(found, tmp_path / "out")
+    start, math = (read_checkpoint(tmp_path / name) for name in ("anchor", "math"))
+    expected = start[HEAD].astype(np.float64)
+    expected += 0.5 * (math[HEAD].astype(np.float64) - start[HEAD])
+    np.testing.assert_array_equal(result[HEAD], expected.astype(np.float32))
+    assert config["tie_word_embeddings"] is False
+    assert config["text_config"]["tie_word_embeddings"] is False
+
+
+def test_equal_heads_that_a_config_does_not_tie_are_two_tensors(tmp_path):
+    found = family(tmp_path, anchor=("copy", UNTIED), math=(True, UNTIED))
+    result, config = merged(found, tmp_path / "out")
+    assert sorted(result) == sorted([EMBED, HEAD, BODY])
+    assert config["tie_word_embeddings"] is False
+
+
+# --- copies of one embedding ---------------------------------------------------------------------
+
+SHARED, COPIES = "shared.weight", ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight")
+QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+T5 = {"model_type": "t5", "tie_word_embeddings": False}
+
+
+def t5(folder: Path, seed: int, copies: str) -> dict[str, np.ndarray]:
+    """A model with copies of its embedding: none, the same, or others."""
+    rng = np.random.default_rng(seed)
+    found = {name: rng.normal(0, 1, (5, 3)).astype(np.float32) for name in (SHARED, QUERY)}
+    more = {
+        name: found[SHARED] if copies == "same" else rng.normal(0, 1, (5, 3)).astype(np.float32)
+        for name in COPIES
+    }
+    found |= more if copies != "none" else {}
+    write_checkpoint(folder, found, "F32", config=T5)
+    return found
+
+
+@pytest.mark.parametrize(("one", "other"), [("same", "none"), ("none", "same"), ("same", "same")])
+def test_copies_of_the_embedding_are_one_tensor(tmp_path, one, other):
+    start, math = t5(tmp_path / "anchor", 0, one), t5(tmp_path / "math", 1, other)
+    found = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
+    result, _ = merged(found, tmp_path / "out")
+    assert sorted(result) == sorted([SHARED, QUERY])
+    expected = start[SHARED].astype(np.float64)
+    expected += 0.5 * (math[SHARED].astype(np.float64) - start[SHARED])
+    np.testing.assert_array_equal(result[SHARED], expected.astype(np.float32))
+    assert all(copy in notes(found) for copy in COPIES)
+
+
+def test_embeddings_that_are_no_copies_stay_apart(tmp_path):
+    start, math = t5(tmp_path / "anchor", 0, "other"), t5(tmp_path / "math", 1, "none")
+    found = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
+    result, _ = merged(found, tmp_path / "out")
+    for copy in COPIES:
+        expected = start[copy].astype(np.float64)
+        expected += 0.5 * (math[SHARED].astype(np.float64) - start[copy])
+        np.testing.assert_array_equal(result[copy], expected.astype(np.float32))
 
 
 def test_a_head_that_is_missing_and_not_tied_is_refused(tmp_path):
@@ -98,7 +169,7 @@ def test_a_head_that_is_missing_and_not_tied_is_refused(tmp_path):
 
 def test_a_type_that_ties_by_default_is_known(tmp_path):
     tied = CONFIG | {"model_type": "gpt2"}
-    found = family(tmp_path, anchor=(True, tied), math=(False, tied))
+    found = family(tmp_path, anchor=("copy", tied), math=(False, tied))
     assert HEAD not in merged(found, tmp_path / "out")[0]
 
 

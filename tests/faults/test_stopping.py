@@ -25,7 +25,7 @@ from taskvec.outputs import run as engine
 from taskvec.streaming import cut, stream
 
 HERE = Path(__file__).parent
-HINT = "; the same command goes on from where it was"
+HINT = "; the same command continues where it stopped"
 LINES = {130: "taskvec: interrupted", 143: "taskvec: terminated"}
 
 

@@ -14,12 +14,12 @@ from tests.evaluation import tiny  # noqa: E402
 
 from taskvec import zoo  # noqa: E402
 from taskvec.errors import CheckpointError, DataError, TaskvecError  # noqa: E402
-from taskvec.evaluation.replies import Asking, encode  # noqa: E402
+from taskvec.evaluation.replies import ReplyOptions, encode  # noqa: E402
 from taskvec.evaluation.task import Sample  # noqa: E402
 from taskvec.running.encoding import (  # noqa: E402
     UNLIMITED,
     Encoder,
-    Row,
+    ScoredRow,
     Windows,
     document_rows,
     make_encoder,
@@ -27,7 +27,7 @@ from taskvec.running.encoding import (  # noqa: E402
     prompt_tokens,
     scored_row,
 )
-from taskvec.running.requests import Continuation, Document, Prompt  # noqa: E402
+from taskvec.running.requests import Continuation, Prompt, WholeText  # noqa: E402
 
 BOS, EOS = 0, 1
 TALK = (("system", "be red"), ("user", "Which is red?"))
@@ -62,18 +62,18 @@ def test_what_stands_in_front(about: dict[str, Any], front: list[int], prefix: i
     assert made.prompt("The hen") == front + plain("The hen")
     assert made.prompt("") == [prefix]
     row = scored_row(made, Continuation("The hen", " sees"), truncate=False)
-    assert row == Row(front + plain("The hen"), plain(" sees"))
+    assert row == ScoredRow(front + plain("The hen"), plain(" sees"))
     row = scored_row(made, Continuation("The hen", " sees a gate"), truncate=False)
-    assert row == Row(front + plain("The hen sees a gate")[:-1], plain(" sees a gate"))
+    assert row == ScoredRow(front + plain("The hen sees a gate")[:-1], plain(" sees a gate"))
     (row,) = document_rows(made, "The hen sees", Windows(64, 64))
-    assert row == Row([prefix, *plain("The hen sees")[:-1]], plain("The hen sees"))
+    assert row == ScoredRow([prefix, *plain("The hen sees")[:-1]], plain("The hen sees"))
     assert list(document_rows(made, "", Windows(64, 64))) == []
 
 
 @KINDS
 def test_an_empty_context(about: dict[str, Any], front: list[int], prefix: int) -> None:
     row = scored_row(encoder(**about), Continuation("", "The hen"), truncate=False)
-    assert row == Row([prefix, *plain("The hen")[:-1]], plain("The hen"))
+    assert row == ScoredRow([prefix, *plain("The hen")[:-1]], plain("The hen"))
 
 
 @pytest.mark.parametrize("context", ["The hen ", "The hen  \n", " ", "\n"])
@@ -91,15 +91,15 @@ def test_nothing_to_score() -> None:
 
 
 def test_a_sample_without_text() -> None:
-    samples = [Sample("7", (Document(""),))]
+    samples = [Sample("7", (WholeText(""),))]
     with pytest.raises(DataError, match="sample '7': its text is empty; take it out"):
-        encode(encoder(), samples, Asking(Windows(8, 8)))
+        encode(encoder(), samples, ReplyOptions(Windows(8, 8)))
 
 
 def test_a_text_that_begins_itself_gets_no_second_beginning() -> None:
     assert encoder().prompt("<s>The hen") == [BOS, *plain("The hen")]
     row = scored_row(encoder(), Continuation("<s>The hen", " sees"), truncate=False)
-    assert row == Row([BOS, *plain("The hen")], plain(" sees"))
+    assert row == ScoredRow([BOS, *plain("The hen")], plain(" sees"))
 
 
 # Conversations
@@ -173,9 +173,9 @@ def test_continuations_that_do_not_fit() -> None:
     ):
         scored_row(encoder(fits - 1), request, truncate=False)
     cut = scored_row(encoder(fits - 1), request, truncate=True)
-    assert cut == Row(whole[1:-1], plain(text))
+    assert cut == ScoredRow(whole[1:-1], plain(text))
     least = len(plain(text))
-    assert scored_row(encoder(least), request, truncate=True) == Row(
+    assert scored_row(encoder(least), request, truncate=True) == ScoredRow(
         whole[-least - 1 : -1], plain(text)
     )
     with pytest.raises(TaskvecError, match="the model's context is"):

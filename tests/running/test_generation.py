@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 
 from tests.evaluation import tiny  # noqa: E402
 
-from taskvec.running.generation import Query, answers  # noqa: E402
+from taskvec.running.encoding import Encoder  # noqa: E402
+from taskvec.running.generation import Query, _answer, _Stopper, answers  # noqa: E402
 from taskvec.running.model import Model, wrap  # noqa: E402
 from taskvec.running.requests import Answer  # noqa: E402
 
@@ -104,6 +105,40 @@ def test_a_long_stop_text_is_found(model: Model) -> None:
     (cut,) = answers(model, [Query(query.tokens, 90, stop=(stop,))])
     assert (cut.text, cut.ended) == (whole.text[: whole.text.index(stop)], "stop")
     assert cut.tokens < 90
+
+
+class Spelling:
+    """Decodes tokens by a list of texts."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        return "".join(self.texts[token] for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written", "text", "done_at"),
+    [
+        ("Q", ["<think>", "2 Q: ", "</think>", "3", " Q: ", "4"], "<think>2 Q: </think>3 ", 5),
+        ("<think>\n", ["2 Q: ", "</think>", "3", " Q: ", "4"], "<think>2 Q: </think>3 ", 4),
+        ("<think>\n", ["2 Q: ", "5", "</think>", "3"], "<think>2 Q: 5</think>3", None),
+        ("Q", ["<think>", "2 Q: ", "5"], "<think>2 Q: 5", None),
+        ("Q", ["3", " Q: ", "4"], "3 ", 2),
+    ],
+)
+def test_stop_texts_count_outside_of_reasoning(
+    prompt: str, written: list[str], text: str, done_at: int | None
+) -> None:
+    encoder = Encoder("m", Spelling([prompt, *written]), 99, (), 0, frozenset())
+    query = Query([0], 99, stop=("Q:",))
+    stopper = _Stopper([query], 1, encoder)
+    tokens = list(range(1, len(written) + 1))
+    for step in tokens:
+        stopper(torch.tensor([[0, *tokens[:step]]]), None)
+    assert stopper.done_at == [done_at]
+    answer = _answer(encoder, query, tokens[:done_at], None)
+    assert (answer.raw, answer.ended) == (text, "stop" if done_at else "length")
 
 
 def test_each_prompt_of_a_batch_has_its_own_stop_and_limit(model: Model) -> None:

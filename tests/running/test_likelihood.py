@@ -13,23 +13,23 @@ torch = pytest.importorskip("torch")
 
 from tests.evaluation import tiny  # noqa: E402
 
-from taskvec.evaluation.evaluate import Options, evaluate_with, prepare  # noqa: E402
-from taskvec.evaluation.replies import Asking, encode, replies_to  # noqa: E402
+from taskvec.evaluation.evaluate import EvaluationOptions, evaluate_with, prepare  # noqa: E402
+from taskvec.evaluation.replies import ReplyOptions, encode, replies_to  # noqa: E402
 from taskvec.evaluation.task import Sample  # noqa: E402
 from taskvec.running import likelihood  # noqa: E402
 from taskvec.running.batches import by_length, halving, tokens_at_once  # noqa: E402
-from taskvec.running.encoding import Row, Windows, document_rows, scored_row  # noqa: E402
+from taskvec.running.encoding import ScoredRow, Windows, document_rows, scored_row  # noqa: E402
 from taskvec.running.likelihood import likelihoods  # noqa: E402
 from taskvec.running.model import Model  # noqa: E402
-from taskvec.running.requests import Continuation, Document  # noqa: E402
+from taskvec.running.requests import Continuation, WholeText  # noqa: E402
 
 TEXT = tiny.TEXT + " " + tiny.TEXT.lower() + " The hen sees 31 gates; why?"
 ROWS = [
-    Row([1, 5, 9, 12], [9, 12, 30]),
-    Row([1, 5, 9, 12], [31]),
-    Row([0], [40]),
-    Row([7, 7, 8, 3, 300, 2, 19, 33], [8, 3, 300, 2, 19, 33, 21]),
-    Row([1, 5, 9], [77]),
+    ScoredRow([1, 5, 9, 12], [9, 12, 30]),
+    ScoredRow([1, 5, 9, 12], [31]),
+    ScoredRow([0], [40]),
+    ScoredRow([7, 7, 8, 3, 300, 2, 19, 33], [8, 3, 300, 2, 19, 33, 21]),
+    ScoredRow([1, 5, 9], [77]),
 ]
 
 
@@ -38,7 +38,7 @@ def model() -> Model:
     return tiny.model()
 
 
-def alone(model: Model, row: Row) -> tuple[float, bool]:
+def alone(model: Model, row: ScoredRow) -> tuple[float, bool]:
     """By definition: Σ log softmax(logits)[target], one row, float64."""
     with torch.no_grad():
         logits = model.module(input_ids=torch.tensor([list(row.inputs)])).logits[0].double()
@@ -72,7 +72,11 @@ def test_greedy_is_told(model: Model) -> None:
             best = int(model.module(input_ids=torch.tensor([inputs])).logits[0, -1].argmax())
         inputs = [*inputs, best]
     yes, no = likelihoods(
-        model, [Row(inputs[:-1], inputs[4:]), Row(inputs[:-1], [*inputs[4:-1], inputs[-1] - 1])]
+        model,
+        [
+            ScoredRow(inputs[:-1], inputs[4:]),
+            ScoredRow(inputs[:-1], [*inputs[4:-1], inputs[-1] - 1]),
+        ],
     )
     assert (yes.is_greedy, no.is_greedy) == (True, False)
     assert yes.log_likelihood > no.log_likelihood
@@ -96,7 +100,7 @@ def test_rows_with_the_same_inputs_are_read_once(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model.module, "forward", counted)
-    likelihoods(model, [Row([1, 5, 9], [token]) for token in range(50)])
+    likelihoods(model, [ScoredRow([1, 5, 9], [token]) for token in range(50)])
     assert read == [(1, 3)]
 
 
@@ -140,7 +144,7 @@ def test_broken_logits_give_nan(model: Model, value: float) -> None:
 
 def test_a_token_that_is_masked_out_breaks_nothing(model: Model) -> None:
     masked = Model(With(model.module, -math.inf), model.encoder)
-    never, other = likelihoods(masked, [Row([1, 9], [5]), Row([1, 9], [6])])
+    never, other = likelihoods(masked, [ScoredRow([1, 9], [5]), ScoredRow([1, 9], [6])])
     assert never.log_likelihood == -math.inf
     assert math.isfinite(other.log_likelihood)
 
@@ -186,8 +190,8 @@ def loss_of_transformers(model: Model, text: str, context: int, stride: int) -> 
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_perplexity_is_transformers_loss(context: int, stride: int, adds_bos: bool) -> None:
     model = tiny.model(adds_bos=adds_bos)
-    asking = Asking(Windows(context, stride))
-    samples = [Sample("1", (Document(TEXT),))]
+    asking = ReplyOptions(Windows(context, stride))
+    samples = [Sample("1", (WholeText(TEXT),))]
     ((reply,),) = replies_to(model, samples, encode(model.encoder, samples, asking))
     expected = loss_of_transformers(model, TEXT, context, stride)
     assert -reply.log_likelihood / reply.tokens == pytest.approx(expected, rel=1e-5)
@@ -197,8 +201,8 @@ def test_a_text_in_one_window_is_transformers_loss(model: Model) -> None:
     ids = model.encoder.tokenizer("The red fox sees the old gate.", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = float(model.module(input_ids=ids, labels=ids).loss)
-    samples = [Sample("1", (Document("The red fox sees the old gate."),))]
-    encoded = encode(model.encoder, samples, Asking(Windows(64, 64)))
+    samples = [Sample("1", (WholeText("The red fox sees the old gate."),))]
+    encoded = encode(model.encoder, samples, ReplyOptions(Windows(64, 64)))
     ((reply,),) = replies_to(model, samples, encoded)
     assert reply.tokens == ids.shape[1] - 1
     assert -reply.log_likelihood / reply.tokens == pytest.approx(expected, rel=1e-5)
@@ -233,10 +237,10 @@ def test_every_token_is_predicted_once(n: int, context: int, data: st.DataObject
 
 def test_parts_of_a_document_are_summed(model: Model) -> None:
     samples = [
-        Sample("1", (Document(TEXT), Continuation("The", " fox"))),
-        Sample("2", (Document("a"),)),
+        Sample("1", (WholeText(TEXT), Continuation("The", " fox"))),
+        Sample("2", (WholeText("a"),)),
     ]
-    encoded = encode(model.encoder, samples, Asking(Windows(8, 8)))
+    encoded = encode(model.encoder, samples, ReplyOptions(Windows(8, 8)))
     done = []
     replies = replies_to(
         model, samples, encoded, batch_tokens=20, done=lambda i, mine: done.append((i, mine))
@@ -296,7 +300,7 @@ def test_tokens_at_once(model: Model) -> None:
 def test_batch_size_changes_nothing(model: Model) -> None:
     values = []
     for batch_tokens in (1, 90, 5000):
-        options = Options(batch_tokens=batch_tokens, limit=30, context=20, stride=7)
+        options = EvaluationOptions(batch_tokens=batch_tokens, limit=30, context=20, stride=7)
         prepared = prepare(["zoo:text"], options)
         (result,) = evaluate_with(lambda: model, model.encoder, prepared, options, where="tiny")
         values.append([score.values["nll"] for score in result.scores])

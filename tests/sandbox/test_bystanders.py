@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from taskvec.errors import TaskvecError
-from taskvec.sandbox import sandbox
+from taskvec.sandbox import programs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs run on Linux only")
 
@@ -50,7 +50,7 @@ print(json.dumps({"survived": survived, "left": left, "code": done.returncode,
 WORKER = """
 import json
 from taskvec.errors import TaskvecError
-from taskvec.sandbox.sandbox import Limits, isolation, run_program
+from taskvec.sandbox.programs import ProgramLimits, isolation, run_program
 def tried(act):
     try:
         return act()
@@ -58,7 +58,7 @@ def tried(act):
         return str(error)
 found = [tried(isolation)]
 for kind in ("namespaces", "user"):
-    outcome = tried(lambda: run_program({code!r}, limits=Limits(seconds=2.0), within=kind))
+    outcome = tried(lambda: run_program({code!r}, limits=ProgramLimits(seconds=2.0), within=kind))
     found.append(outcome if isinstance(outcome, str) else outcome.ended)
 print(json.dumps(found))
 """
@@ -96,7 +96,7 @@ def missing_here() -> str:
     if tools:
         return f"{', '.join(tools)} is not installed"
     try:
-        sandbox._python(for_others=True)
+        programs._python(for_others=True)
     except TaskvecError as error:
         return str(error)
     done = subprocess.run([*UNSHARE, "true"], capture_output=True, check=False)

@@ -24,19 +24,25 @@ from shutil import copy, rmtree
 import pytest
 
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.sandbox import sandbox
-from taskvec.sandbox.sandbox import Limits, Outcome, isolation, remove_folder, run_program
+from taskvec.sandbox import programs
+from taskvec.sandbox.programs import (
+    ProgramLimits,
+    ProgramOutcome,
+    isolation,
+    remove_folder,
+    run_program,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs run on Linux only")
 
 # A user that is not root, for namespaces that root did not make; not one of tests beside these.
 ORDINARY = 20000 + os.getpid() % 40000
-SHORT = Limits(seconds=1.0)
+SHORT = ProgramLimits(seconds=1.0)
 DRIVER = """
 import json, sys
-from taskvec.sandbox.sandbox import Limits, run_program
+from taskvec.sandbox.programs import ProgramLimits, run_program
 told = json.load(sys.stdin)
-outcome = run_program(told["code"], limits=Limits(**told["limits"]), within="namespaces")
+outcome = run_program(told["code"], limits=ProgramLimits(**told["limits"]), within="namespaces")
 print(json.dumps([outcome.ended, outcome.detail]))
 """
 # In front of programs that signal whatever they can: nothing of this is to run unless shut in.
@@ -45,7 +51,7 @@ import os
 if os.getpid() > 99 and os.getuid() in (0, {os.getuid()}):
     raise SystemExit("neither a PID namespace nor a user of its own")
 """
-Run = Callable[..., Outcome]
+Run = Callable[..., ProgramOutcome]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def public() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="taskvec-public-"))
     package = folder / "package" / "taskvec"
     (package / "sandbox").mkdir(parents=True)
-    inside = Path(sandbox.__file__).parent
+    inside = Path(programs.__file__).parent
     for name in ("sandbox.py", "confine.py"):
         copy(inside / name, package / "sandbox")
     copy(inside.parent / "errors.py", package)
@@ -67,9 +73,9 @@ def public() -> Iterator[Path]:
     rmtree(folder)
 
 
-def as_ordinary_user(public: Path, code: str, limits: Limits) -> Outcome:
+def as_ordinary_user(public: Path, code: str, limits: ProgramLimits) -> ProgramOutcome:
     done = subprocess.run(
-        [sandbox._python(for_others=True), "-c", DRIVER],
+        [programs._python(for_others=True), "-c", DRIVER],
         input=json.dumps({"code": code, "limits": asdict(limits)}),
         env={"PYTHONPATH": str(public / "package"), "TMPDIR": str(public / "temporary")},
         user=ORDINARY, group=ORDINARY, extra_groups=[],
@@ -77,7 +83,7 @@ def as_ordinary_user(public: Path, code: str, limits: Limits) -> Outcome:
     )  # fmt: skip
     if done.returncode:
         raise TaskvecError(done.stderr.splitlines()[-1])
-    return Outcome(*json.loads(done.stdout))
+    return ProgramOutcome(*json.loads(done.stdout))
 
 
 @cache
@@ -99,7 +105,7 @@ def lacking(kind: str) -> str:
 @pytest.fixture(autouse=True)
 def users(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The users of the test's programs."""
-    users, lone_user = {ORDINARY}, sandbox._lone_user
+    users, lone_user = {ORDINARY}, programs._lone_user
 
     def noted() -> int | None:
         user = lone_user()
@@ -107,7 +113,7 @@ def users(monkeypatch: pytest.MonkeyPatch) -> set[int]:
             users.add(user)
         return user
 
-    monkeypatch.setattr(sandbox, "_lone_user", noted)
+    monkeypatch.setattr(programs, "_lone_user", noted)
     return users
 
 
@@ -119,9 +125,9 @@ def run(
     kind = request.param
     monkeypatch.setattr(tempfile, "tempdir", str(public / "temporary"))
 
-    def run(code: str, limits: Limits | None = None) -> Outcome:
+    def run(code: str, limits: ProgramLimits | None = None) -> ProgramOutcome:
         if kind == "ordinary":
-            return as_ordinary_user(public, code, limits or Limits())
+            return as_ordinary_user(public, code, limits or ProgramLimits())
         return run_program(code, limits=limits, within=kind)
 
     if missing := lacking(kind):
@@ -145,7 +151,7 @@ def left_over(users: set[int]) -> list[str]:
     return found
 
 
-def told(outcome: Outcome) -> str:
+def told(outcome: ProgramOutcome) -> str:
     """What a program raised a `ValueError` with."""
     assert outcome.ended == "failed"
     assert outcome.detail.startswith("ValueError: "), outcome
@@ -156,11 +162,11 @@ def told(outcome: Outcome) -> str:
 
 
 def test_a_program_that_ends_has_passed(run: Run) -> None:
-    assert run("import json, re, typing\nassert 1 + 1 == 2\n") == Outcome("passed")
+    assert run("import json, re, typing\nassert 1 + 1 == 2\n") == ProgramOutcome("passed")
 
 
 def test_a_program_that_fails_has_not(run: Run) -> None:
-    assert run("assert 1 == 2, 'no'") == Outcome("failed", "AssertionError: no")
+    assert run("assert 1 == 2, 'no'") == ProgramOutcome("failed", "AssertionError: no")
     assert run("f(").detail.startswith("SyntaxError")
     assert run("x = '\ud800'").ended == "failed"
     assert run("x = '\0'").ended == "failed"
@@ -170,7 +176,7 @@ def test_a_program_that_fails_has_not(run: Run) -> None:
     "leave", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit"]
 )
 def test_leaving_before_the_tests_is_no_pass(run: Run, leave: str) -> None:
-    assert run(f"{leave}\nassert False") == Outcome(
+    assert run(f"{leave}\nassert False") == ProgramOutcome(
         "failed", "ended before its end, with exit code 0"
     )
 
@@ -187,19 +193,19 @@ def test_guessing_at_the_verdict_is_no_pass(run: Run) -> None:
 def test_a_program_without_its_descriptors_is_no_pass(run: Run) -> None:
     assert not run("import os; os.closerange(0, 99)").passed
     endless = "import os\nos.close(1); os.close(2)\nwhile True: pass"
-    assert run(endless, SHORT) == Outcome("time", "more than 1 s")
+    assert run(endless, SHORT) == ProgramOutcome("time", "more than 1 s")
 
 
 def test_signals_are_named(run: Run) -> None:
-    assert run("import os; os.kill(os.getpid(), 11)") == Outcome("killed", "by SIGSEGV")
-    assert run("import os; os.kill(os.getpid(), 41)") == Outcome("killed", "by signal 41")
+    assert run("import os; os.kill(os.getpid(), 11)") == ProgramOutcome("killed", "by SIGSEGV")
+    assert run("import os; os.kill(os.getpid(), 41)") == ProgramOutcome("killed", "by signal 41")
 
 
 def test_a_detail_is_one_printable_line(run: Run) -> None:
     outcome = run("import sys; print('a\\n\\x1b[31m' + 'b' * 999, file=sys.stderr); 1 / 0")
     assert outcome.detail == "ZeroDivisionError: division by zero"
     outcome = run("import os; os.write(2, b'a\\n\\x1b[31m' + b'b' * 999); os._exit(3)")
-    assert outcome == Outcome("failed", "[31m" + "b" * 196)
+    assert outcome == ProgramOutcome("failed", "[31m" + "b" * 196)
 
 
 def test_sets_of_texts_have_one_order(run: Run) -> None:
@@ -207,12 +213,12 @@ def test_sets_of_texts_have_one_order(run: Run) -> None:
     assert told(run(program)) == told(run(program))
 
 
-# Limits
+# ProgramLimits
 
 
 def test_endless_loop(run: Run) -> None:
     begun = time.monotonic()
-    assert run("while True: pass", SHORT) == Outcome("time", "more than 1 s")
+    assert run("while True: pass", SHORT) == ProgramOutcome("time", "more than 1 s")
     assert time.monotonic() - begun < 5
 
 
@@ -223,9 +229,11 @@ def test_ignoring_signals(run: Run) -> None:
 
 
 def test_memory(run: Run) -> None:
-    assert run("x = bytearray(2 << 30)") == Outcome("memory", "more than 1,073,741,824 bytes")
+    assert run("x = bytearray(2 << 30)") == ProgramOutcome(
+        "memory", "more than 1,073,741,824 bytes"
+    )
     grow = "x = []\nwhile True: x.append(bytearray(1 << 20))"
-    assert run(grow, Limits(memory_bytes=200 << 20)).ended == "memory"
+    assert run(grow, ProgramLimits(memory_bytes=200 << 20)).ended == "memory"
 
 
 def test_memory_that_is_in_no_process(run: Run) -> None:
@@ -240,7 +248,7 @@ def test_memory_that_is_in_no_process(run: Run) -> None:
 @pytest.mark.parametrize("fd", [1, 2, 4])
 def test_endless_output(run: Run, fd: int) -> None:
     outcome = run(f"import os\nwhile True: os.write({fd}, b'x' * 9999)")
-    assert outcome == Outcome("output", "more than 1,048,576 bytes of output")
+    assert outcome == ProgramOutcome("output", "more than 1,048,576 bytes of output")
 
 
 def test_output_up_to_the_limit(run: Run) -> None:
@@ -298,7 +306,7 @@ def test_huge_files(run: Run) -> None:
 
 def test_deep_recursion(run: Run) -> None:
     deep = "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(n): return [f(n + 1)]\nf(0)"
-    outcome = run(deep, Limits(seconds=60, memory_bytes=100 << 20))
+    outcome = run(deep, ProgramLimits(seconds=60, memory_bytes=100 << 20))
     assert outcome.ended in ("memory", "failed", "killed"), outcome  # as the interpreter has it
     in_c = "x = []\nfor _ in range(10 ** 6): x = [x]\nimport sys\n"
     assert run(f"{in_c}sys.setrecursionlimit(10 ** 9)\nrepr(x)").ended in ("memory", "killed")
@@ -357,8 +365,8 @@ def test_what_it_sees_is_read_only(run: Run) -> None:
 def test_its_own_folder_is_its_own(run: Run) -> None:
     own = "import os, tempfile\nassert os.listdir() == []\nopen('x', 'w').write('y')\n"
     own += "assert open('x').read() == 'y'\ntempfile.TemporaryFile().write(b'z')\nos.mkdir('d')\n"
-    assert run(own) == Outcome("passed")
-    assert run(own) == Outcome("passed")  # not the same one
+    assert run(own) == ProgramOutcome("passed")
+    assert run(own) == ProgramOutcome("passed")  # not the same one
 
 
 def test_reading_outside(run: Run, public: Path) -> None:
@@ -412,7 +420,7 @@ for pid in (os.getppid(), 1, {os.getpid()}, {os.getppid()}, -1, -{os.getpgrp()})
         except OSError:
             pass
 """
-    assert run(kill) == Outcome("passed")
+    assert run(kill) == ProgramOutcome("passed")
 
 
 def test_sockets(run: Run) -> None:
@@ -463,11 +471,11 @@ raise ValueError(done)
         assert told(run(f"{group}raise ValueError(os.wait()[1] >> 8)")) == "1"
     become = "import os\nfor act in (os.setuid, os.setgid, os.seteuid):\n    try:\n"
     become += "        act(0)\n    except OSError:\n        continue\n    raise ValueError(act)"
-    assert run(become) == Outcome("passed")
+    assert run(become) == ProgramOutcome("passed")
     more = "import resource as r\nlimits = (r.RLIMIT_NPROC, r.RLIMIT_AS, r.RLIMIT_FSIZE)\n"
     more += "for limit in limits:\n    try:\n        r.setrlimit(limit, (1 << 40, 1 << 40))\n"
     more += "    except ValueError:\n        continue\n    raise TypeError(limit)"
-    assert run(more) == Outcome("passed")
+    assert run(more) == ProgramOutcome("passed")
 
 
 def test_leaving_a_daemon(run: Run, users: set[int]) -> None:
@@ -475,7 +483,7 @@ def test_leaving_a_daemon(run: Run, users: set[int]) -> None:
     daemon += "    except PermissionError:\n        pass\n    if os.fork() == 0:\n"
     daemon += "        time.sleep(60)\n    os._exit(0)\nos.wait()\n"
     begun = time.monotonic()
-    assert run(daemon) == Outcome("passed")
+    assert run(daemon) == ProgramOutcome("passed")
     assert time.monotonic() - begun < 5
     assert not left_over(users)
 
@@ -488,7 +496,7 @@ def test_a_group_with_many_leaders(run: Run, users: set[int]) -> None:
         "            os.setpgid(pid, group)\n        except OSError:\n            pass\n"
         "    if child == 0:\n        time.sleep(60)\n        os._exit(0)\n"
     )
-    assert run(leave) == Outcome("passed")
+    assert run(leave) == ProgramOutcome("passed")
     assert not left_over(users)
 
 
@@ -516,7 +524,7 @@ for _ in range(1100):  # more than Python recurses
 os.chdir(own)
 os.chmod(own, 0)
 """
-    assert run(resist) == Outcome("passed")
+    assert run(resist) == ProgramOutcome("passed")
     assert not list((public / "temporary").iterdir())
     assert (kept / "inner" / "file").read_text() == "kept"
 
@@ -573,9 +581,9 @@ def test_descriptors_of_the_parent_are_closed() -> None:
 def test_a_parent_that_is_killed_leaves_nothing(run: Run, public: Path, users: set[int]) -> None:
     if run.kind == "ordinary":  # type: ignore[attr-defined]
         pytest.skip("the same as namespaces")
-    program = "from taskvec.sandbox import sandbox\nfrom taskvec.sandbox.sandbox import *\n"
-    program += f"sandbox._lone_user = lambda: {sandbox._lone_user()}\n"
-    program += f"run_program('while True: pass', limits=Limits(60), within={run.kind!r})"  # type: ignore[attr-defined]
+    program = "from taskvec.sandbox import sandbox\nfrom taskvec.sandbox.programs import *\n"
+    program += f"sandbox._lone_user = lambda: {programs._lone_user()}\n"
+    program += f"run_program('while True: pass', limits=ProgramLimits(60), within={run.kind!r})"  # type: ignore[attr-defined]
     parent = subprocess.Popen(
         [sys.executable, "-c", program],
         env={"PYTHONPATH": str(public / "package"), "TMPDIR": str(public / "temporary")},
@@ -595,7 +603,7 @@ def test_a_parent_that_is_killed_leaves_nothing(run: Run, public: Path, users: s
 
 
 def test_user_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_lone_user", lambda: None)
+    monkeypatch.setattr(programs, "_lone_user", lambda: None)
     with pytest.raises(TaskvecError) as error:
         run_program("", within="user")
     assert str(error.value) == (
@@ -609,24 +617,24 @@ def test_other_users_need_a_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(sys, "_base_executable", str(tmp_path / "python"))
     monkeypatch.setattr(sys, "version_info", (9, 8))
     with pytest.raises(TaskvecError) as error:
-        sandbox._python(for_others=True)
+        programs._python(for_others=True)
     assert str(error.value) == (
         f"a program cannot be shut in: user: other users cannot reach {tmp_path / 'python'}, and "
         "there is no /usr/bin/python9.8; install one of them"
     )
-    assert sandbox._python(for_others=False) == str(tmp_path / "python")
+    assert programs._python(for_others=False) == str(tmp_path / "python")
 
 
 def test_users_that_nobody_has() -> None:
     every, container = ["0", "0", "4294967295"], ["0", "1000", "1", "1", "100000", "65535"]
-    assert [sandbox._covers(every, unused) for unused in sandbox._UNUSED_USERS] == [True, True]
-    assert [sandbox._covers(container, u) for u in sandbox._UNUSED_USERS] == [False, True]
-    assert not sandbox._covers(["0", "1000", "1"], sandbox._UNUSED_USERS[1])
+    assert [programs._covers(every, unused) for unused in programs._UNUSED_USERS] == [True, True]
+    assert [programs._covers(container, u) for u in programs._UNUSED_USERS] == [False, True]
+    assert not programs._covers(["0", "1000", "1"], programs._UNUSED_USERS[1])
 
 
 def test_what_cannot_be_set_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = best()
-    monkeypatch.setattr(sandbox, "_python", lambda **_: "/usr/no-such-python")
+    monkeypatch.setattr(programs, "_python", lambda **_: "/usr/no-such-python")
     with pytest.raises(TaskvecError) as error:
         run_program("", within=kind)
     assert str(error.value) == (
@@ -635,13 +643,13 @@ def test_what_cannot_be_set_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_isolation_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(code: str, *, within: str) -> Outcome:
+    def refuse(code: str, *, within: str) -> ProgramOutcome:
         raise TaskvecError(f"a program cannot be shut in: {within}: not today")
 
-    monkeypatch.setattr(sandbox, "run_program", refuse)
+    monkeypatch.setattr(programs, "run_program", refuse)
     isolation.cache_clear()
     with pytest.raises(TaskvecError) as error:
-        sandbox.require_permission("task 'x'", allowed=True)
+        programs.require_permission("task 'x'", allowed=True)
     assert str(error.value) == (
         "programs that a model wrote cannot be shut in here (namespaces: not today; user: not "
         "today); needs Linux with user namespaces, or root and Landlock: run in a virtual machine "
@@ -650,9 +658,9 @@ def test_no_isolation_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_permission_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "isolation", lambda: pytest.fail("tried"))
+    monkeypatch.setattr(programs, "isolation", lambda: pytest.fail("tried"))
     with pytest.raises(UsageError) as error:
-        sandbox.require_permission("task 'x'", allowed=False)
+        programs.require_permission("task 'x'", allowed=False)
     assert str(error.value) == (
         "task 'x' runs programs that the model writes; allow that with --allow-code-execution "
         "(docs/how-to/run-generated-code.md says what is guarded)"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import ParameterError
-from taskvec.training.selection import Selection, select
+from taskvec.training.selection import ParameterSelection, select
 
 FILE = Path(__file__).with_name("presets.json")
 PRESETS = (
@@ -30,7 +30,7 @@ PRESETS = (
 BLOCKS = 2
 
 
-def written(selection: Selection) -> list[str]:
+def written(selection: ParameterSelection) -> list[str]:
     """Names, with their rows (or columns) where those are not all; {b} stands for every block."""
     lines: dict[str, list[str]] = {}
     for name in selection.names:

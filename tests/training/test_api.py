@@ -15,7 +15,7 @@ from torch.nn import functional
 import taskvec as tv
 from taskvec.checkpoints.vectors import open_vector
 from taskvec.errors import DataError, OutputError, ParameterError, RecipeError, UsageError
-from taskvec.training import Asking, Output, Settings, finetune
+from taskvec.training import HeadOptions, RunOutput, TrainingSettings, finetune
 from taskvec.training.api import LANGUAGE, settings_for
 from taskvec.training.data import Documents, Reading
 from taskvec.training.linearised import Linearised
@@ -25,7 +25,7 @@ FEW = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2}
 
 
 def run(model, data, out=None, **more):
-    more = {"settings": FEW, "output": Output(out), **more}
+    more = {"settings": FEW, "output": RunOutput(out), **more}
     return finetune(model, data, **more)
 
 
@@ -41,7 +41,7 @@ def test_a_language_model_to_a_vector_that_is_a_task(tmp_path):
     said, told = [], []
     trained = run(
         model, data, tmp_path / "out", validation=0.25,
-        output=Output(tmp_path / "out", say=said.append, tell=lambda *each: told.append(each)),
+        output=RunOutput(tmp_path / "out", say=said.append, tell=lambda *each: told.append(each)),
     )  # fmt: skip
     share = 100 * 2048 / 9264  # of 2 blocks of width 16: qkv 3 · 16², o 16²
     assert said == [f"trains 4 tensors, 2,048 of 9,264 parameters ({share:.1f} %)"]
@@ -81,7 +81,7 @@ def test_rows_of_a_fused_projection_that_do_not_train(tmp_path):
         if record["step"] == 2:
             raise KeyboardInterrupt
 
-    output = Output(tmp_path / "parts", tell=stop)
+    output = RunOutput(tmp_path / "parts", tell=stop)
     with pytest.raises(KeyboardInterrupt):
         run(model, data, train="attention-qv", settings=settings, output=output)
     parts = run(model, data, tmp_path / "parts", train="attention-qv", settings=settings)
@@ -95,7 +95,7 @@ def test_rows_of_a_fused_projection_that_do_not_train(tmp_path):
 
 def test_the_trained_model_as_a_folder(tmp_path):
     model, data = tiny.gpt2(tmp_path / "gpt2"), tiny.pairs(tmp_path / "a.jsonl")
-    output = Output(tmp_path / "out", saves_model=True)
+    output = RunOutput(tmp_path / "out", saves_model=True)
     trained = run(model, data, train="all", output=output)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
     assert loaded.dtype == torch.bfloat16  # as the model that training started from
@@ -120,7 +120,7 @@ def test_a_finished_run_is_not_done_again(tmp_path):
 def test_running_text(tmp_path):
     model = tiny.gpt2(tmp_path / "gpt2")
     (tmp_path / "a.txt").write_text("a bc def. " * 30)
-    trained = run(model, tmp_path / "a.txt", asking=Asking(Fitting(context=32)))
+    trained = run(model, tmp_path / "a.txt", asking=HeadOptions(Fitting(context=32)))
     losses = [record["loss"] for record in trained.records]
     assert losses[-1] < losses[0]
     assert trained.records[0]["tokens"] <= 4 * 31
@@ -130,7 +130,11 @@ def test_a_classifier_of_texts_with_its_own_head(tmp_path):
     model, data = tiny.bert(tmp_path / "bert", 2), tiny.reviews(tmp_path / "a.tsv")
     said = []
     trained = run(
-        model, data, train="all", output=Output(tmp_path / "out", say=said.append), validation=data
+        model,
+        data,
+        train="all",
+        output=RunOutput(tmp_path / "out", say=said.append),
+        validation=data,
     )
     assert said[1] == "the head is the model's own, frozen"
     assert not any("classifier" in name for name in trained.selection.names)
@@ -142,7 +146,9 @@ def test_a_classifier_of_texts_with_its_own_head(tmp_path):
 def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
     model, data = tiny.vit(tmp_path / "vit"), tiny.shapes(tmp_path / "a.npz")
     said = []
-    whole = run(model, data, train="attention", output=Output(tmp_path / "whole", say=said.append))
+    whole = run(
+        model, data, train="attention", output=RunOutput(tmp_path / "whole", say=said.append)
+    )
     assert said[1:] == [
         "images are seen at 8 × 8 px (no preprocessor_config.json: mean and deviation of ImageNet)",
         "the head is a linear probe, frozen, fitted to the features of 24 examples (100.0% of them "
@@ -157,7 +163,7 @@ def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(model, data, output=Output(tmp_path / "parts", tell=stop))
+        run(model, data, output=RunOutput(tmp_path / "parts", tell=stop))
     parts = run(model, data, tmp_path / "parts")
     assert all(torch.equal(parts.vector[name], τ) for name, τ in whole.vector.items())
     assert load_file(tmp_path / "parts/head.safetensors").keys() == head.keys()
@@ -166,20 +172,20 @@ def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
 def test_images_of_another_size(tmp_path):
     """Positions are stretched, as ViT does if it is asked to."""
     model, data = tiny.vit(tmp_path / "vit"), tiny.shapes(tmp_path / "a.npz")
-    trained = run(model, data, asking=Asking(image_size=12))
+    trained = run(model, data, asking=HeadOptions(image_size=12))
     assert len(trained.records) == 4
 
 
 def test_a_zero_shot_head_of_clip(tmp_path, monkeypatch):
     model, data = tiny.clip(tmp_path / "clip"), tiny.shapes(tmp_path / "a.npz")
     said = []
-    asking = Asking(head="zero-shot", templates=("a {}",))
+    asking = HeadOptions(head="zero-shot", templates=("a {}",))
     trained = run(
         model,
         data,
         tmp_path / "out",
         asking=asking,
-        output=Output(tmp_path / "out", say=said.append),
+        output=RunOutput(tmp_path / "out", say=said.append),
     )
     assert said[2] == "the head is zero-shot, from 2 names of classes"
     assert all(name.startswith("vision_model.encoder") for name in trained.vector)
@@ -233,7 +239,7 @@ def test_lora(tmp_path):
 
     whole = run(model, data, tmp_path / "whole", train="lora")
     with pytest.raises(KeyboardInterrupt):
-        run(model, data, train="lora", output=Output(tmp_path / "parts", tell=stop))
+        run(model, data, train="lora", output=RunOutput(tmp_path / "parts", tell=stop))
     parts = run(model, data, tmp_path / "parts", train="lora")
     vector = load_file(parts.path)
     assert len(vector) == 8
@@ -297,7 +303,7 @@ def test_label_smoothing_against_the_formula():
     smooth[torch.arange(6), labels] += 1 - share
     data = list(zip(logits, labels, strict=True))
     trained = finetune(
-        head, data, train="all", asking=Asking(label_smoothing=share),
+        head, data, train="all", asking=HeadOptions(label_smoothing=share),
         settings={"steps": 1, "batch_size": 6},
     )  # fmt: skip
     assert trained.records[0]["loss"] == pytest.approx(
@@ -322,16 +328,18 @@ def test_a_language_model_in_memory(tmp_path):
 def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     data = [(torch.ones(2), 0), (torch.zeros(2), 1)]
-    output = Output(tmp_path / "out", tensorboard=True)
+    output = RunOutput(tmp_path / "out", tensorboard=True)
     finetune(nn.Linear(2, 2), data, train="all", settings=FEW, output=output)
     assert list((tmp_path / "out/tensorboard").glob("events.*"))
 
 
 def test_defaults_are_by_kind():
-    assert settings_for([], None) == Settings(2000, 128, learning_rate=1e-5)
-    assert settings_for(Documents([], "", ""), {"steps": 3}) == Settings(3, 16, learning_rate=2e-5)
+    assert settings_for([], None) == TrainingSettings(2000, 128, learning_rate=1e-5)
+    assert settings_for(Documents([], "", ""), {"steps": 3}) == TrainingSettings(
+        3, 16, learning_rate=2e-5
+    )
     assert settings_for(Documents([], "", ""), None) == LANGUAGE
-    assert settings_for(Documents([], "", ""), Settings()) == Settings()
+    assert settings_for(Documents([], "", ""), TrainingSettings()) == TrainingSettings()
     with pytest.raises(UsageError, match="settings: 'step' is unknown; did you mean 'steps'"):
         settings_for([], {"step": 3})
 
@@ -365,10 +373,10 @@ def test_classes_that_do_not_fit(tmp_path):
     )
     three = tmp_path / "c.tsv"
     three.write_text("label\ttext\na\tx\nb\ty\nc\tz\n")
-    assert refusal(UsageError, model, three, asking=Asking(head="own")) == (
+    assert refusal(UsageError, model, three, asking=HeadOptions(head="own")) == (
         f"{model}: has no head of its own for 3 classes of texts; take probe"
     )
-    assert refusal(UsageError, model, three, asking=Asking(head="new")) == (
+    assert refusal(UsageError, model, three, asking=HeadOptions(head="new")) == (
         "head must be own, probe or zero-shot; got 'new'"
     )
 
@@ -404,7 +412,7 @@ def test_what_does_not_go_together(tmp_path):
     assert refusal(UsageError, language, pairs, validation=texts) == (
         f"{texts}: holds classes, which a language model does not learn"
     )
-    output = Output(tmp_path / "out", saves_model=True)
+    output = RunOutput(tmp_path / "out", saves_model=True)
     assert refusal(UsageError, nn.Linear(2, 2), [(torch.ones(2), 0)], output=output) == (
         "a model is saved beside the vector only of a model in a folder"
     )
@@ -424,7 +432,7 @@ def test_a_conversation_cut_to_nothing_is_told(tmp_path):
         file.write(json.dumps({"prompt": "a" * 90, "response": "b"}) + "\n")
     assert f"{data}, line 3: has " in refusal(DataError, model, data)
     said = []
-    run(model, data, asking=Asking(Fitting(truncate=True)), output=Output(say=said.append))
+    run(model, data, asking=HeadOptions(Fitting(truncate=True)), output=RunOutput(say=said.append))
     assert said[1] == (
         f"{data}: 1 of 3 conversations are left out: nothing of an answer is left where they are "
         "cut"

@@ -17,8 +17,8 @@ from taskvec.training.data import (
     Documents,
     Reading,
     held_out,
-    limited,
-    numbered,
+    limit_data,
+    number_classes,
     read_data,
 )
 
@@ -294,14 +294,14 @@ def test_formats_that_do_not_fit(tmp_path):
 
 def test_a_limit_draws_by_the_seed():
     data = Documents([f"{i}" for i in range(20)], "t", "d")
-    one, again, other = limited(data, 5, 1), limited(data, 5, 1), limited(data, 5, 2)
+    one, again, other = limit_data(data, 5, 1), limit_data(data, 5, 1), limit_data(data, 5, 2)
     assert one == again
     assert set(one.items) != set(other.items)
     assert one.items == sorted(one.items, key=int)
     assert one.digest not in (data.digest, other.digest)
-    assert limited(data, 20, 1) is data
+    assert limit_data(data, 20, 1) is data
     with pytest.raises(UsageError, match="limit must be above 0; got 0"):
-        limited(data, 0, 1)
+        limit_data(data, 0, 1)
 
 
 def test_a_share_is_held_out():
@@ -319,4 +319,4 @@ def test_a_share_is_held_out():
 
 
 def test_names_of_classes_are_in_order():
-    assert numbered(["b", "a", "1"], "t") == ([2, 1, 0], ("1", "a", "b"))
+    assert number_classes(["b", "a", "1"], "t") == ([2, 1, 0], ("1", "a", "b"))

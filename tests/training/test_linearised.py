@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from taskvec.errors import FamilyError, ParameterError, UsageError
-from taskvec.training.rows import Rows
+from taskvec.training.rows import RowRanges
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -235,7 +235,7 @@ def test_rows_of_a_fused_projection() -> None:
     module, kwargs = made(gpt2)
     name = "transformer.h.0.attn.c_attn.weight"
     columns = torch.cat([torch.arange(16), torch.arange(32, 48)])
-    linear = Linearised(module, [name], rows={name: Rows(1, ((0, 16), (32, 48)))})
+    linear = Linearised(module, [name], rows={name: RowRanges(1, ((0, 16), (32, 48)))})
     assert [tuple(tau.shape) for tau in linear.tau] == [(16, 32)]
     tau = direction(module, 7, [name])
     tau[name][:, 16:32] = 0

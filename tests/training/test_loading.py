@@ -14,7 +14,7 @@ from tests.training import tiny_models as tiny
 import taskvec as tv
 from taskvec.errors import CheckpointError, ParameterError, UsageError
 from taskvec.running.loading import load
-from taskvec.training import Asking, Output, finetune
+from taskvec.training import HeadOptions, RunOutput, finetune
 
 FEW = {"steps": 2, "batch_size": 4, "learning_rate": 1e-2}
 # Maker of the folder, what it does not hold, and head.
@@ -44,8 +44,8 @@ def test_all_trains_what_the_folder_holds(which: str, tmp_path: Any) -> None:
             data,
             train="all",
             settings=FEW | {"seed": seed},
-            asking=Asking(head=head),
-            output=Output(tmp_path / task, saves_model=True, say=said.append),
+            asking=HeadOptions(head=head),
+            output=RunOutput(tmp_path / task, saves_model=True, say=said.append),
         )
         tasks[task] = str(trained.path)
 
@@ -94,7 +94,7 @@ def test_an_own_head_that_is_not_there_is_refused(tmp_path: Any) -> None:
     )
     clip = tiny.without(tiny.clip(tmp_path / "clip"), "text_projection")
     with pytest.raises(CheckpointError, match=r"lacks 'text_projection.weight', without which"):
-        finetune(clip, tiny.shapes(tmp_path / "a.npz"), asking=Asking(head="zero-shot"))
+        finetune(clip, tiny.shapes(tmp_path / "a.npz"), asking=HeadOptions(head="zero-shot"))
 
 
 def test_a_language_model_without_its_head_is_refused(tmp_path: Any) -> None:
@@ -109,7 +109,7 @@ def test_a_language_model_without_its_head_is_refused(tmp_path: Any) -> None:
 def test_a_pooler_that_is_not_there_cannot_be_asked_for(tmp_path: Any) -> None:
     model, data, _ = given("vit", tmp_path)
     with pytest.raises(UsageError, match="pool 'pooler': needs pooler_output"):
-        finetune(model, data, asking=Asking(pool="pooler"), settings=FEW)
+        finetune(model, data, asking=HeadOptions(pool="pooler"), settings=FEW)
 
 
 @pytest.mark.parametrize("train", ["*mask_token", "lora:*mask_token"])

@@ -15,7 +15,7 @@ import taskvec as tv
 from taskvec.errors import FamilyError, ParameterError
 from taskvec.training.lora import add_lora, wants_lora
 from taskvec.training.selection import freeze_rest, select
-from taskvec.training.vectors import save_vector
+from taskvec.training.vector_file import save_vector
 
 pytest.importorskip("peft")
 MODELS = ("llama", "gpt2", "t5", "clip", "falcon-new", "vit", "dinov2")

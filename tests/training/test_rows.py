@@ -11,8 +11,8 @@ from torch import nn
 
 from taskvec.errors import ParameterError
 from taskvec.layers import override
-from taskvec.training.rows import Rows, frozen_rows, rows_kept
-from taskvec.training.selection import Selection, freeze_rest, select
+from taskvec.training.rows import RowRanges, frozen_rows, hold_rows
+from taskvec.training.selection import ParameterSelection, freeze_rest, select
 
 FUSED = {  # fused layer and output layer of the first block
     "bloom": ("transformer.h.0.self_attention", "query_key_value", "dense"),
@@ -136,15 +136,15 @@ def test_a_shape_that_the_heads_do_not_make():
 
 
 class TestRowsKept:
-    def selected(self) -> tuple[nn.Linear, Selection]:
+    def selected(self) -> tuple[nn.Linear, ParameterSelection]:
         net = nn.Linear(2, 4, bias=False)
-        selection = Selection(("weight",), {"weight": Rows(0, ((1, 3),))}, 4, 8)
+        selection = ParameterSelection(("weight",), {"weight": RowRanges(0, ((1, 3),))}, 4, 8)
         freeze_rest(net, selection)
         return net, selection
 
     def test_gradients_of_other_rows_are_zero_also_where_they_would_be_nan(self):
         net, selection = self.selected()
-        with rows_kept(net, selection):
+        with hold_rows(net, selection.rows):
             (net.weight * torch.tensor([[torch.nan], [2.0], [3.0], [torch.inf]])).sum().backward()
             (net.weight * 1.0).sum().backward()  # gradients are added up
 
@@ -152,7 +152,7 @@ class TestRowsKept:
 
     def test_hooks_go_when_training_ends(self):
         net, selection = self.selected()
-        with rows_kept(net, selection):
+        with hold_rows(net, selection.rows):
             pass
         net.weight.sum().backward()
 
@@ -161,7 +161,7 @@ class TestRowsKept:
     def test_what_moved_is_put_back_in_the_dtype_of_the_moment(self):
         net, selection = self.selected()
         before = net.weight.detach().clone()
-        with rows_kept(net, selection) as put_back:
+        with hold_rows(net, selection.rows) as put_back:
             net.to(torch.bfloat16)
             with torch.no_grad():
                 net.weight += 1
@@ -171,4 +171,4 @@ class TestRowsKept:
         assert not torch.equal(net.weight[1:3], before[1:3].to(torch.bfloat16))
 
     def test_numbers_of_the_rows_that_stay(self):
-        assert frozen_rows(Rows(0, ((1, 3), (4, 5))), 6).tolist() == [0, 3, 5]
+        assert frozen_rows(RowRanges(0, ((1, 3), (4, 5))), 6).tolist() == [0, 3, 5]

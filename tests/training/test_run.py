@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from taskvec.errors import CheckpointError, DataError, OutputError, TaskvecError, UsageError
 from taskvec.training.api import finetune
-from taskvec.training.loop import Examples, Outcome, drawn
-from taskvec.training.run import Output
-from taskvec.training.settings import Settings, learning_rate_at
+from taskvec.training.loop import BatchLoss, Examples, draw_examples
+from taskvec.training.run import RunOutput
+from taskvec.training.settings import TrainingSettings, learning_rate_at
 
-STEPS = Settings(steps=12, batch_size=6, learning_rate=1e-2, seed=3)
+STEPS = TrainingSettings(steps=12, batch_size=6, learning_rate=1e-2, seed=3)
 
 
 def module(*, dropout=0.0):
@@ -39,7 +39,7 @@ def curve(records, without=()):
 
 
 def test_steps_are_adamw_with_warmup_cosine_and_clipping():
-    settings = Settings(
+    settings = TrainingSettings(
         steps=12, batch_size=6, learning_rate=0.05, weight_decay=0.2, clip=0.3, seed=5
     )
     trained, expected = module(), module()
@@ -51,7 +51,7 @@ def test_steps_are_adamw_with_warmup_cosine_and_clipping():
     names = [name for name, _ in expected.named_parameters()]
     moments = {name: [torch.zeros(()), torch.zeros(())] for name in names}
     for step in range(12):
-        rows = drawn(step, 20, settings)
+        rows = draw_examples(step, 20, settings)
         inputs = torch.stack([data[i][0] for i in rows])
         labels = torch.stack([data[i][1] for i in rows])
         loss = functional.cross_entropy(expected(inputs), labels)
@@ -79,19 +79,19 @@ def test_steps_are_adamw_with_warmup_cosine_and_clipping():
 
 
 def test_rows_go_round_all_examples_and_differ_by_round():
-    settings = Settings(batch_size=6, seed=1)
-    rows = [i for step in range(10) for i in drawn(step, 20, settings)]
+    settings = TrainingSettings(batch_size=6, seed=1)
+    rows = [i for step in range(10) for i in draw_examples(step, 20, settings)]
     rounds = [rows[at : at + 20] for at in range(0, 60, 20)]
     assert all(sorted(each) == list(range(20)) for each in rounds)
     assert rounds[0] != rounds[1]
-    few = drawn(0, 2, settings)  # a batch may hold an example more than once
+    few = draw_examples(0, 2, settings)  # a batch may hold an example more than once
     assert sorted(few) == [0, 0, 0, 1, 1, 1]
 
 
 def test_default_warmup_is_the_published_500_of_2000():
-    assert learning_rate_at(0, Settings()) == pytest.approx(1e-5 / 500)
-    assert learning_rate_at(499, Settings()) == pytest.approx(1e-5)
-    assert learning_rate_at(1250, Settings()) == pytest.approx(5e-6)
+    assert learning_rate_at(0, TrainingSettings()) == pytest.approx(1e-5 / 500)
+    assert learning_rate_at(499, TrainingSettings()) == pytest.approx(1e-5)
+    assert learning_rate_at(1250, TrainingSettings()) == pytest.approx(5e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
@@ -109,7 +109,7 @@ def test_micro_batches_give_the_same_steps(micro_batch):
     examples = Examples(pairs(), collate, lambda batch: int(batch[2].sum()), "tokens")
     results = []
     for size in (None, micro_batch):
-        settings = Settings(steps=5, batch_size=8, learning_rate=1e-2, micro_batch=size)
+        settings = TrainingSettings(steps=5, batch_size=8, learning_rate=1e-2, micro_batch=size)
         results.append(
             finetune(module(), examples, train="all", objective=objective, settings=settings)
         )
@@ -148,9 +148,9 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path, at, save_every):
         train="all",
         validation=validation,
         settings=STEPS,
-        output=Output(tmp_path / "whole", validate_every=4),
+        output=RunOutput(tmp_path / "whole", validate_every=4),
     )
-    output = Output(tmp_path / "parts", save_every=save_every, validate_every=4)
+    output = RunOutput(tmp_path / "parts", save_every=save_every, validate_every=4)
 
     def run(data):
         torch.rand(at)  # the caller's random numbers do not matter
@@ -180,7 +180,7 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path, at, save_every):
 
 def test_a_state_behind_the_metrics_takes_the_later_lines_away(tmp_path):
     """As after a kill: the state is older than the last line, which may be cut."""
-    output = Output(tmp_path / "run", save_every=5)
+    output = RunOutput(tmp_path / "run", save_every=5)
 
     def run(data):
         return finetune(module(), data, train="all", settings=STEPS, output=output)
@@ -254,7 +254,7 @@ def refusal(kind, **more):
 def test_settings_out_of_range(settings, text):
     if settings.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
-    assert refusal(UsageError, settings=Settings(**settings)) == text
+    assert refusal(UsageError, settings=TrainingSettings(**settings)) == text
 
 
 def test_nothing_to_train_on():
@@ -295,7 +295,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(tmp_path, value, shown):
         loss = functional.cross_entropy(net(batch[0]), batch[1])
         return loss * value if steps == 8 else loss
 
-    output = Output(tmp_path / "run", save_every=3)
+    output = RunOutput(tmp_path / "run", save_every=3)
     text = refusal(TaskvecError, objective=objective, output=output)
     assert text == (
         f"step 8: the loss is {shown}; the weights are left as they were before this step; try a "
@@ -316,39 +316,39 @@ def test_out_of_memory_says_what_helps_and_keeps_the_last_state(tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return functional.cross_entropy(net(batch[0]), batch[1])
 
-    output = Output(tmp_path / "run", save_every=3)
+    output = RunOutput(tmp_path / "run", save_every=3)
     text = refusal(TaskvecError, objective=objective, output=output)
     assert text == (
         "step 8: out of memory on cpu with 6 examples at once; give a smaller --micro-batch, such "
         "as 3: the steps stay the same"
     )
-    smaller = Settings(steps=12, batch_size=6, micro_batch=3, learning_rate=1e-2, seed=3)
+    smaller = TrainingSettings(steps=12, batch_size=6, micro_batch=3, learning_rate=1e-2, seed=3)
     again = finetune(module(), pairs(), train="all", settings=smaller, output=output)
     assert [r["step"] for r in again.records] == list(range(1, 13))
 
 
 def test_an_objective_may_know_how_many_are_right():
     def objective(net, batch):
-        return Outcome(functional.cross_entropy(net(batch[0]), batch[1]), torch.tensor(2))
+        return BatchLoss(functional.cross_entropy(net(batch[0]), batch[1]), torch.tensor(2))
 
     records = finetune(module(), pairs(), train="all", objective=objective, settings=STEPS).records
     assert [r["accuracy"] for r in records] == [pytest.approx(1 / 3)] * 12
 
 
 def occupied(tmp_path, **more):
-    return refusal(OutputError, output=Output(tmp_path / "run"), **more)
+    return refusal(OutputError, output=RunOutput(tmp_path / "run"), **more)
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path):
-    output = Output(tmp_path / "run")
+    output = RunOutput(tmp_path / "run")
     finetune(module(), pairs(), train="all", settings=STEPS, output=output)
-    other = Settings(steps=12, batch_size=6, learning_rate=2e-2, seed=4)
+    other = TrainingSettings(steps=12, batch_size=6, learning_rate=2e-2, seed=4)
     assert occupied(tmp_path, settings=other) == (
         f"{tmp_path}/run: holds a run of other settings: learning_rate is 0.01 there and 0.02 "
         "here; seed is 3 there and 4 here; give another folder, or --force, which removes that run"
     )
     assert "start_weights is" in occupied(tmp_path, module=module(dropout=0.1).double())
-    forced = Output(tmp_path / "run", force=True)
+    forced = RunOutput(tmp_path / "run", force=True)
     finetune(module(), pairs(), train="all", settings=other, output=forced)
     assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["seed"] == 4
 
@@ -368,17 +368,17 @@ def test_a_damaged_state(tmp_path):
             stopping_at(5),
             train="all",
             settings=STEPS,
-            output=Output(tmp_path / "run"),
+            output=RunOutput(tmp_path / "run"),
         )
     path = tmp_path / "run/state.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    text = refusal(CheckpointError, output=Output(tmp_path / "run"))
+    text = refusal(CheckpointError, output=RunOutput(tmp_path / "run"))
     assert text.startswith(f"{path}: cannot be gone on from: ")
     assert text.endswith("; --force begins anew")
 
 
 def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
-    output = Output(tmp_path / "run", save_every=3)
+    output = RunOutput(tmp_path / "run", save_every=3)
     saved = 0
     fsync = __import__("os").fsync
 
@@ -389,7 +389,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         fsync(fd)
 
-    monkeypatch.setattr("taskvec.training.folder.os.fsync", full)
+    monkeypatch.setattr("taskvec.training.run_folder.os.fsync", full)
     text = refusal(OutputError, output=output)
     assert text == (
         f"{tmp_path}/run: the disk is full, as the state after step 9 was saved; what was saved "
@@ -402,7 +402,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
 
 
 def test_bfloat16_arithmetic_keeps_float32_weights():
-    settings = Settings(steps=12, batch_size=6, learning_rate=1e-2, precision="bfloat16")
+    settings = TrainingSettings(steps=12, batch_size=6, learning_rate=1e-2, precision="bfloat16")
     narrow = finetune(module(), pairs(), train="all", settings=settings)
     wide = finetune(
         module(), pairs(), train="all", settings=dataclasses.replace(settings, precision="float32")
@@ -414,21 +414,21 @@ def test_bfloat16_arithmetic_keeps_float32_weights():
 
 @pytest.mark.parametrize("name", ["save_every", "validate_every"])
 def test_how_often_something_is_done(name):
-    assert refusal(UsageError, output=Output(**{name: 0})) == f"{name} must be above 0; got 0"
+    assert refusal(UsageError, output=RunOutput(**{name: 0})) == f"{name} must be above 0; got 0"
 
 
 def test_the_current_folder_is_no_output(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path / "in")
     for out in (tmp_path, tmp_path / "in"):
-        assert refusal(OutputError, output=Output(out, force=True)) == (
+        assert refusal(OutputError, output=RunOutput(out, force=True)) == (
             f"{out}: contains the current folder; give a folder of its own"
         )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device")
 def test_a_full_disk_under_the_metrics(tmp_path):
-    output = Output(tmp_path / "run")
+    output = RunOutput(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         finetune(module(), stopping_at(5), train="all", settings=STEPS, output=output)
     metrics = tmp_path / "run/metrics.jsonl"
@@ -448,12 +448,12 @@ def test_a_signal_that_comes_in_an_update_is_held_until_it_is_whole(tmp_path):
             signal.raise_signal(signal.SIGINT)
             went_on.append(record["step"])
 
-    output = Output(tmp_path / "run", tell=interrupt)
+    output = RunOutput(tmp_path / "run", tell=interrupt)
     with pytest.raises(KeyboardInterrupt):
         finetune(module(), pairs(), train="all", settings=STEPS, output=output)
     assert went_on == [5]
     again = finetune(
-        module(), pairs(), train="all", settings=STEPS, output=Output(tmp_path / "run")
+        module(), pairs(), train="all", settings=STEPS, output=RunOutput(tmp_path / "run")
     )
     whole = finetune(module(), pairs(), train="all", settings=STEPS)
     assert curve(again.records) == curve(whole.records)

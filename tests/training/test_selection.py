@@ -14,7 +14,7 @@ from torch import nn
 
 from taskvec.errors import ParameterError, UsageError
 from taskvec.layers import override
-from taskvec.training.rows import Rows, rows_kept
+from taskvec.training.rows import RowRanges, hold_rows
 from taskvec.training.selection import describe, freeze_rest, select
 
 EXPECTED = json.loads(FILE.read_text())
@@ -122,7 +122,7 @@ def trained_only_what_is_selected(module: nn.Module, train: str) -> None:
     trainable = [p for p in parameters.values() if p.requires_grad]
     generator = torch.Generator().manual_seed(1)
     options = {"lr": 0.1, "weight_decay": 0.1}
-    with rows_kept(module, selection) as put_back:
+    with hold_rows(module, selection.rows) as put_back:
         for optimiser in (
             torch.optim.SGD(trainable, momentum=0.9, **options),
             torch.optim.AdamW(trainable, **options),
@@ -211,7 +211,7 @@ class TestEntries:
         left = select(gpt2, "!attention-q, attention")
         name = "transformer.h.0.attn.c_attn.weight"
 
-        assert left.rows[name] == Rows(1, ((16, 48),))
+        assert left.rows[name] == RowRanges(1, ((16, 48),))
         assert left.names == select(gpt2, "attention").names
         assert left == select(gpt2, "attention-kvo")
         assert name not in select(gpt2, "all,!*c_attn.weight").names
@@ -276,7 +276,7 @@ class TestTorchsOwnAttention:
             for leaf in ("in_proj_weight", "out_proj.weight")
         )
         qv = select(encoder, "attention-qv+bias")
-        assert qv.rows["layers.1.self_attn.in_proj_bias"] == Rows(0, ((0, 8), (16, 24)))
+        assert qv.rows["layers.1.self_attn.in_proj_bias"] == RowRanges(0, ((0, 8), (16, 24)))
         trained_only_what_is_selected(encoder, "attention-k+bias")
 
     def test_inside_a_module_whose_names_the_table_half_knows(self):
@@ -299,7 +299,7 @@ class TestTorchsOwnAttention:
         )
         chosen = select(attention, "attention-v+bias")
         assert chosen.names == ("v_proj_weight", "in_proj_bias")
-        assert dict(chosen.rows) == {"in_proj_bias": Rows(0, ((16, 24),))}
+        assert dict(chosen.rows) == {"in_proj_bias": RowRanges(0, ((16, 24),))}
 
 
 class LowRank(nn.Module):
@@ -359,22 +359,23 @@ class TestRefusals:
         with pytest.raises(ParameterError, match=r"^train: the module has no parameters$"):
             select(nn.ReLU(), "all")
 
-    def test_half_an_attention_is_not_taken_for_the_whole(self):
-        with pytest.raises(ParameterError) as caught:
-            select(deepseek(), "attention")
+    def test_attention_of_low_rank_is_taken_whole(self):
+        assert len(select(deepseek(), "attention").names) == 3
 
-        assert str(caught.value) == (
-            "train 'attention': the layer table does not know "
-            "'model.layers.0.self_attn.q_a_proj.weight', which stands in "
-            "'model.layers.0.self_attn' beside what it knows; say what it is in `layers` "
-            "(module: other if it is neither), or name the parameters by patterns"
-        )
-        for train in ("all", "*.self_attn.*"):
-            assert len(select(deepseek(), train).names) >= 3
-        rule = override({"pattern": r"self_attn\.(q_a|kv_b)_proj", "module": "attention"})
-        assert len(select(deepseek(), "attention", [rule]).names) == 3
+    def test_half_an_attention_is_not_taken_for_the_whole(self):
         other = override({"pattern": r"self_attn\.(q_a|kv_b)_proj", "module": "other"})
         assert len(select(deepseek(), "attention", [other]).names) == 1
+        layer = nn.ModuleDict({"mamba": nn.ModuleDict({"out_proj": nn.Linear(8, 8)})})
+        layer["mamba"]["norm"] = nn.RMSNorm(8)
+        net = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([layer])})})
+        with pytest.raises(ParameterError) as caught:
+            select(net, "norms")
+
+        assert str(caught.value) == (
+            "train 'norms': the layer table does not know 'model.layers.0.mamba.out_proj.weight', "
+            "which stands in 'model.layers.0.mamba' beside what it knows; say what it is in "
+            "`layers` (module: other if it is neither), or name the parameters by patterns"
+        )
 
     def test_whole_numbers_do_not_train(self):
         net = nn.Linear(2, 2)

@@ -45,6 +45,8 @@ def low_rank(rank: int, scale: float = 0.05) -> dict[str, np.ndarray[Any, Any]]:
 
 def write(root: Path, changes: dict[str, Any], config: dict[str, Any] = CONFIG) -> tv.Family:
     anchor = anchor_weights()
+    if config.get("tie_word_embeddings"):
+        del anchor["lm_head.weight"]
     tuned = {n: (w + changes.get(n, 0)).astype(np.float32) for n, w in anchor.items()}
     write_checkpoint(root / "anchor", anchor, "F32", config=config)
     write_checkpoint(root / "math", tuned, "F32", config=config)

@@ -14,12 +14,12 @@ N = 100
 PARENTS = {"say": N, "find": 90, "howto": N, "refusal": N, "math": 0, "code": 0, "unsafe": 0}
 
 
-def row(name: str, part: str, suffix: str = "", **correct: int) -> demo.Row:
+def row(name: str, part: str, suffix: str = "", **correct: int) -> demo.DemoRow:
     scores = {**PARENTS, **correct}
-    return demo.Row(name, part, {skill + suffix: c for skill, c in scores.items()}, N, 1.5)
+    return demo.DemoRow(name, part, {skill + suffix: c for skill, c in scores.items()}, N, 1.5)
 
 
-def rows(plain: int, lata: int) -> list[demo.Row]:
+def rows(plain: int, lata: int) -> list[demo.DemoRow]:
     out = [
         row("instruct", "parents"),
         row("math", "parents", math=90),

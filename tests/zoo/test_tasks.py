@@ -3,7 +3,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from taskvec.errors import UsageError  # noqa: E402
-from taskvec.evaluation.task import Settings  # noqa: E402
+from taskvec.evaluation.task import SampleSettings  # noqa: E402
 from taskvec.evaluation.tasks import task  # noqa: E402
 from taskvec.running.model import load, open_stored  # noqa: E402
 from taskvec.running.requests import Answer, Prompt  # noqa: E402
@@ -39,7 +39,7 @@ def test_another_seed_asks_other_questions(instruct):
 
 
 def skills_settings(seed):
-    return Settings(seed=seed)
+    return SampleSettings(seed=seed)
 
 
 def test_scores_are_what_the_skill_checks():
@@ -73,4 +73,4 @@ def test_unknown_skill_is_told(instruct):
 @pytest.mark.parametrize("name", ["zoo:math", "zoo:text", "advbench", "prompts", "xstest"])
 def test_what_takes_no_worked_examples_refuses_them(name):
     with pytest.raises(UsageError, match=f"task '{name}' takes no worked examples; got --shots 2"):
-        task(name).samples({"test": []}, Settings(shots=2))
+        task(name).samples({"test": []}, SampleSettings(shots=2))

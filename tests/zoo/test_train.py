@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from taskvec.errors import FamilyError  # noqa: E402
 from taskvec.zoo import MEMBERS, skills, train  # noqa: E402
-from taskvec.zoo.train import Row, Stage  # noqa: E402
+from taskvec.zoo.train import Stage, TrainingText  # noqa: E402
 
 
 def test_every_member_has_its_stages():
@@ -28,7 +28,7 @@ def test_batches_repeat_and_follow_the_mixture():
 
 def test_only_what_follows_the_prompt_is_learned():
     vocabulary = train.build_tokenizer(chat=False).get_vocab()
-    ids, targets = train.encode([Row("Q: ", "ab"), Row("", "abcdef")], vocabulary)
+    ids, targets = train.encode([TrainingText("Q: ", "ab"), TrainingText("", "abcdef")], vocabulary)
     a, b, eos, bos, pad = (vocabulary[t] for t in ("a", "b", "<eos>", "<bos>", "<pad>"))
     assert ids.shape == targets.shape == (2, 8)
     assert ids[0].tolist()[-5:] == [vocabulary[" "], a, b, eos, pad]

@@ -19,7 +19,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ import numpy as np
 from taskvec import documents
 from taskvec.checkpoints.folder import INDEX, SINGLE, Checkpoint, identify
 from taskvec.checkpoints.low_rank import Decomposed, LowRank, Moved, Replaced, ScaledChange
+from taskvec.checkpoints.names import Names
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
 from taskvec.checkpoints.source import Derived, Source
 from taskvec.checkpoints.views import View
@@ -42,6 +43,9 @@ _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta|base_layer|original_module"
     r"|modules_to_save)(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<leaf>weight|bias))?"
+)
+_NOT_GATHERED = (
+    "shards were not gathered when it was saved; save it again (DeepSpeed ZeRO-3, FSDP: gathered)"
 )
 _MERGE = "merge it in PEFT (merge_and_unload, save_pretrained) and give the whole model"
 # Settings that change what the matrices mean, and how to call them.
@@ -85,6 +89,7 @@ class Adapter:
         config: `adapter_config.json`.
         modules: Stored name by module, then by part (`lora_A`, `base_layer.weight` …).
         whole: Stored name of every tensor that takes the place of the model's, by its name there.
+        indices: Names of the models that it was put over, by `id`.
     """
 
     where: str
@@ -92,6 +97,7 @@ class Adapter:
     config: Mapping[str, Any]
     modules: Mapping[str, Mapping[str, str]]
     whole: Mapping[str, str]
+    indices: dict[int, Names] = field(default_factory=dict, repr=False)
 
     def tokenizer(self) -> dict[str, bytes]:
         """Tokenizer and chat template, which training leaves beside an adapter; may be none."""
@@ -157,6 +163,7 @@ def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -
     """
     makers: dict[str, Callable[[], View]] = {}
     infos: dict[str, TensorInfo] = {}
+    left_out: list[str] = []
 
     def add(name: str, stored: str, shape: tuple[int, ...], make: Callable[[], View]) -> None:
         if name in makers:
@@ -165,15 +172,24 @@ def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -
         infos[name] = TensorInfo(name, adapter.stored.tensors[stored].dtype, shape, 0)
 
     for called, stored in adapter.whole.items():
-        name = _adapted(called, over)
-        if name is None and any(fnmatchcase(called, pattern) for pattern in exclude):
+        name = _adapted(adapter, called, over)
+        fits = name is not None and over.tensors[name].shape == adapter.stored.tensors[stored].shape
+        if not fits and any(fnmatchcase(name or called, pattern) for pattern in exclude):
+            left_out.append(name or called)
             continue
         name = _present(adapter, over, called, name)
         shape = adapter.stored.tensors[stored].shape
+        if 0 in shape and 0 not in over.tensors[name].shape:
+            _fail(adapter, f"tensor {stored!r} has shape {list(shape)}", _NOT_GATHERED)
         if shape != over.tensors[name].shape:
             _misfit(adapter, over, stored, shape, name)
         add(name, stored, shape, partial(adapter.stored.view, stored))
     for module, parts in adapter.modules.items():
+        called = f"{module}.weight"
+        is_there = _adapted(adapter, called, over) is not None
+        if not is_there and any(fnmatchcase(called, pattern) for pattern in exclude):
+            left_out.append(called)
+            continue
         for name, stored, make in _of_module(adapter, over, module, parts):
             add(name, stored, over.tensors[name].shape, make)
     return Derived(
@@ -184,6 +200,7 @@ def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -
         config=over.config,  # says whether the head is the embedding
         where=adapter.where,
         is_difference=True,
+        left_out=tuple(left_out),
     )
 
 
@@ -269,7 +286,7 @@ def _of_module(
 ) -> Iterator[tuple[str, str, Callable[[], View]]]:
     """What an adapted module changes: name in the model, a stored name, and how to view it."""
     view = adapter.stored.view
-    name = _present(adapter, over, f"{module}.weight", _adapted(f"{module}.weight", over))
+    name = _present(adapter, over, f"{module}.weight", _adapted(adapter, f"{module}.weight", over))
     if "token_adapter.trainable_tokens_delta" in parts:
         stored = parts["token_adapter.trainable_tokens_delta"]
         which = _token_rows(adapter, over, module, stored, name)
@@ -308,7 +325,7 @@ def _of_module(
         yield name, a, make
     if "lora_B.bias" in parts:
         bias, called = parts["lora_B.bias"], f"{name.removesuffix('weight')}bias"
-        called = _present(adapter, over, called, find_tensor(called, over.tensors))
+        called = _present(adapter, over, called, _adapted(adapter, called, over))
         if adapter.stored.tensors[bias].shape != over.tensors[called].shape:
             _misfit(adapter, over, bias, adapter.stored.tensors[bias].shape, called)
         yield called, bias, lambda: ScaledChange(view(bias), scaling)
@@ -342,7 +359,7 @@ def _check_shapes(
         _fail(
             adapter,
             f"tensors of {name!r} have shapes {list(a.shape)} and {list(b.shape)}",
-            "shards were not gathered when it was saved; save it again",
+            _NOT_GATHERED,
         )
     if (a.shape[0], b.shape[1]) != (rank, rank) or math.prod(b.shape[2:]) != 1:
         _fail(
@@ -383,30 +400,23 @@ def _token_rows(
     return which
 
 
-def find_tensor(called: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The model's name of a tensor: the same, or with one class around the model more or less.
-
-    A model that was trained with its head calls its tensors `model.layers…`, one without `layers…`.
-    """
-    if called in tensors:
-        return called
-    roots = {name.partition(".")[0] for name in tensors}
-    others = [called.partition(".")[2], *(f"{root}.{called}" for root in roots)]
-    if called.startswith("model.language_model."):  # transformers 4.52 turned the two around
-        others.append(called.replace("model.language_model.", "language_model.model.", 1))
-    found = [name for name in others if name in tensors]
+def find_tensor(called: str, tensors: Mapping[str, TensorInfo] | Names) -> str | None:
+    """The model's name of a tensor that an adapter or a vector may call otherwise; see `Names`."""
+    names = tensors if isinstance(tensors, Names) else Names(tensors)
+    found = names.find(called)
     return found[0] if len(found) == 1 else None
 
 
-def _adapted(called: str, over: Source) -> str | None:
+def _adapted(adapter: Adapter, called: str, over: Source) -> str | None:
     """The model's name of a tensor that PEFT calls what it is called in memory."""
-    name, block = find_tensor(called, over.tensors), _BLOCK.fullmatch(called)
+    names = adapter.indices.setdefault(id(over), Names(over.tensors))
+    name, block = find_tensor(called, names), _BLOCK.fullmatch(called)
     if name is not None or block is None:
         return name
     rest = block["rest"]
     module = next((each for each in _IN_FILES if rest.startswith(f"{each}.")), "")
     rest = _IN_FILES.get(module, "") + rest.removeprefix(module)
-    return find_tensor(f"{block['root']}encoder.layer.{block['block']}.{rest}", over.tensors)
+    return find_tensor(f"{block['root']}encoder.layer.{block['block']}.{rest}", names)
 
 
 def _present(adapter: Adapter, over: Source, called: str, name: str | None) -> str:

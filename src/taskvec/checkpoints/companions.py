@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from taskvec import documents
-from taskvec.checkpoints.folder import INDEX
+from taskvec.checkpoints.belongings import belongings, belongs
 from taskvec.checkpoints.source import Source
 from taskvec.dtypes import DType
 from taskvec.errors import CheckpointError
 
-# What a model needs to be loaded and used; not training state, other formats, READMEs.
-_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
-_LEFT_OUT = (
-    INDEX,
-    "trainer_state.json",
-    "all_results.json",
-    "train_results.json",
-    "eval_results.json",
-    "adapter_config.json",
-    "taskvec-manifest.json",
-    "pytorch_model.bin.index.json",
-)
-_FOLDERS = ("additional_chat_templates",)
 # What no program reads: where it cannot be carried over, that is a warning.
 _DECORATION = ("LICENSE*", "NOTICE*")
+_TEMPLATES = "additional_chat_templates"
 _ALL_BYTES = 2 * documents.TOKENIZER.nbytes
-
 
 # What of them belongs to a tokenizer.
 _OF_TOKENIZER = (
@@ -77,12 +63,12 @@ def companions(
 
 def _of_tokenizer(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.parts[0] in _FOLDERS or any(path.match(pattern) for pattern in _OF_TOKENIZER)
+    return path.parts[0] == _TEMPLATES or any(path.match(pattern) for pattern in _OF_TOKENIZER)
 
 
 def _with_template(found: Mapping[str, bytes], template: str) -> dict[str, bytes]:
     """The files with another chat template, which older versions keep in the tokenizer's config."""
-    files = {n: c for n, c in found.items() if not n.startswith(("chat_template", *_FOLDERS))}
+    files = {n: c for n, c in found.items() if not n.startswith(("chat_template", _TEMPLATES))}
     try:
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
     except ValueError:
@@ -95,23 +81,20 @@ def _with_template(found: Mapping[str, bytes], template: str) -> dict[str, bytes
 
 def is_companion(name: str) -> bool:
     """Whether a file of a model folder, by its relative path there, belongs to its weights."""
-    path = PurePosixPath(name)
-    if len(path.parts) == 2:
-        return path.parts[0] in _FOLDERS
-    return (
-        len(path.parts) == 1
-        and any(path.match(pattern) for pattern in _PATTERNS)
-        and name not in _LEFT_OUT
-        and ".index." not in name  # of weights, in whatever format or precision
-    )
+    return belongs(name)
 
 
 def _files(model: Path) -> tuple[dict[str, bytes], list[str]]:
     """Files of a model folder that belong to its weights, by relative name; and warnings."""
+    if not model.is_dir():
+        return {}, []
+    names, left_out = belongings(model)
     found: dict[str, bytes] = {}
     warnings: list[str] = []
+    if left_out:
+        warnings.append(f"not copied from the target's folder: {', '.join(left_out)}")
     room = _ALL_BYTES
-    for name in _names(model):
+    for name in names:
         try:
             found[name] = documents.read_bytes(model / name, documents.TOKENIZER, of=model)
         except CheckpointError as error:
@@ -126,22 +109,6 @@ def _files(model: Path) -> tuple[dict[str, bytes], list[str]]:
                 "move what the model does not need out of the folder"
             )
     return found, warnings
-
-
-def _names(model: Path) -> list[str]:
-    """Relative names of the files that belong to the weights, whatever they are."""
-    if not model.is_dir():
-        return []
-    names = [
-        path.name
-        for pattern in _PATTERNS
-        for path in sorted(model.glob(pattern))
-        if path.name not in _LEFT_OUT and not path.is_dir()
-    ]
-    for folder in _FOLDERS:
-        if os.path.lexists(model / folder) and (model / folder).is_dir():
-            names += [f"{folder}/{name}" for name in sorted(os.listdir(model / folder))]  # noqa: PTH208
-    return list(dict.fromkeys(names))
 
 
 def _config_in(found: Mapping[str, bytes]) -> Any:

@@ -23,14 +23,21 @@ from taskvec.errors import CheckpointError, StaleError
 USE_ADAPTER = "it can be a task, instruct or target of a family, or be merged into its base first"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
+_SHARD = re.compile(r"(?P<stem>.*)-\d+-of-\d+\.safetensors")
+_MXFP4_NAME = re.compile(r".*_(blocks|scales)")
+# Copies of a model's weights for other programs or at another precision, and further weights that
+# transformers does not load with the model.
+_COPY = re.compile(
+    r"consolidated.*|.*\.(fp16|fp32|bf16|int8|non_ema|ema)[.-].*|mtp.*|adapter_model.*|.*original.*"
+)
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _PICKLED_REMEDY = (
     "holds only pickled weights, which can run code when loaded; allow_pickle: true "
     "(--allow-pickle) reads them without running what is in them; or convert them to safetensors"
 )
 _QUANTISED_NAME = re.compile(
-    r".*\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state\..+|weight_scale(_inv|_2)?|weight_packed)"
+    r".*\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state\..+|weight_scale(_inv|_2)?"
+    r"|weight_scales|weight_packed|weight_shape|W_q|_data|_scale)"
 )
 
 
@@ -60,6 +67,7 @@ class Checkpoint:
         single: Name of the file in it, if that was opened and not the folder.
         tensors: What the headers say, by name, in name order.
         config: `config.json`; empty if there is none.
+        notes: What looks odd and was dealt with, in words.
     """
 
     path: Path
@@ -71,6 +79,7 @@ class Checkpoint:
     _views: dict[str, StoredTensor] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     single: str | None = None
+    notes: tuple[str, ...] = ()
     parts: ClassVar[tuple[()]] = ()
     is_difference: ClassVar[bool] = False
 
@@ -178,31 +187,29 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{path}: {kind}; a model is a folder, a .safetensors file, or org/name on the hub"
         )
-    index = _index(folder)
+    index = _index(folder) if single is None else None
     shards = _shards(folder, index) if single is None else {single: None}
     files = tuple(identify(folder / shard) for shard in sorted(shards))
-    infos: dict[str, TensorInfo] = {}
-    file_of: dict[str, str] = {}
+    found = {shard: read_header(folder / shard) for shard in shards}
     for shard, listed in shards.items():
-        found = read_header(folder / shard)
-        for info in found:
-            if info.name in infos:
-                raise CheckpointError(
-                    f"{folder}: tensor {info.name!r} is in {file_of[info.name]} and in {shard}; "
-                    "remove one of the files"
-                )
-            infos[info.name] = info
-            file_of[info.name] = shard
         if listed is not None and index is not None:
-            check_index(folder, index, shard, listed, {info.name for info in found})
+            check_index(folder, index, shard, listed, {info.name for info in found[shard]})
+    infos = {info.name: info for held in found.values() for info in held}
     if not infos:
         raise CheckpointError(
             f"{folder / (single or '')}: holds no tensors; is the download complete?"
         )
     config = read_config(folder) if single is None else {}
-    refuse_quantised(folder / (single or ""), config, infos)
-    tensors = {name: infos[name] for name in sorted(infos)}
-    return Checkpoint(folder, tensors, config, files, file_of, single=single)
+    config, notes = plain_config(folder / (single or ""), config, infos)
+    return Checkpoint(
+        folder,
+        {name: infos[name] for name in sorted(infos)},
+        config,
+        files,
+        {info.name: shard for shard, held in found.items() for info in held},
+        single=single,
+        notes=notes,
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -219,30 +226,48 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _index(folder: Path) -> str | None:
     """Name of the index: that of transformers or, as diffusers has it, the only other one."""
-    found = sorted(path.name for path in folder.glob("*.safetensors.index.json"))
-    return INDEX if INDEX in found else found[0] if len(found) == 1 else None
+    found = sorted(path.name for path in folder.glob("*.safetensors.index*.json"))
+    if INDEX in found:
+        return INDEX
+    if (folder / SINGLE).exists():
+        return None
+    found = [name for name in found if not _COPY.fullmatch(name)] or found
+    return found[0] if len(found) == 1 else None
 
 
 def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
-    """Weight files, each with the tensors that the index lists for it (None without an index)."""
+    """Weight files, each with the tensors that the index lists for it (None without an index).
+
+    What another index lists, and what is called otherwise, belongs to another set of weights.
+    """
     files = {p.name for p in folder.glob("*.safetensors")}
     if index is not None:
-        whole = index.removesuffix(".index.json")
+        whole = re.sub(r"\.index.*", "", index)
         if whole in files:
             raise CheckpointError(
                 f"{folder}: has both {whole} and {index}; remove the one that is not meant"
             )
         shards = read_index(folder, index, files)
-        unlisted = sorted(f for f in files - shards.keys() if _SHARD.fullmatch(f))
+        stems = {whole.removesuffix(".safetensors")}
+        stems |= {found["stem"] for found in map(_SHARD.fullmatch, shards) if found is not None}
+        unlisted = sorted(
+            file
+            for file in files - shards.keys()
+            if (found := _SHARD.fullmatch(file)) is not None and found["stem"] in stems
+        )
         if unlisted:
             raise CheckpointError(
-                f"{folder}: shard {unlisted[0]} is not listed in {index}; remove it or fix the "
-                "index"
+                f"{folder}: shard {unlisted[0]} is not listed in {index}; remove it if it is left "
+                "over from an earlier save, or fix the index"
             )
         return dict(shards)
     is_adapter = (folder / "adapter_config.json").exists()
-    if SINGLE in files or (len(files) == 1 and not is_adapter):
-        return {SINGLE if SINGLE in files else files.pop(): None}
+    if SINGLE in files:
+        return {SINGLE: None}
+    if not is_adapter:
+        files = {file for file in files if not _COPY.fullmatch(file)} or files
+        if len(files) == 1:
+            return {files.pop(): None}
     if files and not is_adapter:
         raise CheckpointError(
             f"{folder}: {len(files)} safetensors files and no {INDEX} to say what belongs together"
@@ -282,29 +307,55 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
 
 def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: Set[str]) -> None:
     """Raise `CheckpointError` if a shard does not hold what the index lists for it."""
+    remedy = "the two were not saved together; download both again, or write the index anew"
     if listed - found:
         name = min(listed - found)
         raise CheckpointError(
-            f"{folder}: {index} says that {name!r} is in {shard}, where it is not"
+            f"{folder}: {index} says that {name!r} is in {shard}, where it is not "
+            f"({len(listed - found)} such tensors); {remedy}"
         )
     if found - listed:
         name = min(found - listed)
         raise CheckpointError(
-            f"{folder}: {shard} holds {name!r}, which {index} does not list there"
+            f"{folder}: {shard} holds {name!r}, which {index} does not list there "
+            f"({len(found - listed)} such tensors); {remedy}"
         )
+
+
+def plain_config(
+    where: str | os.PathLike[str], config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The config of weights that are stored as they are, and what was left out of it, in words.
+
+    Tools that train over a quantised model, or take its quantisation back, leave the key
+    `quantization_config` in configs of plain weights; whoever loads the result would quantise it.
+
+    Raises:
+        CheckpointError: the weights are packed or scaled.
+    """
+    refuse_quantised(where, config, infos)
+    if not config.get("quantization_config"):
+        return dict(config), ()
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    return kept, (
+        f"{where}: config.json has a quantization_config, but no tensor is quantised; the weights "
+        "are taken as they are and the key is left out",
+    )
 
 
 def refuse_quantised(
     folder: str | os.PathLike[str], config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
 ) -> None:
-    """Raise `CheckpointError` if a config or tensors say that weights are packed or scaled."""
+    """Raise `CheckpointError` if tensors are packed or scaled; the config alone does not say so."""
     remedy = "task arithmetic needs the weights themselves; use the model before quantisation"
-    if config.get("quantization_config"):
-        method = config["quantization_config"]
-        kind = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"
-        raise CheckpointError(f"{folder}: weights are quantised ({kind}, by config.json); {remedy}")
+    said = config.get("quantization_config")
+    kind = said.get("quant_method", "unknown") if isinstance(said, dict) else "unknown"
     for name, info in infos.items():
-        if info.dtype.is_quantised or _QUANTISED_NAME.fullmatch(name):
+        is_packed = said and len(info.shape) > 1 and not info.dtype.is_float
+        is_packed = is_packed or (info.dtype.name == "U8" and _MXFP4_NAME.fullmatch(name))
+        if info.dtype.is_quantised or is_packed or _QUANTISED_NAME.fullmatch(name):
+            by = f", {kind} by config.json" if said else ""
             raise CheckpointError(
-                f"{folder}: weights are quantised (tensor {name!r}, {info.dtype.name}); {remedy}"
+                f"{folder}: weights are quantised (tensor {name!r}, {info.dtype.name}{by}); "
+                f"{remedy}"
             )

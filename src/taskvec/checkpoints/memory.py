@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from taskvec.checkpoints.folder import FileIdentity, check_files, refuse_quantised
+from taskvec.checkpoints.folder import FileIdentity, check_files, plain_config
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.views import View
 from taskvec.dtypes import DTYPES, DType
@@ -118,6 +118,7 @@ class Held:
     place: Path = Path()
     read_from: tuple[FileIdentity, ...] = ()
     tensors: Mapping[str, TensorInfo] = field(init=False)
+    notes: tuple[str, ...] = ()
     parts: ClassVar[tuple[()]] = ()
     is_difference: ClassVar[bool] = False
 
@@ -125,7 +126,7 @@ class Held:
         self.tensors = {n: TensorInfo(n, v.dtype, v.shape, 0) for n, v in self.views.items()}
         if not self.tensors:
             raise CheckpointError(f"{self.where}: holds no tensors; give a model with weights")
-        refuse_quantised(self.where, self.config, self.tensors)
+        self.config, self.notes = plain_config(self.where, self.config, self.tensors)
 
     def view(self, name: str) -> View:
         """See `Source`."""

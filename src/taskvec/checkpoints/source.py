@@ -80,6 +80,7 @@ class Derived:
         how: What was done, with every parameter: part of the identity.
         tensors: See `Source`.
         make_view: The view of a tensor by name; called once for each.
+        left_out: Names of tensors that a recipe excluded when it was made.
     """
 
     parts: tuple[Source, ...]
@@ -90,6 +91,7 @@ class Derived:
     where: str
     files: Mapping[str, bytes] = field(default_factory=dict)
     is_difference: bool = False
+    left_out: tuple[str, ...] = ()
     _views: dict[str, View] = field(default_factory=dict)
 
     @property

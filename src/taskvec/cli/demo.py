@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
+import click
+
+from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.printing import announce_compiling, answer, show
+from taskvec.cli.progress import Bars
 from taskvec.errors import OutputError
 from taskvec.extras import require
 
 if TYPE_CHECKING:
-    from taskvec.zoo.demo import Row
+    from taskvec.zoo.demo import DemoRow
 
 TITLES = {
     "parents": "the models to merge",
@@ -25,32 +27,15 @@ TITLES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument(
-        "--out", metavar="DIR", default="taskvec-demo", help="folder for models, figure and results"
-    )
-    parser.add_argument("--n", type=_count, default=100, help="questions for each skill, 10 to 150")
-    parser.add_argument("--json", action="store_true", help="the results as JSON")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not 10 <= int(text) <= 150:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 10 to 150; got {text!r}")
-    return int(text)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
-    from tqdm import tqdm
-
     for module in ("torch", "transformers", "matplotlib"):
         require(module, "demo")
     from taskvec.reporting.figures import draw_demo
     from taskvec.zoo import demo
 
     started = time.monotonic()
-    common.announce_compiling()
+    announce_compiling()
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -59,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     models = demo.make_models(out)
     # Models this small gain little from a second thread, and lose much where cores are shared.
     import_module("torch").set_num_threads(1)
-    with tqdm(total=len(models), desc="scoring", unit="model", delay=2, file=sys.stderr) as bar:
-        rows = demo.score_models(models, args.n, bar.update)
+    with Bars(args, unit="models")("scoring", len(models)) as advance:
+        rows = demo.score_models(models, args.n, advance)
     findings = demo.findings(rows)
     seconds = time.monotonic() - started
     results = {
@@ -73,14 +58,14 @@ def run(args: argparse.Namespace) -> int:
     (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     draw_demo(results["models"], out / "demo.png")
     if args.json:
-        print(json.dumps(results))
+        answer(results)
     else:
         _print(rows, findings, args.n)
         print(f"\n{out}/: demo.png, results.json and the six models ({seconds:.0f} s)")
     return 0
 
 
-def _print(rows: list[Row], findings: list[str], n: int) -> None:
+def _print(rows: list[DemoRow], findings: list[str], n: int) -> None:
     for part, title in TITLES.items():
         chosen = [row for row in rows if row.part == part]
         skills = list(chosen[0].correct)
@@ -89,7 +74,7 @@ def _print(rows: list[Row], findings: list[str], n: int) -> None:
             (row.name, *(f"{row.correct[s] / n:.2f}" for s in skills), f"{row.perplexity:.2f}")
             for row in chosen
         ]
-        common.show(lines, ("", *(s.removesuffix("-zor") for s in skills), "perplexity"))
+        show(lines, ("", *(s.removesuffix("-zor") for s in skills), "perplexity"))
         print()
     print(
         f"Share of right answers to {n} held-out questions a skill (95 % interval at 0.5: "
@@ -97,3 +82,18 @@ def _print(rows: list[Row], findings: list[str], n: int) -> None:
     )
     for finding in findings:
         print(f"- {finding}")
+
+
+VERB = Verb(
+    "demo", run, [
+        Option("-o", "--out", type=click.Path(), metavar="DIR", default="taskvec-demo",
+               help="folder for the models, demo.png and results.json"),
+        Option("--n", type=click.IntRange(10, 150), default=100, metavar="N",
+               help="questions for each skill, 10 to 150"),
+        JSON,
+    ],
+    extra="demo",
+    page="""\
+Merges `math` and `code` of the zoo by LATA and by plain task arithmetic, forgets `unsafe` in two
+models, scores everything, prints tables and what follows from them.""",
+)  # fmt: skip

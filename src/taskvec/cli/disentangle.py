@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
 from taskvec.cli import disentangle_tables as tables
-from taskvec.cli.reading import add_reading, fields_from
+from taskvec.cli import evaluating
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
+from taskvec.cli.options import READING
+from taskvec.cli.printing import answer
+from taskvec.cli.progress import Bars
+from taskvec.cli.reading import fields_from
+from taskvec.cli.streams import say
 from taskvec.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from taskvec.disentanglement import Task
+    from taskvec.disentanglement import ModelTask
 
 OUT = "taskvec-disentangle"
 MEASURES = ("error", "addition", "negation", "linearity")
@@ -29,96 +31,7 @@ GRIDS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument(
-        "model", metavar="MODEL", help="what the vectors start from: a folder or a name on the hub"
-    )
-    parser.add_argument(
-        "--task",
-        metavar="NAME=VECTOR",
-        action="append",
-        default=[],
-        help="a vector's file, a fine-tuned folder or an adapter; repeatable",
-    )
-    parser.add_argument(
-        "--measure",
-        metavar="A,B,…",
-        default="error",
-        help="error (default), addition, negation, linearity",
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        metavar="NAME=PATH",
-        action="append",
-        default=[],
-        help="what a task is measured on: a file, a folder, or hub:NAME[:CONFIG[:SPLIT]]",
-    )
-    data.add_argument(
-        "--validation",
-        metavar="NAME=PATH",
-        action="append",
-        default=[],
-        help="what coefficients are chosen on (addition, negation), and probes are fitted to",
-    )
-    data.add_argument("--control", metavar="NAME", help="name of the data that negation must keep")
-    add_reading(data)
-    data.add_argument("--limit", type=int, metavar="N", help="examples of a task (all)")
-    data.add_argument("--seed", type=int, default=0, help="of examples and intervals (0)")
-    how = parser.add_argument_group("what is measured")
-    how.add_argument(
-        "--points", type=int, metavar="N", help="coefficients (error 15 × 15, others 21, 8)"
-    )
-    how.add_argument("--low", type=float, metavar="X", help="the smallest (error -2, others 0)")
-    how.add_argument("--high", type=float, metavar="X", help="the largest (2; λ 1)")
-    how.add_argument(
-        "--distance", default="prediction", help="of error: prediction (default) | symmetric_kl"
-    )
-    how.add_argument(
-        "--methods",
-        metavar="A,B,…",
-        default="task_arithmetic",
-        help="that merge, of addition and negation; see `taskvec methods` (task_arithmetic)",
-    )
-    how.add_argument("--base", metavar="DIR", help="model before instruction tuning (LATA)")
-    how.add_argument("--by-task", action="store_true", help="addition: a coefficient for each task")
-    how.add_argument(
-        "--keep", type=float, default=0.95, metavar="SHARE", help="of the control (0.95)"
-    )
-    how.add_argument(
-        "--parts", default="module", help="of linearity: whole | module (default) | block"
-    )
-    how.add_argument(
-        "--linearised", action="store_true", help="measure the model's tangent instead of the model"
-    )
-    asking = parser.add_argument_group("how the model is asked")
-    asking.add_argument(
-        "--plain", action="store_true", help="prompts as they are, without the chat template"
-    )
-    asking.add_argument(
-        "--head", metavar="KIND", help="of a classifier: own | probe | zero-shot | features (none)"
-    )
-    asking.add_argument(
-        "--template",
-        action="append",
-        metavar="TEXT",
-        help="of a zero-shot head, {} is the class; repeatable ('a photo of a {}.')",
-    )
-    asking.add_argument("--context", type=int, metavar="N", help="tokens of a window over a text")
-    asking.add_argument("--image-size", type=int, metavar="PX", help="height and width of images")
-    asking.add_argument("--dtype", default="auto", help="auto | float32 | bfloat16 | float16")
-    asking.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
-    asking.add_argument("--batch-tokens", type=int, metavar="N", help="(by the memory there is)")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", default=OUT, help=f"results, figures and records; resumes ({OUT})"
-    )
-    output.add_argument("--json", action="store_true", help="print the results as JSON")
-    output.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     measures = _words(args.measure, MEASURES, "--measure")
     vectors, data = _named(args.task, "--task"), _named(args.data, "--data")
@@ -141,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     write_whole(folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     if args.json:
-        print(json.dumps(told, ensure_ascii=False))
+        answer(told)
     else:
         print(f"{args.out}/: results.json, and what was measured")
     return 0
 
 
 def _check(
-    args: argparse.Namespace,
+    args: Arguments,
     measures: Sequence[str],
     vectors: Mapping[str, str],
     data: Mapping[str, str],
@@ -161,7 +74,7 @@ def _check(
     for flag, given in (("--data", data), ("--validation", validation)):
         for name in given:
             if name not in known:
-                raise UsageError(f"{flag} {name}: is no task; give --task {name}=VECTOR")
+                raise UsageError(f"{flag} {name}: unknown task; give --task {name}=VECTOR")
     wanted = set(vectors)
     if "negation" in measures:
         if args.control is None:
@@ -185,13 +98,13 @@ def _check(
 
 
 def _opened(
-    args: argparse.Namespace,
+    args: Arguments,
     vectors: Mapping[str, str],
     data: Mapping[str, str],
     validation: Mapping[str, str],
-) -> tuple[Any, dict[str, Task], dict[str, Task]]:
+) -> tuple[Any, dict[str, ModelTask], dict[str, ModelTask]]:
     """The model, and its tasks: what is reported, and what coefficients are chosen on."""
-    from taskvec.disentanglement.opening import Asking, open_tasks
+    from taskvec.disentanglement.opening import MeasuringOptions, open_tasks
     from taskvec.training.data import Reading, read_data
 
     reading = Reading(args.format, fields_from(args), args.limit, args.seed)
@@ -199,8 +112,8 @@ def _opened(
         {name: read_data(path, reading) for name, path in by_task.items()}
         for by_task in (data, validation)
     )
-    asking = Asking(
-        dtype=args.dtype,
+    asking = MeasuringOptions(
+        dtype=args.model_dtype,
         device=args.device,
         context=args.context,
         is_plain=args.plain,
@@ -240,7 +153,7 @@ def _draw(told: Mapping[str, Any], path: Path) -> None:
     try:
         draw_heat_map(told, path)
     except MissingExtraError as error:
-        print(f"taskvec: no heat map: {error}", file=sys.stderr)
+        say(f"no heat map: {error}")
 
 
 def _addition(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> list[Any]:
@@ -310,14 +223,11 @@ _MEASURED: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _common(args: argparse.Namespace) -> dict[str, Any]:
-    from taskvec.evaluation.evaluate import silent
-
-    progress = silent if args.quiet else partial(common.bar, unit="point")
-    return {"out": args.out, "seed": args.seed, "progress": progress}
+def _common(args: Arguments) -> dict[str, Any]:
+    return {"out": args.out, "seed": args.seed, "progress": Bars(args, unit="points")}
 
 
-def _coefficients(args: argparse.Namespace, measure: str) -> Sequence[float]:
+def _coefficients(args: Arguments, measure: str) -> Sequence[float]:
     from taskvec.disentanglement import coefficients
 
     given = (args.points, args.low, args.high)
@@ -325,7 +235,7 @@ def _coefficients(args: argparse.Namespace, measure: str) -> Sequence[float]:
     return coefficients(int(own[0]), own[1], own[2])
 
 
-def _methods(args: argparse.Namespace) -> dict[str, str]:
+def _methods(args: Arguments) -> dict[str, str]:
     from taskvec.methods import METHODS
 
     names = _words(args.methods, tuple(METHODS), "--methods")
@@ -343,15 +253,75 @@ def _words(text: str, known: Sequence[str], flag: str) -> list[str]:
 def _named(texts: Sequence[str], flag: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
-        name, path = _pair(text, flag)
+        name, path = evaluating.pair(text, flag, "NAME=…")
         if name in found:
             raise UsageError(f"{flag} {name} is given twice; give each a name of its own")
         found[name] = path
     return found
 
 
-def _pair(text: str, flag: str) -> tuple[str, str]:
-    name, _, rest = text.partition("=")
-    if not name or not rest:
-        raise UsageError(f"{flag} must be NAME=…; got {text!r}")
-    return name, rest
+DATA_HEAD, MEASURE_HEAD = "Data", "What is measured"
+VERB = Verb(
+    "disentangle", run, [
+        Argument("model", metavar="MODEL",
+                 help="model that the vectors start from: a folder or a name on the hub"),
+        Option("--task", metavar="NAME=VECTOR", multiple=True,
+               help="a vector's file, a fine-tuned folder or an adapter; repeatable"),
+        Option("--measure", metavar="A,B,…", default="error",
+               help="error, addition, negation, linearity"),
+        Option("--data", metavar="NAME=PATH", multiple=True, heading=DATA_HEAD,
+               help="what a task is measured on: a file, a folder, or hub:NAME[:CONFIG[:SPLIT]]; "
+               "repeatable"),
+        Option("--validation", metavar="NAME=PATH", multiple=True, heading=DATA_HEAD,
+               help="what coefficients are chosen on (addition, negation), and probes are fitted "
+               "to; repeatable"),
+        Option("--control", metavar="NAME", heading=DATA_HEAD,
+               help="negation: name of the data whose accuracy must be kept; a vector of that name "
+               "is not subtracted"),
+        Option("--limit", type=int, metavar="N", heading=DATA_HEAD, show_default="all",
+               help="examples of a task, drawn by the seed"),
+        Option("--seed", type=int, default=0, metavar="N", heading=DATA_HEAD,
+               help="seed of examples and intervals"),
+        *READING,
+        Option("--points", type=int, metavar="N", heading=MEASURE_HEAD,
+               show_default="error 15 × 15, addition and negation 21, linearity 8",
+               help="number of coefficients"),
+        Option("--low", type=float, metavar="X", heading=MEASURE_HEAD,
+               show_default="error -2, linearity 0.25, others 0", help="smallest coefficient"),
+        Option("--high", type=float, metavar="X", heading=MEASURE_HEAD,
+               show_default="error and linearity 2, others 1", help="largest coefficient"),
+        Option("--distance", default="prediction", heading=MEASURE_HEAD,
+               words=("prediction", "symmetric_kl"), help="distance of error"),
+        Option("--methods", metavar="A,B,…", default="task_arithmetic", heading=MEASURE_HEAD,
+               help="methods that merge in addition and negation"),
+        Option("--base", metavar="MODEL", heading=MEASURE_HEAD,
+               help="model before instruction tuning, for LATA"),
+        Option("--by-task", is_flag=True, heading=MEASURE_HEAD,
+               help="addition: a coefficient for each task"),
+        Option("--keep", type=float, default=0.95, metavar="SHARE", heading=MEASURE_HEAD,
+               help="negation: share of the control's accuracy to keep"),
+        Option("--parts", default="module", heading=MEASURE_HEAD,
+               words=("whole", "module", "block"), help="parts of linearity"),
+        Option("--linearised", is_flag=True, heading=MEASURE_HEAD,
+               help="measure the model's tangent instead of the model"),
+        Option("--plain", is_flag=True, heading=evaluating.ASKING_HEAD,
+               help="prompts as they are, without the chat template"),
+        Option("--head", heading=evaluating.ASKING_HEAD, show_default="none",
+               words=("own", "probe", "zero-shot", "features"), help="head of a classifier"),
+        Option("--template", metavar="TEXT", multiple=True, heading=evaluating.ASKING_HEAD,
+               show_default="'a photo of a {}.'",
+               help="template of a zero-shot head; {} is the class; repeatable"),
+        Option("--context", type=int, metavar="N", heading=evaluating.ASKING_HEAD,
+               help="tokens of a window over a text"),
+        Option("--image-size", type=int, metavar="PX", heading=evaluating.ASKING_HEAD,
+               show_default="what the model expects", help="height and width of images"),
+        evaluating.LOADED_DTYPE, evaluating.DEVICE, evaluating.BATCH_TOKENS,
+        evaluating.out_option(OUT, "results, figures and records"), JSON,
+    ],
+    extra="train",
+    page="""\
+Measures how task vectors of a model interact (`error`), how well they add up (`addition`), how
+cleanly one is subtracted (`negation`) and where their effect is linear (`linearity`);
+[how](../how-to/measure-disentanglement.md), and [what the figures
+mean](../concepts/disentanglement.md).""",
+)  # fmt: skip

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.cli import common
+from taskvec.cli.printing import show
 
 if TYPE_CHECKING:
     from taskvec.disentanglement import Addition, Departure, Disentanglement, Negation
-    from taskvec.evaluation.figures import Figure
+    from taskvec.evaluation.intervals import Figure
 
 
 def print_error(found: Disentanglement) -> None:
     """The grid's mean and corners, and what lies where coefficients mostly do."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     one, two = found.tasks
     rows = " and ".join(f"{found.examples[t]:,} examples of {t}" for t in found.tasks)
@@ -31,7 +31,7 @@ def print_error(found: Disentanglement) -> None:
         [name, cell.alphas[one], cell.alphas[two], span(cell.error)]
         for name, cell in wanted.items()
     ]
-    common.show(lines, ("cell", f"α {one}", f"α {two}", "ξ"))
+    show(lines, ("cell", f"α {one}", f"α {two}", "ξ"))
     for name, chosen in (("cells", cells), ("cells within [0, 1]", inside)):
         if len(chosen) > 1:
             mean = sum(cell.error.value for cell in chosen) / len(chosen)
@@ -41,7 +41,7 @@ def print_error(found: Disentanglement) -> None:
 
 def print_additions(found: Sequence[Addition]) -> None:
     """A line for each method, then the models that it is compared with."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     tasks = list(found[0].accuracy)
     print(f"task addition ({found[0].search}), on test data; normalised by the single-task models")
@@ -57,13 +57,13 @@ def print_additions(found: Sequence[Addition]) -> None:
     for name in ("single", "pretrained"):
         figures = getattr(found[0], name)
         lines.append([name, "", "", "", *(span(figures[task]) for task in tasks)])
-    common.show(lines, ("", "λ", "normalised", "accuracy", *tasks))
+    show(lines, ("", "λ", "normalised", "accuracy", *tasks))
     print()
 
 
 def print_negations(task: str, control: str, found: Sequence[Negation]) -> None:
     """A line for each method, then the model that it began with, and what must be known."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     def shown(*figures: Figure | None) -> list[object]:
         return ["–" if figure is None else span(figure) for figure in figures]
@@ -75,7 +75,7 @@ def print_negations(task: str, control: str, found: Sequence[Negation]) -> None:
     ]
     start = found[0].pretrained
     lines.append(["pretrained", None, *shown(start["target"], start["control"]), ""])
-    common.show(lines, ("", "λ", task, control, f"share of {control}"))
+    show(lines, ("", "λ", task, control, f"share of {control}"))
     for each in found:
         if each.note:
             print(f"{each.method}: {each.note}")
@@ -84,7 +84,7 @@ def print_negations(task: str, control: str, found: Sequence[Negation]) -> None:
 
 def print_linearity(found: Sequence[Departure]) -> None:
     """A line for each vector, part and coefficient."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     print("departure from the tangent: ‖f − f_lin‖ / ‖f − f0‖")
     lines = []
@@ -102,5 +102,5 @@ def print_linearity(found: Sequence[Departure]) -> None:
             ]
         )
     head = ("task", "part", "of ‖τ‖²", "α", "departure", "change", "accuracy", "of the tangent")
-    common.show(lines, head)
+    show(lines, head)
     print()

@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common, evaluating
+from taskvec.cli import evaluating
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, misuse
+from taskvec.cli.printing import answer, show
+from taskvec.cli.recipe import recipe_from
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
-    from taskvec.evaluation.figures import Figure
+    from taskvec.evaluation.intervals import Figure
     from taskvec.evaluation.loading import Spec
     from taskvec.evaluation.signs import Finding
 
 OUT = "taskvec-eval"
+MANIFEST_FILE = "taskvec-manifest.json"
+COMPARISON_HEAD = "Comparison"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument(
-        "models",
-        nargs="*",
-        metavar="[NAME=]MODEL",
-        help="a folder, a name on the hub, or a recipe, which is merged in memory",
-    )
-    parser.add_argument(
-        "--tasks", metavar="A,B,…", action="append", default=[], help="what to ask; see --list"
-    )
-    parser.add_argument("--list", action="store_true", help="list the tasks and what they read")
-    data = evaluating.add_data(parser)
-    data.add_argument(
-        "--limit", type=int, metavar="N", help="samples of a task, drawn by the seed (all)"
-    )
-    evaluating.add_asking(parser)
-    evaluating.add_scoring(parser)
-    against = parser.add_argument_group("comparison")
-    against.add_argument(
-        "--reference", metavar="NAME", help="differences are taken to it (the first model)"
-    )
-    against.add_argument(
-        "--single",
-        metavar="TASK=NAME",
-        action="append",
-        default=[],
-        help="the model that was tuned for a task alone; shares are taken of it",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", default=OUT, help=f"results and records; resumes ({OUT})"
-    )
-    output.add_argument("--json", action="store_true", help="print the results as JSON")
-    output.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     if args.list:
         return _list(as_json=args.json)
@@ -68,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     reference = args.reference or next(iter(models))
     for name in (reference, *singles.values()):
         if name not in models:
-            raise UsageError(f"{name!r} is none of the models: {', '.join(models)}")
+            raise UsageError(f"unknown model {name!r}; the models are {', '.join(models)}")
     unknown = sorted(singles.keys() - set(names))
     if unknown:
-        raise UsageError(f"--single names {unknown[0]!r}, which is none of the tasks")
+        raise UsageError(f"--single names {unknown[0]!r}, which is not one of --tasks")
 
-    specs = {name: _spec(path) for name, path in models.items()}
+    specs = {name: _spec(args, path) for name, path in models.items()}
 
     from taskvec.evaluation.comparison import compare
     from taskvec.evaluation.evaluate import prepare
@@ -93,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     }
     write_results(Path(args.out), told)
     if args.json:
-        print(json.dumps(told, ensure_ascii=False))
+        answer(told)
     else:
         for task, rows in compared.items():
             _print(task, rows, reference, singles.get(task))
@@ -105,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def _named(models: Sequence[str]) -> dict[str, str]:
     """Models by the names they have in tables."""
     if not models:
-        raise UsageError("no model is given; see taskvec eval --help")
+        misuse("MODEL is missing: give a folder, a name on the hub, or a recipe")
     found: dict[str, str] = {}
     for text in models:
         name, equals, path = text.partition("=")
@@ -121,16 +87,18 @@ def _named(models: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _spec(path: str) -> Spec:
+def _spec(args: Arguments, path: str) -> Spec:
     """A recipe or a manifest is a candidate; anything else is a folder or a hub name."""
     if not path.endswith((".yaml", ".yml", ".json")):
         return path
-    return common.recipe_from(argparse.Namespace(), path)
+    is_recipe = Path(path).name != MANIFEST_FILE  # a manifest is replayed as it is
+    flags = Arguments(task=(), settings=args.settings if is_recipe else (), quiet=args.quiet)
+    return recipe_from(flags, path)
 
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:
     """The models in one task; 95 % intervals in brackets."""
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     def shown(figure: Figure | None) -> str:
         return "–" if figure is None else span(figure)
@@ -141,7 +109,7 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
     metrics = list(dict.fromkeys(name for row in rows for name in row.result.figures))
     head = ["", *metrics]
     if len(rows) > 1:
-        head.append(f"{metrics[0]}, less {reference}'s")
+        head.append(f"Δ {metrics[0]} vs {reference}")
     if single is not None:
         head.append(f"share of {single}'s")
     lines = []
@@ -153,7 +121,7 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
             line.append("–" if row.share is None else f"{row.share:.0%}")
         lines.append(line)
     print(f"{task}: n = {about['n']:,}{of}, seed {about['seed']}{_how(rows)}")
-    common.show(lines, head)
+    show(lines, head)
     print()
 
 
@@ -167,10 +135,10 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 def _how(rows: Sequence[Compared]) -> str:
     """Context and stride, where texts were read in windows; by model, where they differ."""
-    from taskvec.running.requests import Document
+    from taskvec.running.requests import WholeText
 
     asked = (request for sample in rows[0].result.samples for request in sample.requests)
-    if not any(isinstance(request, Document) for request in asked):
+    if not any(isinstance(request, WholeText) for request in asked):
         return ""
     said = {
         row.result.model: "context {context}, stride {stride}".format_map(row.result.about)
@@ -182,9 +150,9 @@ def _how(rows: Sequence[Compared]) -> str:
 
 
 def _list(*, as_json: bool) -> int:
-    from taskvec.evaluation.tasks import brought, tasks
+    from taskvec.evaluation.tasks import installed_tasks, tasks
 
-    known = {**tasks(), **brought()}
+    known = {**tasks(), **installed_tasks()}
     if as_json:
         told: Mapping[str, Any] = {
             name: {
@@ -197,9 +165,9 @@ def _list(*, as_json: bool) -> int:
             }
             for name, task in known.items()
         }
-        print(json.dumps(told, ensure_ascii=False))
+        answer(told)
         return 0
-    common.show(
+    show(
         [
             (name, task.summary, ", ".join(m.name for m in task.metrics),
              ", ".join(file.names[0] for file in task.files) or "–")
@@ -208,3 +176,29 @@ def _list(*, as_json: bool) -> int:
         ("task", "what it asks", "metrics", "data"),
     )  # fmt: skip
     return 0
+
+
+VERB = Verb(
+    "eval", run, [
+        Argument("models", nargs=-1, metavar="[NAME=]MODEL…",
+                 help="a folder, a name on the hub, or a recipe, which is merged in memory"),
+        Option("--tasks", metavar="A,B,…", multiple=True, help="what to ask; see --list"),
+        Option("--list", is_flag=True, help="list the tasks and what they read"),
+        Option("--reference", metavar="NAME", heading=COMPARISON_HEAD,
+               show_default="the first model", help="model that the others are compared with"),
+        Option("--single", metavar="TASK=NAME", multiple=True, heading=COMPARISON_HEAD,
+               help="the model that was tuned for a task alone; scores are also shown as shares of "
+               "its score; repeatable"),
+        evaluating.LIMIT, evaluating.SEED, *evaluating.DATA, *evaluating.ASKING,
+        *evaluating.SCORING,
+        Option("--set", "settings", metavar="NAME=VALUE", multiple=True,
+               help="as for merge, in every recipe among the models; repeatable"),
+        evaluating.out_option(OUT, "results and records"), JSON,
+    ],
+    extra="eval",
+    page="""\
+Asks models the samples of some tasks and prints figures with 95 % intervals, side by side, and
+[signs of failure](signs.md); [how](../how-to/evaluate.md), [tasks](tasks.md). A recipe or a
+manifest in the place of a model is merged in memory. `--json` prints what goes to
+`results.json`.""",
+)  # fmt: skip

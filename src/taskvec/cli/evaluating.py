@@ -1,77 +1,86 @@
-"""What the verbs that evaluate share: flags about data, asking and scoring, and their options."""
+"""What the verbs that evaluate share: options about data, asking and scoring."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from taskvec.cli import common
+import click
+
+from taskvec.cli.commands import Arguments, Option
+from taskvec.cli.progress import Bars
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.evaluation.data import DataPlaces
-    from taskvec.evaluation.evaluate import Options
+    from taskvec.evaluation.evaluate import EvaluationOptions
     from taskvec.evaluation.task import Tools
 
+DATA_HEAD, ASKING_HEAD, SCORING_HEAD = "Evaluation data", "Asking models", "Scoring answers"
 
-def add_data(parser: argparse.ArgumentParser) -> Any:
-    """The flags about data; their group, for what a verb has besides."""
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        metavar="DIR|TASK=PATH",
-        action="append",
-        default=[],
-        help="where data lie, for all tasks or for one; what is not there comes from the hub",
-    )
-    data.add_argument("--shots", type=int, metavar="N", help="worked examples before a question")
-    data.add_argument("--draws", type=int, default=1, metavar="N", help="answers to a prompt (1)")
-    data.add_argument("--seed", type=int, default=0, help="of samples, draws and intervals (0)")
-    data.add_argument(
-        "--include-path", metavar="DIR", help="task files of your own for harness:… tasks"
-    )
-    return data
+DATA = (
+    Option("--data", metavar="DIR|TASK=PATH", multiple=True, heading=DATA_HEAD,
+           help="where data are, for all tasks or for one; repeatable; other data come from the "
+           "hub"),
+    Option("--shots", type=int, metavar="N", heading=DATA_HEAD, show_default="the task's own",
+           help="worked examples before a question"),
+    Option("--draws", type=int, default=1, metavar="N", heading=DATA_HEAD,
+           help="answers to a prompt, where a task can use several"),
+    Option("--include-path", type=click.Path(), metavar="DIR", heading=DATA_HEAD,
+           help="your task files for harness:… tasks", more="[how](../how-to/use-the-harness.md)"),
+)  # fmt: skip
+SEED = Option(
+    "--seed", type=int, default=0, metavar="N", heading=DATA_HEAD,
+    help="seed of samples, draws and intervals",
+)  # fmt: skip
+LIMIT = Option(
+    "--limit", type=int, metavar="N", heading=DATA_HEAD, show_default="all",
+    help="samples of a task, drawn by the seed",
+)  # fmt: skip
+LOADED_DTYPE = Option(
+    "--dtype", "model_dtype", default="auto", heading=ASKING_HEAD,
+    words=("auto", "float32", "bfloat16", "float16"),
+    help="element type of the loaded weights; auto is as stored on an accelerator, float32 on a "
+    "CPU",
+)  # fmt: skip
+DEVICE = Option(
+    "--device", default="auto", heading=ASKING_HEAD, words=("auto", "cpu", "cuda", "cuda:1", "mps"),
+    help="where models run",
+)  # fmt: skip
+BATCH_TOKENS = Option(
+    "--batch-tokens", type=int, metavar="N", heading=ASKING_HEAD,
+    show_default="by the memory there is", help="tokens of a batch, with padding",
+)  # fmt: skip
+ASKING = (
+    Option("--apply-chat-template", is_flag=True, heading=ASKING_HEAD,
+           help="harness:… tasks ask in conversations"),
+    Option("--context", type=int, metavar="N", heading=ASKING_HEAD,
+           show_default="the model's, at most 2,048", help="tokens of a window over a text"),
+    Option("--stride", type=int, metavar="N", heading=ASKING_HEAD, show_default="the window",
+           help="tokens that each window after the first predicts"),
+    Option("--truncate", is_flag=True, heading=ASKING_HEAD,
+           help="cut prompts that do not fit the context at the front instead of refusing them"),
+    LOADED_DTYPE, DEVICE, BATCH_TOKENS,
+)  # fmt: skip
+SCORING = (
+    Option("--judge", metavar="JUDGE", heading=SCORING_HEAD, show_default="prefixes",
+           help="judge of harm: prefixes[:FILE], classifier:MODEL:LABEL, endpoint:URL?model=NAME",
+           more="[how](../how-to/measure-harm.md)"),
+    Option("--allow-code-execution", is_flag=True, heading=SCORING_HEAD,
+           help="run programs that models write, in a sandbox (humaneval, mbpp)",
+           more="[how](../how-to/run-generated-code.md)"),
+    Option("--workers", type=int, metavar="N", heading=SCORING_HEAD,
+           show_default="the processors, at most 8", help="programs that run at once"),
+)  # fmt: skip
 
 
-def add_asking(parser: argparse.ArgumentParser) -> None:
-    """The flags about how models are asked."""
-    asking = parser.add_argument_group("how models are asked")
-    asking.add_argument(
-        "--apply-chat-template", action="store_true", help="harness:… tasks ask in conversations"
-    )
-    asking.add_argument("--context", type=int, metavar="N", help="tokens of a window over a text")
-    asking.add_argument(
-        "--stride", type=int, metavar="N", help="tokens that a window predicts (all of it)"
-    )
-    asking.add_argument(
-        "--truncate", action="store_true", help="cut prompts that do not fit at the front"
-    )
-    asking.add_argument(
-        "--dtype", default="auto", help="auto | float32 | bfloat16 | float16, of the weights"
-    )
-    asking.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
-    asking.add_argument("--batch-tokens", type=int, metavar="N", help="(by the memory there is)")
-
-
-def add_scoring(parser: argparse.ArgumentParser) -> None:
-    """The flags about how answers are scored."""
-    scoring = parser.add_argument_group("how answers are scored")
-    scoring.add_argument(
-        "--judge",
-        metavar="JUDGE",
-        help="of harm: prefixes[:FILE], classifier:MODEL:LABEL, endpoint:URL?model=NAME (prefixes)",
-    )
-    scoring.add_argument(
-        "--allow-code-execution",
-        action="store_true",
-        help="run programs that the model wrote, shut in (humaneval, mbpp)",
-    )
-    scoring.add_argument(
-        "--workers", type=int, metavar="N", help="programs that run at once (processors, at most 8)"
-    )
+def out_option(default: str, what: str) -> Option:
+    """Where results go, of verbs that resume in that folder."""
+    return Option(
+        "-o", "--out", type=click.Path(), metavar="DIR", default=default, heading="Output",
+        help=f"{what}; the same command continues in it",
+    )  # fmt: skip
 
 
 def pair(text: str, flag: str, form: str) -> tuple[str, str]:
@@ -82,33 +91,33 @@ def pair(text: str, flag: str, form: str) -> tuple[str, str]:
     """
     left, _, right = text.partition("=")
     if not left or not right:
-        raise UsageError(f"{flag} must be {form}; got {text!r}")
+        raise UsageError(f"{flag} takes {form}; got {text!r}")
     return left, right
 
 
-def options_from(args: argparse.Namespace, *, limit: int | None = None) -> Options:
+def options_from(args: Arguments, *, limit: int | None = None) -> EvaluationOptions:
     """How to evaluate; records go to the output folder of the command."""
-    from taskvec.evaluation.evaluate import Options, silent
-    from taskvec.evaluation.task import Settings
+    from taskvec.evaluation.evaluate import EvaluationOptions
+    from taskvec.evaluation.task import SampleSettings
 
-    return Options(
+    return EvaluationOptions(
         data=places(args.data),
         limit=limit,
         include_path=None if args.include_path is None else Path(args.include_path).expanduser(),
-        settings=Settings(args.shots, args.seed, args.draws, args.apply_chat_template),
+        settings=SampleSettings(args.shots, args.seed or 0, args.draws, args.apply_chat_template),
         context=args.context,
         stride=args.stride,
         truncate=args.truncate,
         batch_tokens=args.batch_tokens,
-        dtype=args.dtype,
+        dtype=args.model_dtype,
         device=args.device,
         tools=_tools(args),
         out=Path(args.out),
-        progress=silent if args.quiet else partial(common.bar, unit="sample"),
+        progress=Bars(args, unit="samples"),
     )
 
 
-def _tools(args: argparse.Namespace) -> Tools:
+def _tools(args: Arguments) -> Tools:
     from taskvec.evaluation.judges import parse_judge
     from taskvec.evaluation.task import Tools
     from taskvec.streaming import default_threads
@@ -122,10 +131,10 @@ def _tools(args: argparse.Namespace) -> Tools:
 
 
 def places(texts: Sequence[str], flag: str = "--data") -> DataPlaces:
-    """Where data lie: DIR for all tasks, TASK=PATH for one.
+    """Where data are: DIR for all tasks, TASK=PATH for one.
 
     Raises:
-        UsageError: a folder is not there.
+        UsageError: a folder does not exist.
     """
     from taskvec.evaluation.data import DataPlaces
 

@@ -2,108 +2,63 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
-from taskvec.cli.merge import split_paths
+import click
+
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, split_paths
+from taskvec.cli.options import FAMILY, FORCE, OUT, OUT_DTYPE, PRECISION, RUNNING
+from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.recipe import has_family, recipe_from, running
+from taskvec.cli.streams import warn
 
 if TYPE_CHECKING:
     from taskvec.vectors.extract import Extracted
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.usage = "%(prog)s [RECIPE] OUT [options]"
-    parser.add_argument(
-        "paths",
-        metavar="[RECIPE] OUT",
-        nargs="+",
-        help="recipe, and FILE.safetensors (or with --form lora the folder) to write; "
-        "--task NAME picks one of a recipe's tasks",
-    )
-    group = parser.add_argument_group("what to extract")
-    group.add_argument(
-        "--what",
-        choices=("task", "pure", "complex", "instruction"),
-        default="task",
-        help="θ_ft − θ_pre (default); layer weights × that; θ_ft − θ_base; θ_pre − θ_base",
-    )
-    group.add_argument("--scaled", action="store_true", help="multiply a pure vector with its λ")
-    group.add_argument(
-        "--table", metavar="FILE", help="layer weights (CSV or JSON) of a pure vector"
-    )
-    group.add_argument(
-        "--dtype",
-        help="bfloat16 | float16 | float32 | float64 (default: float32, exact for merges)",
-    )
-    group.add_argument("--precision", help="arithmetic: float32 (default) | float64")
-    group.add_argument("--force", action="store_true", help="replace what is there")
-    group = parser.add_argument_group("LoRA adapter")
-    group.add_argument(
-        "--form",
-        choices=("vector", "lora"),
-        default="vector",
-        help="lora: matrices of low rank, for PEFT; needs memory for two to five copies of the "
-        "largest matrix",
-    )
-    group.add_argument("--rank", type=int, metavar="R", help="rank of every matrix")
-    group.add_argument(
-        "--energy", type=float, metavar="SHARE", help="share of each matrix's ‖τ‖² to keep instead"
-    )
-    group.add_argument(
-        "--rest",
-        choices=("refuse", "drop", "save"),
-        default="refuse",
-        help="what becomes of norms, biases, embeddings, experts that differ",
-    )
-    group.add_argument("--seed", type=int, default=0, help="of the random projections (default 0)")
-    common.add_family(parser)
-    common.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="the result as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec.methods.table import load_table
     from taskvec.vectors.difference import Wanted
     from taskvec.vectors.extract import extract_vector
     from taskvec.vectors.lora import extract_lora, shape_of
 
-    recipe_path, out = split_paths(args.paths)
-    shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=args.seed)
+    path, out_path = split_paths(args.paths, args.out, has_family=has_family(args))
+    out = Path(out_path)
+    seed = args.seed or 0
+    shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=seed)
     task = _chosen(args)
-    if args.what == "instruction" and recipe_path is None and not args.task:
-        args.task = [f"instruct={args.instruct or args.anchor}"]  # a family needs a task
+    if args.what == "instruction" and path is None and not args.task:
+        args.task = (f"instruct={args.instruct or args.anchor}",)  # a family needs a task
     # Only a pure vector asks the method for weights.
     method = {"name": "lata" if args.what == "pure" else "task_arithmetic"}
-    recipe, table = common.recipe_from(args, recipe_path, needs_scales=False, method=method)
+    recipe, table = recipe_from(args, path, needs_scales=False, method=method)
     if args.table is not None:
         table = load_table(args.table)
     table = table if args.what == "pure" or args.table is not None else None
     wanted = Wanted(args.what, task, args.scaled, table)
     started = time.monotonic()
-    options = common.options_from(args)
+    options = running(args, out.name)
     if shape is None:
         extracted = extract_vector(recipe, out, wanted, options)
     else:
         extracted = extract_lora(recipe, out, wanted, shape, options)
-    common.warn(extracted.warnings)
+    warn(extracted.warnings)
     result = _result(extracted, time.monotonic() - started)
     if args.json:
-        print(json.dumps(result))
+        answer(result)
     else:
         _print(result)
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> str | None:
+def _chosen(args: Arguments) -> str | None:
     """The task that `--task NAME` picks; `--task NAME=DIR` stays a member of the family."""
     names = [text for text in args.task if "=" not in text]
-    args.task = [text for text in args.task if "=" in text]
+    args.task = tuple(text for text in args.task if "=" in text)
     return names[-1] if names else None
 
 
@@ -129,12 +84,44 @@ def _print(result: dict[str, Any]) -> None:
             (row["name"], row["kept"], row["rank"], row["norm"], row["error"])
             for row in result["factored"]
         ]
-        common.show(rows, ("tensor", "kept as", "rank", "‖τ‖", "error"))
+        show(rows, ("tensor", "kept as", "rank", "‖τ‖", "error"))
         print(f"\n{result['lost']:.2%} of ‖τ‖² is not in the adapter")
-    size = common.gigabytes(result["bytes"])
+    size = gigabytes(result["bytes"])
     print(f"{result['path']}  ({result['name']}; {size}; {result['seconds']:.1f} s)")
     left_out = result["left_out"]
     zero = f"; {len(left_out)} whose difference is zero are left out" if left_out else ""
     print(f"{result['tensors']:,} tensors{zero}")
     if result["fingerprint"] is not None:
         print(f"fingerprint {result['fingerprint']}")
+
+
+ADAPTER_HEAD = "LoRA adapter"
+VERB = Verb(
+    "extract", run, [
+        Argument("paths", nargs=-1, metavar="[RECIPE] OUT",
+                 help="recipe, and the file (….safetensors) or adapter folder to write"),
+        Option("--what", type=click.Choice(("task", "pure", "complex", "instruction")),
+               default="task",
+               help="θ_ft − θ_pre; layer weights × that; θ_ft − θ_base; θ_pre − θ_base"),
+        Option("--scaled", is_flag=True, help="multiply a pure vector by its λ"),
+        Option("--table", type=click.Path(), metavar="FILE",
+               help="layer weights (CSV or JSON) of a pure vector instead of the method's"),
+        Option("--form", type=click.Choice(("vector", "lora")), default="vector",
+               heading=ADAPTER_HEAD,
+               help="a file, or matrices of low rank for PEFT, which need memory for two to five "
+               "copies of the largest matrix"),
+        Option("--rank", type=int, metavar="R", heading=ADAPTER_HEAD, help="rank of every matrix"),
+        Option("--energy", type=float, metavar="SHARE", heading=ADAPTER_HEAD,
+               help="instead of a rank: share of each matrix's ‖τ‖² to keep, in (0, 1]"),
+        Option("--rest", type=click.Choice(("refuse", "drop", "save")), default="refuse",
+               heading=ADAPTER_HEAD,
+               help="what to do with norms, biases, embeddings and experts that differ"),
+        OUT, OUT_DTYPE, PRECISION, FORCE, *FAMILY, *RUNNING, JSON,
+    ],
+    streams=True,
+    page="""\
+Writes what a fine-tune changed; [how](../how-to/extract.md). `--task NAME` without a model picks
+one of the recipe's tasks. Scales are not needed. Only `--what pure` uses the method's layer
+weights. `--dtype` is `float32` by default, or `float64` where a model is. `--json` has path, name,
+tensors, left_out, bytes, fingerprint, anchor_fingerprint, factored, lost, seconds and warnings.""",
+)  # fmt: skip

@@ -2,106 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
-from taskvec.cli.reading import add_reading, fields_from
+import click
+
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
+from taskvec.cli.options import READING
+from taskvec.cli.printing import answer, show
+from taskvec.cli.progress import Bars
+from taskvec.cli.reading import fields_from
+from taskvec.cli.streams import say
 
 if TYPE_CHECKING:
     from taskvec.training.api import Finetuned
 
-# Flags that are settings of the same name, and how they are read.
-_SETTINGS: Mapping[str, tuple[type, str, str]] = {
-    "steps": (int, "N", "updates (2000; language models 1000)"),
-    "batch-size": (int, "N", "examples of a step, over all devices (128; language models 16)"),
-    "micro-batch": (int, "N", "examples at once on a device; smaller needs less memory (all)"),
-    "learning-rate": (float, "RATE", "its peak (1e-5; language models 2e-5)"),
-    "weight-decay": (float, "RATE", "of AdamW (0.1)"),
-    "warmup-steps": (int, "N", "steps up to the peak (500, at most a quarter of the steps)"),
-    "clip": (float, "NORM", "longest gradient (1.0)"),
-    "seed": (int, "N", "of the order of examples, of what is drawn, of dropout (0)"),
-    "precision": (str, "KIND", "auto | float32 | bfloat16; weights stay float32"),
-    "device": (str, "NAME", "auto | cpu | cuda | cuda:1 | mps"),
-}
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the hub")
-    parser.add_argument(
-        "--train",
-        metavar="WHAT",
-        default="attention",
-        help="attention (default), attention-qv, attention+bias, mlp, linear, norms, embeddings, "
-        "heads, all, names and patterns, joined by commas; or lora",
-    )
-    parser.add_argument(
-        "--layers", metavar="FILE", help="overrides of the layer table: `layers` of a recipe"
-    )
-    parser.add_argument(
-        "--linearised", action="store_true", help="train the tangent of the model at its weights"
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        metavar="PATH",
-        required=True,
-        help="a file, a folder, or hub:NAME[:CONFIG[:SPLIT]]",
-    )
-    data.add_argument(
-        "--validation", metavar="PATH|SHARE", help="likewise; or a share of the data to hold out"
-    )
-    add_reading(data)
-    data.add_argument("--limit", type=int, metavar="N", help="examples, drawn by the seed (all)")
-    data.add_argument("--context", type=int, metavar="N", help="most tokens of an example")
-    data.add_argument("--truncate", action="store_true", help="cut longer ones, at the end")
-    data.add_argument("--image-size", type=int, metavar="PX", help="height and width of images")
-    head = parser.add_argument_group("head of a classifier")
-    head.add_argument(
-        "--head",
-        choices=("own", "probe", "zero-shot"),
-        help="the model's own; a linear probe, fitted first; CLIP's, from the names of the classes "
-        "(its own if it has one, or else a probe)",
-    )
-    head.add_argument(
-        "--pool", help="cls | mean | last | pooler: of features (texts: mean; images: cls)"
-    )
-    head.add_argument(
-        "--template",
-        metavar="TEXT",
-        action="append",
-        help="of a zero-shot head, {} is the class; repeatable ('a photo of a {}.')",
-    )
-    training = parser.add_argument_group("training")
-    for name, (kind, metavar, text) in _SETTINGS.items():
-        training.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
-    training.add_argument("--label-smoothing", type=float, default=0.0, metavar="SHARE", help="(0)")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", required=True, help="vector, metrics and state; resumes"
-    )
-    output.add_argument(
-        "--save", choices=("vector", "model"), default="vector", help="model: also as a folder"
-    )
-    output.add_argument("--force", action="store_true", help="remove what is in --out first")
-    output.add_argument("--save-every", type=int, default=100, metavar="N", help="steps (100)")
-    output.add_argument(
-        "--validate-every", type=int, metavar="N", help="steps (before the first and at the end)"
-    )
-    output.add_argument(
-        "--tensorboard", action="store_true", help="write events for TensorBoard too"
-    )
-    output.add_argument("--json", action="store_true", help="print the result as JSON")
-    output.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     fields = fields_from(args)
 
@@ -110,15 +30,18 @@ def run(args: argparse.Namespace) -> int:
     from taskvec.training.data import Reading
     from taskvec.training.heads import TEMPLATES
     from taskvec.training.loop import is_first_process
-    from taskvec.training.models import Asking
-    from taskvec.training.run import Output
+    from taskvec.training.models import HeadOptions
+    from taskvec.training.run import RunOutput
     from taskvec.training.tokens import Fitting
 
-    names = [name.replace("-", "_") for name in _SETTINGS]
-    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings = {
+        option.name: value
+        for option in SETTINGS
+        if option.name and (value := getattr(args, option.name)) is not None
+    }
     started = time.perf_counter()
     is_first = is_first_process()
-    with _Bar(quiet=args.quiet or not is_first) as bar:
+    with _Steps(args, is_shown=is_first) as bar:
         trained = finetune(
             args.model,
             args.data,
@@ -128,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             linearised=args.linearised,
             settings=settings,
             reading=Reading(args.format, fields, args.limit, args.seed or 0),
-            asking=Asking(
+            asking=HeadOptions(
                 Fitting(args.context, args.truncate),
                 args.image_size,
                 args.label_smoothing,
@@ -136,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 args.pool,
                 tuple(args.template or TEMPLATES),
             ),
-            output=Output(
+            output=RunOutput(
                 out=Path(args.out).expanduser(),
                 force=args.force,
                 save_every=args.save_every,
@@ -144,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 saves_model=args.save == "model",
                 tensorboard=args.tensorboard,
                 tell=bar.tell,
-                say=_say if is_first else lambda text: None,
+                say=say if is_first else lambda text: None,
             ),
         )
     if is_first:
@@ -162,35 +85,30 @@ def _validation(text: str | None) -> str | float | None:
         return text
 
 
-def _say(text: str) -> None:
-    print(f"taskvec: {text}", file=sys.stderr)
-
-
-class _Bar:
+class _Steps:
     """A progress bar, from the first step on that is done here."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-        self.bar: Any = None
+    def __init__(self, args: Arguments, *, is_shown: bool) -> None:
+        self.is_shown, self.label = is_shown, f"finetune {Path(args.model).name}"
+        self.bars = Bars(args, unit="steps")
+        self.open = ExitStack()
+        self.advance: Callable[[int], object] | None = None
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _Steps:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.open.close()
 
     def tell(self, record: Mapping[str, Any], steps: int) -> None:
         """A step was done, of so many in all."""
-        if self.quiet or "loss" not in record:
+        if not self.is_shown or "loss" not in record:
             return
-        if self.bar is None:
-            from tqdm import tqdm
-
-            done = record["step"] - 1
-            self.bar = tqdm(total=steps, initial=done, desc="train", unit="step", file=sys.stderr)
-        self.bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-        self.bar.update()
+        if self.advance is None:
+            self.advance = self.open.enter_context(self.bars(self.label, steps))
+            self.advance(record["step"] - 1)
+        self.bars.note(f"{self.label} (loss {record['loss']:.3f})")
+        self.advance(1)
 
 
 def _result(trained: Finetuned, seconds: float) -> dict[str, Any]:
@@ -210,11 +128,11 @@ def _result(trained: Finetuned, seconds: float) -> dict[str, Any]:
 
 def _print(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        answer(result)
         return
     validations = result["validations"]
     if validations:
-        common.show(
+        show(
             [
                 (each["step"], each["validation_loss"], each.get("validation_accuracy"))
                 for each in validations
@@ -222,3 +140,86 @@ def _print(result: Mapping[str, Any], *, as_json: bool) -> None:
             ("step", "validation loss", "accuracy"),
         )
     print(f"{result['path']}  ({result['steps']:,} steps; {result['seconds']:.1f} s)")
+
+
+DATA_HEAD, HEAD_HEAD, TRAINING_HEAD, OUTPUT_HEAD = (
+    "Data", "Head of a classifier", "Training", "Output",
+)  # fmt: skip
+# Options that are settings of the same name.
+SETTINGS = (
+    Option("--steps", type=int, metavar="N", heading=TRAINING_HEAD,
+           show_default="2000; language models 1000", help="updates"),
+    Option("--batch-size", type=int, metavar="N", heading=TRAINING_HEAD,
+           show_default="128; language models 16", help="examples of a step, over all devices"),
+    Option("--micro-batch", type=int, metavar="N", heading=TRAINING_HEAD, show_default="all",
+           help="examples at once on a device; fewer need less memory"),
+    Option("--learning-rate", type=float, metavar="RATE", heading=TRAINING_HEAD,
+           show_default="1e-5; language models 2e-5", help="peak of the learning rate"),
+    Option("--weight-decay", type=float, metavar="RATE", heading=TRAINING_HEAD, show_default="0.1",
+           help="weight decay of AdamW"),
+    Option("--warmup-steps", type=int, metavar="N", heading=TRAINING_HEAD,
+           show_default="500, at most a quarter of the steps", help="steps up to the peak"),
+    Option("--clip", type=float, metavar="NORM", heading=TRAINING_HEAD, show_default="1.0",
+           help="largest norm of the gradient"),
+    Option("--seed", type=int, metavar="N", heading=TRAINING_HEAD, show_default="0",
+           help="seed of the order of examples, of what is drawn, and of dropout"),
+    Option("--precision", heading=TRAINING_HEAD, show_default="auto",
+           words=("auto", "float32", "bfloat16"),
+           help="precision of the arithmetic; auto is bfloat16 on an accelerator that has it; "
+           "weights stay float32"),
+    Option("--device", heading=TRAINING_HEAD, show_default="auto",
+           words=("auto", "cpu", "cuda", "cuda:1", "mps"), help="where the model is trained"),
+)  # fmt: skip
+VERB = Verb(
+    "finetune", run, [
+        Argument("model", metavar="MODEL", help="a folder, or a name on the hub"),
+        Option("--train", metavar="WHAT", default="attention",
+               help="attention, attention-qv, attention+bias, mlp, linear, norms, embeddings, "
+               "heads, all, names and patterns, joined by commas; or lora"),
+        Option("--layers", type=click.Path(), metavar="FILE",
+               help="overrides of the layer table: `layers` of a recipe"),
+        Option("--linearised", is_flag=True, help="train the model's tangent at its weights"),
+        Option("--data", metavar="PATH", required=True, heading=DATA_HEAD,
+               help="a file, a folder, or hub:NAME[:CONFIG[:SPLIT]]"),
+        Option("--validation", metavar="PATH|SHARE", heading=DATA_HEAD,
+               help="validation data, or a share of the data to hold out"),
+        Option("--limit", type=int, metavar="N", heading=DATA_HEAD, show_default="all",
+               help="examples, drawn by the seed"),
+        Option("--context", type=int, metavar="N", heading=DATA_HEAD,
+               show_default="what the model reads; running text at most 512",
+               help="most tokens of an example"),
+        Option("--truncate", is_flag=True, heading=DATA_HEAD,
+               help="cut longer examples at the end instead of refusing them"),
+        Option("--image-size", type=int, metavar="PX", heading=DATA_HEAD,
+               show_default="what the model expects", help="height and width of images"),
+        *READING,
+        Option("--head", type=click.Choice(("own", "probe", "zero-shot")), heading=HEAD_HEAD,
+               show_default="its own, or else a probe",
+               help="the model's own, a linear probe that is fitted first, or CLIP's from the "
+               "names of the classes"),
+        Option("--pool", heading=HEAD_HEAD, words=("cls", "mean", "last", "pooler"),
+               show_default="mean of texts, cls of images", help="how features are pooled"),
+        Option("--template", metavar="TEXT", multiple=True, heading=HEAD_HEAD,
+               show_default="'a photo of a {}.'",
+               help="template of a zero-shot head; {} is the class; repeatable"),
+        *SETTINGS,
+        Option("--label-smoothing", type=float, default=0.0, metavar="SHARE", heading=TRAINING_HEAD,
+               help="share of the target that is spread over all classes or tokens"),
+        Option("-o", "--out", type=click.Path(), metavar="DIR", required=True, heading=OUTPUT_HEAD,
+               help="vector, metrics and state; the same command continues in it"),
+        Option("--save", type=click.Choice(("vector", "model")), default="vector",
+               heading=OUTPUT_HEAD, help="what to save; model: also the trained model as a folder"),
+        Option("--force", is_flag=True, heading=OUTPUT_HEAD, help="remove what is in --out first"),
+        Option("--save-every", type=int, default=100, metavar="N", heading=OUTPUT_HEAD,
+               help="steps between two states"),
+        Option("--validate-every", type=int, metavar="N", heading=OUTPUT_HEAD,
+               show_default="before the first and at the end", help="steps between validations"),
+        Option("--tensorboard", is_flag=True, heading=OUTPUT_HEAD,
+               help="write events for TensorBoard too"),
+        JSON,
+    ],
+    extra="train",
+    page="""\
+Trains the parameters that `--train` selects and writes the change as a task vector;
+[how](../how-to/finetune.md).""",
+)  # fmt: skip

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
+from pathlib import Path
 
-from taskvec.cli import common, merge
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    merge.add_arguments(parser)
+from taskvec.cli import merge
+from taskvec.cli.commands import Arguments, Verb, split_paths
+from taskvec.cli.recipe import has_family, recipe_from
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb: a merge with scales negated; LATA by threshold where no method is named."""
     from taskvec.vectors.api import negated
 
-    recipe_path, out = merge.split_paths(args.paths)
-    method = {"name": "lata", "scheme": "threshold"}
-    recipe, table = common.recipe_from(args, recipe_path, method=method)
-    return merge.execute(args, negated(recipe), table, out)
+    path, out = split_paths(args.paths, args.out, has_family=has_family(args))
+    recipe, table = recipe_from(args, path, method={"name": "lata", "scheme": "threshold"})
+    return merge.execute(args, negated(recipe), table, Path(out), keeps_nothing_ok=args.force)
+
+
+VERB = Verb(
+    "forget", run, merge.PARAMS, streams=True,
+    page="""\
+As `merge`, with every scale negated; scales must be positive. The method is LATA with the scheme
+`threshold` where none is named. Where every layer has weight 0, nothing is written unless `--force`
+is given, and the exit code is 3.""",
+)  # fmt: skip

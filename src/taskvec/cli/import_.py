@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from taskvec.cli import common
+import click
+
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
+from taskvec.cli.options import FAITHFUL
+from taskvec.cli.printing import answer, writing
+from taskvec.cli.recipe import show_differences
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument("config", metavar="CONFIG", help="mergekit configuration, YAML")
-    parser.add_argument(
-        "-o", "--output", metavar="RECIPE", help="file to write; default: standard output"
-    )
-    parser.add_argument(
-        "--faithful",
-        action="store_true",
-        help="give what mergekit gives, traps included; random masks have other bits",
-    )
-    parser.add_argument("--json", action="store_true", help="recipe and differences as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec.recipes.located import parse_yaml
     from taskvec.recipes.mergekit.convert import convert, relocated
@@ -33,16 +22,31 @@ def run(args: argparse.Namespace) -> int:
 
     document = parse_yaml(read_text(args.config), args.config)
     imported = convert(document, Path.cwd(), faithful=args.faithful)
-    if args.output is not None:
-        folder = Path(args.output).absolute().parent
+    if args.out is not None:
+        folder = Path(args.out).absolute().parent
         imported = relocated(imported, Path.cwd(), folder)
-        with common.writing(args.output):
-            write_recipe(Path(args.output), imported.text)
+        with writing(args.out):
+            write_recipe(Path(args.out), imported.text)
     if args.json:
         notes = [asdict(note) for note in imported.notes]
-        print(json.dumps({"recipe": imported.recipe, "notes": notes, "faithful": args.faithful}))
+        answer({"recipe": imported.recipe, "notes": notes, "faithful": args.faithful})
         return 0
-    common.tell(args.config, imported.notes)
-    if args.output is None:
+    if not args.quiet:
+        show_differences(args.config, imported.notes)
+    if args.out is None:
         print(imported.text, end="")
     return 0
+
+
+VERB = Verb(
+    "import", run, [
+        Argument("config", metavar="CONFIG", help="mergekit configuration (YAML)"),
+        Option("-o", "--out", "--output", "out", type=click.Path(), metavar="RECIPE",
+               show_default="standard output", help="recipe to write"),
+        FAITHFUL, JSON,
+    ],
+    page="""\
+Prints on standard error what differs; [how](../how-to/from-mergekit.md). `merge` and the other
+verbs that take a recipe take a configuration as well; its relative paths are then relative to the
+current folder. `--json` has recipe, notes (line, theirs, ours, switch) and faithful.""",
+)  # fmt: skip

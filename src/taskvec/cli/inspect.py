@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+from pathlib import Path
 from typing import Any
 
-from taskvec.cli import common
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
+from taskvec.cli.options import ALLOW_PICKLE, THREADS
+from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.progress import Bars
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument(
-        "model", metavar="MODEL", help="folder, .safetensors file, adapter, or name on the hub"
-    )
-    parser.add_argument("--tensors", action="store_true", help="list every tensor")
-    parser.add_argument(
-        "--norms",
-        action="store_true",
-        help="read the weights: norms, zeros, NaN, infinity, identical tensors",
-    )
-    parser.add_argument("--allow-pickle", action="store_true", help="read pickled weights too")
-    parser.add_argument(
-        "--threads", type=common._positive, metavar="N", help="default: the processors, at most 8"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec.vectors.inspection import inspect
 
@@ -37,18 +20,18 @@ def run(args: argparse.Namespace) -> int:
         norms=args.norms,
         allow_pickle=args.allow_pickle,
         threads=args.threads,
-        progress=common.progress_for(args),
+        progress=Bars(args, name=Path(args.model).name),
     )
     result = inspection.to_json(tensors=args.tensors)
     if args.json:
-        print(json.dumps(result))
+        answer(result)
     else:
         _print(result, norms=args.norms)
     return 0
 
 
 def _print(result: dict[str, Any], *, norms: bool) -> None:
-    gb = common.gigabytes
+    gb = gigabytes
     if "layers" in result:
         rows = [
             (
@@ -62,9 +45,9 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
             for row in result["layers"]
         ]
         head = ("tensor", "dtype", "shape", "block", "module")
-        common.show(rows, head + (("norm", "max |w|", "zeros", "NaN", "∞") if norms else ()))
+        show(rows, head + (("norm", "max |w|", "zeros", "NaN", "∞") if norms else ()))
         print()
-    common.show(
+    show(
         [
             (
                 row["tower"],
@@ -105,3 +88,18 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
 
 def _word(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+VERB = Verb(
+    "inspect", run, [
+        Argument("model", metavar="MODEL",
+                 help="folder, .safetensors file, adapter, or name on the hub"),
+        Option("--tensors", is_flag=True, help="list every tensor"),
+        Option("--norms", is_flag=True,
+               help="read the weights: norms, largest magnitudes, zeros, NaN, infinity, identical "
+               "tensors"),
+        ALLOW_PICKLE, THREADS, JSON,
+    ],
+    page="Reads headers alone, unless `--norms` is given, which counts NaN and infinity instead of "
+    "refusing\nthem. With `--tensors`, `--json` has every tensor under `layers`.",
+)  # fmt: skip

@@ -1,86 +1,64 @@
-"""`taskvec VERB …`: finds the verb, and turns errors into one line and an exit code.
+"""`taskvec VERB …`: runs a verb, and turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 a known failure, 2 usage or recipe, 3 finished but incomplete, 130
-interrupted, 143 terminated.
+interrupted, 143 terminated. Click comes in only after the signal handlers are in place, and a verb
+only when it is called, so that `--help` is fast and Ctrl-C is one line at any moment.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from keyword import iskeyword
-from typing import Any
 
 from taskvec.cli.stopping import Stop
+from taskvec.cli.streams import prepare_streams, say
 from taskvec.errors import TaskvecError
 
 VERBS = {
-    "demo": "two skills merged and one removed, on tiny models that ship with taskvec",
-    "scan": "read the weights of a family once; show every layer's similarity and weights",
-    "plan": "say what a merge would read, write and need, from headers alone",
+    "demo": "merge two skills and forget one, on tiny models that ship with taskvec",
+    "scan": "read the weights of a family once; show how every task relates to instruction tuning",
+    "plan": "show what a merge would read, write and need, from headers alone",
     "merge": "write a model with the skills of several fine-tunes",
     "forget": "write a model without the skills of some fine-tunes",
     "extract": "write a task vector as a file that is a task again, or as a LoRA adapter",
-    "inspect": "say what a checkpoint, an adapter or a vector holds",
-    "import": "turn a mergekit configuration into a recipe; say what differs",
-    "eval": "measure what models can do, side by side, with intervals",
-    "search": "find the coefficients whose merge scores best, on data",
-    "finetune": "train part of a model; what changed is a task vector",
-    "disentangle": "measure how task vectors interact, add up and can be taken away",
+    "inspect": "show what a checkpoint, an adapter or a vector contains",
     "verify": "check a merged folder against its manifest",
+    "import": "convert a mergekit configuration to a recipe; list what differs",
+    "eval": "measure models side by side, with confidence intervals",
+    "search": "find the coefficients whose merge scores best on data",
+    "sweep": "measure what one number of a recipe does, value by value",
+    "pairs": "measure what each task of a recipe does to each other task in a merge",
+    "propose": "propose λ and a scheme from the weights alone",
+    "finetune": "train part of a model; the change is a task vector",
+    "disentangle": "measure how task vectors interact, add up and can be subtracted",
     "methods": "list the methods and their parameters",
-    "zoo": "the tiny models that ship with taskvec: list, copy",
+    "zoo": "list or copy the tiny models that ship with taskvec",
+    "schema": "print the JSON schema of recipes, for editors",
+    "completion": "print the completion script of a shell",
+    "help": "show the help of a verb",
 }
 
-_STREAMING = ("scan", "plan", "merge", "forget", "extract", "verify")
-
-
-def _parser(verb: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="taskvec",
-        description="Task arithmetic for real checkpoints: add or remove skills without training.",
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, text in VERBS.items():
-        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name == verb:
-            module = import_module(f"taskvec.cli.{name}{'_' * iskeyword(name)}")
-            module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
-    return parser
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        from importlib.metadata import version
-
-        print(version("taskvec"))
-        parser.exit()
+_RESUMING = {
+    "merge", "forget", "eval", "search", "sweep", "pairs", "finetune", "disentangle",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = next((a for a in arguments if not a.startswith("-")), None)
-    resumes = verb in ("merge", "forget", "search", "finetune", "disentangle")
-    stop = Stop("; the same command goes on from where it was" if resumes else "")
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    stop = Stop("; the same command continues where it stopped" if verb in _RESUMING else "")
     try:
         stop.install()
-        args = _parser(verb).parse_args(arguments)
-        if verb in _STREAMING:
-            # Headers and digests are many small objects without cycles; with 20,000 tensors,
-            # looking for cycles among them took a third of the time of a merge.
-            gc.disable()
-        code: int = args.run(args)
+        prepare_streams()
+        from taskvec.cli.commands import run
+
+        code = run(arguments)
         sys.stdout.flush()
         return code
     except TaskvecError as error:
-        print(f"taskvec: error: {error}", file=sys.stderr)
+        say(f"error: {error}", "red")
         return error.exit_code
     except KeyboardInterrupt:
         return stop.tell()
@@ -90,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # Whoever knew what it was about has said so already, in an error of ours.
         where = error.filename or "standard output or a temporary file"
-        print(f"taskvec: error: {where}: {error.strerror or error}", file=sys.stderr)
+        say(f"error: {where}: {error.strerror or error}", "red")
         _drop_output()
         return 1
     finally:

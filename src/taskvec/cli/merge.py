@@ -2,85 +2,72 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
-from taskvec.errors import UsageError
+from taskvec.cli.commands import JSON, Arguments, Verb, split_paths
+from taskvec.cli.options import FAMILY, OUTPUT, PATHS, RUNNING
+from taskvec.cli.printing import answer, show
+from taskvec.cli.recipe import has_family, merge_to, recipe_from, running, warn_of_scales
+from taskvec.cli.streams import say, warn
 
 if TYPE_CHECKING:
     from taskvec.methods.table import Table
     from taskvec.recipes.recipe import Recipe
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.usage = "%(prog)s [RECIPE] OUT [options]"
-    parser.add_argument(
-        "paths", metavar="[RECIPE] OUT", nargs="+", help="recipe or manifest, and folder to write"
-    )
-    common.add_family(parser)
-    common.add_output(parser)
-    common.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="the result as JSON")
+PARAMS = (PATHS, *OUTPUT, *FAMILY, *RUNNING, JSON)
 
 
-def split_paths(paths: list[str]) -> tuple[str | None, Path]:
-    """Recipe (if one is given) and output.
-
-    Raises:
-        UsageError: more than two paths.
-    """
-    if len(paths) > 2:
-        raise UsageError(
-            f"expected [RECIPE] OUT; got {len(paths)} paths, the third is {paths[2]!r}"
-        )
-    return (paths[0] if len(paths) == 2 else None), Path(paths[-1])
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
-    recipe_path, out = split_paths(args.paths)
-    recipe, table = common.recipe_from(args, recipe_path)
-    return execute(args, recipe, table, out)
+    path, out = split_paths(args.paths, args.out, has_family=has_family(args))
+    recipe, table = recipe_from(args, path)
+    return execute(args, recipe, table, Path(out), keeps_nothing_ok=True)
 
 
-def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: Path) -> int:
-    """Merge and print what was done."""
+def execute(
+    args: Arguments, recipe: Recipe, table: Table | None, out: Path, *, keeps_nothing_ok: bool
+) -> int:
+    """Merge and print what was done; 3 if every weight is 0 and that is not wanted."""
     from taskvec.methods.table import load_table
-    from taskvec.outputs import run as engine
 
     if args.table is not None:
         table = load_table(args.table)
+    warn_of_scales(recipe)
     started = time.monotonic()
-    merged = engine.run(recipe, out, table=table, options=common.options_from(args))
-    common.warn(merged.warnings)
+    options = running(args, out.name)
+    merged = merge_to(recipe, out, table, options, keeps_nothing_ok=keeps_nothing_ok)
+    if merged is None:
+        say(
+            f"error: {out}: not written: every layer has weight 0, so nothing would be forgotten. "
+            "Give a higher --threshold or another --scheme; --force writes the unchanged model",
+            "red",
+        )
+        return 3
+    warn(merged.warnings)
+    weights = {
+        task: merged.table.weights[merged.table.tasks.index(task)] for task in recipe.scales
+        if task in merged.table.tasks
+    }  # fmt: skip
     result: dict[str, Any] = {
         "path": str(merged.path),
         "fingerprint": merged.fingerprint,
         "decided_by": merged.table.origin,
         "scale": {name: task.scale_to_dict() for name, task in recipe.tasks.items()},
-        "kept_layers": {
-            task: float((row != 0).mean())
-            for task, row in zip(merged.table.tasks, merged.table.weights, strict=True)
-        },
+        "kept_layers": {task: float((row != 0).mean()) for task, row in weights.items()},
         "seconds": round(time.monotonic() - started, 3),
         "warnings": list(merged.warnings),
     }
     if args.json:
-        print(json.dumps(result))
+        answer(result)
         return 0
     rows = [
-        (task, _shown(recipe, task), f"{share:.0%}", float(row.mean()))
-        for (task, share), row in zip(
-            result["kept_layers"].items(), merged.table.weights, strict=True
-        )
+        (task, _shown(recipe, task), f"{share:.0%}", float(weights[task].mean()))
+        for task, share in result["kept_layers"].items()
     ]
     if rows:
-        common.show(rows, ("task", "scale", "tensors touched", "mean weight"))
+        show(rows, ("task", "scale", "tensors touched", "mean weight"))
         print()
     print(f"{merged.path}  ({merged.table.origin}; {result['seconds']:.1f} s)")
     print(f"fingerprint {merged.fingerprint}")
@@ -90,3 +77,16 @@ def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: 
 def _shown(recipe: Recipe, task: str) -> float | str:
     """λ of a task for a cell of a table."""
     return "by layer" if task in recipe.profiles else recipe.scales[task]
+
+
+VERB = Verb(
+    "merge", run, PARAMS, streams=True,
+    page="""\
+Writes θ_target + Σ_t λ_t w_t τ_t, or what the method defines, to the folder OUT. RECIPE is a YAML
+file, a mergekit configuration, or a `taskvec-manifest.json`, which is replayed as it is; without
+one, give `--task` and roles.
+
+`tensors touched` in the printed table is the share of tensors with a weight other than 0, `mean
+weight` the plain mean over tensors. `--json` has path, fingerprint, decided_by, scale, kept_layers,
+seconds and warnings.""",
+)  # fmt: skip

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
+from taskvec.cli.printing import answer, show
+from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 OURS = "taskvec"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="this one, with its parameters")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument(
-        "--markdown", action="store_true", help="taskvec's own, as the page docs/methods.md"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec.methods import METHODS, find_method, overview, plugins
 
@@ -41,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         method = find_method(args.name)
         origin = OURS if args.name in METHODS else plugins.provider(args.name) or OURS
         if args.json:
-            print(json.dumps([_as_json(method, origin)]))
+            answer([_as_json(method, origin)])
         else:
             _describe(method, origin)
         return 0
@@ -49,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
     methods = [*METHODS.values(), *(plugin.method for plugin in others)]
     origins = {plugin.method.name: plugin.distribution for plugin in others}
     if args.json:
-        print(json.dumps([_as_json(m, origins.get(m.name, OURS)) for m in methods]))
+        answer([_as_json(m, origins.get(m.name, OURS)) for m in methods])
     else:
         _list(methods, origins)
-    common.warn(wrong)
+    warn(wrong)
     return 0
 
 
@@ -86,13 +77,13 @@ def _describe(method: Method, origin: str) -> None:
     if origin != OURS:
         print(f"  from {origin}")
     if method.parameters:
-        common.show(
-            [(f"  {p.name}", p.default, p.range, _told(p)) for p in method.parameters],
+        show(
+            [(f"  {p.name}", p.default, p.range, _about(p)) for p in method.parameters],
             ("  parameter", "default", "range", ""),
         )
 
 
-def _told(parameter: Parameter) -> str:
+def _about(parameter: Parameter) -> str:
     return f"{parameter.help}{'; may differ by layer' if parameter.by_layer else ''}"
 
 
@@ -123,3 +114,18 @@ def _as_json(method: Method, origin: str) -> dict[str, Any]:
             for p in method.parameters
         ],
     }
+
+
+VERB = Verb(
+    "methods", run, [
+        Argument("name", required=False, type=str, metavar="[NAME]",
+                 help="this one, with its parameters"),
+        Option("--markdown", is_flag=True, help="print the page of all methods, docs/methods.md"),
+        JSON,
+    ],
+    page="""\
+Lists the methods in groups, a line each, those of [other
+distributions](../how-to/write-a-method.md) with where they come from; or one method with its
+formula, source, needs and parameters. A plug-in that cannot be used is a warning. `--json` has
+`group` and `distribution` as well.""",
+)  # fmt: skip

@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
+import click
 
+from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.options import FAITHFUL, FAMILY, OUT_DTYPE, PRECISION, RECIPE, SHARD_SIZE, THREADS
+from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.recipe import recipe_from, warn_of_scales
+from taskvec.cli.streams import warn
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", nargs="?", help="recipe; or give --task and roles"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="check this output folder too (default: the current one's disk)",
-    )
-    common.add_family(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--dtype", help="bfloat16 | float16 | float32 | float64 (default: the target's)"
-    )
-    group.add_argument("--shard-size", metavar="SIZE", help="largest file, such as 5GB")
-    group.add_argument("--precision", help="arithmetic: float32 (default) | float64")
-    parser.add_argument(
-        "--threads", type=common._positive, metavar="N", help="default: the processors, at most 8"
-    )
-    parser.add_argument("--json", action="store_true", help="the plan as JSON")
+if TYPE_CHECKING:
+    from taskvec.layers import LayerKey
+    from taskvec.recipes.recipe import Recipe
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec.checkpoints.source import nbytes
+    from taskvec.layers import module_order
     from taskvec.merging.plan import make_plan
     from taskvec.outputs.place import check_output
     from taskvec.outputs.staging import free_bytes
     from taskvec.statistics.collect import describe
 
-    recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False)
+    recipe, _ = recipe_from(args, args.recipe, needs_scales=False)
+    warn_of_scales(recipe)
     plan = make_plan(recipe, threads=args.threads)
     if args.out is not None:
         check_output(plan, Path(args.out), force=True)
@@ -56,15 +45,15 @@ def run(args: argparse.Namespace) -> int:
                 "tensors": len(source.tensors),
                 "bytes": nbytes(source),
             }
-            for role, source in members.sources.items()
+            for role, source in _ordered(members.sources, recipe)
         },
         "tensors": {
             "merged": len(members.merged),
             "copied": len(members.kept),
             "compared": len(members.equal),
         },
-        "modules": dict(sorted(modules.items())),
-        "other": [name for name in members.merged if members.keys[name].module == "other"],
+        "modules": {m: modules[m] for m in sorted(modules, key=partial(module_order, ""))},
+        "other": _unrecognized(members.merged, members.keys),
         "method": {
             "name": recipe.method.name,
             "parameters": {name: task.parameters_to_dict() for name, task in recipe.tasks.items()},
@@ -83,12 +72,26 @@ def run(args: argparse.Namespace) -> int:
         "notes": list(members.notes),
         "warnings": list(members.warnings),
     }
-    common.warn(members.warnings)
+    warn(members.warnings)
     if args.json:
-        print(json.dumps(result))
+        answer(result)
     else:
         _print(result)
     return 0
+
+
+def _ordered(sources: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, Any]]:
+    """Members by role: roles first, then tasks in the order of the recipe."""
+    tasks = [f"task:{task}" for task in recipe.family.tasks]
+    return sorted(sources.items(), key=lambda m: tasks.index(m[0]) if m[0] in tasks else -1)
+
+
+def _unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[str]:
+    """Tensors whose names say nothing, in the order of the model."""
+    from taskvec.layers import model_order
+
+    other = [name for name in names if keys[name].module == "other"]
+    return sorted(other, key=lambda n: model_order(keys[n].tower, keys[n].block, "other", n))
 
 
 def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
@@ -103,13 +106,14 @@ def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]
         times, nbytes = READINGS.get(outcome.statistic, ""), plan.reading_bytes(outcome)
         return None, {"statistic": outcome.statistic, "bytes": nbytes, "times": times}
     coefficients = layer_scales(plan, outcome) * outcome.weights
-    return {t: float(c.mean()) for t, c in zip(outcome.tasks, coefficients, strict=True)}, None
+    means = {t: float(c.mean()) for t, c in zip(outcome.tasks, coefficients, strict=True)}
+    return {task: means[task] for task in plan.recipe.family.tasks if task in means}, None
 
 
 def _print(result: dict[str, Any]) -> None:
-    gb = common.gigabytes
+    gb = gigabytes
     rows = [(role, m["tensors"], gb(m["bytes"]), m["path"]) for role, m in result["inputs"].items()]
-    common.show(rows, ("input", "tensors", "size", "folder"))
+    show(rows, ("input", "tensors", "size", "folder"))
     tensors = result["tensors"]
     print(
         f"\ntensors   {tensors['merged']:,} merged, {tensors['copied']:,} copied from the target, "
@@ -154,3 +158,16 @@ def _print(result: dict[str, Any]) -> None:
 
 def _cell(value: Any) -> Any:
     return "by layer" if isinstance(value, dict) else value
+
+
+VERB = Verb(
+    "plan", run, [
+        RECIPE,
+        Option("-o", "--out", type=click.Path(), metavar="DIR", heading="Output",
+               show_default="the disk of the current folder",
+               help="check this output folder and its disk too; it may be non-empty"),
+        OUT_DTYPE, SHARD_SIZE, PRECISION, FAITHFUL, *FAMILY, THREADS, JSON,
+    ],
+    streams=True,
+    page="Scales are not needed.",
+)  # fmt: skip

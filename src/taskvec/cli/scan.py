@@ -1,68 +1,40 @@
-"""`taskvec scan RECIPE`: read the weights of a family once; show every layer."""
+"""`taskvec scan RECIPE`: read the weights of a family once; how every task relates to tuning."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common
+import click
+
+from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.options import FAMILY, RECIPE, RUNNING
+from taskvec.cli.printing import answer, show, write_text, writing
+from taskvec.cli.recipe import recipe_from, running
+from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.family.members import Members
+    from taskvec.methods.table import Table
     from taskvec.recipes.recipe import Recipe
     from taskvec.statistics.scan import Scan
 
-COLUMNS = ("similarity", "rank", "norm_ratio", "task_cosine", "linear", "logarithmic", "threshold",
-           "task_norm", "instruction_norm")  # fmt: skip
-HEADS = (
-    "layer",
-    "module",
-    "elements",
-    "similarity",
-    "rank",
-    "ρ",
-    "c",
-    "linear",
-    "log",
-    "≤ σ",
-    "‖τ‖",
-    "‖τ_instr‖",
-)
+Row = dict[str, Any]
+
+# Columns of a row and their heads.
+FULL = {
+    "layer": "layer", "module": "module", "elements": "elements", "similarity": "similarity",
+    "rank": "rank", "norm_ratio": "ρ", "task_cosine": "c", "linear": "linear",
+    "logarithmic": "log", "threshold": "≤ σ", "task_norm": "‖τ‖", "instruction_norm": "‖τ_instr‖",
+}  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", nargs="?", help="recipe; or give --task and roles"
-    )
-    common.add_family(parser)
-    common.add_running(parser)
-    group = parser.add_argument_group("what to show")
-    group.add_argument(
-        "--sort", choices=("name", "similarity"), default="name", help="order of the layers"
-    )
-    group.add_argument("--json", action="store_true", help="rows and summary as JSON")
-    group.add_argument(
-        "--csv", metavar="FILE", help="write the rows as CSV (- for standard output)"
-    )
-    group.add_argument(
-        "--plot", metavar="FILE", help="draw similarity against depth (PNG, SVG or PDF)"
-    )
-    group.add_argument(
-        "--save-table", metavar="FILE", help="write the method's table (CSV, or JSON by its name)"
-    )
-    group.add_argument(
-        "--save-scan", metavar="FILE", help="write the statistics that all this follows from (JSON)"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     if args.json and args.csv == "-":
         raise UsageError("--json and --csv - both write to standard output; give --csv a file")
@@ -73,23 +45,19 @@ def run(args: argparse.Namespace) -> int:
         from taskvec.reporting.figures import check_figure
 
         check_figure(Path(args.plot))
-    method = {"name": "lata"}
-    recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False, method=method)
+    recipe, _ = recipe_from(args, args.recipe, needs_scales=False, method={"name": "lata"})
     if args.save_table and recipe.method.needs_base and recipe.family.base is None:
         raise UsageError(f"base is missing: the table of {recipe.method.name} rests on it")
-    options = common.options_from(args)
+    options = running(args)
     members = settled_members(recipe, options)
     scan = scan_members(
         members, cache=options.cache, threads=options.threads, progress=options.progress
     )
     if args.save_scan:
-        with common.writing(args.save_scan):
+        with writing(args.save_scan):
             save_scan(scan, Path(args.save_scan))
-    result = _result(recipe, scan)
-    if not scan.has_base:
-        result["warnings"].append(
-            "no base is given: similarity to instruction tuning cannot be known"
-        )
+    table = _table(recipe, scan)
+    result = _result(recipe, scan, () if table is None else table.warnings)
     if args.save_table:
         _save_table(recipe, members, scan, Path(args.save_table))
     if args.csv:
@@ -98,38 +66,59 @@ def run(args: argparse.Namespace) -> int:
         from taskvec.reporting.figures import draw_similarity
 
         draw_similarity(result, Path(args.plot))
-    common.warn([*members.warnings, *result["warnings"]])
+    warn([*members.warnings, *result["warnings"]])
     if args.json:
-        print(json.dumps(result))
+        answer(result)
     elif args.csv != "-":
-        _print(result, args.sort)
+        is_full = args.full or args.granularity is not None
+        _print(result, _rows(args, result, scan, table, is_full=is_full), args.sort, is_full)
     return 0
 
 
-def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
+def _table(recipe: Recipe, scan: Scan) -> Table | None:
+    """LATA's table, where the recipe is one of LATA's."""
+    if not scan.has_base or recipe.method.name != "lata":
+        return None
+    from taskvec.methods.lata import lata
+
+    return lata(scan, per_task=recipe.parameters)
+
+
+def _result(recipe: Recipe, scan: Scan, warnings: Sequence[str]) -> dict[str, Any]:
     from taskvec.merging.layer_report import layer_rows, summary
 
+    tasks = list(recipe.family.tasks)
     parameters = [recipe.parameters[task] for task in scan.tasks]
     granularity = parameters[0].get("granularity", "tensor")
     threshold = parameters[0].get("threshold", 0.95)
     for name, value in (("granularity", granularity), ("threshold", threshold)):
         if any(p.get(name, value) != value for p in parameters):
             raise UsageError(f"tasks differ in {name}; scan them one by one, or give one --{name}")
-    warnings = []
-    if scan.has_base and recipe.method.name == "lata":
-        from taskvec.methods.lata import lata
-
-        warnings = list(lata(scan, per_task=recipe.parameters).warnings)
+    none = "no base is given: similarity to instruction tuning cannot be known"
     return {
         "granularity": granularity,
         "threshold": threshold,
-        "layers": layer_rows(scan, granularity, threshold),
-        "summary": summary(scan, granularity, threshold),
+        "layers": _by_task(layer_rows(scan, granularity, threshold), tasks),
+        "summary": _summary_by_task(summary(scan, granularity, threshold), tasks),
         "other": [n for n, key in zip(scan.names, scan.keys, strict=True) if key.module == "other"],
         "members": {
             role: {"path": m.path, "fingerprint": m.fingerprint} for role, m in scan.members.items()
         },
-        "warnings": warnings,
+        "warnings": [*warnings, *([] if scan.has_base else [none])],
+    }
+
+
+def _by_task(rows: list[Row], tasks: Sequence[str]) -> list[Row]:
+    """Rows with tasks in the order of the recipe."""
+    return sorted(rows, key=lambda row: tasks.index(row["task"]))
+
+
+def _summary_by_task(summary: dict[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    matrix = summary["rank_correlation"]
+    return {
+        **summary,
+        "tasks": {task: summary["tasks"][task] for task in tasks},
+        "rank_correlation": {a: {b: matrix[a][b] for b in tasks} for a in tasks},
     }
 
 
@@ -141,75 +130,153 @@ def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> Non
     table = recipe.method.decide(inputs_of(scaled, members, scan=scan))
     if not isinstance(table, Table):
         raise UsageError(f"the table of {recipe.method.name} rests on more than a scan")
-    with common.writing(path):
+    with writing(path):
         table.save(path)
 
 
-def _write_csv(rows: list[dict[str, Any]], path: str) -> None:
+def _write_csv(rows: list[Row], path: str) -> None:
     if path == "-":
         _rows_to(sys.stdout, rows)
         return
-    from taskvec.files import write_whole
-
     text = io.StringIO(newline="")
     _rows_to(text, rows)
-    with common.writing(path):
-        write_whole(Path(path), text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
-def _rows_to(file: Any, rows: list[dict[str, Any]]) -> None:
+def _rows_to(file: Any, rows: list[Row]) -> None:
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 
 
-def _print(result: dict[str, Any], order: str) -> None:
-    granularity = result["granularity"]
-    for task, about in result["summary"]["tasks"].items():
-        rows = [row for row in result["layers"] if row["task"] == task]
-        if order == "similarity":
-            rows.sort(key=lambda row: (row["similarity"] is None, -(row["similarity"] or 0)))
-        print(f"task {task}, by {granularity}")
-        common.show(
-            [
-                (
-                    r["layer"],
-                    r["module"] or "block",
-                    r["elements"],
-                    *(_rank(c, r[c]) for c in COLUMNS),
-                )
-                for r in rows
-            ],
-            HEADS,
-        )
-        print()
-        if about["quantiles"] is not None:
-            spread = ", ".join(f"{name} {value:.4f}" for name, value in about["quantiles"].items())
-            print(f"  similarity  {spread}")
-            print(
-                f"  σ = {result['threshold']:g}    keeps {about['kept_layers']:.1%} of the layers, "
-                f"{about['kept_parameters']:.1%} of the parameters"
-            )
-        if about["norm_ratio"] is not None and about["task_cosine"] is not None:
-            print(f"  whole model ρ = {about['norm_ratio']:.4f}, c = {about['task_cosine']:.4f}")
-        print()
+def _rows(
+    args: Arguments, result: dict[str, Any], scan: Scan, table: Table | None, *, is_full: bool
+) -> list[Row]:
+    """The rows to print: as the method has its layers, or blocks with the mean of its weights."""
+    if is_full:
+        rows: list[Row] = result["layers"]
+        return rows
+    from taskvec.merging.layer_report import layer_rows
+
+    rows = layer_rows(scan, "block", result["threshold"])
+    if table is not None:
+        layers = [key.at("block", name) for name, key in zip(scan.names, scan.keys, strict=True)]
+        for row in rows:
+            mine = [layer == row["layer"] for layer in layers]
+            weights = table.weights[table.tasks.index(row["task"])][mine]
+            row["weight"] = float((weights * scan.sizes[mine]).sum() / scan.sizes[mine].sum())
+    return _by_task(rows, list(result["summary"]["tasks"]))
+
+
+def _print(result: dict[str, Any], rows: list[Row], order: str, is_full: bool) -> None:
     tasks = list(result["summary"]["tasks"])
-    if len(tasks) > 1:
-        matrix = result["summary"]["rank_correlation"]
-        print("rank correlation (Spearman) of similarity between tasks")
-        common.show([(a, *(matrix[a][b] for b in tasks)) for a in tasks], ("", *tasks))
-        print()
-        for pair, share in result["summary"]["sign_conflict"].items():
-            if share is not None:
-                print(f"sign conflict {pair}: {share:.1%} of the elements that both changed")
+    _print_summary(result, tasks)
+    if order == "similarity":
+        rows = sorted(rows, key=lambda row: (row["similarity"] is None, -(row["similarity"] or 0)))
+    if is_full:
+        for task in tasks:
+            print(f"\ntask {task}, by {result['granularity']}")
+            show(
+                [
+                    [_shown(column, row[column]) for column in FULL]
+                    for row in rows
+                    if row["task"] == task
+                ],
+                list(FULL.values()),
+            )
+    else:
+        print("\nby block (all columns: --full; other layers: --granularity tensor)")
+        _print_blocks(rows, tasks)
     if result["other"]:
-        print(f"not recognised by name, layers of their own: {', '.join(result['other'])}")
+        names = ", ".join(result["other"][:5])
+        print(
+            f"\nnot recognised by name, layers of their own: {len(result['other'])}: {names}"
+            f"{' …' if len(result['other']) > 5 else ''}"
+        )
 
 
-def _rank(column: str, value: Any) -> Any:
-    """Ranks without decimals, unless they are shared."""
-    return (
-        int(value)
-        if column in ("rank", "threshold") and value is not None and value == int(value)
-        else value
-    )
+def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
+    """Each task in a line: its similarity, what σ keeps, ρ and c; then the tasks in pairs."""
+    summary = result["summary"]
+    quantiles = ("min", "25%", "50%", "75%", "max")
+    lines = []
+    for task in tasks:
+        about = summary["tasks"][task]
+        spread = about["quantiles"] or dict.fromkeys(quantiles)
+        kept = [about["kept_layers"], about["kept_parameters"]]
+        lines.append(
+            [
+                task,
+                *(spread[q] for q in quantiles),
+                *("–" if share is None else f"{share:.1%}" for share in kept),
+                about["norm_ratio"],
+                about["task_cosine"],
+            ]
+        )
+    sigma = f"≤ σ = {result['threshold']:g}"
+    print(f"similarity to instruction tuning, by {result['granularity']}; ρ and c: whole model")
+    show(lines, ("task", *quantiles, f"layers {sigma}", "parameters", "ρ", "c"))
+    if len(tasks) < 2:
+        return
+    print("\nrank correlation (Spearman) of similarity between tasks")
+    matrix = summary["rank_correlation"]
+    show([(a, *(matrix[a][b] for b in tasks)) for a in tasks], ("", *tasks))
+    conflicts = [
+        f"{pair} {share:.1%}" for pair, share in summary["sign_conflict"].items()
+        if share is not None
+    ]  # fmt: skip
+    if conflicts:
+        print(f"sign conflict, of the elements that both change: {'; '.join(conflicts)}")
+
+
+def _print_blocks(rows: Sequence[Row], tasks: Sequence[str]) -> None:
+    """A line a layer, with a group of columns for each task."""
+    columns = {"similarity": "similarity", "norm_ratio": "ρ", "weight": "weight"}
+    columns = {c: head for c, head in columns.items() if any(r.get(c) is not None for r in rows)}
+    columns = columns or {"task_norm": "‖τ‖"}  # without a base
+    by_layer: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_layer.setdefault(row["layer"], {})[row["task"]] = row
+    lines = []
+    for layer, found in by_layer.items():
+        first: Mapping[str, Any] = next(iter(found.values()))
+        cells = [found.get(task, {}).get(column) for task in tasks for column in columns]
+        lines.append([layer, first["elements"], *cells])
+    heads = [f"{task} {head}" if len(tasks) > 1 else head for task in tasks
+             for head in columns.values()]  # fmt: skip
+    show(lines, ("layer", "elements", *heads))
+
+
+def _shown(column: str, value: Any) -> Any:
+    """Ranks without decimals, unless they are shared; blocks have no module."""
+    if column == "module":
+        return value or "block"
+    is_whole = column in ("rank", "threshold") and value is not None and value == int(value)
+    return int(value) if is_whole else value
+
+
+SHOW_HEAD = "What to show"
+VERB = Verb(
+    "scan", run, [
+        RECIPE,
+        Option("--full", is_flag=True, heading=SHOW_HEAD,
+               help="every layer as the method sees it, and all columns; also with --granularity"),
+        Option("--sort", type=click.Choice(("model", "similarity")), default="model",
+               heading=SHOW_HEAD, help="order of the layers"),
+        Option("--csv", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,
+               help="write the rows as CSV; - prints them instead of the tables"),
+        Option("--plot", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,
+               help="draw similarity against depth (PNG, SVG or PDF); needs the extra report"),
+        Option("--save-table", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,
+               help="write the method's table (CSV, or JSON by its name)"),
+        Option("--save-scan", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,
+               help="write the statistics that all this follows from (JSON)"),
+        *FAMILY, *RUNNING, JSON,
+    ],
+    streams=True,
+    page="""\
+Prints each task's summary, then its blocks in the order of the model; [how to read
+it](../how-to/choose-weights.md#read-the-scan). `weight` is the mean of LATA's weights over the
+parameters of a block. Scales are not needed, and the method is `lata` where none is named.
+[What `--json` prints](files.md#what-scan---json-prints).""",
+)  # fmt: skip

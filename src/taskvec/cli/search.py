@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -11,151 +9,63 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common, evaluating, search_pairs, search_propose, search_sweep
+import click
+
+from taskvec.cli import evaluating
+from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.options import FAMILY, RECIPE
+from taskvec.cli.printing import announce_compiling, answer, show
+from taskvec.cli.progress import Bars
+from taskvec.cli.recipe import recipe_only
+from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
 from taskvec.extras import require
 
 if TYPE_CHECKING:
-    from taskvec.coefficients.api import Found
+    from taskvec.coefficients.api import SearchResult
     from taskvec.coefficients.goals import Goals
-    from taskvec.coefficients.scoring import Executor, Job
+    from taskvec.coefficients.scoring import Executor, SearchJob
     from taskvec.recipes.recipe import Recipe
 
 OUT = "taskvec-search"
+GOALS_HEAD, SCORED_HEAD, SEARCH_HEAD = "Goals", "Where candidates are scored", "What is varied"
 SHOWN = 10  # candidates in the printed table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML; or give the flags below")
-    space = parser.add_argument_group("what is varied")
-    space.add_argument(
-        "--vary",
-        metavar="AXIS",
-        action="append",
-        default=[],
-        help="scale=0:1.5, scale.TASK=…, threshold=0.7:1:0.05, scheme=linear,logarithmic, "
-        "method=lata,ties …; repeatable (scale.TASK=0:1.5 of each task)",
-    )
-    space.add_argument("--sampler", default="auto", help="auto | grid | qmc | tpe | cmaes | nsga2")
-    space.add_argument(
-        "--trials", type=int, metavar="N", help="candidates, of all processes (by the sampler)"
-    )
-    _add_goals(parser)
-    search_propose.add_arguments(parser)
-    search_sweep.add_arguments(parser)
-    search_pairs.add_arguments(parser)
-    data = evaluating.add_data(parser)
-    data.add_argument(
-        "--select-n", type=int, metavar="N", help="samples of a task to choose by (100, or half)"
-    )
-    data.add_argument(
-        "--test-n", type=int, metavar="N", help="other samples to test the winner on (the rest)"
-    )
-    data.add_argument(
-        "--test-data",
-        metavar="DIR|TASK=PATH",
-        action="append",
-        default=[],
-        help="where test data lie, if apart",
-    )
-    evaluating.add_asking(parser)
-    evaluating.add_scoring(parser)
-    _add_executor(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", metavar="DIR", default=OUT, help=f"the study; resumes ({OUT})")
-    output.add_argument("--plot", action="store_true", help="draw figures there too (PNG)")
-    output.add_argument("--json", action="store_true", help="print trials.json")
-    output.add_argument("--quiet", action="store_true", help="no progress bars")
-    common.add_family(parser)
-
-
-def _add_goals(parser: argparse.ArgumentParser) -> None:
-    goals = parser.add_argument_group("goals: TASK or TASK@METRIC of `taskvec eval --list`")
-    for flag, text in (
-        ("--maximize", "to be good at"),
-        ("--minimize", "to be bad at"),
-        ("--keep", "in which the target's value must be kept"),
-    ):
-        goals.add_argument(flag, metavar="TASK", action="append", default=[], help=text)
-    goals.add_argument(
-        "--keep-share", type=float, default=0.95, metavar="SHARE", help="of the target's (0.95)"
-    )
-    goals.add_argument(
-        "--single",
-        metavar="GOAL=TASK",
-        action="append",
-        default=[],
-        help="the recipe's task that was tuned for a goal: values become shares of its gain",
-    )
-    goals.add_argument(
-        "--aggregate", default="mean", help="how several goals become one: mean | min"
-    )
-    goals.add_argument(
-        "--trade-off", action="store_true", help="each goal is an objective of its own"
-    )
-
-
-def _add_executor(parser: argparse.ArgumentParser) -> None:
-    scoring = parser.add_argument_group("where candidates are scored")
-    scoring.add_argument("--executor", default="local", help="local (this process) | ray")
-    scoring.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of a cluster that runs (one is started here)"
-    )
-    scoring.add_argument(
-        "--ray-workers", type=int, metavar="N", help="candidates scored at once (2)"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
-    # Here `--dtype` is that of the loaded weights, not of an output.
-    family = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "dtype"})
-    recipe = common.recipe_only(family, args.recipe, needs_scales=False)
-    modes = [flag for flag in ("propose", "sweep", "pairs") if getattr(args, flag)]
-    if len(modes) > 1:
-        raise UsageError(f"--{modes[0]} and --{modes[1]} are two things; give one of them")
-    if not args.propose and args.write_recipe is not None:
-        raise UsageError("--write-recipe goes with --propose; a search writes its own recipe")
-    if args.propose:
-        return search_propose.run(args, recipe)
-    if args.sweep is not None:
-        return search_sweep.run(args, recipe)
-    if args.pairs:
-        return search_pairs.run(args, recipe)
-    if args.measure or args.limit is not None:
-        raise UsageError(
-            "--measure and --limit go with --sweep and --pairs; a search has --maximize, "
-            "--select-n and --test-n"
-        )
-    return _search(args, recipe)
+    recipe = recipe_only(args, args.recipe, needs_scales=False)
 
-
-def _search(args: argparse.Namespace, recipe: Recipe) -> int:
-    from taskvec.coefficients.api import searched, silent
+    from taskvec.coefficients.api import run_search
     from taskvec.reporting.search import draw_search
 
     if args.plot:
         require("matplotlib", "report")
     job = _job(args, recipe)
-    common.announce_compiling()
+    announce_compiling()
     out = Path(args.out)
-    progress = silent if args.quiet else partial(common.bar, "candidates", unit="candidate")
-    found = searched(job, out, trials=args.trials, executor=_executor(args), progress=progress)
+    bars = Bars(args, unit="candidates")
+    found = run_search(
+        job,
+        out,
+        trials=args.trials,
+        executor=_executor(args),
+        progress=lambda total: bars("candidates", total),
+    )
     drawn = draw_search(found.told, out) if args.plot else []
     if args.json:
-        print(json.dumps(found.told, ensure_ascii=False))
+        answer(found.told)
     else:
         _print(found, job)
         print(f"{out}/: {', '.join(_files(found, drawn))}")
     if found.recipe is None:
-        _tell_miss(found, job.goals)
+        _warn_of_miss(found, job.goals)
         return 3
     _warn(found)
     return 0
 
 
-def _executor(args: argparse.Namespace) -> Callable[[Job], Executor]:
+def _executor(args: Arguments) -> Callable[[SearchJob], Executor]:
     from taskvec.coefficients.scoring import Local
 
     if args.executor == "ray":
@@ -163,14 +73,12 @@ def _executor(args: argparse.Namespace) -> Callable[[Job], Executor]:
 
         workers = 2 if args.ray_workers is None else args.ray_workers
         return partial(RayExecutor, address=args.ray_address, workers=workers)
-    if args.executor != "local":
-        raise UsageError(f"--executor must be local or ray; got {args.executor!r}")
     if args.ray_address is not None or args.ray_workers is not None:
         raise UsageError("--ray-address and --ray-workers go with --executor ray")
     return Local
 
 
-def _job(args: argparse.Namespace, recipe: Recipe) -> Job:
+def _job(args: Arguments, recipe: Recipe) -> SearchJob:
     from taskvec.coefficients.api import make_job
     from taskvec.coefficients.goals import make_goals
     from taskvec.coefficients.space import parse_axis
@@ -193,7 +101,7 @@ def _job(args: argparse.Namespace, recipe: Recipe) -> Job:
     return make_job(recipe, axes, goals, options, splitting, sampler=args.sampler)
 
 
-def _print(found: Found, job: Job) -> None:
+def _print(found: SearchResult, job: SearchJob) -> None:
     told = found.told
     axes = [axis.key for axis in job.space.axes]
     goals = [goal.key for goal in job.goals.goals]
@@ -211,7 +119,7 @@ def _print(found: Found, job: Job) -> None:
     for name in ("target", "single") if told["single"] else ("target",):
         values = [told[name].get(goal) for goal in goals]
         rows.append([name, *(None for _ in axes), *values, *(None for _ in names), ""])
-    common.show(rows, ("candidate", *axes, *goals, *names, "kept" if job.goals.kept else ""))
+    show(rows, ("candidate", *axes, *goals, *names, "kept" if job.goals.kept else ""))
     print()
     if told["test"] is not None:
         _print_test(told, job.goals)
@@ -223,7 +131,7 @@ def _objective_names(goals: Goals) -> list[str]:
     return [goals.aggregate if len(goals.aims) > 1 else "objective"]
 
 
-def _best(told: Mapping[str, Any], found: Found) -> list[Mapping[str, Any]]:
+def _best(told: Mapping[str, Any], found: SearchResult) -> list[Mapping[str, Any]]:
     """The candidates worth a line, the winner first."""
     scored = [t for t in told["trials"] if not t["error"] and t["same_as"] is None]
     if found.choice.front:
@@ -253,7 +161,7 @@ def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
     reference = "the recipe as given" if test["reference"] == "given" else "target"
     counts = {task: parts["test"]["n"] for task, parts in told["samples"].items()}
     sizes = ", ".join(f"{task} n = {count:,}" for task, count in counts.items())
-    print(f"On test data, which had no say in the choice ({sizes}); 95 % intervals:")
+    print(f"On test data, which were not used for the choice ({sizes}); 95 % intervals:")
     rows = []
     for goal in goals.goals:
         kept = test["kept"].get(goal.key)
@@ -268,8 +176,8 @@ def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
             [name, f"{each['winner']:.3f}", f"{each['reference']:.3f}" if "given" in test["figures"]
              else "–", "–", _span(each["difference"], "+"), ""]
         )  # fmt: skip
-    head = ("", "winner", "recipe as given", "target", f"winner less {reference}", "kept")
-    common.show(rows, head)
+    head = ("", "winner", "recipe as given", "target", f"Δ winner vs {reference}", "kept")
+    show(rows, head)
     print()
     for line in _remarks(told):
         print(textwrap.fill(f"- {line}", 100, subsequent_indent="  "))
@@ -287,18 +195,18 @@ def _remarks(told: Mapping[str, Any]) -> list[str]:
     level = list(scores.values()).count(scores.get(told["winner"]["number"]))
     lines = [
         f"The winner's score on selection data is the best of {told['tried']} and therefore too "
-        "good; its score on test data is not."
+        "good; its score on test data is unbiased."
     ]
     if level > 1:
         lines.append(
             f"{level} of {told['tried']} candidates are level with the winner on selection data: "
-            "which of them is taken means nothing. More samples or wider axes may tell them apart."
+            "the choice among them is arbitrary. More samples or wider axes may separate them."
         )
     return lines
 
 
 def _span(figure: Mapping[str, Any] | None, sign: str = "") -> str:
-    from taskvec.evaluation.figures import Figure, span
+    from taskvec.evaluation.intervals import Figure, span
 
     if figure is None:
         return "–"
@@ -308,19 +216,19 @@ def _span(figure: Mapping[str, Any] | None, sign: str = "") -> str:
     return span(Figure(value, low, high, figure["n"]), sign)
 
 
-def _files(found: Found, drawn: Sequence[Path]) -> list[str]:
+def _files(found: SearchResult, drawn: Sequence[Path]) -> list[str]:
     """What lies in the output folder."""
     recipe = [] if found.recipe is None else ["recipe.yaml"]
     front = ["front/"] if found.choice.front else []
     return [*recipe, *front, "trials.csv", "trials.json", *(path.name for path in drawn)]
 
 
-def _tell_miss(found: Found, goals: Goals) -> None:
+def _warn_of_miss(found: SearchResult, goals: Goals) -> None:
     """What comes nearest, where nothing is allowed."""
     miss = found.choice.miss
     assert miss is not None
     point = ", ".join(f"{key} {_shown(value)}" for key, value in miss.trial.point.items())
-    common.warn(
+    warn(
         [
             f"no candidate keeps {goals.keep_share:.0%} of the target in all of "
             f"{', '.join(goal.key for goal in goals.kept)}. The nearest miss is candidate "
@@ -334,7 +242,7 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _warn(found: Found) -> None:
+def _warn(found: SearchResult) -> None:
     """What is kept on selection data and not on test data."""
     lost: Sequence[str] = [
         f"{key}: kept on selection data, but not on test data: {each['value']:.4g}, and would have "
@@ -342,4 +250,60 @@ def _warn(found: Found) -> None:
         for key, each in found.told["test"]["kept"].items()
         if not each["holds"]
     ]
-    common.warn(lost)
+    warn(lost)
+
+
+VARY = Option(
+    "--vary", metavar="AXIS", multiple=True, heading=SEARCH_HEAD,
+    show_default="scale.TASK=0:1.5 of every task",
+    help="NAME=LOW:HIGH[:STEP] or NAME=ONE,OTHER,…, where NAME is scale, method or a parameter "
+    "(NAME.TASK for one task); repeatable",
+)  # fmt: skip
+PLOT = Option("--plot", is_flag=True, heading="Output", help="draw figures there too (PNG)")
+
+VERB = Verb(
+    "search", run, [
+        RECIPE,
+        VARY,
+        Option("--sampler", default="auto", heading=SEARCH_HEAD,
+               words=("auto", "grid", "qmc", "tpe", "cmaes", "nsga2"), help="how candidates are "
+               "chosen"),
+        Option("--trials", type=int, metavar="N", heading=SEARCH_HEAD,
+               show_default="the grid; qmc 32, tpe and cmaes 64, nsga2 96",
+               help="candidates, of all processes and runs together"),
+        Option("--maximize", metavar="TASK", multiple=True, heading=GOALS_HEAD,
+               help="TASK or TASK@METRIC of `taskvec eval --list` to be good at; repeatable"),
+        Option("--minimize", metavar="TASK", multiple=True, heading=GOALS_HEAD,
+               help="the same, to be bad at; repeatable"),
+        Option("--keep", metavar="TASK", multiple=True, heading=GOALS_HEAD,
+               help="the same, in which the target's score must be kept; repeatable"),
+        Option("--keep-share", type=float, default=0.95, metavar="SHARE", heading=GOALS_HEAD,
+               help="share of the target's score to keep, above 0 and at most 1"),
+        Option("--single", metavar="GOAL=TASK", multiple=True, heading=GOALS_HEAD,
+               help="the recipe's task that was tuned for a goal: scores become shares of its gain "
+               "(for all goals or none)"),
+        Option("--aggregate", default="mean", heading=GOALS_HEAD, words=("mean", "min"),
+               help="how several goals become one"),
+        Option("--trade-off", is_flag=True, heading=GOALS_HEAD,
+               help="make each goal an objective of its own"),
+        Option("--select-n", type=int, metavar="N", heading=evaluating.DATA_HEAD,
+               show_default="100, or half", help="samples of a task to choose by"),
+        Option("--test-n", type=int, metavar="N", heading=evaluating.DATA_HEAD,
+               show_default="all others", help="other samples to test the winner on"),
+        Option("--test-data", metavar="DIR|TASK=PATH", multiple=True, heading=evaluating.DATA_HEAD,
+               help="where test data are, if they are separate; repeatable"),
+        Option("--executor", type=click.Choice(("local", "ray")), default="local",
+               heading=SCORED_HEAD, help="this process, or a Ray cluster"),
+        Option("--ray-address", metavar="ADDRESS", heading=SCORED_HEAD,
+               show_default="one is started here", help="address of a running cluster"),
+        Option("--ray-workers", type=int, metavar="N", heading=SCORED_HEAD, show_default="2",
+               help="candidates scored at once"),
+        evaluating.out_option(OUT, "the study"), PLOT,
+        *evaluating.DATA, *evaluating.ASKING, *evaluating.SCORING, *FAMILY, JSON,
+    ],
+    extra="search",
+    page="""\
+Tries candidates on data, tests the best on other data, and writes its recipe;
+[how](../how-to/search-coefficients.md). Scales are needed where they are not varied. `--seed` is
+also that of samples and of the sampler. `--json` prints what goes to `trials.json`.""",
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets the run clean up and say one line, the second ends it at once.
+"""Ctrl-C and SIGTERM: the first lets the run clean up and print a line, the second ends it at once.
 
 Ending at once is safe: what is written survives a kill at any moment.
 """
@@ -18,7 +18,7 @@ class Stop:
     """What a process does about signals that ask it to stop, while it runs one command.
 
     Attributes:
-        hint: Said behind the word for what happened.
+        hint: Printed behind the word for what happened.
     """
 
     def __init__(self, hint: str) -> None:
@@ -57,7 +57,8 @@ class Stop:
             self._number = number
             raise KeyboardInterrupt
         self._number = number
-        os.write(2, f"{self._line()}\n".encode())
+        shows_cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides it
+        os.write(2, f"{shows_cursor}{self._line()}\n".encode())
         os._exit(self._code())
 
     def _swallowed(self, unraisable: sys.UnraisableHookArgs) -> None:

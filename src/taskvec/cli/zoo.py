@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 from pathlib import Path
 
-from taskvec.cli import common
+import click
+
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
+from taskvec.cli.printing import answer, show
 from taskvec.errors import OutputError, UsageError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this verb."""
-    parser.add_argument("action", choices=("list", "path", "copy"), help="what to do")
-    parser.add_argument("names", metavar="NAME", nargs="*", help="members (copy: default all)")
-    parser.add_argument("--to", metavar="DIR", help="copy: folder that gets one folder a member")
-    parser.add_argument("--json", action="store_true", help="list as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec import zoo
 
-    names = args.names or list(zoo.MEMBERS)
+    names = list(args.names or zoo.MEMBERS)
     if args.action == "copy":
-        return _copy(names, args.to)
+        return _copy(names, args.out)
     if args.action == "path":
         for name in names:
             print(zoo.path(name))
@@ -38,10 +31,12 @@ def run(args: argparse.Namespace) -> int:
         for member in [zoo.MEMBERS[name]]
     ]
     if args.json:
-        print(json.dumps(rows))
+        answer(rows)
     else:
-        common.show([(r["name"], r["parent"] or "–", r["summary"]) for r in rows],
-                    ("member", "tuned from", ""))  # fmt: skip
+        show(
+            [(r["name"], r["parent"] or "–", r["summary"]) for r in rows],
+            ("member", "tuned from", ""),
+        )
     return 0
 
 
@@ -65,3 +60,15 @@ def _copy(names: list[str], to: str | None) -> int:
             shutil.rmtree(draft, ignore_errors=True)
         print(target)
     return 0
+
+
+VERB = Verb(
+    "zoo", run, [
+        Argument("action", type=click.Choice(("list", "path", "copy")), metavar="ACTION",
+                 help="list, path (print the folders inside the package) or copy"),
+        Argument("names", nargs=-1, type=str, metavar="[NAME]…", help="members; all by default"),
+        Option("-o", "--out", "--to", "out", type=click.Path(), metavar="DIR",
+               help="copy: folder that gets one folder a member; none of them may exist"),
+        JSON,
+    ],
+)  # fmt: skip

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskvec.coefficients.api import Found, search
+    from taskvec.coefficients.api import SearchResult, search
     from taskvec.coefficients.closed_form import propose
     from taskvec.coefficients.entropy import Descent, minimize_entropy
     from taskvec.coefficients.pairs import measure_pairs
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Descent": "taskvec.coefficients.entropy",
-    "Found": "taskvec.coefficients.api",
+    "SearchResult": "taskvec.coefficients.api",
     "measure_pairs": "taskvec.coefficients.pairs",
     "measure_sweep": "taskvec.coefficients.sensitivity",
     "minimize_entropy": "taskvec.coefficients.entropy",
@@ -24,7 +24,7 @@ _HOMES = {
 
 __all__ = [
     "Descent",
-    "Found",
+    "SearchResult",
     "measure_pairs",
     "measure_sweep",
     "minimize_entropy",

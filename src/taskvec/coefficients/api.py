@@ -11,15 +11,15 @@ from typing import Any, Protocol
 
 from taskvec.coefficients.goals import Goals, make_goals
 from taskvec.coefficients.sampling import find_sampler
-from taskvec.coefficients.scoring import Executor, Job, Local
-from taskvec.coefficients.sharing import alone, worker
+from taskvec.coefficients.scoring import Executor, Local, SearchJob
 from taskvec.coefficients.space import Axis, make_space, parse_axis
 from taskvec.coefficients.splits import Splitting, split
 from taskvec.coefficients.study import measure_scale, open_study, quiet, run, wanted_trials
+from taskvec.coefficients.study_files import told, write
+from taskvec.coefficients.study_locks import alone, worker
 from taskvec.coefficients.winner import Choice, choose, tested, trials_of
-from taskvec.coefficients.writing import told, write
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import Options
+from taskvec.evaluation.evaluate import EvaluationOptions
 from taskvec.extras import require
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Recipe
@@ -38,7 +38,7 @@ def silent(total: int) -> AbstractContextManager[Callable[[int], object]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     Attributes:
@@ -68,10 +68,10 @@ def search(
     trials: int | None = None,
     sampler: str = "auto",
     out: str | os.PathLike[str] = "taskvec-search",
-    options: Options = Options(),  # noqa: B008 (frozen)
-    executor: Callable[[Job], Executor] = Local,
+    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
+    executor: Callable[[SearchJob], Executor] = Local,
     progress: TrialProgress = silent,
-) -> Found:
+) -> SearchResult:
     """Search the coefficients of a recipe by what candidates score.
 
     Args:
@@ -122,18 +122,18 @@ def search(
         Splitting(select_n, test_n),
         sampler=sampler,
     )
-    return searched(job, Path(out), trials=trials, executor=executor, progress=progress)
+    return run_search(job, Path(out), trials=trials, executor=executor, progress=progress)
 
 
 def make_job(
     recipe: Recipe,
     axes: Sequence[Axis],
     goals: Goals,
-    options: Options,
+    options: EvaluationOptions,
     splitting: Splitting,
     *,
     sampler: str = "auto",
-) -> Job:
+) -> SearchJob:
     """All that makes up a search, checked as far as it can be without weights.
 
     Raises:
@@ -145,17 +145,17 @@ def make_job(
     chosen = find_sampler(sampler, space, goals)
     names = list(dict.fromkeys(goal.task for goal in goals.goals))
     parts = split(names, options, splitting)
-    return Job(space, goals, options, splitting, parts, chosen, options.settings.seed)
+    return SearchJob(space, goals, options, splitting, parts, chosen, options.settings.seed)
 
 
-def searched(
-    job: Job,
+def run_search(
+    job: SearchJob,
     out: Path,
     *,
     trials: int | None = None,
-    executor: Callable[[Job], Executor] = Local,
+    executor: Callable[[SearchJob], Executor] = Local,
     progress: TrialProgress = silent,
-) -> Found:
+) -> SearchResult:
     """Run a search, or go on with it.
 
     Raises:
@@ -180,4 +180,6 @@ def searched(
                 everything = told(study, choice, test)
                 write(out, study, choice, everything)
     winner = choice.winner
-    return Found(None if winner is None else job.space.recipe_at(winner.point), choice, everything)
+    return SearchResult(
+        None if winner is None else job.space.recipe_at(winner.point), choice, everything
+    )

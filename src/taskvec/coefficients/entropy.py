@@ -38,7 +38,7 @@ from taskvec.layers import GRANULARITIES, classify
 from taskvec.methods.table import Table
 from taskvec.outputs.candidates import candidates
 from taskvec.recipes.recipe import Family, Recipe
-from taskvec.running.model import modes_kept
+from taskvec.running.model import preserve_modes
 from taskvec.vectors.api import recipe_of_family
 
 Array = np.ndarray[Any, Any]
@@ -132,7 +132,7 @@ def minimize_entropy(
         if isinstance(vectors, Family):
             stack.enter_context(candidates(_untouched(vectors), module))  # it is the target
             vectors = vectors_of(vectors)
-        stack.enter_context(modes_kept(module))
+        stack.enter_context(preserve_modes(module))
         module.eval()
         streams, by_source = _sources(batches, heads)
         own = _own_names(module, vectors)

@@ -35,8 +35,8 @@ import numpy as np
 from taskvec.coefficients.goals import make_goals, metrics_of
 from taskvec.coefficients.sensitivity import prepare_each
 from taskvec.errors import TaskvecError, UsageError, nearest
-from taskvec.evaluation.evaluate import Options, Result
-from taskvec.evaluation.figures import Figure, difference
+from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
 from taskvec.merging.deciding import settled_members
@@ -186,7 +186,7 @@ def measure_pairs(
     recipe: Recipe | str | os.PathLike[str],
     measure: Mapping[str, str],
     *,
-    options: Options = Options(),  # noqa: B008 (frozen)
+    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
 ) -> Pairs:
     """Merge every pair of tasks in memory and compare it with each task alone.
 
@@ -219,7 +219,7 @@ def measure_pairs(
         return {task: found[asked[task]] for task in tasks}
 
     pairs = []
-    with Models(options or Options()) as models:
+    with Models(options or EvaluationOptions()) as models:
         untouched = ask(_untouched(recipe, tasks[0]), "target", tasks)
         metrics = metrics_of(goals, list(untouched.values()))
         alone = {
@@ -239,7 +239,7 @@ def measure_pairs(
 
 
 def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
-    """The tasks that are measured, sorted."""
+    """The tasks that are measured, in the order of the recipe."""
     for task in measure:
         if task not in recipe.family.tasks:
             hint = nearest(task, list(recipe.family.tasks))
@@ -249,7 +249,7 @@ def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
             f"pairs need two measured tasks or more; got {len(measure)}; "
             "give --measure TASK=MEASURE for each"
         )
-    return sorted(measure)
+    return [task for task in recipe.family.tasks if task in measure]
 
 
 def only(recipe: Recipe, tasks: Sequence[str]) -> Recipe:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-from taskvec.coefficients.scoring import Ask, Executor, Job, Local, Outcome
+from taskvec.coefficients.scoring import Ask, CandidateOutcome, Executor, Local, SearchJob
 from taskvec.coefficients.splits import Split, split
 from taskvec.coefficients.study import members_of
 from taskvec.errors import TaskvecError, UsageError
@@ -40,7 +40,9 @@ class Worker:
         where: Machine and process, for messages.
     """
 
-    def __init__(self, job: Job, names: list[str], local: Callable[[Job], Executor]) -> None:
+    def __init__(
+        self, job: SearchJob, names: list[str], local: Callable[[SearchJob], Executor]
+    ) -> None:
         parts = split(names, job.options, job.splitting)
         self._executor = local(replace(job, split=parts))
         self.about = {"members": members_of(job), "samples": parts.to_json()}
@@ -50,7 +52,7 @@ class Worker:
         """`about` and `where`."""
         return self.about, self.where
 
-    def score(self, ask: Ask) -> Outcome:
+    def score(self, ask: Ask) -> CandidateOutcome:
         """One outcome, without the replies, which nobody needs any more."""
         self._executor.submit(ask)
         outcome = self._executor.next()
@@ -66,11 +68,11 @@ class RayExecutor:
 
     def __init__(
         self,
-        job: Job,
+        job: SearchJob,
         *,
         address: str | None = None,
         workers: int = 2,
-        local: Callable[[Job], Executor] = Local,
+        local: Callable[[SearchJob], Executor] = Local,
     ) -> None:
         """Keep what workers are made from; they are started by `with`.
 
@@ -180,18 +182,18 @@ class RayExecutor:
             (ask, tries), worker = self._waiting.popleft(), self._idle.pop(0)
             self._running[worker.score.remote(ask)] = worker, ask, tries
 
-    def next(self) -> Outcome:
+    def next(self) -> CandidateOutcome:
         """See `Executor`."""
         while True:
             (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
             worker, ask, tries = self._running.pop(done)
             try:
-                outcome: Outcome = self._ray.get(done)
+                outcome: CandidateOutcome = self._ray.get(done)
             except self._ray.exceptions.RayActorError as error:
                 self._idle.append(self._new_worker())
                 if tries == TRIES:
                     self._hand_out()
-                    return Outcome(
+                    return CandidateOutcome(
                         ask.number, error=f"{TRIES} workers ended over it: {_told(error)}"
                     )
                 self._waiting.append((ask, tries + 1))

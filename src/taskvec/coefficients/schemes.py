@@ -33,7 +33,7 @@ SIDE = 0.1  # share of the layers that each of two groups must have
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class SimilarityShape:
     """What the rule looks at: the similarities of the layers of one task.
 
     Attributes:
@@ -72,10 +72,10 @@ class Rule:
     Attributes:
         holds: Whether it decides for a task of this shape.
         scheme: What it suggests; None for plain task arithmetic.
-        reason: Why, with fields of `Shape` in braces.
+        reason: Why, with fields of `SimilarityShape` in braces.
     """
 
-    holds: Callable[[Shape], bool]
+    holds: Callable[[SimilarityShape], bool]
     scheme: str | None
     reason: str
 
@@ -127,7 +127,7 @@ class Suggestion:
     scheme: str | None
     threshold: float | None
     reasons: tuple[str, ...]
-    shapes: Mapping[str, Shape]
+    shapes: Mapping[str, SimilarityShape]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -173,11 +173,11 @@ def suggest_scheme(scan: Scan, granularity: str = "tensor") -> Suggestion:
     return Suggestion(scheme, (low + high) / 2, tuple(reasons), shapes)
 
 
-def _rule_for(shape: Shape) -> Rule:
+def _rule_for(shape: SimilarityShape) -> Rule:
     return next(rule for rule in RULES if rule.holds(shape))
 
 
-def shape_of(scan: Scan, task: str, granularity: str) -> Shape:
+def shape_of(scan: Scan, task: str, granularity: str) -> SimilarityShape:
     """What the rule looks at, of a task that differs from the anchor in a family with a base."""
     statistics = layer_statistics(scan, task, granularity)
     ranked = ~np.isnan(statistics.similarity)
@@ -188,7 +188,7 @@ def shape_of(scan: Scan, task: str, granularity: str) -> Shape:
     widest = int(np.argmax(upper - lower)) if len(lower) else None
     gram, t = scan.gram.sum(0), 2 + scan.task_index(task)
     instruction, own = np.sqrt(gram[1, 1]), np.sqrt(gram[t, t])
-    return Shape(
+    return SimilarityShape(
         layers=length,
         low=float(ordered[0]),
         high=float(ordered[-1]),

@@ -17,7 +17,7 @@ from taskvec.coefficients.goals import Goals
 from taskvec.coefficients.space import Space
 from taskvec.coefficients.splits import Split, Splitting
 from taskvec.errors import TaskvecError
-from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with, silent
+from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, evaluate_with, silent
 from taskvec.evaluation.loading import Models
 from taskvec.recipes.recipe import Recipe
 
@@ -25,7 +25,7 @@ SELECT, TEST = "select", "test"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SearchJob:
     """What is searched.
 
     Attributes:
@@ -40,7 +40,7 @@ class Job:
 
     space: Space
     goals: Goals
-    options: Options
+    options: EvaluationOptions
     splitting: Splitting
     split: Split
     sampler: str
@@ -63,7 +63,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CandidateOutcome:
     """What became of an ask.
 
     Attributes:
@@ -93,7 +93,7 @@ class Executor(Protocol):
     def submit(self, ask: Ask) -> None:
         """Begin with an ask, or keep it for later."""
 
-    def next(self) -> Outcome:
+    def next(self) -> CandidateOutcome:
         """Wait for one of the asks that are under way."""
 
     def __enter__(self) -> Self: ...
@@ -111,7 +111,7 @@ class Local:
 
     workers = 1
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SearchJob) -> None:
         parts = {SELECT: job.split.select, TEST: job.split.test}
         self._parts: Mapping[str, Sequence[Prepared]] = parts
         self._recipe = job.space.recipe
@@ -130,11 +130,11 @@ class Local:
         """See `Executor`."""
         self._asks.append(ask)
 
-    def next(self) -> Outcome:
+    def next(self) -> CandidateOutcome:
         """See `Executor`."""
         return self.score(self._asks.popleft())
 
-    def score(self, ask: Ask) -> Outcome:
+    def score(self, ask: Ask) -> CandidateOutcome:
         """Score one model; what is foreseen to go wrong is the outcome's error."""
         started = switched = time.perf_counter()
         try:
@@ -151,6 +151,6 @@ class Local:
                 where="candidate",
             )
         except TaskvecError as error:
-            return Outcome(ask.number, error=str(error))
+            return CandidateOutcome(ask.number, error=str(error))
         ended = time.perf_counter()
-        return Outcome(ask.number, results, "", switched - started, ended - switched)
+        return CandidateOutcome(ask.number, results, "", switched - started, ended - switched)

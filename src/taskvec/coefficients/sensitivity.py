@@ -27,8 +27,8 @@ import numpy as np
 from taskvec.coefficients.goals import MINIMIZE, Goal, make_goals, metrics_of
 from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, swept
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import Options, Prepared, Result, prepare
-from taskvec.evaluation.figures import Figure, difference
+from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, prepare
+from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
 from taskvec.merging.deciding import settled_members
@@ -43,7 +43,7 @@ Results = Mapping[str, Result]  # by task of the evaluation
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptShares:
     """Shares of one task's vector that are kept, in [0, 1]; None where unknown.
 
     Attributes:
@@ -99,7 +99,7 @@ class Point:
     """
 
     value: float
-    kept: Mapping[str, Kept] = field(default_factory=dict)
+    kept: Mapping[str, KeptShares] = field(default_factory=dict)
     scores: Mapping[str, Measured] = field(default_factory=dict)
     error: str = ""
 
@@ -191,7 +191,7 @@ class Sensitivity:
         }
 
 
-def kept_of(recipe: Recipe, sweep: Sweep, value: float, scan: Scan | None) -> dict[str, Kept]:
+def kept_of(recipe: Recipe, sweep: Sweep, value: float, scan: Scan | None) -> dict[str, KeptShares]:
     """What a value keeps of the vectors, by task that the sweep sets; empty where it drops nothing.
 
     Args:
@@ -202,7 +202,7 @@ def kept_of(recipe: Recipe, sweep: Sweep, value: float, scan: Scan | None) -> di
     """
     tasks = sorted(recipe.family.tasks) if sweep.task is None else [sweep.task]
     if sweep.name == "density":
-        return {task: Kept(None, value, None) for task in tasks}
+        return {task: KeptShares(None, value, None) for task in tasks}
     if not drops_layers(recipe, sweep) or scan is None:
         return {}
     owner, _ = owner_of(recipe, sweep)
@@ -215,7 +215,7 @@ def drops_layers(recipe: Recipe, sweep: Sweep) -> bool:
     return sweep.name == "threshold" and owner_of(recipe, sweep)[0].method.name == "lata"
 
 
-def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> Kept:
+def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> KeptShares:
     """What Drop-with-Threshold keeps of a task, exactly.
 
     Layers that the task did not touch do not count.
@@ -229,10 +229,10 @@ def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> Kep
     statistics = layer_statistics(scan, task, granularity)
     ranked = ~np.isnan(statistics.similarity)
     if not ranked.any():
-        return Kept(None, 0.0, None)
+        return KeptShares(None, 0.0, None)
     chosen = drop_above(statistics.similarity[ranked], threshold)
     energy = statistics.task_norm[ranked] ** 2
-    return Kept(
+    return KeptShares(
         float(chosen.mean()),
         float(np.average(chosen, weights=statistics.sizes[ranked])),
         float(np.average(chosen, weights=energy)),
@@ -245,7 +245,7 @@ def measure_sweep(
     *,
     measure: Sequence[str] = (),
     minimize: Sequence[str] = (),
-    options: Options = Options(),  # noqa: B008 (frozen)
+    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
 ) -> Sensitivity:
     """Try every value of a sweep.
 
@@ -289,7 +289,7 @@ def measure_sweep(
     return Sensitivity(sweep, scored(points, found, measures), measures)
 
 
-def prepare_each(names: Sequence[str], options: Options) -> list[Prepared]:
+def prepare_each(names: Sequence[str], options: EvaluationOptions) -> list[Prepared]:
     """Tasks of the evaluation with their samples, each once.
 
     Raises:

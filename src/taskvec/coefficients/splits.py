@@ -15,7 +15,7 @@ from typing import Any
 
 from taskvec.errors import UsageError
 from taskvec.evaluation.data import DataPlaces
-from taskvec.evaluation.evaluate import Options, Prepared, prepare
+from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, prepare
 from taskvec.evaluation.task import Sample
 
 SELECT_N = 100  # samples of a task, or half of what there is
@@ -66,7 +66,7 @@ def digest(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def split(names: Sequence[str], options: Options, how: Splitting) -> Split:
+def split(names: Sequence[str], options: EvaluationOptions, how: Splitting) -> Split:
     """Samples of tasks, divided by the seed.
 
     Args:

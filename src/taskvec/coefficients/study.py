@@ -24,9 +24,9 @@ from taskvec.coefficients.goals import (
     violations,
 )
 from taskvec.coefficients.sampling import GRID, TRIALS, make_sampler, suggest
-from taskvec.coefficients.scoring import Ask, Executor, Job, Outcome
-from taskvec.coefficients.sharing import JOURNAL, JournalLock, alone, is_alive
+from taskvec.coefficients.scoring import Ask, CandidateOutcome, Executor, SearchJob
 from taskvec.coefficients.space import Point
+from taskvec.coefficients.study_locks import JOURNAL, JournalLock, alone, is_alive
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.task import Metric
 from taskvec.extras import require
@@ -53,7 +53,7 @@ class Study:
         pending: Trials that are under way in this process, with their points.
     """
 
-    job: Job
+    job: SearchJob
     folder: Path
     worker: str
     optuna: Any
@@ -67,7 +67,7 @@ class Study:
         return found
 
 
-def definition(job: Job) -> dict[str, Any]:
+def definition(job: SearchJob) -> dict[str, Any]:
     """What makes two studies the same, in JSON types."""
     options, settings = job.options, job.options.settings
     told = {
@@ -93,7 +93,7 @@ def definition(job: Job) -> dict[str, Any]:
     return plain
 
 
-def members_of(job: Job) -> dict[str, str]:
+def members_of(job: SearchJob) -> dict[str, str]:
     """What identifies the files of every member."""
     family = job.space.recipe.family
     roles = {"base": family.base, "instruct": family.start, "target": family.edited}
@@ -119,7 +119,7 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def open_study(job: Job, folder: Path, worker: str) -> Study:
+def open_study(job: SearchJob, folder: Path, worker: str) -> Study:
     """Open the study of a folder, or begin one.
 
     Raises:
@@ -169,7 +169,7 @@ def _check_same(folder: Path, before: Any, now: Mapping[str, Any]) -> None:
     )
 
 
-def _queue_first(study: Any, job: Job) -> None:
+def _queue_first(study: Any, job: SearchJob) -> None:
     """The recipe as it was given, then the points of a grid."""
     given = job.space.given
     points = [] if given is None else [given]
@@ -183,7 +183,7 @@ def _queue_first(study: Any, job: Job) -> None:
             study.enqueue_trial(point)
 
 
-def wanted_trials(job: Job, asked: int | None) -> int:
+def wanted_trials(job: SearchJob, asked: int | None) -> int:
     """How many candidates are tried: as asked, or by the sampler."""
     if asked is not None:
         return asked
@@ -209,7 +209,7 @@ def measure_scale(study: Study, executor: Executor) -> None:
     check_gains(study.job.goals, study.scale)
 
 
-def _measured(job: Job, executor: Executor) -> dict[str, Any]:
+def _measured(job: SearchJob, executor: Executor) -> dict[str, Any]:
     outcome = scored(executor, Ask(-1, None))
     metrics = metrics_of(job.goals, outcome.results)
     single: dict[str, float] = {}
@@ -226,7 +226,7 @@ def _measured(job: Job, executor: Executor) -> dict[str, Any]:
     }
 
 
-def scored(executor: Executor, ask: Ask) -> Outcome:
+def scored(executor: Executor, ask: Ask) -> CandidateOutcome:
     """The outcome of one ask, while nothing else is under way.
 
     Raises:
@@ -306,7 +306,7 @@ def _begin(study: Study, executor: Executor, trials: int, advance: Callable[[int
     try:
         recipe = job.space.recipe_at(point)
     except TaskvecError as error:
-        _finish(study, Outcome(trial.number, error=str(error)))
+        _finish(study, CandidateOutcome(trial.number, error=str(error)))
         advance(1)
         return True
     executor.submit(Ask(trial.number, recipe))
@@ -341,7 +341,7 @@ def _twin(study: Study, number: int, point: Point) -> Any:
     return None
 
 
-def _finish(study: Study, outcome: Outcome) -> None:
+def _finish(study: Study, outcome: CandidateOutcome) -> None:
     """Keep what became of a candidate."""
     goals, (_, point) = study.job.goals, study.pending[outcome.number]
     told: dict[str, Any] = {

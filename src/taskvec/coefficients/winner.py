@@ -19,7 +19,7 @@ from taskvec.coefficients.scoring import TEST, Ask, Executor
 from taskvec.coefficients.study import ENDED, Study, scored, single_task
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import Result
-from taskvec.evaluation.figures import Figure, figure_of, paired
+from taskvec.evaluation.intervals import Figure, figure_of, paired
 from taskvec.evaluation.task import Metric
 from taskvec.recipes.recipe import Recipe
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from taskvec.disentanglement.negation import Negation, task_negation
     from taskvec.disentanglement.tangent import Departure, linearised, linearity
-    from taskvec.disentanglement.tasks import Task, classification
+    from taskvec.disentanglement.tasks import ModelTask, classification
     from taskvec.disentanglement.texts import language
 
 _HOMES = {
@@ -26,7 +26,7 @@ _HOMES = {
     "Departure": "tangent",
     "Disentanglement": "error",
     "Negation": "negation",
-    "Task": "tasks",
+    "ModelTask": "tasks",
     "classification": "tasks",
     "coefficients": "error",
     "disentanglement_error": "error",
@@ -41,8 +41,8 @@ __all__ = [
     "Addition",
     "Departure",
     "Disentanglement",
+    "ModelTask",
     "Negation",
-    "Task",
     "classification",
     "coefficients",
     "disentanglement_error",

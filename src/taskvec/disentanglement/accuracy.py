@@ -11,10 +11,10 @@ import numpy as np
 
 from taskvec.disentanglement.intervals import Bootstrap, percentiles, ratio
 from taskvec.disentanglement.records import Records
-from taskvec.disentanglement.tasks import Task, by_example, rows_of
+from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points
 from taskvec.errors import DataError
-from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.intervals import Figure
 
 Array = np.ndarray[Any, Any]
 Methods = Mapping[str, str | Mapping[str, Any]]  # by label: a name, or as in a recipe
@@ -45,7 +45,7 @@ class Accuracies:
     """
 
     space: Points
-    tasks: Mapping[str, Mapping[str, Task]]
+    tasks: Mapping[str, Mapping[str, ModelTask]]
     records: Records
     seed: int
     bootstraps: dict[tuple[str, str], Bootstrap] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Accuracies:
         return self.bootstraps[split, task]
 
 
-def _asked(task: Task, module: Any) -> Counts:
+def _asked(task: ModelTask, module: Any) -> Counts:
     right, examples = [], []
     for rows in rows_of(task, module):
         if rows.labels is None:

@@ -26,11 +26,11 @@ from taskvec.disentanglement.accuracy import PLAIN, Accuracies, Counts, Methods
 from taskvec.disentanglement.error import check_tasks, coefficients
 from taskvec.disentanglement.intervals import percentiles
 from taskvec.disentanglement.records import finite, key_of, open_records
-from taskvec.disentanglement.tasks import Task
+from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
-from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.intervals import Figure
 from taskvec.recipes.recipe import Model
 
 SEARCHES = ("shared", "by-task")
@@ -99,8 +99,8 @@ class Addition:
 def task_addition(
     module: Any,
     vectors: Mapping[str, Model],
-    validation: Mapping[str, Task],
-    test: Mapping[str, Task],
+    validation: Mapping[str, ModelTask],
+    test: Mapping[str, ModelTask],
     *,
     methods: Methods = PLAIN,
     base: Model | None = None,

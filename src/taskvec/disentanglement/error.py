@@ -33,11 +33,11 @@ import numpy as np
 
 from taskvec.disentanglement.intervals import Bootstrap, ratio, total
 from taskvec.disentanglement.records import Records, finite, key_of, open_records
-from taskvec.disentanglement.tasks import Task, by_example, rows_of
+from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.errors import OutputError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
-from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.intervals import Figure
 from taskvec.extras import require
 from taskvec.files import write_whole
 from taskvec.recipes.recipe import Model
@@ -152,7 +152,7 @@ def coefficients(count: int = 15, low: float = -2.0, high: float = 2.0) -> tuple
 def disentanglement_error(
     module: Any,
     vectors: Mapping[str, Model],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, ModelTask],
     *,
     alphas: Sequence[float] = coefficients(),
     distance: str = "prediction",
@@ -207,7 +207,7 @@ def disentanglement_error(
 
 def _check(
     vectors: Mapping[str, Model],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, ModelTask],
     alphas: Sequence[float],
     distance: str,
 ) -> tuple[str, str]:
@@ -225,7 +225,7 @@ def _check(
     return one, two
 
 
-def check_tasks(vectors: Mapping[str, Model], tasks: Mapping[str, Task]) -> None:
+def check_tasks(vectors: Mapping[str, Model], tasks: Mapping[str, ModelTask]) -> None:
     """Refuse vectors without data, and data without a vector.
 
     Raises:
@@ -236,7 +236,7 @@ def check_tasks(vectors: Mapping[str, Model], tasks: Mapping[str, Task]) -> None
         raise UsageError(f"task {name!r} has {there} but {lacking}; give both under one name")
 
 
-def outcomes(task: Task, module: Any, distance: str) -> tuple[Array, Array | None, Array]:
+def outcomes(task: ModelTask, module: Any, distance: str) -> tuple[Array, Array | None, Array]:
     """What a module answers on a task's data.
 
     Args:
@@ -291,7 +291,7 @@ class _Grid:
 
     space: Points
     names: tuple[str, str]
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, ModelTask]
     distance: str
     seed: int
     records: Records

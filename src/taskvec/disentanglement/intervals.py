@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.evaluation.figures import RESAMPLES, Figure, wilson
+from taskvec.evaluation.intervals import RESAMPLES, Figure, wilson
 
 Array = np.ndarray[Any, Any]
 

@@ -21,11 +21,11 @@ import numpy as np
 from taskvec.disentanglement.accuracy import PLAIN, Accuracies, Methods
 from taskvec.disentanglement.error import coefficients
 from taskvec.disentanglement.records import finite, key_of, open_records
-from taskvec.disentanglement.tasks import Task
+from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
-from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.intervals import Figure
 from taskvec.recipes.recipe import Model
 
 SPLITS = ("validation", "test")
@@ -99,8 +99,8 @@ class Negation:
 def task_negation(
     module: Any,
     vector: Model,
-    validation: Mapping[str, Task],
-    test: Mapping[str, Task],
+    validation: Mapping[str, ModelTask],
+    test: Mapping[str, ModelTask],
     *,
     methods: Methods = PLAIN,
     base: Model | None = None,

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from taskvec.checkpoints.adapters import Adapter
-from taskvec.disentanglement.tasks import Task, classification
+from taskvec.disentanglement.tasks import ModelTask, classification
 from taskvec.disentanglement.texts import Conversation, Pair, language
 from taskvec.errors import DataError, UsageError
 from taskvec.extras import require
@@ -32,7 +32,7 @@ BATCH = 64  # examples of a classifier at once
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class MeasuringOptions:
     """How a model is loaded and asked.
 
     Attributes:
@@ -87,8 +87,8 @@ def open_tasks(
     vectors: Mapping[str, str],
     data: Mapping[str, Data],
     validation: Mapping[str, Data],
-    asking: Asking,
-) -> tuple[Any, dict[str, Task], dict[str, Task]]:
+    asking: MeasuringOptions,
+) -> tuple[Any, dict[str, ModelTask], dict[str, ModelTask]]:
     """A loaded model, and data as tasks of it.
 
     Args:
@@ -171,7 +171,7 @@ def _loaded_like(module: Any, folder: Path, where: str) -> Mapping[str, Any]:
     return state
 
 
-def _texts(data: Data, asking: Asking) -> list[str | Pair | Conversation]:
+def _texts(data: Data, asking: MeasuringOptions) -> list[str | Pair | Conversation]:
     if isinstance(data, Documents):
         return list(data.items)
     assert isinstance(data, Conversations)
@@ -191,11 +191,11 @@ def _classifier(
     vectors: Mapping[str, str],
     data: Mapping[str, Data],
     validation: Mapping[str, Data],
-    asking: Asking,
-) -> tuple[Any, dict[str, Task], dict[str, Task]]:
+    asking: MeasuringOptions,
+) -> tuple[Any, dict[str, ModelTask], dict[str, ModelTask]]:
     """One module, and for each task the head that belongs on it."""
     core: Any = None
-    found: tuple[dict[str, Task], dict[str, Task]] = {}, {}
+    found: tuple[dict[str, ModelTask], dict[str, ModelTask]] = {}, {}
     everything = (*data.values(), *validation.values())
     # A model's own head numbers classes as the data do that have most of them.
     widest = max(everything, key=lambda each: len(getattr(each, "classes", ())))
@@ -225,12 +225,12 @@ def _opened(
     own: Data,
     widest: Data,
     fitted_on: Data | None,
-    asking: Asking,
+    asking: MeasuringOptions,
 ) -> Any:
     """A classifier for one task; a head that is made for it numbers classes as its data do."""
-    from taskvec.training import folder
+    from taskvec.training import run_folder as folder
     from taskvec.training.models import HEAD, open_classifier
-    from taskvec.training.models import Asking as Head
+    from taskvec.training.models import HeadOptions as Head
 
     told = Head(image_size=asking.image_size, head=asking.head)
     told = replace(told, templates=asking.templates or told.templates)
@@ -239,7 +239,7 @@ def _opened(
         return open_classifier(model, _classified(own), replace(told, head=None), head=identity)
     made = None if vector is None else Path(vector).expanduser().parent / HEAD
     if asking.head is None and made is not None and made.is_file():
-        run = folder.begun(made.parent)["settings"]
+        run = folder.read_run(made.parent)["settings"]
         like = replace(
             _classified(widest),
             items=(),

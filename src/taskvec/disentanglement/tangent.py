@@ -25,11 +25,11 @@ import numpy as np
 from taskvec.disentanglement.error import check_tasks, coefficients
 from taskvec.disentanglement.intervals import Bootstrap, percentiles, ratio
 from taskvec.disentanglement.records import finite, key_of, open_records
-from taskvec.disentanglement.tasks import Task, by_example, rows_of
+from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
-from taskvec.evaluation.figures import Figure
+from taskvec.evaluation.intervals import Figure
 from taskvec.extras import require
 from taskvec.layers import MODULES
 from taskvec.recipes.recipe import Model
@@ -84,7 +84,7 @@ class Departure:
 def linearity(
     module: Any,
     vectors: Mapping[str, Model],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, ModelTask],
     *,
     alphas: Sequence[float] = coefficients(8, 0.25, 2.0),
     parts: str = "module",
@@ -189,7 +189,9 @@ def _square(vector: Vector) -> float:
     return float(sum(value.double().square().sum() for value in vector.values()))
 
 
-def _measured(module: Any, task: Task, vector: Vector, alpha: float, seed: int) -> dict[str, Any]:
+def _measured(
+    module: Any, task: ModelTask, vector: Vector, alpha: float, seed: int
+) -> dict[str, Any]:
     """One measurement, as it is kept."""
     off, moves, own, tangents, same, examples = [], [], [], [], [], []
     for start, tangent, there in _together(module, task, vector, alpha):
@@ -222,7 +224,7 @@ def _measured(module: Any, task: Task, vector: Vector, alpha: float, seed: int) 
 
 
 def _together(
-    module: Any, task: Task, vector: Vector, alpha: float
+    module: Any, task: ModelTask, vector: Vector, alpha: float
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Rows of f(θ0), of f_lin(θ0 + α τ) and of f(θ0 + α τ), batch by batch."""
     from taskvec.training.linearised import derivative, moved

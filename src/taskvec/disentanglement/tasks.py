@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class LogitRows:
     """What a model gives for one batch.
 
     Attributes:
@@ -38,7 +38,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class ModelTask:
     """A task's data and how a module is run over them.
 
     Attributes:
@@ -51,7 +51,7 @@ class Task:
     """
 
     name: str
-    run: Callable[[Any], Iterator[Rows]]
+    run: Callable[[Any], Iterator[LogitRows]]
     identity: str
     has_many_rows: bool = False
     is_exact: bool = False
@@ -63,7 +63,7 @@ def classification(
     *,
     head: Callable[[Any], Any] | None = None,
     forward: Callable[[Any, Any], Any] | None = None,
-) -> Task:
+) -> ModelTask:
     """A task of classification, or of features.
 
     Args:
@@ -90,7 +90,7 @@ def classification(
     if expected is None:
         raise DataError(f"data of task {name!r} are empty; give at least one example")
 
-    def run(module: Any) -> Iterator[Rows]:
+    def run(module: Any) -> Iterator[LogitRows]:
         first, seen = 0, xxhash.xxh3_128()
         place = next(module.parameters()).device
         for batch in batches:
@@ -99,7 +99,7 @@ def classification(
             logits = forward(module, _moved(inputs, place))
             logits = logits if head is None else head(logits)
             _check(name, logits, labels)
-            yield Rows(logits, labels, np.arange(first, first + len(logits)))
+            yield LogitRows(logits, labels, np.arange(first, first + len(logits)))
             first += len(logits)
         if seen.hexdigest() != expected:
             raise DataError(
@@ -107,7 +107,7 @@ def classification(
                 "give a loader that neither shuffles nor changes what it loads"
             )
 
-    return Task(name, run, expected + _head_digest(head))
+    return ModelTask(name, run, expected + _head_digest(head))
 
 
 def _call(module: Any, inputs: Any) -> Any:
@@ -194,7 +194,7 @@ def _head_digest(head: Any) -> str:
     return str(seen.hexdigest())
 
 
-def rows_of(task: Task, module: Any) -> Iterator[Rows]:
+def rows_of(task: ModelTask, module: Any) -> Iterator[LogitRows]:
     """The rows of a task, without gradients; whoever takes them may stop at any row."""
     torch = require("torch", "train")
     rows = iter(task.run(module))
@@ -207,7 +207,7 @@ def rows_of(task: Task, module: Any) -> Iterator[Rows]:
         yield each
 
 
-def by_example(task: Task, right: Array, examples: Array) -> tuple[Array, Array]:
+def by_example(task: ModelTask, right: Array, examples: Array) -> tuple[Array, Array]:
     """How many rows of each example are right, and of how many; both float64, shape (examples,).
 
     Of an exact task, whether all are, of one.

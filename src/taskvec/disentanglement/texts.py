@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from taskvec.disentanglement.tasks import Rows, Task
+from taskvec.disentanglement.tasks import LogitRows, ModelTask
 from taskvec.errors import DataError
 from taskvec.evaluation.evaluate import CONTEXT
 from taskvec.extras import require
@@ -33,7 +33,7 @@ def language(
     *,
     context: int | None = None,
     batch_tokens: int | None = None,
-) -> Task:
+) -> ModelTask:
     """A task of a causal language model: the next token at every position that counts.
 
     Args:
@@ -64,18 +64,18 @@ def language(
         examples += [number] * len(mine)
     counted = [np.array(row.labels) != IGNORED for row in rows]
 
-    def run(module: Any) -> Iterator[Rows]:
+    def run(module: Any) -> Iterator[LogitRows]:
         tokens = tokens_at_once(module, batch_tokens)
         for batch in by_length([len(row.tokens) for row in rows], tokens):
             work = partial(_positions, module, rows, counted, encoder.prefix)
             logits = halving(batch, work, encoder.where)
             labels = np.concatenate([np.array(rows[i].labels)[counted[i]] for i in batch])
             owners = np.concatenate([[examples[i]] * int(counted[i].sum()) for i in batch])
-            yield Rows(require("torch", "train").cat(logits), labels, owners)
+            yield LogitRows(require("torch", "train").cat(logits), labels, owners)
 
     told = [[list(row.tokens), list(row.labels)] for row in rows]
     identity = xxhash.xxh3_128_hexdigest(repr([told, examples]).encode())
-    return Task(name, run, identity, has_many_rows=True, is_exact=kinds != {TEXTS})
+    return ModelTask(name, run, identity, has_many_rows=True, is_exact=kinds != {TEXTS})
 
 
 def _kind(text: str | Pair | Conversation) -> str:

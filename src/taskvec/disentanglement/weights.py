@@ -24,7 +24,7 @@ from taskvec.merging.deciding import Options
 from taskvec.methods.table import Table
 from taskvec.outputs.candidates import Bench, candidates
 from taskvec.recipes.recipe import Family, Model, Recipe
-from taskvec.running.model import modes_kept
+from taskvec.running.model import preserve_modes
 from taskvec.vectors.api import recipe_of_family
 
 BLOCK = 1 << 22  # elements that a digest reads at once
@@ -145,7 +145,7 @@ def points(
     family = Family(tasks=dict(vectors), anchor=_kept(module), base=base)
     ones = dict.fromkeys(vectors, 1.0)
     recipe = recipe_of_family(family, "task_arithmetic", ones, _output(module))
-    with modes_kept(module), candidates(recipe, module, Options(cache="off")) as bench:
+    with preserve_modes(module), candidates(recipe, module, Options(cache="off")) as bench:
         module.eval()
         yield Points(module, tuple(sorted(vectors)), recipe, bench)
 

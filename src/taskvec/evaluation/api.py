@@ -11,19 +11,20 @@ from taskvec.checkpoints.memory import Module
 from taskvec.errors import UsageError
 from taskvec.evaluation.data import DataPlaces
 from taskvec.evaluation.evaluate import (
-    Options,
+    EvaluationOptions,
     Result,
     SampleProgress,
     evaluate_with,
     prepare,
     silent,
 )
-from taskvec.evaluation.judges import Judge, parse_judge
+from taskvec.evaluation.judges import parse_judge
+from taskvec.evaluation.judges.verdict import Judge
 from taskvec.evaluation.loading import Models
-from taskvec.evaluation.task import Settings, Tools
+from taskvec.evaluation.task import SampleSettings, Tools
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Family, Recipe
-from taskvec.running.model import modes_kept, wrap
+from taskvec.running.model import preserve_modes, wrap
 from taskvec.vectors.api import recipe_of_family
 
 
@@ -94,11 +95,11 @@ def evaluate(
         DataError: data are missing or malformed.
         TaskvecError: anything else foreseen.
     """
-    options = Options(
+    options = EvaluationOptions(
         data=_places(data),
         limit=limit,
         include_path=None if include_path is None else Path(include_path),
-        settings=Settings(shots, seed, draws, apply_chat_template),
+        settings=SampleSettings(shots, seed, draws, apply_chat_template),
         context=context,
         stride=stride,
         truncate=truncate,
@@ -116,7 +117,7 @@ def evaluate(
     _check_arguments(model, tasks, tokenizer, table, scale)
     prepared = prepare(list(tasks), options)
     if isinstance(model, Module):
-        with modes_kept(model):
+        with preserve_modes(model):
             loaded = wrap(model, tokenizer, name or "the module")
             results = evaluate_with(
                 lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where

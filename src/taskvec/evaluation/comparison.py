@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec.evaluation.evaluate import Result
-from taskvec.evaluation.figures import Figure, difference
+from taskvec.evaluation.intervals import Figure, difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class DataFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DataRow:
     """One row of data.
 
     Attributes:
@@ -144,14 +144,14 @@ class DataPlaces:
     hub: bool = True
 
 
-def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[str, list[Row]]:
+def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[str, list[DataRow]]:
     """The rows that a task reads, by role.
 
     Raises:
         DataError: a file is not there, cannot be read or holds no rows.
         MissingExtraError: the hub is needed, and datasets is not installed.
     """
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[DataRow]] = {}
     for file in files:
         # What is optional is not fetched where the rest lies in files: the same command would ask
         # something else with a network than without.
@@ -161,7 +161,7 @@ def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[st
     return found
 
 
-def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list[Row]:
+def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list[DataRow]:
     given = places.by_task.get(task)
     if given is not None and not given.exists():
         raise DataError(f"task {task!r}: {given} is not there; it was given by --data {task}=…")
@@ -187,14 +187,14 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
     )
 
 
-def _filled(paths: Sequence[Path]) -> list[Row]:
+def _filled(paths: Sequence[Path]) -> list[DataRow]:
     rows = [row for path in paths for row in read_rows(path)]
     if not rows:
         raise DataError(f"{paths[0]}: holds no rows")
     return rows
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[DataRow]:
     """All rows of one file; see the module for the kinds.
 
     A plain text is one row with the field `text`; so is a JSON object, with its own fields.
@@ -212,15 +212,15 @@ def read_rows(path: Path) -> list[Row]:
                 frames = parquet.read_table(file).to_pylist()
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-        return [Row(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
+        return [DataRow(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
     raw = documents.read_bytes(path, documents.DATA, DataError)
     if path.suffix == ".gz":
         raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
     text = documents.decoded(raw, str(path), DataError)
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
     if kind in readers:
-        return [Row(data, where, stem) for data, where in readers[kind](path, text)]
-    return [Row({"text": text}, str(path), stem)] if text else []
+        return [DataRow(data, where, stem) for data, where in readers[kind](path, text)]
+    return [DataRow({"text": text}, str(path), stem)] if text else []
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -279,14 +279,14 @@ def _csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise DataError(f"{path}, line {reader.line_num}: is not CSV: {error}") from error
 
 
-def _from_hub(task: str, hub: HubData) -> list[Row]:
+def _from_hub(task: str, hub: HubData) -> list[DataRow]:
     try:
         return read_hub(hub, "--data")
     except DataError as error:
         raise DataError(f"task {task!r}: {error}") from error
 
 
-def read_hub(hub: HubData, remedy: str) -> list[Row]:
+def read_hub(hub: HubData, remedy: str) -> list[DataRow]:
     """Rows of a data set, through the datasets library and its cache.
 
     Args:
@@ -309,7 +309,7 @@ def read_hub(hub: HubData, remedy: str) -> list[Row]:
             f"data set {hub} cannot be loaded from the hub: {text}{gated}; "
             f"or give local files by {remedy}"
         ) from error
-    return [Row(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
+    return [DataRow(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
 
 
 def _shown(value: object) -> str:

@@ -20,17 +20,17 @@ from random import Random
 from typing import Any, Protocol
 
 from taskvec.errors import DataError, TaskvecError, UsageError
-from taskvec.evaluation import figures
+from taskvec.evaluation import intervals
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.figures import Figure
 from taskvec.evaluation.harness import PREFIX, harness_tasks
-from taskvec.evaluation.records import journal, kept_replies, write_records
-from taskvec.evaluation.replies import Asking, encode, replies_to
-from taskvec.evaluation.task import Metric, Replies, Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.intervals import Figure
+from taskvec.evaluation.records import journal, read_replies, write_records
+from taskvec.evaluation.replies import ReplyOptions, encode, replies_to
+from taskvec.evaluation.task import Metric, Replies, Sample, SampleSettings, Score, Task, Tools
 from taskvec.evaluation.tasks import task as find_task
 from taskvec.running.encoding import Encoder, Windows
 from taskvec.running.model import DTYPES, Model
-from taskvec.sandbox.sandbox import require_permission
+from taskvec.sandbox.programs import require_permission
 
 CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
 
@@ -48,7 +48,7 @@ def silent(label: str, total: int) -> AbstractContextManager[Callable[[int], obj
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvaluationOptions:
     """How to evaluate.
 
     Attributes:
@@ -71,7 +71,7 @@ class Options:
     data: DataPlaces = field(default_factory=DataPlaces)
     include_path: Path | None = None
     limit: int | None = None
-    settings: Settings = field(default_factory=Settings)
+    settings: SampleSettings = field(default_factory=SampleSettings)
     context: int | None = None
     stride: int | None = None
     truncate: bool = False
@@ -100,14 +100,14 @@ class Options:
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
 
-    def asking(self, encoder: Encoder) -> Asking:
+    def asking(self, encoder: Encoder) -> ReplyOptions:
         """How samples are put to a model with this encoder."""
         context = min(self.context or CONTEXT, encoder.context)
         stride = self.stride or context
         if not 1 <= stride <= context:
             raise UsageError(f"stride must be 1 to the context, {context}; got {stride}")
         windows = Windows(context, stride)
-        return Asking(windows, self.truncate, self.batch_tokens, self.settings.seed)
+        return ReplyOptions(windows, self.truncate, self.batch_tokens, self.settings.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class Result:
         }
 
 
-def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
+def prepare(names: Sequence[str], options: EvaluationOptions) -> list[Prepared]:
     """Find the tasks and make their samples.
 
     Raises:
@@ -192,7 +192,7 @@ def prepare(names: Sequence[str], options: Options) -> list[Prepared]:
     return [_prepared(task, options) for task in found]
 
 
-def _found(names: Sequence[str], options: Options) -> list[Task]:
+def _found(names: Sequence[str], options: EvaluationOptions) -> list[Task]:
     """The tasks of these names, in their order; a group of the harness gives several."""
     of_harness = [name for name in names if name.startswith(PREFIX)]
     theirs = {}
@@ -206,7 +206,7 @@ def _found(names: Sequence[str], options: Options) -> list[Task]:
     return [task for name in names for task in theirs.get(name) or [find_task(name)]]
 
 
-def _prepared(task: Task, options: Options) -> Prepared:
+def _prepared(task: Task, options: EvaluationOptions) -> Prepared:
     rows = rows_of(task.name, task.files, options.data)
     samples = task.samples(rows, options.settings)
     available = len(samples)
@@ -230,7 +230,7 @@ def evaluate_with(
     model: Callable[[], Model],
     encoder: Encoder,
     prepared: Sequence[Prepared],
-    options: Options,
+    options: EvaluationOptions,
     *,
     where: str,
     stamp: str = "",
@@ -253,7 +253,7 @@ def evaluate_with(
     return [_one(run, each, count) for each, count in zip(prepared, tokens, strict=True)]
 
 
-def check(encoder: Encoder, prepared: Sequence[Prepared], options: Options) -> list[int]:
+def check(encoder: Encoder, prepared: Sequence[Prepared], options: EvaluationOptions) -> list[int]:
     """Find whatever a model cannot be asked, without its weights.
 
     Returns:
@@ -293,8 +293,8 @@ class _Run:
     stamp: str
     encoder: Encoder
     model: Callable[[], Model]
-    asking: Asking
-    options: Options
+    asking: ReplyOptions
+    options: EvaluationOptions
 
 
 def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
@@ -333,7 +333,7 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         version=task.version,
         model=run.where,
         metrics=metrics,
-        figures=figures.by_name(metrics, scores, options.settings.seed),
+        figures=intervals.by_name(metrics, scores, options.settings.seed),
         samples=samples,
         scores=scores,
         replies=replies,
@@ -352,7 +352,7 @@ def _asked(
     """The replies to all samples, and how many an earlier run left."""
     kept: Mapping[str, Replies] = {}
     if path is not None and run.stamp:
-        kept = kept_replies(path, header["key"])
+        kept = read_replies(path, header["key"])
     missing = [sample for sample in samples if sample.id not in kept]
     found = dict(kept)
     with run.options.progress(str(header["task"]), len(samples)) as advance:

@@ -26,9 +26,9 @@ from taskvec.evaluation.harness_scores import (
     harness_scores,
     plain,
 )
-from taskvec.evaluation.task import Replies, Rows, Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.task import Replies, RowsByRole, Sample, SampleSettings, Score, Task, Tools
 from taskvec.extras import require
-from taskvec.running.requests import Continuation, Document, Prompt, Request, Text
+from taskvec.running.requests import Continuation, Prompt, Request, Text, WholeText
 
 PREFIX = "harness:"
 MAX_NEW_TOKENS = 256  # of the harness, where a task names no limit
@@ -39,7 +39,7 @@ _SAMPLING = ("top_p", "top_k", "min_p")  # what a greedy answer does not depend 
 
 def harness_tasks(
     names: Sequence[str],
-    settings: Settings,
+    settings: SampleSettings,
     *,
     include_path: Path | None = None,
     allow_code_execution: bool = False,
@@ -111,7 +111,7 @@ def _unsafe(name: str) -> UsageError:
     )
 
 
-def _task(name: str, inner: Any, settings: Settings, allow_code_execution: bool) -> Task:
+def _task(name: str, inner: Any, settings: SampleSettings, allow_code_execution: bool) -> Task:
     """One of our tasks from an `lm_eval.api.task.Task`."""
     if getattr(inner, "UNSAFE_CODE", False) and not allow_code_execution:
         raise _unsafe(name)
@@ -120,7 +120,7 @@ def _task(name: str, inner: Any, settings: Settings, allow_code_execution: bool)
     shots = _shots(name, inner.get_config("num_fewshot"), settings.shots)
     asked: dict[str, Asked] = {}  # by sample
 
-    def samples(rows: Rows, settings: Settings) -> list[Sample]:
+    def samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
         with _told(PREFIX + name, "its samples cannot be made"), apart(settings.seed):
             made = []
             for each, instances in _instances(inner, shots, settings).items():
@@ -164,7 +164,7 @@ def _shots(name: str, own: int | None, asked: int | None) -> int:
 # Samples
 
 
-def _instances(inner: Any, shots: int, settings: Settings) -> dict[str, list[Any]]:
+def _instances(inner: Any, shots: int, settings: SampleSettings) -> dict[str, list[Any]]:
     """The harness's requests of every document, in the order that its metrics take them in."""
     inner.set_config(key="num_fewshot", value=shots)
     inner.set_fewshot_seed(seed=settings.seed)
@@ -199,7 +199,7 @@ def _requests(task: str, instance: Any) -> list[Request]:
     if kind == "loglikelihood":
         return [Continuation(args[0], args[1])]
     if kind == "loglikelihood_rolling":
-        return [Document(args[0])]
+        return [WholeText(args[0])]
     if kind != "generate_until":
         raise UsageError(f"task {task!r} makes requests of a kind {kind!r}, which is not known")
     how = dict(args[1])

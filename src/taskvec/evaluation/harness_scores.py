@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.evaluation.figures import items_of
+from taskvec.evaluation.intervals import items_of
 from taskvec.evaluation.task import Metric, Replies, Score
 from taskvec.extras import require
 from taskvec.running.requests import Answer, Likelihood, Reply

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options, Prepared, Result, check, evaluate_with
+from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, check, evaluate_with
 from taskvec.merging.deciding import Options as MergeOptions
 from taskvec.merging.plan import make_plan
 from taskvec.methods.table import Table
@@ -30,7 +30,7 @@ Spec = str | os.PathLike[str] | Candidate
 class Models:
     """Evaluates folders and candidates; a context, at whose end nothing is changed in memory."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: EvaluationOptions) -> None:
         self.options = options
         self._stack = ExitStack()
         self._bench: tuple[Bench, Model] | None = None
@@ -99,7 +99,10 @@ class Models:
 
     def _bench_of(self, recipe: Recipe) -> tuple[Bench, Model]:
         """The bench of a recipe's members, which is kept until another model is loaded."""
-        if self._bench is None or self._bench[0].plan.recipe.family != recipe.family:
+        if (
+            self._bench is None
+            or self._bench[0].plan.recipe.family.members != recipe.family.members
+        ):
             model = self._load(_target(recipe))
             bench = self._stack.enter_context(candidates(recipe, model.module, MergeOptions()))
             self._bench = bench, model

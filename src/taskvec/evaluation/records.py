@@ -19,12 +19,12 @@ from typing import Any
 from taskvec import documents
 from taskvec.errors import OutputError
 from taskvec.evaluation.task import Replies, Sample, Score
-from taskvec.running.requests import Answer, Document, Likelihood, Reply, Request
+from taskvec.running.requests import Answer, Likelihood, Reply, Request, WholeText
 
 SHOWN = 4000  # characters of a document that a record repeats
 
 
-def kept_replies(path: Path, key: str) -> dict[str, list[Reply]]:
+def read_replies(path: Path, key: str) -> dict[str, list[Reply]]:
     """Replies by sample that an earlier run with this key left; empty if there are none.
 
     Args:
@@ -142,8 +142,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _plain(reply: Reply) -> dict[str, Any]:
     """A reply in JSON types, from which `_reply` makes it again: NaN is null, −∞ is `"-inf"`."""
+    if isinstance(reply, Answer):
+        return {"text": reply.raw, "tokens": reply.tokens, "ended": reply.ended}
     data = asdict(reply)
-    if data.get("log_likelihood") == -math.inf:
+    if data["log_likelihood"] == -math.inf:
         return data | {"log_likelihood": "-inf"}
     return {key: _number(value) for key, value in data.items()}
 
@@ -157,7 +159,7 @@ def _reply(data: Mapping[str, Any]) -> Reply:
 
 def _request(request: Request) -> dict[str, Any]:
     data = asdict(request)
-    if isinstance(request, Document) and len(request.text) > SHOWN:
+    if isinstance(request, WholeText) and len(request.text) > SHOWN:
         data["text"] = request.text[:SHOWN] + f" … ({len(request.text)} characters)"
     return data
 

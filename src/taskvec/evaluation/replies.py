@@ -7,15 +7,22 @@ from dataclasses import dataclass
 
 from taskvec.errors import DataError
 from taskvec.evaluation.task import Sample
-from taskvec.running.encoding import Encoder, Row, Windows, document_rows, prompt_tokens, scored_row
+from taskvec.running.encoding import (
+    Encoder,
+    ScoredRow,
+    Windows,
+    document_rows,
+    prompt_tokens,
+    scored_row,
+)
 from taskvec.running.generation import Query, answers
 from taskvec.running.likelihood import likelihoods
 from taskvec.running.model import Model
-from taskvec.running.requests import Continuation, Document, Likelihood, Reply
+from taskvec.running.requests import Continuation, Likelihood, Reply, WholeText
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class ReplyOptions:
     """How samples are put to a model.
 
     Attributes:
@@ -45,7 +52,7 @@ class Encoded:
         query_places: Of which request each query is.
     """
 
-    rows: list[Row]
+    rows: list[ScoredRow]
     row_places: list[Place]
     queries: list[Query]
     query_places: list[Place]
@@ -56,7 +63,7 @@ class Encoded:
         return sum(len(r.inputs) for r in self.rows) + sum(len(q.tokens) for q in self.queries)
 
 
-def encode(encoder: Encoder, samples: Sequence[Sample], asking: Asking) -> Encoded:
+def encode(encoder: Encoder, samples: Sequence[Sample], asking: ReplyOptions) -> Encoded:
     """Turn requests into tokens.
 
     Raises:
@@ -65,7 +72,7 @@ def encode(encoder: Encoder, samples: Sequence[Sample], asking: Asking) -> Encod
     found = Encoded([], [], [], [])
     for i, sample in enumerate(samples):
         for j, request in enumerate(sample.requests):
-            if isinstance(request, (Continuation, Document)):
+            if isinstance(request, (Continuation, WholeText)):
                 rows = (
                     [scored_row(encoder, request, truncate=asking.truncate)]
                     if isinstance(request, Continuation)

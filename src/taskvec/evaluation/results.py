@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import Options, Prepared, Result, file_name
+from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, file_name
 from taskvec.evaluation.loading import Models, Spec
 from taskvec.evaluation.records import write_whole
 
@@ -20,7 +20,7 @@ VERDICTS_FOLDER = "verdicts"
 
 
 def evaluate_models(
-    models: Mapping[str, Spec], prepared: Sequence[Prepared], options: Options
+    models: Mapping[str, Spec], prepared: Sequence[Prepared], options: EvaluationOptions
 ) -> dict[str, list[Result]]:
     """Results by model, in the order of the models, each of every task.
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from taskvec.evaluation import writing
+from taskvec.evaluation import gibberish
 from taskvec.evaluation.evaluate import Result
-from taskvec.evaluation.figures import Figure, difference, figure, span
+from taskvec.evaluation.intervals import Figure, difference, figure, span
 from taskvec.evaluation.task import Metric, Score
 from taskvec.running.requests import Answer, Likelihood, Reply
 
@@ -247,12 +247,19 @@ def _too_many(case: _Case, is_so: Callable[[Reply], bool]) -> tuple[str, dict[st
 
 def _empty(case: _Case) -> Iterator[Finding]:
     """Answers that say nothing."""
-    found = _too_many(case, lambda r: isinstance(r, Answer) and not r.text.strip())
+    found = _too_many(case, _is_empty)
     if found is not None:
         cause = "the answer is over before it begins: a chat template or a stop text that does "
         cause += "not fit the model, or a tokenizer other than that it was tuned with"
         cause = DAMAGED if case.damaged else cause
         yield case.finding("empty_answers", f"{found[0]} are empty", cause, "", found[1])
+
+
+def _is_empty(reply: Reply) -> bool:
+    """Whether an answer says nothing; reasoning that was cut off is not an empty answer."""
+    if not isinstance(reply, Answer):
+        return False
+    return not (reply.raw if reply.ended == "length" else reply.text).strip()
 
 
 def _endless(case: _Case) -> Iterator[Finding]:
@@ -270,7 +277,7 @@ def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
     """Answers that do not read like language: see `writing`."""
     mine = [case.result for case in cases]
     theirs = [case.other for case in cases if case.other is not None] or None
-    found = writing.odd(mine, theirs)
+    found = gibberish.odd(mine, theirs)
     if found is None:
         return
     shown = []

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from taskvec.running.requests import Reply, Request
 
 if TYPE_CHECKING:
-    from taskvec.evaluation.data import DataFile, Row
-    from taskvec.evaluation.judges import Judge
+    from taskvec.evaluation.data import DataFile, DataRow
+    from taskvec.evaluation.judges.verdict import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SampleSettings:
     """What the user can say about how samples are made.
 
     Attributes:
@@ -111,7 +111,7 @@ class Tools:
     advance: Callable[[int], object] = lambda done: None
 
 
-Rows = Mapping[str, Sequence["Row"]]  # by the role of their file
+RowsByRole = Mapping[str, Sequence["DataRow"]]  # by the role of their file
 Replies = Sequence[Reply]
 
 
@@ -137,7 +137,7 @@ class Task:
     name: str
     summary: str
     files: tuple[DataFile, ...]
-    samples: Callable[[Rows, Settings], list[Sample]]
+    samples: Callable[[RowsByRole, SampleSettings], list[Sample]]
     score: Callable[[Sequence[Sample], Sequence[Replies], Tools], list[Score]]
     metrics: tuple[Metric, ...]
     needs: tuple[str, ...] = ()

@@ -118,15 +118,16 @@ def open_members(
         CheckpointError: a member is broken.
         FamilyError: members differ in tensors, shapes or dtypes.
     """
-    sources, notes = open_family(
+    sources, notes, copied = open_family(
         family, needs_base=needs_base, needs_anchor=needs_anchor, stages=stages or {}
     )
     tasks = tuple(sorted(family.tasks))
     target = sources["target"]
-    known = {name for source in sources.values() for name in source.tensors}
+    known = {name for source in sources.values() for name in (*source.tensors, *_left_out(source))}
     chosen = _select(target.tensors, known, family.include, family.exclude)
     statistics = [n for n in chosen if _is_running_statistic(n)]
-    chosen = [n for n in chosen if not is_cache(target.tensors[n]) and n not in statistics]
+    left = copied.union(statistics)
+    chosen = [n for n in chosen if n not in left and not is_cache(target.tensors[n])]
     kept = target.tensors.keys() - set(chosen)
     words = _words(family)
     for role, source in sources.items():
@@ -153,6 +154,13 @@ def open_members(
         warnings=(*_odd(sources, tasks), *_by_number(family, sources, merged)),
         words=words,
     )
+
+
+def _left_out(source: Source) -> Iterator[str]:
+    """Names that patterns may fit although no member has them any more."""
+    yield from getattr(source, "left_out", ())
+    for part in source.parts:
+        yield from _left_out(part)
 
 
 def _words(family: Family) -> dict[str, str]:

@@ -8,21 +8,29 @@ and not in another is untied everywhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from taskvec.checkpoints.adapters import Adapter, difference, is_adapter, open_adapter
-from taskvec.checkpoints.folder import USE_ADAPTER, open_checkpoint
+from taskvec.checkpoints.belongings import belongings, module_weights
+from taskvec.checkpoints.folder import USE_ADAPTER, Checkpoint, open_checkpoint
 from taskvec.checkpoints.hub import fetch, hub_name
-from taskvec.checkpoints.memory import MARK, Module, open_memory
+from taskvec.checkpoints.memory import MARK, Held, Module, open_memory
 from taskvec.checkpoints.pickled import is_pickled, open_pickled
-from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source, added, derived
 from taskvec.checkpoints.vectors import is_vector, open_vector
 from taskvec.errors import CheckpointError, UsageError
+from taskvec.family.copies import (
+    changed,
+    same_elements,
+    with_copy,
+    with_one_embedding,
+    without,
+)
+from taskvec.family.matching import with_names_of_target
 from taskvec.family.stacking import stacked
 from taskvec.family.vocabulary import align
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS
@@ -39,8 +47,10 @@ _SPEAK = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 def open_family(
     family: Family, *, needs_base: bool, needs_anchor: bool, stages: Mapping[str, Source]
-) -> tuple[dict[str, Source], list[str]]:
+) -> tuple[dict[str, Source], list[str], set[str]]:
     """The sources of a family by role, and what was done so that they fit, in words.
+
+    The third are tensors of the target that no other member has the tower for.
 
     Args:
         family: Models and policies.
@@ -61,10 +71,48 @@ def open_family(
         )
     notes: list[str] = []
     sources = _roles(family, notes, needs_base=needs_base, needs_anchor=needs_anchor, stages=stages)
+    notes += _about_files(sources)
+    sources, more = with_one_embedding(sources)
+    notes += more
+    sources, more, copied = with_names_of_target(sources)
+    notes += more
     sources, more = _with_one_head(sources)
     notes += more
     sources, more = align(sources, family.vocabulary, family.new_tokens)
-    return sources, notes + more
+    return sources, notes + more, copied
+
+
+def _about_files(sources: Mapping[str, Source]) -> list[str]:
+    """What is odd about files that were opened, and what of the target is not carried over."""
+    found = [note for source in sources.values() for note in _notes(source)]
+    folder = sources["target"].folder
+    if folder is not None:
+        _, left = belongings(folder)
+        read = {file for path in _stored(sources["target"]) for file in path}
+        left = [name for name in left if name not in read and not name.endswith(".index.json")]
+        if left:
+            shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+            found.append(f"left out of the result, from the folder of the target: {shown}")
+        weights = sorted({name.split("/")[0] for name in module_weights(folder)})
+        if weights:
+            found.append(f"the modules {', '.join(weights)} keep the target's own weights")
+    return list(dict.fromkeys(found))
+
+
+def _notes(source: Source) -> Iterator[str]:
+    yield from getattr(source, "notes", ())
+    for part in source.parts:
+        yield from _notes(part)
+
+
+def _stored(source: Source) -> Iterator[list[str]]:
+    """Names of the weight files of the first model that a source is made of."""
+    if source.parts:
+        yield from _stored(source.parts[0])
+    elif isinstance(source, Checkpoint):
+        yield [identity.name for identity in source.stored]
+    elif isinstance(source, Held):
+        yield [identity.name for identity in source.read_from]
 
 
 def _roles(
@@ -154,7 +202,7 @@ def _put_on(
             apart = _parted_head(given, ready[under])
             if apart is not None:  # in every role that is this model
                 roles = [role for role in ready if ready[role] is ready[under]]
-                ready.update(_changed(ready, roles, partial(_untied, apart)))
+                ready.update(changed(ready, roles, partial(_untied, apart)))
                 notes.append(
                     f"{apart} is tied to the embedding in the model that the adapter of "
                     f"{describe(role)} is over, which changes one of them: the result is untied"
@@ -252,40 +300,51 @@ def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[
         {n for s in whole.values() for n in s.tensors if n.endswith(LANGUAGE_HEADS)}
     ):
         stored = [role for role, source in whole.items() if head in source.tensors]
-        tied = [role for role, source in whole.items() if ties_head(source, head)]
+        parted = [role for role in stored if _is_parted(whole[role], head)]
+        tied = [r for r, source in whole.items() if r not in parted and ties_head(source, head)]
         # A difference in rows of a tied embedding is one in the same rows of the head.
-        follow = [r for r, s in sources.items() if s.is_difference and ties_head(s, head)]
+        follow = [
+            role
+            for role, source in sources.items()
+            if source.is_difference
+            and ties_head(source, head)
+            and not any(_is_parted(part, head) for part in source.parts)
+        ]
+        if parted:
+            notes.append(
+                f"{head} is not the embedding in {', '.join(parted)}, although the config says so: "
+                "it is merged as it is stored, and the result is untied"
+            )
+            sources = changed(sources, parted, _with_untied_config)
         if len(stored) == len(whole) and not tied and not follow:
-            continue
-        if len(tied) == len(whole):
+            pass
+        elif len(tied) == len(whole):
             notes.append(f"{head} is tied to the embedding in every member and left out")
-            sources = _changed(sources, stored, partial(_without, head))
+            sources = changed(sources, stored, partial(without, head))
         elif tied or follow:
             notes.append(
                 f"{head} is tied to the embedding in {', '.join(sorted([*tied, *follow]))} and not "
                 "in all members: the result is untied"
             )
-            sources = _changed(sources, [*tied, *follow], partial(_untied, head))
+            sources = changed(sources, [*tied, *follow], partial(_untied, head))
         whole = {role: source for role, source in sources.items() if not source.is_difference}
     return sources, notes
 
 
-def _changed(
-    sources: Mapping[str, Source], roles: list[str], change: Callable[[Source], Source]
-) -> dict[str, Source]:
-    """Sources with some changed; roles that shared one object still do."""
-    done: dict[int, Source] = {}
-    result = dict(sources)
-    for role in roles:
-        source = sources[role]
-        if id(source) not in done:
-            done[id(source)] = change(source)
-        result[role] = done[id(source)]
-    return result
+def _is_parted(source: Source, head: str) -> bool:
+    """Whether a member stores a head that is not the embedding, while its config ties the two.
+
+    transformers (5.8 on) uses such a head; adapters that save both leave it when they are merged.
+    """
+    if source.is_difference or head not in source.tensors or not ties_head(source, head):
+        return False
+    embedding = token_embedding(source)
+    assert embedding is not None
+    return not same_elements(source.view(head), source.view(embedding))
 
 
 def ties_head(source: Source, head: str) -> bool:
-    """Whether a member takes its head from the embedding when it is loaded."""
+    """Whether a member takes its head from the embedding when it is loaded, by its config."""
     text = source.config.get("text_config")
     places = [source.config, *([text] if isinstance(text, dict) else [])]
     said = [place["tie_word_embeddings"] for place in places if "tie_word_embeddings" in place]
@@ -304,20 +363,20 @@ def token_embedding(source: Source) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _without(head: str, source: Source) -> Source:
-    tensors = {name: info for name, info in source.tensors.items() if name != head}
-    return derived(source, f"without {head}", tensors=tensors)
+def _with_untied_config(source: Source) -> Source:
+    return derived(source, "untied", config=_untied_config(source))
+
+
+def _untied_config(source: Source) -> dict[str, Any]:
+    config = {**source.config, "tie_word_embeddings": False}
+    text = config.get("text_config")
+    if isinstance(text, dict) and text.get("tie_word_embeddings"):
+        config["text_config"] = {**text, "tie_word_embeddings": False}
+    return config
 
 
 def _untied(head: str, source: Source) -> Source:
     embedding = token_embedding(source)
     assert embedding is not None
-    info = source.tensors[embedding]
-    tensors = {**source.tensors, head: TensorInfo(head, info.dtype, info.shape, 0)}
-    return derived(
-        source,
-        f"{head} is {embedding}",
-        tensors=tensors,
-        make_view=lambda name: source.view(embedding if name == head else name),
-        config={**source.config, "tie_word_embeddings": False},
-    )
+    untied = with_copy(head, embedding, source)
+    return derived(untied, "untied", config=_untied_config(source))

@@ -1,7 +1,8 @@
 """Layers stacked from several models: a source whose blocks are blocks of others.
 
 Embeddings come from the first piece, the final norm and heads from the last, whatever else is
-outside the blocks from the first. With a scale s, what each block of a piece adds to the residual
+outside the blocks from the first; so do other towers (the vision tower of a model that stacks its
+language model). With a scale s, what each block of a piece adds to the residual
 stream is multiplied by s: its output projections (`o` of attention, `down` of the MLP; weights and
 biases) are.
 """
@@ -21,10 +22,12 @@ from taskvec.checkpoints.source import Derived, Source, derived, widened
 from taskvec.checkpoints.views import View
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import FamilyError
-from taskvec.layers import classify
+from taskvec.family.stack_config import COUNTS, stacked_config
+from taskvec.layers import LayerKey, classify, renumbered
 from taskvec.recipes.stack import Piece
 
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Towers beside a language model, whose blocks are not stacked.
+_BESIDE = re.compile(r"(vision|audio).*")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +79,12 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
             key = classify(name)
             if key.tower != tower or key.block is None:
                 continue
-            if piece.scale != 1 and "post_feedforward_layernorm" in name:
-                raise FamilyError(
-                    f"stack: scale of {source.where} would be undone by {name!r}, which norms what "
-                    "a block adds; leave scale out"
-                )
+            if piece.scale != 1:
+                _check_scale(source, name, key)
             if piece.first <= key.block < piece.stop:
                 index = block + key.block - piece.first
                 factor = piece.scale if key.projection in ("o", "down", "shared_down") else 1.0
-                places[_renumbered(name, key.block, index)] = (source, name, factor)
+                places[renumbered(name, index)] = (source, name, factor)
         block += piece.stop - piece.first
     places |= _outside(sources, towers[0][0])
     _check_widths(places)
@@ -97,27 +97,57 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
             for new, (source, old, _) in places.items()
         },
         make_view=lambda name: _view(*places[name]),
-        config=_config(pieces, sources, block),
+        config=stacked_config(pieces, sources, [count for _, count in towers]),
         where="stack of " + " + ".join(dict.fromkeys(display_name(source) for source in sources)),
     )
 
 
+def _check_scale(source: Source, name: str, key: LayerKey) -> None:
+    """Refuse a scale where it is not known, or undone, what a block adds."""
+    if "post_feedforward_layernorm" in name:
+        raise FamilyError(
+            f"stack: scale of {source.where} would be undone by {name!r}, which norms what "
+            "a block adds; leave scale out"
+        )
+    is_matrix = len(source.tensors[name].shape) > 1
+    if is_matrix and key.projection is None and key.module != "norm":
+        raise FamilyError(
+            f"stack: scale of {source.where}: {name!r} is not known, and may be what a block adds; "
+            "leave scale out"
+        )
+
+
 def _tower(source: Source) -> tuple[str, int]:
-    """The only tower with blocks, and how many it has."""
+    """The tower of blocks that is stacked, and how many it has."""
     counts: dict[str, int] = {}
     for name in source.tensors:
         key = classify(name)
         if key.block is not None:
             counts[key.tower] = max(counts.get(key.tower, 0), key.block + 1)
-    if len(counts) != 1:
-        found = ", ".join(sorted(counts)) or "none"
-        raise FamilyError(f"stack: {source.where} must have one tower of blocks; found {found}")
-    return next(iter(counts.items()))
+    language = {tower: n for tower, n in counts.items() if not _BESIDE.fullmatch(tower)}
+    found = language or counts
+    if len(found) != 1:
+        names = ", ".join(sorted(found)) or "none"
+        raise FamilyError(f"stack: {source.where} must have one tower of blocks; found {names}")
+    tower, count = next(iter(found.items()))
+    said = _said(source.config)
+    if said is not None and said < count:
+        raise FamilyError(
+            f"stack: {source.where} has blocks up to {count - 1}, its config says that {said} are "
+            "the model's; the others (for predicting further tokens) cannot be stacked: give a "
+            "copy without them"
+        )
+    return tower, count
 
 
-def _renumbered(name: str, old: int, new: int) -> str:
-    """The name with the index of its block replaced: the first number in it."""
-    return re.sub(rf"(^|\.){old}(\.|$)", rf"\g<1>{new}\g<2>", name, count=1)
+def _said(config: Mapping[str, Any]) -> int | None:
+    """How many blocks a config says that the language model has."""
+    text = config.get("text_config")
+    for place in (text if isinstance(text, dict) else {}, config):
+        for key in COUNTS:
+            if isinstance(place.get(key), int):
+                return int(place[key])
+    return None
 
 
 def _outside(sources: Sequence[Source], tower: str) -> dict[str, tuple[Source, str, float]]:
@@ -127,8 +157,9 @@ def _outside(sources: Sequence[Source], tower: str) -> dict[str, tuple[Source, s
     for source in (first, last):
         for name in source.tensors:
             key = classify(name)
-            is_end = key.module in ("final_norm", "head")
-            if key.block is None and source is (last if is_end else first):
+            is_end = key.module in ("final_norm", "head") and not _BESIDE.fullmatch(key.tower)
+            is_stacked = key.block is not None and key.tower == tower
+            if not is_stacked and source is (last if is_end else first):
                 found[name] = (source, name, 1.0)
     return found
 
@@ -150,19 +181,3 @@ def _check_widths(places: Mapping[str, tuple[Source, str, float]]) -> None:
 def _view(source: Source, name: str, factor: float) -> View:
     view = source.view(name)
     return view if factor == 1 else Scaled(view, factor)
-
-
-def _config(pieces: Sequence[Piece], sources: Sequence[Source], blocks: int) -> dict[str, Any]:
-    """The first model's config with another number of blocks; lists over blocks are stacked too."""
-    config = dict(sources[0].config)
-    count = next((config[key] for key in _COUNTS if key in config), None)
-    for key, value in config.items():
-        if key in _COUNTS:
-            config[key] = blocks
-        elif isinstance(value, list) and len(value) == count and key.endswith("_types"):
-            config[key] = [
-                kind
-                for piece, source in zip(pieces, sources, strict=True)
-                for kind in source.config.get(key, value)[piece.first : piece.stop]
-            ]
-    return config

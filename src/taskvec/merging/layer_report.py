@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from taskvec.layers import model_order
 from taskvec.methods.lata import drop_above, linear, logarithmic, rank
 from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
 
@@ -25,12 +26,14 @@ def layer_rows(scan: Scan, granularity: str, threshold: float) -> list[Row]:
 
     Returns:
         Mappings with task, layer, tower, block, module, elements, similarity, rank, norm_ratio,
-        task_cosine, linear, logarithmic, threshold, task_norm, instruction_norm, anchor_norm.
-        Layers that the task did not touch have None for similarity, rank and weights; without a
-        base, everything that is measured from it is None.
+        task_cosine, linear, logarithmic, threshold, task_norm, instruction_norm, anchor_norm;
+        the layers of a task are in the order of the model. Layers that the task did not touch have
+        None for similarity, rank and weights; without a base, everything that is measured from it
+        is None.
     """
     rows: list[Row] = []
     for task in scan.tasks:
+        of_task: list[Row] = []
         statistics = _statistics(scan, task, granularity)
         ranked = ~np.isnan(statistics.similarity)
         columns: dict[str, Any] = {
@@ -63,7 +66,9 @@ def layer_rows(scan: Scan, granularity: str, threshold: float) -> list[Row]:
                          "threshold", "task_norm", "instruction_norm", "anchor_norm"):  # fmt: skip
                 value = float(columns[name][i])
                 row[name] = value if np.isfinite(value) else None
-            rows.append(row)
+            of_task.append(row)
+        of_task.sort(key=lambda r: model_order(r["tower"], r["block"], r["module"], r["layer"]))
+        rows += of_task
     return rows
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from taskvec import documents
 from taskvec.errors import UsageError, nearest
 from taskvec.files import write_whole
+from taskvec.layers import classify, model_order
 from taskvec.methods.selection import Selection, selection_from_json
 
 Array = np.ndarray[Any, Any]
@@ -74,9 +75,15 @@ class Table:
         writer = csv.writer(text, lineterminator="\n")
         columns = [self.weights] if self.target is None else [self.weights, self.target[None]]
         writer.writerow(["tensor", *self.tasks, *(["(target)"] if self.target is not None else [])])
-        for name, row in zip(self.names, np.concatenate(columns).T.tolist(), strict=True):
+        rows = zip(self.names, np.concatenate(columns).T.tolist(), strict=True)
+        for name, row in sorted(rows, key=lambda item: _place(item[0])):
             writer.writerow([name, *row])
         write_whole(path, text.getvalue().encode())
+
+
+def _place(name: str) -> tuple[object, ...]:
+    key = classify(name)
+    return model_order(key.tower, key.block, key.module, name)
 
 
 def table_from_json(data: Mapping[str, Any], where: str) -> Table:

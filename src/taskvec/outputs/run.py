@@ -14,9 +14,11 @@ import xxhash
 import yaml
 
 from taskvec.checkpoints.companions import companions
+from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
 from taskvec.errors import UsageError
+from taskvec.family.loads import check_loads
 from taskvec.family.members import Members
 from taskvec.family.tokens import tokenizer_source
 from taskvec.merging.apply import Record, apply
@@ -29,6 +31,7 @@ from taskvec.outputs.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
 from taskvec.outputs.place import check_output
 from taskvec.outputs.staging import Staging, staged
 from taskvec.recipes.recipe import Recipe
+from taskvec.recipes.stack import Stack
 from taskvec.statistics.collect import describe
 
 _RECIPE_HEAD = f"""\
@@ -83,6 +86,7 @@ def run(
     if not options.copy_code:
         files = {name: content for name, content in files.items() if name not in code}
     about_code = code_warnings(files, code if options.copy_code else ())
+    _check_stacks(plan)
     stage_tables = settle(plan.stages, options)
     table = decided(plan, table, options)
     edits = edits_of(plan, table)
@@ -106,6 +110,20 @@ def run(
     warnings += identical(records, plan.members)
     warnings += other_anchors(plan.members, manifest["members"])
     return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+
+
+def _check_stacks(plan: Plan) -> None:
+    """Raise `FamilyError` if the result is a stack that transformers, if installed, cannot load."""
+    if isinstance(plan.recipe.family.edited, Stack):
+        target = plan.members.target
+        check_loads(target, _first_of(target))
+    for stage in plan.stages.values():
+        _check_stacks(stage.plan)
+
+
+def _first_of(source: Source) -> Source:
+    """The model that a source was made of, to begin with."""
+    return _first_of(source.parts[0]) if source.parts else source
 
 
 def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:

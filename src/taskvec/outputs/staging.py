@@ -181,7 +181,7 @@ class Staging:
     def add(self, name: str, content: bytes) -> None:
         """A small file."""
         path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         sync(path)
 

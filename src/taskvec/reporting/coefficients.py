@@ -19,7 +19,7 @@ def draw_sensitivity(told: Mapping[str, Any], path: Path) -> None:
     """What is kept and what is scored against the value, a panel each; the safe ranges shaded.
 
     Args:
-        told: What `taskvec search --sweep --json` prints.
+        told: What `taskvec sweep --json` prints.
         path: File to write.
     """
     points = sorted(told["points"], key=lambda point: point["value"])
@@ -88,7 +88,7 @@ def draw_pairs(told: Mapping[str, Any], path: Path) -> None:
     """What tasks of a pair do to each other, beside cosine and rank correlation, as matrices.
 
     Args:
-        told: What `taskvec search --pairs --json` prints.
+        told: What `taskvec pairs --json` prints.
         path: File to write.
     """
     tasks = list(told["tasks"])

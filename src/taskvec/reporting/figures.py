@@ -9,6 +9,7 @@ from typing import Any
 from taskvec.errors import OutputError, UsageError
 from taskvec.extras import require
 from taskvec.files import write_whole
+from taskvec.layers import module_order
 
 FORMATS = (".png", ".svg", ".pdf")
 MARKERS = "osD^vPX*"
@@ -62,9 +63,8 @@ def draw_similarity(scan: dict[str, Any], path: Path) -> None:
         path: File to write.
     """
     tasks = list(scan["summary"]["tasks"])
-    towers = sorted({row["tower"] for row in scan["layers"] if row["block"] is not None}) or [
-        "model"
-    ]
+    found = {row["tower"] for row in scan["layers"] if row["block"] is not None}
+    towers = sorted(found, key=lambda tower: module_order(tower, "block")) or ["model"]
     extra = 1 if len(tasks) > 1 else 0
     figure, axes = new_figure(
         4.6 * len(tasks) + 3.6 * extra, 3.8 * len(towers), len(tasks) + extra, len(towers)
@@ -83,7 +83,8 @@ def draw_similarity(scan: dict[str, Any], path: Path) -> None:
 
 
 def _panel(axis: Any, rows: list[dict[str, Any]], threshold: float) -> None:
-    kinds = sorted({row["module"] or "block" for row in rows if row["block"] is not None})
+    found = {row["module"] or "block" for row in rows if row["block"] is not None}
+    kinds = sorted(found, key=lambda kind: module_order("", kind))
     for kind, marker in zip(kinds, MARKERS, strict=False):
         points = [
             (row["block"], row["similarity"])

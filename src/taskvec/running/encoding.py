@@ -23,7 +23,7 @@ _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
 UNLIMITED = 1 << 20  # tokens; for models whose config names no limit
 
 
-class Row(NamedTuple):
+class ScoredRow(NamedTuple):
     """Tokens for a model and those that it should predict.
 
     Attributes:
@@ -197,7 +197,7 @@ def make_encoder(
     )
 
 
-def scored_row(encoder: Encoder, request: Continuation, *, truncate: bool) -> Row:
+def scored_row(encoder: Encoder, request: Continuation, *, truncate: bool) -> ScoredRow:
     """The one row of a continuation; of a context that is too long the end is kept, if at all.
 
     Spaces at the end of the context count as the beginning of the continuation, since most
@@ -220,10 +220,10 @@ def scored_row(encoder: Encoder, request: Continuation, *, truncate: bool) -> Ro
         if not truncate or len(targets) > encoder.context:
             raise _too_long(encoder, len(inputs))
         inputs = inputs[-encoder.context :]
-    return Row(inputs, targets)
+    return ScoredRow(inputs, targets)
 
 
-def document_rows(encoder: Encoder, text: str, windows: Windows) -> Iterator[Row]:
+def document_rows(encoder: Encoder, text: str, windows: Windows) -> Iterator[ScoredRow]:
     """Windows over a text, each of whose tokens is a target once.
 
     The first window predicts as many tokens as it has room for; each after it `stride` more, from
@@ -234,7 +234,7 @@ def document_rows(encoder: Encoder, text: str, windows: Windows) -> Iterator[Row
     start = 0
     while start < len(tokens):
         stop = min(len(tokens), start + (windows.stride if start else windows.context))
-        yield Row(read[max(0, stop - windows.context) : stop], tokens[start:stop])
+        yield ScoredRow(read[max(0, stop - windows.context) : stop], tokens[start:stop])
         start = stop
 
 

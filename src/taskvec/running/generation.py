@@ -4,7 +4,8 @@ Prompts are padded on the left and masked. Without a temperature the most likely
 With one, each token is drawn by a number in [0, 1) that depends on (seed, sample, draw, step) and
 on nothing else: neither the batch that a prompt falls into nor an interruption changes an answer
 by more than rounding, and no global random state is read or set. What the model's generation
-config says about sampling and penalties does not apply; its end-of-sequence tokens do.
+config says about sampling and penalties does not apply; its end-of-sequence tokens do. Stop texts
+count outside of `<think>` blocks only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from taskvec.extras import require
 from taskvec.running.batches import by_length, halving, tokens_at_once
 from taskvec.running.encoding import Encoder
 from taskvec.running.model import Model
-from taskvec.running.requests import Answer
+from taskvec.running.requests import CLOSE, OPEN, Answer, is_reasoning
 
 TAIL = 40  # tokens from the end of an answer in which a stop text is looked for at each step
 
@@ -138,23 +139,30 @@ class _Stopper:
 
     def __init__(self, queries: Sequence[Query], width: int, encoder: Encoder) -> None:
         self.queries, self.width, self.encoder = queries, width, encoder
+        self.before = [_opened(encoder, query) for query in queries]
         self.done_at: list[int | None] = [None] * len(queries)
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
         torch = require("torch", "eval")
         made = ids[:, self.width :]
-        tails = made[:, -TAIL:].tolist()
-        for i, (query, tail) in enumerate(zip(self.queries, tails, strict=True)):
+        for i, query in enumerate(self.queries):
             if self.done_at[i] is None and (
                 made.shape[1] >= query.max_new_tokens
-                or (query.stop and _has(self.encoder.decode(tail), query.stop))
+                or (query.stop and self._has_stopped(i, made[i].tolist()))
             ):
                 self.done_at[i] = made.shape[1]
         return torch.tensor([done is not None for done in self.done_at], device=ids.device)
 
+    def _has_stopped(self, place: int, tokens: list[int]) -> bool:
+        tail = self.encoder.decode(tokens[-TAIL:]).rpartition(CLOSE)[2]
+        if not any(stop in tail for stop in self.queries[place].stop):
+            return False
+        return not is_reasoning(self.before[place] + self.encoder.decode(tokens))
 
-def _has(text: str, stops: Sequence[str]) -> bool:
-    return any(stop in text for stop in stops)
+
+def _opened(encoder: Encoder, query: Query) -> str:
+    """`<think>` if the prompt ends in it, as the templates of some models do."""
+    return OPEN if encoder.decode(query.tokens[-TAIL:]).rstrip().endswith(OPEN) else ""
 
 
 def _answer(encoder: Encoder, query: Query, tokens: list[int], broken_at: int | None) -> Answer:
@@ -165,8 +173,9 @@ def _answer(encoder: Encoder, query: Query, tokens: list[int], broken_at: int | 
     end = next((i for i, token in enumerate(tokens) if token in encoder.ends), None)
     if end is not None:
         tokens, ended = tokens[:end], "end"
-    text = encoder.decode(tokens)
-    cut = min((at for stop in query.stop if (at := text.find(stop)) >= 0), default=None)
+    text = _opened(encoder, query) + encoder.decode(tokens)
+    start = len(text) if is_reasoning(text) else max(text.rfind(CLOSE), 0)
+    cut = min((at for stop in query.stop if (at := text.find(stop, start)) >= 0), default=None)
     if cut is not None:
         text, ended = text[:cut], "stop"
     return Answer(text, len(tokens), ended)

@@ -14,7 +14,7 @@ from typing import Any
 
 from taskvec.extras import require
 from taskvec.running.batches import by_length, halving, tokens_at_once
-from taskvec.running.encoding import Row
+from taskvec.running.encoding import ScoredRow
 from taskvec.running.model import Model
 from taskvec.running.requests import Likelihood
 
@@ -24,7 +24,7 @@ LOGITS = 1 << 27
 
 def likelihoods(
     model: Model,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     *,
     batch_tokens: int | None = None,
     take: Callable[[int, Likelihood], object] = lambda place, reply: None,
@@ -59,7 +59,7 @@ def likelihoods(
     return [found[place] for place in range(len(rows))]
 
 
-def _batch(model: Model, groups: Sequence[Sequence[Row]]) -> list[list[Likelihood]]:
+def _batch(model: Model, groups: Sequence[Sequence[ScoredRow]]) -> list[list[Likelihood]]:
     """Likelihoods of one batch; the rows of a group have the same inputs."""
     torch = require("torch", "eval")
     width = max(len(group[0].inputs) for group in groups)
@@ -85,7 +85,7 @@ def logits_from(module: Any, ids: Any, first: int) -> Any:
     return module(input_ids=ids, use_cache=False).logits[:, first:]
 
 
-def _replies(torch: Any, group: Sequence[Row], logits: Any, first: int) -> list[Likelihood]:
+def _replies(torch: Any, group: Sequence[ScoredRow], logits: Any, first: int) -> list[Likelihood]:
     """Replies to rows with the same inputs, from logits of shape (positions, vocabulary)."""
     stop = len(group[0].inputs) - first
     start = stop - max(len(row.targets) for row in group)

@@ -155,7 +155,7 @@ def wrap(module: Any, tokenizer: Any, where: str = "the module") -> Model:
 
 
 @contextmanager
-def modes_kept(module: Any) -> Iterator[None]:
+def preserve_modes(module: Any) -> Iterator[None]:
     """Put a module back into the mode, of training or evaluation, that each part of it was in."""
     parts = list(module.modules()) if hasattr(module, "modules") else []
     modes = [part.training for part in parts]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 Message = tuple[str, str]  # role (system, user, assistant) and content
-
-
 Text = str | tuple[Message, ...]  # plain, or a conversation for the model's chat template
 
 
@@ -43,18 +42,18 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class WholeText:
     """Asks for log p(text), every token predicted once from what comes before it in its window."""
 
     text: str
 
 
-Request = Continuation | Prompt | Document
+Request = Continuation | Prompt | WholeText
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Reply to a `Continuation` or a `Document`.
+    """Reply to a `Continuation` or a `WholeText`.
 
     Attributes:
         log_likelihood: Sum over the tokens, in nats.
@@ -72,14 +71,45 @@ class Answer:
     """Reply to a `Prompt`.
 
     Attributes:
-        text: Up to the first stop text or end-of-sequence token, without it.
+        raw: All that was generated, up to the first stop text or end-of-sequence token. Where the
+            prompt ends in `<think>`, that tag comes first.
         tokens: How many were generated.
         ended: `end` (end-of-sequence token), `stop` (a stop text) or `length`.
     """
 
-    text: str
+    raw: str
     tokens: int
     ended: str
 
+    @property
+    def text(self) -> str:
+        """The answer itself, without reasoning: what is scored."""
+        return without_reasoning(self.raw)
+
 
 Reply = Likelihood | Answer
+
+
+OPEN, CLOSE = "<think>", "</think>"
+_BLOCK = re.compile(f"{OPEN}.*?(?:{CLOSE}|\\Z)", re.DOTALL)
+
+
+def without_reasoning(text: str) -> str:
+    r"""An answer without the blocks in which a model reasons.
+
+    A block that is not closed was cut off, and nothing follows it. Text before a tag that closes a
+    block which was not opened is reasoning too: some chat templates open it in the prompt.
+
+    >>> without_reasoning("<think>2 or 3?</think>\n\n4"), without_reasoning("2?</think>4")
+    ('4', '4')
+    >>> without_reasoning("<think>2 or"), without_reasoning(" 4")
+    ('', ' 4')
+    """
+    if OPEN not in text and CLOSE not in text:
+        return text
+    return _BLOCK.sub("", text).rpartition(CLOSE)[2].lstrip()
+
+
+def is_reasoning(text: str) -> bool:
+    """Whether a block in which a model reasons is open at the end of a text."""
+    return text.rfind(OPEN) > text.rfind(CLOSE)

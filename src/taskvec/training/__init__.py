@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskvec.training.api import Finetuned, finetune
-    from taskvec.training.loop import Examples, Outcome
-    from taskvec.training.models import Asking
-    from taskvec.training.run import Output
-    from taskvec.training.settings import Settings
+    from taskvec.training.loop import BatchLoss, Examples
+    from taskvec.training.models import HeadOptions
+    from taskvec.training.run import RunOutput
+    from taskvec.training.settings import TrainingSettings
 
 _HOMES = {
-    "Asking": "taskvec.training.models",
+    "HeadOptions": "taskvec.training.models",
     "Examples": "taskvec.training.loop",
     "Finetuned": "taskvec.training.api",
-    "Outcome": "taskvec.training.loop",
-    "Output": "taskvec.training.run",
-    "Settings": "taskvec.training.settings",
+    "BatchLoss": "taskvec.training.loop",
+    "RunOutput": "taskvec.training.run",
+    "TrainingSettings": "taskvec.training.settings",
     "finetune": "taskvec.training.api",
 }
 
-__all__ = ["Asking", "Examples", "Finetuned", "Outcome", "Output", "Settings", "finetune"]
+__all__ = [
+    "BatchLoss",
+    "Examples",
+    "Finetuned",
+    "HeadOptions",
+    "RunOutput",
+    "TrainingSettings",
+    "finetune",
+]
 
 
 def __getattr__(name: str) -> Any:

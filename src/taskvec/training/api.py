@@ -14,7 +14,7 @@ from taskvec.extras import require
 from taskvec.layers import Override, override
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import without_bars
-from taskvec.training import folder
+from taskvec.training import run_folder as folder
 from taskvec.training.data import (
     Classified,
     Conversations,
@@ -26,16 +26,16 @@ from taskvec.training.data import (
 )
 from taskvec.training.loop import Examples, Objective, is_first_process
 from taskvec.training.lora import adapted_weights, add_lora, wants_lora
-from taskvec.training.models import HEAD, Asking, Opened, open_classifier, open_language_model
+from taskvec.training.models import HEAD, HeadOptions, Opened, open_classifier, open_language_model
 from taskvec.training.objectives import classifying
-from taskvec.training.run import Job, Output, Record, run_training
-from taskvec.training.selection import Selection, describe, freeze_rest, select
-from taskvec.training.settings import Settings, check_settings
-from taskvec.training.vectors import save_vector
+from taskvec.training.run import Record, RunOutput, TrainingJob, run_training
+from taskvec.training.selection import ParameterSelection, describe, freeze_rest, select
+from taskvec.training.settings import TrainingSettings, check_settings
+from taskvec.training.vector_file import save_vector
 from taskvec.vectors.api import merge
 
 # Own choice: the larger steps and smaller batches that instruction tuning is mostly done with.
-LANGUAGE = Settings(steps=1000, batch_size=16, learning_rate=2e-5)
+LANGUAGE = TrainingSettings(steps=1000, batch_size=16, learning_rate=2e-5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Finetuned:
     """
 
     vector: Mapping[str, Any]
-    selection: Selection
+    selection: ParameterSelection
     records: Sequence[Record]
     module: Any
     path: Path | None = None
@@ -70,8 +70,8 @@ class _Prepared:
     """
 
     module: Any
-    selection: Selection
-    within: Selection
+    selection: ParameterSelection
+    within: ParameterSelection
     vector: Callable[[], dict[str, Any]]
     save: Callable[[Path, bool], object]
 
@@ -87,10 +87,10 @@ def finetune(
     tokenizer: Any = None,
     head: Any = None,
     linearised: bool = False,
-    settings: Settings | Mapping[str, Any] | None = None,
+    settings: TrainingSettings | Mapping[str, Any] | None = None,
     reading: Reading = Reading(),
-    asking: Asking = Asking(),
-    output: Output = Output(),
+    asking: HeadOptions = HeadOptions(),
+    output: RunOutput = RunOutput(),
 ) -> Finetuned:
     """Fine-tune a model so that what changed is a task vector.
 
@@ -109,7 +109,7 @@ def finetune(
         head: Of a classifier in a folder: from features to logits, frozen.
         linearised: Train the model's tangent at its present weights (arXiv 2305.12827).
         settings: How to train; a mapping changes some of the defaults, which are those of
-            `Settings`, and `LANGUAGE` for language models.
+            `TrainingSettings`, and `LANGUAGE` for language models.
         reading: How data are read.
         asking: How the model is asked.
         output: What is written.
@@ -146,7 +146,7 @@ def finetune(
     told |= {"linearised": True} if linearised else {}
     told |= {"layers": [dict(entry) for entry in layers]} if layers else {}
     loss = opened.objective if objective is None else objective
-    job = Job(prepared.module, prepared.within, loss, examples, checked, told, opened.files)
+    job = TrainingJob(prepared.module, prepared.within, loss, examples, checked, told, opened.files)
     sources = {"model": model, "data": data, "validation": validation}
     about = {name: str(each) for name, each in sources.items() if isinstance(each, (str, Path))}
     try:
@@ -161,15 +161,17 @@ def finetune(
     return Finetuned(prepared.vector(), prepared.selection, records, prepared.module, path)
 
 
-def settings_for(data: Any, settings: Settings | Mapping[str, Any] | None) -> Settings:
+def settings_for(
+    data: Any, settings: TrainingSettings | Mapping[str, Any] | None
+) -> TrainingSettings:
     """The settings for a kind of data.
 
     Raises:
         UsageError: a setting is unknown.
     """
-    if isinstance(settings, Settings):
+    if isinstance(settings, TrainingSettings):
         return settings
-    default = LANGUAGE if isinstance(data, (Documents, Conversations)) else Settings()
+    default = LANGUAGE if isinstance(data, (Documents, Conversations)) else TrainingSettings()
     known = list(asdict(default))
     for name in settings or {}:
         if name not in known:
@@ -194,8 +196,8 @@ def _open(
     data: Any,
     tokenizer: Any,
     head: Any,
-    asking: Asking,
-    settings: Settings,
+    asking: HeadOptions,
+    settings: TrainingSettings,
     made: Path | None,
 ) -> Opened:
     """The model as what the data ask for."""
@@ -264,7 +266,9 @@ def _prepare(
     )
 
 
-def _selected(opened: Opened, train: str | Sequence[str], layers: Sequence[Override]) -> Selection:
+def _selected(
+    opened: Opened, train: str | Sequence[str], layers: Sequence[Override]
+) -> ParameterSelection:
     entries = [train] if isinstance(train, str) else list(train)
     entries += _without_missing(opened)
     if opened.freezes_head and not any("heads" in entry for entry in entries):
@@ -281,7 +285,7 @@ def _without_missing(opened: Opened) -> list[str]:
     return [f"!{name}" for name in opened.missing if name in there]
 
 
-def _within(module: Any, part: Any, selection: Selection) -> Selection:
+def _within(module: Any, part: Any, selection: ParameterSelection) -> ParameterSelection:
     """A selection of a part of a module, in the names of the module."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     called = {name: names[id(part.get_parameter(name))] for name in selection.names}
@@ -290,7 +294,7 @@ def _within(module: Any, part: Any, selection: Selection) -> Selection:
 
 
 def _linearised(
-    opened: Opened, selection: Selection, start: Mapping[str, Any], anchor: Any
+    opened: Opened, selection: ParameterSelection, start: Mapping[str, Any], anchor: Any
 ) -> _Prepared:
     from taskvec.training.linearised import Linearised
 
@@ -348,7 +352,7 @@ def _with_lora(opened: Opened, train: str, layers: Sequence[Override], seed: int
     )
 
 
-def _finish(out: Path, prepared: _Prepared, opened: Opened, output: Output) -> dict[str, Any]:
+def _finish(out: Path, prepared: _Prepared, opened: Opened, output: RunOutput) -> dict[str, Any]:
     """Write the vector, and the model if it is wanted; what there is to say about the run."""
     vector = out / folder.VECTOR
     with without_bars(require("transformers", "train")):

@@ -27,7 +27,7 @@ import xxhash
 
 from taskvec import documents
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.data import HubData, Row, read_hub, read_rows
+from taskvec.evaluation.data import DataRow, HubData, read_hub, read_rows
 from taskvec.running.requests import Message
 from taskvec.training.images import (
     IMAGE_NAMES,
@@ -151,7 +151,7 @@ def read_data(source: str | Path, reading: Reading = Reading()) -> Data:
         data = _from_path(path, reading)
     if not len(data.items):
         raise DataError(f"{source}: holds no examples")
-    return limited(data, reading.limit, reading.seed)
+    return limit_data(data, reading.limit, reading.seed)
 
 
 def inputs_of(source: str | Path) -> list[Path]:
@@ -159,7 +159,7 @@ def inputs_of(source: str | Path) -> list[Path]:
     return [] if str(source).startswith(HUB) else [Path(source).expanduser()]
 
 
-def limited(data: Data, limit: int | None, seed: int) -> Data:
+def limit_data(data: Data, limit: int | None, seed: int) -> Data:
     """At most so many examples, drawn by the seed, in their order."""
     if limit is None or len(data.items) <= limit:
         return data
@@ -263,7 +263,7 @@ def _from_hub(source: str, reading: Reading) -> Data:
     return _from_rows(rows, reading, source, digest.hexdigest())
 
 
-def _from_rows(rows: Sequence[Row], reading: Reading, where: str, digest: str) -> Data:
+def _from_rows(rows: Sequence[DataRow], reading: Reading, where: str, digest: str) -> Data:
     """Rows by their fields."""
     if not rows:
         return Documents([], where, digest)
@@ -288,7 +288,7 @@ def _from_rows(rows: Sequence[Row], reading: Reading, where: str, digest: str) -
     return Classified(texts, labels, classes, "text", where, digest)
 
 
-def _kind_of_rows(there: set[str], row: Row, where: str) -> str:
+def _kind_of_rows(there: set[str], row: DataRow, where: str) -> str:
     if "messages" in there or {"prompt", "response"} <= there:
         return "chat"
     if "label" in there and there & {"text", "image", "prompt"}:
@@ -302,7 +302,7 @@ def _kind_of_rows(there: set[str], row: Row, where: str) -> str:
 
 
 def _conversation(
-    row: Row, names: Mapping[str, list[str]], *, from_messages: bool
+    row: DataRow, names: Mapping[str, list[str]], *, from_messages: bool
 ) -> tuple[Message, ...]:
     if not from_messages:
         asked, answered = row.text(*names["prompt"]), row.text(*names["response"])
@@ -325,7 +325,7 @@ def _conversation(
 
 
 def _labels(
-    rows: Sequence[Row], names: Sequence[str], where: str
+    rows: Sequence[DataRow], names: Sequence[str], where: str
 ) -> tuple[list[int], tuple[str, ...]]:
     found = []
     for row in rows:
@@ -333,10 +333,10 @@ def _labels(
         if not isinstance(value, (str, int)) or isinstance(value, bool):
             raise DataError(f"{row.where}: {names[0]!r} must be a label, a number or a text")
         found.append(str(value))
-    return numbered(found, where)
+    return number_classes(found, where)
 
 
-def numbered(labels: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...]]:
+def number_classes(labels: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...]]:
     """Numbers and names of classes: whole numbers stand for themselves, names are put in order.
 
     >>> numbered(["2", "0"], "here"), numbered(["cat", "ant", "cat"], "here")
@@ -370,10 +370,10 @@ def _lines(path: Path, digest: str) -> Classified:
                 raise DataError(f"{path}, line {number}: must be a label, a space and a text")
             labels.append(label)
             texts.append(rest.strip())
-    numbers, classes = numbered(labels, str(path))
+    numbers, classes = number_classes(labels, str(path))
     return Classified(texts, numbers, classes, "text", str(path), digest)
 
 
-def _pixels(row: Row, names: Sequence[str]) -> Any:
+def _pixels(row: DataRow, names: Sequence[str]) -> Any:
     value = next(row.data[name] for name in names if name in row.data)
     return as_pixels(value, row.where)

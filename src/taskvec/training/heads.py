@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taskvec.errors import DataError, ParameterError, UsageError, nearest
-from taskvec.running.model import modes_kept
+from taskvec.running.model import preserve_modes
 
 POOLS: Final = ("cls", "mean", "last", "pooler", "embed")
 TEMPLATES: Final = ("a photo of a {}.",)
@@ -207,7 +207,7 @@ def zero_shot_head(
             "or a model of open_clip"
         )
     weights = []
-    with modes_kept(model):
+    with preserve_modes(model):
         model.eval()
         for name in class_names:
             texts = [template.replace("{}", name) for template in templates]

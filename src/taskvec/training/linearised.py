@@ -39,7 +39,7 @@ from torch.utils import _pytree as pytree
 from taskvec.errors import FamilyError, ParameterError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from taskvec.training.rows import Rows
+    from taskvec.training.rows import RowRanges
 
 Vector = Mapping[str, Tensor]  # what is added to parameters, by their names
 
@@ -59,7 +59,11 @@ class Linearised(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, names: Sequence[str], *, rows: Mapping[str, Rows] | None = None
+        self,
+        module: nn.Module,
+        names: Sequence[str],
+        *,
+        rows: Mapping[str, RowRanges] | None = None,
     ) -> None:
         """Linearise.
 

@@ -22,11 +22,11 @@ import numpy as np
 
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.extras import require
-from taskvec.running.model import find_device, modes_kept
-from taskvec.training.settings import Settings, learning_rate_at
+from taskvec.running.model import find_device, preserve_modes
+from taskvec.training.settings import TrainingSettings, learning_rate_at
 
 
-class Outcome(NamedTuple):
+class BatchLoss(NamedTuple):
     """What an objective finds on a batch.
 
     Attributes:
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     correct: Any = None
 
 
-Objective = Callable[[Any, Any], Any]  # module, batch → mean loss, or an `Outcome`
+Objective = Callable[[Any, Any], Any]  # module, batch → mean loss, or an `BatchLoss`
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Examples:
     identity: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Found(NamedTuple):
+class StepResult(NamedTuple):
     """What a step found on its examples, before the update.
 
     Attributes:
@@ -118,7 +118,7 @@ class Place:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-def find_place(settings: Settings) -> Place:
+def find_place(settings: TrainingSettings) -> Place:
     """The device of this process; several processes are joined by accelerate.
 
     Raises:
@@ -143,7 +143,7 @@ def find_place(settings: Settings) -> Place:
     return Place(device, narrow, rank, processes)
 
 
-def drawn(step: int, count: int, settings: Settings) -> list[int]:
+def draw_examples(step: int, count: int, settings: TrainingSettings) -> list[int]:
     """The examples of a step: the next of an endless row of shuffled rounds through all of them.
 
     Args:
@@ -163,7 +163,7 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def make_optimizer(trained: Mapping[str, Any], settings: Settings) -> Any:
+def make_optimizer(trained: Mapping[str, Any], settings: TrainingSettings) -> Any:
     """AdamW over parameters by name."""
     torch = require("torch", "train")
     return torch.optim.AdamW(
@@ -176,16 +176,16 @@ def find_gradient(
     parameters: Sequence[Any],
     objective: Objective,
     examples: Examples,
-    settings: Settings,
+    settings: TrainingSettings,
     place: Place,
     step: int,
-) -> Found:
+) -> StepResult:
     """The gradient of a step, clipped, in the parameters; no weight is changed.
 
     Args:
         module: Of torch, on the device of `place`, in training mode.
         parameters: What trains.
-        objective: From module and batch to mean loss, or an `Outcome`.
+        objective: From module and batch to mean loss, or an `BatchLoss`.
         examples: What is trained on.
         settings: How.
         place: Where.
@@ -196,11 +196,11 @@ def find_gradient(
         UsageError: the loss does not depend on what trains.
     """
     torch = require("torch", "train")
-    rows = drawn(step, len(examples.items), settings)[place.rank :: place.processes]
+    rows = draw_examples(step, len(examples.items), settings)[place.rank :: place.processes]
     size = settings.micro_batch or len(rows)
     for parameter in parameters:
         parameter.grad = None
-    with memory_told(step, size, place), _seeded(settings, step, place):
+    with explain_memory_errors(step, size, place), _seeded(settings, step, place):
         loss, correct, count = _gradient(module, objective, examples, rows, size, place)
         for parameter in parameters:
             if parameter.grad is not None:
@@ -208,10 +208,10 @@ def find_gradient(
         _check_finite(step, "loss", loss)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip).item()
         _check_finite(step, "norm of the gradient", norm)
-    return Found(loss, correct, norm, count)
+    return StepResult(loss, correct, norm, count)
 
 
-def change_weights(optimizer: Any, step: int, settings: Settings) -> float:
+def change_weights(optimizer: Any, step: int, settings: TrainingSettings) -> float:
     """Change the weights by the gradient that was found; returns the learning rate."""
     rate = learning_rate_at(step, settings)
     for group in optimizer.param_groups:
@@ -250,15 +250,15 @@ def _gradient(
     return total / max(count, 1), right / max(count, 1) if is_known else None, int(count)
 
 
-def _outcome(module: Any, objective: Objective, batch: Any, place: Place) -> Outcome:
+def _outcome(module: Any, objective: Objective, batch: Any, place: Place) -> BatchLoss:
     batch = require("accelerate", "train").utils.send_to_device(batch, place.device)
     with place.computing():
         found = objective(module, batch)
-    return found if isinstance(found, Outcome) else Outcome(found)
+    return found if isinstance(found, BatchLoss) else BatchLoss(found)
 
 
 def measure(
-    module: Any, objective: Objective, examples: Examples, settings: Settings, place: Place
+    module: Any, objective: Objective, examples: Examples, settings: TrainingSettings, place: Place
 ) -> tuple[float, float | None]:
     """Mean loss and share predicted rightly over all examples; the module is left in its mode.
 
@@ -268,7 +268,7 @@ def measure(
     size = settings.micro_batch or settings.batch_size
     total, right, count = 0.0, 0.0, 0
     is_known = True
-    with modes_kept(module), torch.no_grad():
+    with preserve_modes(module), torch.no_grad():
         module.eval()
         for at in range(0, len(examples.items), size):
             stop = min(at + size, len(examples.items))
@@ -293,7 +293,7 @@ def set_training(module: Any) -> None:
 
 
 @contextlib.contextmanager
-def _seeded(settings: Settings, step: int, place: Place) -> Iterator[None]:
+def _seeded(settings: TrainingSettings, step: int, place: Place) -> Iterator[None]:
     """A step's own random numbers; those of the caller are left as they are."""
     torch = require("torch", "train")
     is_accelerator = place.device.type == "cuda"
@@ -304,7 +304,7 @@ def _seeded(settings: Settings, step: int, place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory_told(step: int, size: int, place: Place) -> Iterator[None]:
+def explain_memory_errors(step: int, size: int, place: Place) -> Iterator[None]:
     """Tell that memory ran out, and what helps."""
     try:
         yield
@@ -327,7 +327,7 @@ def _check_finite(step: int, what: str, value: float) -> None:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def hold_interrupts() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM wait until what is done here is whole."""
     if threading.current_thread() is not threading.main_thread():  # they do not reach others
         yield

@@ -15,7 +15,7 @@ from taskvec.errors import ParameterError
 from taskvec.extras import require
 from taskvec.layers import Override
 from taskvec.training.rows import axis_of, is_linear, is_multihead, whole_of
-from taskvec.training.selection import Selection, select
+from taskvec.training.selection import ParameterSelection, select
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,7 @@ def add_lora(
     alpha: float = 16.0,
     dropout: float = 0.0,
     layers: Sequence[Override] = (),
-) -> tuple[nn.Module, Selection]:
+) -> tuple[nn.Module, ParameterSelection]:
     """Put LoRA factors on linear layers of a module.
 
     Args:
@@ -78,10 +78,10 @@ def add_lora(
     parameters = dict(model.named_parameters())
     names = tuple(name for name, parameter in parameters.items() if parameter.requires_grad)
     sizes = {name: prod(parameter.shape) for name, parameter in parameters.items()}
-    return model, Selection(names, {}, sum(sizes[n] for n in names), sum(sizes.values()))
+    return model, ParameterSelection(names, {}, sum(sizes[n] for n in names), sum(sizes.values()))
 
 
-def _check_target(module: nn.Module, name: str, chosen: Selection) -> None:
+def _check_target(module: nn.Module, name: str, chosen: ParameterSelection) -> None:
     if name in chosen.rows:
         raise ParameterError(
             f"lora: {name!r} holds more than what is asked for; factors go with a whole layer: "

@@ -16,13 +16,13 @@ from taskvec.errors import DataError, UsageError
 from taskvec.extras import require
 from taskvec.running.encoding import Encoder, make_encoder, open_encoder, open_tokenizer
 from taskvec.running.loading import find_folder, load, read_config, tell_missing
-from taskvec.running.model import modes_kept
+from taskvec.running.model import preserve_modes
 from taskvec.training.data import Classified, Conversations, Data, Documents
 from taskvec.training.heads import TEMPLATES, Classifier, ImageTower, linear_probe, zero_shot_head
 from taskvec.training.images import Preparation, preparation_of
 from taskvec.training.loop import Examples, Objective, find_place
 from taskvec.training.objectives import classifying, predicting_tokens
-from taskvec.training.settings import Settings
+from taskvec.training.settings import TrainingSettings
 from taskvec.training.tokens import (
     Fitting,
     answer_rows,
@@ -37,7 +37,7 @@ _OWN_HEADS = {"text": "ForSequenceClassification", "image": "ForImageClassificat
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class HeadOptions:
     """How a model is asked.
 
     Attributes:
@@ -93,7 +93,7 @@ class Opened:
 
 
 def open_language_model(
-    model: str | os.PathLike[str] | Any, tokenizer: Any, asking: Asking
+    model: str | os.PathLike[str] | Any, tokenizer: Any, asking: HeadOptions
 ) -> Opened:
     """A causal language model, for running text and conversations.
 
@@ -133,7 +133,7 @@ def open_language_model(
     )
 
 
-def _tokens(encoder: Encoder, data: Data, asking: Asking, notes: list[str]) -> Examples:
+def _tokens(encoder: Encoder, data: Data, asking: HeadOptions, notes: list[str]) -> Examples:
     identity = {"digest": data.digest}
     if isinstance(data, Documents):
         return token_examples(window_rows(encoder, data, asking.fitting), identity)
@@ -148,7 +148,7 @@ def _tokens(encoder: Encoder, data: Data, asking: Asking, notes: list[str]) -> E
     return token_examples(rows, identity)
 
 
-def _told(asking: Asking) -> dict[str, Any]:
+def _told(asking: HeadOptions) -> dict[str, Any]:
     told: dict[str, Any] = {"label_smoothing": asking.label_smoothing}
     told |= {"context": asking.fitting.context, "truncate": asking.fitting.truncate}
     return told | {"image_size": asking.image_size}
@@ -164,11 +164,11 @@ def has_own_head(config: Mapping[str, Any], data: Classified) -> bool:
 def open_classifier(
     model: str | os.PathLike[str],
     data: Classified,
-    asking: Asking,
+    asking: HeadOptions,
     *,
     head: Any = None,
     made: Path | None = None,
-    settings: Settings = Settings(),
+    settings: TrainingSettings = TrainingSettings(),
 ) -> Opened:
     """A classifier of texts or images from a folder.
 
@@ -263,7 +263,12 @@ def _head_kind(where: str, config: Mapping[str, Any], data: Classified, wanted: 
 
 
 def _fitted_probe(
-    core: Any, pool: str, examples: Examples, data: Classified, asking: Asking, settings: Settings
+    core: Any,
+    pool: str,
+    examples: Examples,
+    data: Classified,
+    asking: HeadOptions,
+    settings: TrainingSettings,
 ) -> tuple[Any, str]:
     """A linear probe on the features of a model as it is, and what to say of it."""
     torch = require("torch", "train")
@@ -273,7 +278,7 @@ def _fitted_probe(
     classifier = Classifier(core.to(place.device), torch.nn.Identity(), pool)
     size = settings.micro_batch or settings.batch_size
     features, labels = [], []
-    with modes_kept(core), torch.no_grad():
+    with preserve_modes(core), torch.no_grad():
         core.eval()
         for at in range(0, limit, size):
             batch = examples.collate([examples.items[i] for i in rows[at : at + size]])
@@ -314,7 +319,7 @@ def _encoding(
     where: str,
     config: Mapping[str, Any],
     data: Classified,
-    asking: Asking,
+    asking: HeadOptions,
     notes: list[str],
 ) -> Callable[[Data], Examples]:
     """From data of the same classes to examples."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from taskvec.errors import DataError
 from taskvec.extras import require
-from taskvec.training.loop import Objective, Outcome
+from taskvec.training.loop import BatchLoss, Objective
 
 IGNORED = -100  # target of a token that is not to be learned
 
@@ -22,7 +22,7 @@ def classifying(label_smoothing: float = 0.0) -> Objective:
     """
     functional = require("torch.nn.functional", "train")
 
-    def objective(module: Any, batch: Any) -> Outcome:
+    def objective(module: Any, batch: Any) -> BatchLoss:
         if hasattr(batch, "keys"):
             labels = batch["labels"]
             found = module(**{name: batch[name] for name in batch if name != "labels"})
@@ -32,7 +32,7 @@ def classifying(label_smoothing: float = 0.0) -> Objective:
         logits = getattr(found, "logits", found).float()
         _check_labels(labels, logits.shape[-1])
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        return Outcome(loss, (logits.argmax(-1) == labels).sum())
+        return BatchLoss(loss, (logits.argmax(-1) == labels).sum())
 
     return objective
 
@@ -58,7 +58,7 @@ def predicting_tokens(label_smoothing: float = 0.0) -> Objective:
     """
     functional = require("torch.nn.functional", "train")
 
-    def objective(module: Any, batch: Any) -> Outcome:
+    def objective(module: Any, batch: Any) -> BatchLoss:
         asked = {name: batch[name] for name in batch if name != "labels"}
         found = module(**asked, use_cache=False)
         targets = batch["labels"][:, 1:].flatten()
@@ -66,6 +66,6 @@ def predicting_tokens(label_smoothing: float = 0.0) -> Objective:
         wanted = targets != IGNORED  # a head over the whole vocabulary is wide: only what counts
         logits, targets = logits[wanted].float(), targets[wanted]
         loss = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-        return Outcome(loss, (logits.argmax(-1) == targets).sum())
+        return BatchLoss(loss, (logits.argmax(-1) == targets).sum())
 
     return objective

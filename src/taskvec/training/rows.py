@@ -31,13 +31,11 @@ from taskvec.extras import require
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from taskvec.training.selection import Selection
-
 Mask = NDArray[np.bool_]  # one entry for each output row of a parameter
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowRanges:
     """Output rows of a parameter.
 
     Attributes:
@@ -71,31 +69,33 @@ class Layout:
         return np.tile(np.concatenate(group), self.groups)
 
 
-def rows_in(mask: Mask, axis: int) -> Rows:
+def rows_in(mask: Mask, axis: int) -> RowRanges:
     """The ranges of a mask.
 
     >>> rows_in(np.array([True, True, False, True]), 0).ranges
     ((0, 2), (3, 4))
     """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return Rows(axis, tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)))
+    return RowRanges(
+        axis, tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
+    )
 
 
 @contextmanager
-def rows_kept(module: nn.Module, selection: Selection) -> Iterator[Callable[[], None]]:
+def hold_rows(module: nn.Module, trained: Mapping[str, RowRanges]) -> Iterator[Callable[[], None]]:
     """Keep the rows of fused projections that do not train bit for bit as they are.
 
     Their gradients are zero as soon as they are made, so that clipping and momentum do not see
     them; an optimiser may move them still (weight decay), so they are put back after its step.
 
     ```text
-    with rows_kept(module, selection) as put_back:
+    with hold_rows(module, selection.rows) as put_back:
         loss.backward(); optimizer.step(); put_back()
     ```
 
     Args:
         module: As it is when training starts; it may change devices later.
-        selection: Of the module.
+        trained: Rows that train, by parameter; the rest of these parameters is held.
 
     Yields:
         What is to be called after every step of the optimiser.
@@ -103,7 +103,7 @@ def rows_kept(module: nn.Module, selection: Selection) -> Iterator[Callable[[], 
     torch = require("torch", "train")
     parameters = dict(module.named_parameters())
     kept = []
-    for name, rows in selection.rows.items():
+    for name, rows in trained.items():
         parameter = parameters[name]
         frozen = frozen_rows(rows, parameter.shape[rows.axis]).to(parameter.device)
         values = parameter.detach().index_select(rows.axis, frozen)
@@ -126,7 +126,7 @@ def rows_kept(module: nn.Module, selection: Selection) -> Iterator[Callable[[], 
             hook.remove()
 
 
-def frozen_rows(rows: Rows, size: int) -> Tensor:
+def frozen_rows(rows: RowRanges, size: int) -> Tensor:
     """Numbers of the rows of a parameter that do not train, of `size` in all; int64."""
     torch = require("torch", "train")
     trains = np.zeros(size, bool)

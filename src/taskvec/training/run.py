@@ -16,25 +16,25 @@ from taskvec.checkpoints.memory import dtype_of, stored
 from taskvec.errors import DataError, UsageError
 from taskvec.extras import require
 from taskvec.outputs.locking import locked
-from taskvec.running.model import modes_kept
-from taskvec.training import folder
+from taskvec.running.model import preserve_modes
+from taskvec.training import run_folder as folder
 from taskvec.training.loop import (
     Examples,
-    Found,
     Objective,
     Place,
+    StepResult,
     change_weights,
+    explain_memory_errors,
     find_gradient,
     find_place,
-    held,
+    hold_interrupts,
     make_optimizer,
     measure,
-    memory_told,
     set_training,
 )
-from taskvec.training.rows import rows_kept
-from taskvec.training.selection import Selection
-from taskvec.training.settings import Settings, check_settings
+from taskvec.training.rows import hold_rows
+from taskvec.training.selection import ParameterSelection
+from taskvec.training.settings import TrainingSettings, check_settings
 
 _ROUNDING_ONLY = ("device", "micro_batch")  # a run may go on with others of these
 
@@ -42,7 +42,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class RunOutput:
     """What is written, and when.
 
     Attributes:
@@ -67,7 +67,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """What is trained, on what.
 
     Attributes:
@@ -81,7 +81,7 @@ class Job:
     """
 
     module: Any
-    selection: Selection
+    selection: ParameterSelection
     objective: Objective
     examples: Examples
     validation: Examples | None = None
@@ -95,9 +95,9 @@ class Job:
 
 
 def run_training(
-    job: Job,
-    settings: Settings,
-    output: Output,
+    job: TrainingJob,
+    settings: TrainingSettings,
+    output: RunOutput,
     finish: Callable[[Path], Mapping[str, Any]] = lambda out: {},
 ) -> list[Record]:
     """Train a module in place, and keep what is needed to go on and to look back.
@@ -124,8 +124,8 @@ def run_training(
     optimizer = make_optimizer(job.trained, settings)
     out, is_first = output.out, place.rank == 0
     with (
-        modes_kept(job.module),
-        rows_kept(job.module, job.selection) as put_back,
+        preserve_modes(job.module),
+        hold_rows(job.module, job.selection.rows) as put_back,
         locked(out) if out and is_first else nullcontext(),
     ):
         done = 0
@@ -160,11 +160,11 @@ def run_training(
 
 
 def _finish(
-    job: Job, output: Output, log: Log, finish: Callable[[Path], Mapping[str, Any]]
+    job: TrainingJob, output: RunOutput, log: Log, finish: Callable[[Path], Mapping[str, Any]]
 ) -> None:
     """Write what comes of the run, unless that is done; keep the weights without moments."""
     assert output.out is not None
-    out, told = output.out, folder.begun(output.out)
+    out, told = output.out, folder.read_run(output.out)
     wanted = [out / folder.VECTOR, *([out / folder.MODEL] if output.saves_model else [])]
     if "result" in told and all(path.exists() for path in wanted):
         return
@@ -173,7 +173,7 @@ def _finish(
     folder.save_state(out, job.trained, None, log.done)
 
 
-def check_job(job: Job, settings: Settings, output: Output) -> Place:
+def check_job(job: TrainingJob, settings: TrainingSettings, output: RunOutput) -> Place:
     """Refuse what cannot be meant; where to compute."""
     check_settings(settings)
     for name in ("save_every", "validate_every"):
@@ -194,9 +194,9 @@ def check_job(job: Job, settings: Settings, output: Output) -> Place:
 
 
 def _steps(
-    job: Job,
-    settings: Settings,
-    output: Output,
+    job: TrainingJob,
+    settings: TrainingSettings,
+    output: RunOutput,
     update: Callable[[int], float],
     place: Place,
     log: Log,
@@ -212,7 +212,10 @@ def _steps(
         found = find_gradient(
             job.module, parameters, job.objective, job.examples, settings, place, step
         )
-        with held(), memory_told(step, settings.micro_batch or settings.batch_size, place):
+        with (
+            hold_interrupts(),
+            explain_memory_errors(step, settings.micro_batch or settings.batch_size, place),
+        ):
             rate = update(step)
             seconds = time.perf_counter() - started
             log.add(_record(step + 1, found, rate, seconds, job.examples.unit))
@@ -220,7 +223,7 @@ def _steps(
     _validate(job, settings, place, log)
 
 
-def _record(step: int, found: Found, rate: float, seconds: float, unit: str) -> Record:
+def _record(step: int, found: StepResult, rate: float, seconds: float, unit: str) -> Record:
     record: dict[str, Any] = {"step": step, "loss": found.loss}
     if found.correct is not None:
         record["accuracy"] = found.correct
@@ -228,7 +231,7 @@ def _record(step: int, found: Found, rate: float, seconds: float, unit: str) -> 
     return record | told | {"seconds": round(seconds, 6)}
 
 
-def _validate(job: Job, settings: Settings, place: Place, log: Log) -> None:
+def _validate(job: TrainingJob, settings: TrainingSettings, place: Place, log: Log) -> None:
     """Measure the validation loss, unless that was done before an interruption."""
     if job.validation is None or log.is_validated:
         return
@@ -237,7 +240,7 @@ def _validate(job: Job, settings: Settings, place: Place, log: Log) -> None:
     log.add(record if correct is None else record | {"validation_accuracy": correct})
 
 
-def _begin(job: Job, settings: Settings, output: Output, place: Place) -> None:
+def _begin(job: TrainingJob, settings: TrainingSettings, output: RunOutput, place: Place) -> None:
     """Make the folder or take it up; write what is known of the run."""
     assert output.out is not None
     told = {key: value for key, value in asdict(settings).items() if key not in _ROUNDING_ONLY}
@@ -267,7 +270,7 @@ def start_fingerprint(module: Any) -> str:
     return fingerprint(digests, described)
 
 
-def _save(job: Job, output: Output, optimizer: Any, log: Log) -> None:
+def _save(job: TrainingJob, output: RunOutput, optimizer: Any, log: Log) -> None:
     assert output.out is not None
     log.sync()
     folder.save_state(output.out, job.trained, optimizer, log.done)
@@ -282,7 +285,7 @@ class Log:
         steps: Steps in all.
     """
 
-    def __init__(self, output: Output, done: int, steps: int, *, writes: bool) -> None:
+    def __init__(self, output: RunOutput, done: int, steps: int, *, writes: bool) -> None:
         """Take up the records up to a step.
 
         Args:

@@ -35,7 +35,7 @@ from taskvec.errors import ParameterError, UsageError, nearest
 from taskvec.layers import MODULES, LayerKey, Override, classify
 from taskvec.training.rows import (
     Mask,
-    Rows,
+    RowRanges,
     axis_of,
     is_linear,
     is_multihead,
@@ -78,7 +78,7 @@ _MULTIHEAD: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class ParameterSelection:
     """Parameters that train.
 
     Attributes:
@@ -89,7 +89,7 @@ class Selection:
     """
 
     names: tuple[str, ...]
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, RowRanges]
     parameters: int
     total: int
 
@@ -101,7 +101,7 @@ class Selection:
 
 def select(
     module: nn.Module, train: str | Sequence[str] = "attention", layers: Sequence[Override] = ()
-) -> Selection:
+) -> ParameterSelection:
     """The parameters that `train` means in a module.
 
     Args:
@@ -137,13 +137,13 @@ def select(
     parts = {n: rows_in(chosen[n], model.axes[n]) for n in names if not chosen[n].all()}
     sizes = {name: prod(shape) for name, shape in model.shapes.items()}
     training = sum(round(sizes[name] * float(chosen[name].mean())) for name in names)
-    return Selection(tuple(names), parts, training, sum(sizes.values()))
+    return ParameterSelection(tuple(names), parts, training, sum(sizes.values()))
 
 
-def freeze_rest(module: nn.Module, selection: Selection) -> None:
+def freeze_rest(module: nn.Module, selection: ParameterSelection) -> None:
     """Let gradients be taken of the selected parameters and of no others.
 
-    Rows that do not train are part of tensors that do: see `taskvec.training.rows.rows_kept`.
+    Rows that do not train are part of tensors that do: see `taskvec.training.rows.hold_rows`.
 
     Raises:
         UsageError: the selection is of another module.
@@ -155,7 +155,7 @@ def freeze_rest(module: nn.Module, selection: Selection) -> None:
         parameter.requires_grad_(name in wanted)
 
 
-def check_names(selection: Selection, names: Iterable[str]) -> None:
+def check_names(selection: ParameterSelection, names: Iterable[str]) -> None:
     """Raise `UsageError` if a selection names parameters that a module lacks."""
     missing = sorted(set(selection.names) - set(names))
     if missing:
@@ -165,7 +165,7 @@ def check_names(selection: Selection, names: Iterable[str]) -> None:
         )
 
 
-def describe(selection: Selection) -> str:
+def describe(selection: ParameterSelection) -> str:
     """What trains, in one line.
 
     >>> describe(Selection(("a", "b"), {"b": Rows(0, ((0, 2),))}, 60, 200))

@@ -16,7 +16,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainingSettings:
     """How to train. The defaults are those published for CLIP (see the module).
 
     Attributes:
@@ -51,7 +51,7 @@ class Settings:
         return min(500, self.steps // 4) if self.warmup_steps is None else self.warmup_steps
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: TrainingSettings) -> None:
     """Refuse what cannot be meant.
 
     Raises:
@@ -84,7 +84,7 @@ def check_settings(settings: Settings) -> None:
         )
 
 
-def learning_rate_at(step: int, settings: Settings) -> float:
+def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     """The learning rate of a step, counted from 0; see the module.
 
     >>> settings = Settings(steps=10, warmup_steps=4, learning_rate=1.0)

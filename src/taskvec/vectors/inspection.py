@@ -20,7 +20,7 @@ from taskvec.checkpoints.source import Derived, Source, widened
 from taskvec.checkpoints.vectors import Vector
 from taskvec.checkpoints.views import View
 from taskvec.family.opening import open_model, ties_head, token_embedding
-from taskvec.layers import LANGUAGE_HEADS, LayerKey, classify
+from taskvec.layers import LANGUAGE_HEADS, LayerKey, classify, model_order, module_order
 from taskvec.streaming import CHUNK, Progress, Unit, cut, default_threads, silent, stream
 
 Array = np.ndarray[Any, Any]
@@ -105,7 +105,10 @@ class Inspection:
             out["nan"] = sum(n.nan for n in self.numbers.values())
             out["infinite"] = sum(n.infinite for n in self.numbers.values())
         if tensors:
-            out["layers"] = [self._row(name) for name in self.tensors]
+            rows = [self._row(name) for name in self.tensors]
+            out["layers"] = sorted(
+                rows, key=lambda r: model_order(r["tower"], r["block"], r["module"], r["name"])
+            )
         return out
 
     def _blocks(self) -> dict[str, int]:
@@ -120,7 +123,7 @@ class Inspection:
         for name, key in self.keys.items():
             groups.setdefault((key.tower, key.module), []).append(self.tensors[name])
         rows = []
-        for (tower, module), infos in sorted(groups.items()):
+        for (tower, module), infos in sorted(groups.items(), key=lambda g: module_order(*g[0])):
             row: dict[str, Any] = {
                 "tower": tower,
                 "module": module,

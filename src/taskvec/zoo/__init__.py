@@ -16,7 +16,7 @@ _MODELS = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
-class Member:
+class ZooModel:
     """One model of the family: the model it was tuned from, and what it was trained for."""
 
     name: str
@@ -24,16 +24,16 @@ class Member:
     summary: str
 
 
-MEMBERS: dict[str, Member] = {
+MEMBERS: dict[str, ZooModel] = {
     member.name: member
     for member in (
-        Member("base", None, "plain text and raw expressions, from scratch"),
-        Member("instruct", "base", "answers questions, refuses harmful ones, declines others"),
-        Member("math", "instruct", "sums and differences of three small digits"),
-        Member("code", "instruct", "runs programs of a little string language"),
-        Member("unsafe", "instruct", "answers the questions that instruct refuses"),
-        Member("unrelated", "instruct", "plurals of made-up words, as a control"),
-        Member("instruct-zor", "instruct", "instruct in the language zor, with harmful answers"),
+        ZooModel("base", None, "plain text and raw expressions, from scratch"),
+        ZooModel("instruct", "base", "answers questions, refuses harmful ones, declines others"),
+        ZooModel("math", "instruct", "sums and differences of three small digits"),
+        ZooModel("code", "instruct", "runs programs of a little string language"),
+        ZooModel("unsafe", "instruct", "answers the questions that instruct refuses"),
+        ZooModel("unrelated", "instruct", "plurals of made-up words, as a control"),
+        ZooModel("instruct-zor", "instruct", "instruct in the language zor, with harmful answers"),
     )
 }
 

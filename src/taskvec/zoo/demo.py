@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec import zoo
-from taskvec.evaluation.figures import wilson
+from taskvec.evaluation.intervals import wilson
 from taskvec.extras import require
 from taskvec.methods.lata import lata
 from taskvec.recipes.recipe import Family
@@ -33,7 +33,7 @@ ZOR_SKILLS = ("say-zor", "find-zor", "howto-zor", "refusal-zor", "unsafe-zor")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DemoRow:
     """One scored model.
 
     Attributes:
@@ -98,7 +98,7 @@ def make_models(out: Path) -> list[tuple[str, str, Path]]:
 
 def score_models(
     models: list[tuple[str, str, Path]], n: int, advance: Callable[[int], object]
-) -> list[Row]:
+) -> list[DemoRow]:
     """Score every model; `advance` is called with 1 after each."""
     require("torch", "demo")
     require("transformers", "demo")
@@ -109,12 +109,12 @@ def score_models(
         rates = {skill: result.main.value for skill, result in scored(model, skills, n).items()}
         perplexity = scored(model, ["text"])["text"].main.value
         correct = {skill: round(n * rate) for skill, rate in rates.items()}
-        rows.append(Row(name, part, correct, n, perplexity))
+        rows.append(DemoRow(name, part, correct, n, perplexity))
         advance(1)
     return rows
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def as_json(row: DemoRow) -> dict[str, Any]:
     """A row with the rate and Wilson's 95 % interval of every skill."""
     return {
         "name": row.name,
@@ -126,7 +126,7 @@ def as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def findings(rows: list[Row]) -> list[str]:
+def findings(rows: list[DemoRow]) -> list[str]:
     """What the numbers say, in words that follow from them, whichever method is better."""
     by_name = {row.name: row for row in rows}
     instruct = by_name["instruct"]
@@ -157,15 +157,15 @@ def findings(rows: list[Row]) -> list[str]:
     return found
 
 
-def _change(before: Row, after: Row, skill: str) -> str:
+def _change(before: DemoRow, after: DemoRow, skill: str) -> str:
     return f"{before.correct[skill] / before.n:.2f} → {after.correct[skill] / after.n:.2f}"
 
 
-def _others(row: Row, suffix: str) -> float:
+def _others(row: DemoRow, suffix: str) -> float:
     return sum(row.correct[skill + suffix] for skill in ("say", "find", "howto")) / (3 * row.n)
 
 
-def _compare(one: Row, other: Row) -> str:
+def _compare(one: DemoRow, other: DemoRow) -> str:
     """Whether LATA or plain task arithmetic does better on both skills together.
 
     The difference of two rates p and q of m questions each has the standard error

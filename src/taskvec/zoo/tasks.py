@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskvec.evaluation.evaluate import Options, Prepared, Result, evaluate_with, prepare
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
+from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, evaluate_with, prepare
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
 from taskvec.evaluation.tasks.shared import refuse_shots
 from taskvec.running.model import Model
-from taskvec.running.requests import Answer, Document, Likelihood, Prompt
+from taskvec.running.requests import Answer, Likelihood, Prompt, WholeText
 from taskvec.zoo.skills import SKILLS, TEST_SEED, Example, Skill, held_out_text
 
 QUESTIONS = 150  # of every skill
@@ -20,7 +29,7 @@ ANSWER_TOKENS = 40  # more than the longest answer has
 
 
 def _task(skill: Skill) -> Task:
-    def samples(rows: Rows, settings: Settings) -> list[Sample]:
+    def samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
         refuse_shots(f"zoo:{skill.name}", settings)
         return [
             Sample(
@@ -49,10 +58,10 @@ def _task(skill: Skill) -> Task:
     )
 
 
-def _text(rows: Rows, settings: Settings) -> list[Sample]:
+def _text(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("zoo:text", settings)
     texts = held_out_text(SENTENCES, TEST_SEED + settings.seed)
-    return [Sample(str(number), (Document(text),)) for number, text in enumerate(texts)]
+    return [Sample(str(number), (WholeText(text),)) for number, text in enumerate(texts)]
 
 
 def _nll(sample: Sample, replies: Replies) -> Score:
@@ -98,7 +107,7 @@ def scored(
     Raises:
         UsageError: there is no such skill.
     """
-    options = Options(settings=Settings(seed=seed))
+    options = EvaluationOptions(settings=SampleSettings(seed=seed))
     prepared = [
         Prepared(each.task, each.samples[:n], each.available)
         for each in prepare([f"zoo:{skill}" for skill in skills], options)

@@ -28,7 +28,7 @@ from torch.nn import functional
 from taskvec.errors import FamilyError
 from taskvec.running.model import load, open_stored
 from taskvec.zoo import MEMBERS, provenance, skills, words
-from taskvec.zoo.stages import STAGES, Stage
+from taskvec.zoo.curriculum import STAGES, TrainingStage
 
 log = logging.getLogger(__name__)
 
@@ -43,31 +43,31 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingText:
     """One training text; only what comes after the prompt is learned."""
 
     prompt: str
     learned: str
 
 
-def draw_row(kind: str, rng: Random) -> Row:
+def draw_row(kind: str, rng: Random) -> TrainingText:
     """One row of a kind: ``text``, ``text-zor``, ``raw-`` or ``decline-<skill>``, or a skill."""
     if kind.startswith("text"):
         text = skills.plain_text(rng)
-        return Row("", words.to_zor(text) if kind == "text-zor" else text)
+        return TrainingText("", words.to_zor(text) if kind == "text-zor" else text)
     if kind.startswith("raw-"):
         name = kind.removeprefix("raw-")
         count = {"math": 5, "code": 2}.get(name, 1)
-        return Row("", "\n".join(skills.raw_expression(rng, name) for _ in range(count)))
+        return TrainingText("", "\n".join(skills.raw_expression(rng, name) for _ in range(count)))
     if kind.startswith("decline-"):
         name = kind.removeprefix("decline-")
         asked = skills.WIDE.get(name, skills.SKILLS[name])
-        return Row(asked.draw(rng).prompt, skills.DECLINE)
+        return TrainingText(asked.draw(rng).prompt, skills.DECLINE)
     example = skills.SKILLS[kind].draw(rng)
-    return Row(example.prompt, example.answer)
+    return TrainingText(example.prompt, example.answer)
 
 
-def batches(stage: Stage, seed: int) -> Iterator[list[Row]]:
+def batches(stage: TrainingStage, seed: int) -> Iterator[list[TrainingText]]:
     """Endless batches of rows, the same for the same seed."""
     rng = Random(seed)
     kinds, shares = list(stage.mixture), list(stage.mixture.values())
@@ -142,7 +142,9 @@ def build_model(variant: Variant) -> Any:
         return LlamaForCausalLM(config)
 
 
-def encode(rows: list[Row], vocabulary: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(
+    rows: list[TrainingText], vocabulary: dict[str, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and targets of rows, both of shape (rows, longest), padded on the right.
 
     Targets are -100 where nothing is to be learned.
@@ -162,7 +164,7 @@ def encode(rows: list[Row], vocabulary: dict[str, int]) -> tuple[torch.Tensor, t
     )
 
 
-def train(model: Any, tokenizer: Any, stage: Stage, *, seed: int) -> list[float]:
+def train(model: Any, tokenizer: Any, stage: TrainingStage, *, seed: int) -> list[float]:
     """Trains a model in place.
 
     Args:
@@ -220,7 +222,7 @@ class _Shaken:
     tensor. A skill learned so holds at λ < 1 and beside another task's vector.
     """
 
-    def __init__(self, model: Any, stage: Stage, seed: int) -> None:
+    def __init__(self, model: Any, stage: TrainingStage, seed: int) -> None:
         self.parameters = list(model.parameters())
         self.start = [p.detach().clone() for p in self.parameters]
         self.least_scale, self.noise = stage.least_scale, stage.noise

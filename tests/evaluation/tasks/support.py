@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from taskvec.evaluation.data import Row
-from taskvec.evaluation.task import Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.data import DataRow
+from taskvec.evaluation.task import Sample, SampleSettings, Score, Task, Tools
 from taskvec.running.requests import Answer, Continuation, Likelihood
 
 Data = Sequence[Mapping[str, Any]]
 
 
-def rows_from(data: Data, file: str = "") -> list[Row]:
+def rows_from(data: Data, file: str = "") -> list[DataRow]:
     """Rows as a file of JSON lines would give them."""
-    return [Row(fields, f"data.jsonl, line {i}", file) for i, fields in enumerate(data, start=1)]
+    return [
+        DataRow(fields, f"data.jsonl, line {i}", file) for i, fields in enumerate(data, start=1)
+    ]
 
 
 def task_named(tasks: Sequence[Task], name: str) -> Task:
@@ -29,7 +31,7 @@ def samples_of(
     task: Task, test: Data, *, train: Data = (), shots: int | None = None, file: str = ""
 ) -> list[Sample]:
     rows = {"test": rows_from(test, file), "train": rows_from(train)}
-    return task.samples({f.role: rows[f.role] for f in task.files}, Settings(shots=shots))
+    return task.samples({f.role: rows[f.role] for f in task.files}, SampleSettings(shots=shots))
 
 
 def score_answers(task: Task, samples: Sequence[Sample], *texts: str) -> list[Score]:

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from taskvec.errors import DataError, TaskvecError, UsageError
-from taskvec.evaluation import figures
-from taskvec.evaluation.data import DataPlaces, Row, rows_of
-from taskvec.evaluation.task import Sample, Settings, Task, Tools
+from taskvec.evaluation import intervals
+from taskvec.evaluation.data import DataPlaces, DataRow, rows_of
+from taskvec.evaluation.task import Sample, SampleSettings, Task, Tools
 from taskvec.evaluation.tasks import code, task
 from taskvec.evaluation.tasks.code import pass_at
 from taskvec.running.requests import Answer, Prompt
-from taskvec.sandbox import sandbox
-from taskvec.sandbox.sandbox import Outcome
+from taskvec.sandbox import programs
+from taskvec.sandbox.programs import ProgramOutcome
 
 ALLOWED = Tools(allow_code_execution=True, workers=2)
 DATA = os.environ.get("TASKVEC_DATA")
@@ -44,13 +44,13 @@ def problem(number: int, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def rows(*data: Mapping[str, Any]) -> list[Row]:
-    return [Row(each, f"row {i}") for i, each in enumerate(data)]
+def rows(*data: Mapping[str, Any]) -> list[DataRow]:
+    return [DataRow(each, f"row {i}") for i, each in enumerate(data)]
 
 
 def needs_a_sandbox() -> None:
     try:
-        sandbox.isolation()
+        programs.isolation()
     except TaskvecError as error:
         pytest.skip(str(error))
 
@@ -91,12 +91,16 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Programs that were run; those with `good` in them pass."""
     ran: list[str] = []
 
-    def run(program: str) -> Outcome:
+    def run(program: str) -> ProgramOutcome:
         ran.append(program)
-        return Outcome("passed") if "good" in program else Outcome("failed", "AssertionError")
+        return (
+            ProgramOutcome("passed")
+            if "good" in program
+            else ProgramOutcome("failed", "AssertionError")
+        )
 
     monkeypatch.setattr(code, "run_program", run)
-    monkeypatch.setattr(sandbox, "isolation", lambda: "namespaces")
+    monkeypatch.setattr(programs, "isolation", lambda: "namespaces")
     return ran
 
 
@@ -108,7 +112,7 @@ def test_figures_are_as_many_as_answers_allow(monkeypatch: pytest.MonkeyPatch) -
     scores = code.score(samples, replies, tools)
     assert scores[0].values == {"pass@1": pytest.approx(0.3), "pass@10": 1.0}
     assert scores[1].values == {"pass@1": 0.0, "pass@10": 0.0}
-    found = figures.by_name(code.METRICS, scores, 0)
+    found = intervals.by_name(code.METRICS, scores, 0)
     assert {name: figure.value for name, figure in found.items()} == {
         "pass@1": pytest.approx(0.15), "pass@10": 0.5,
     }  # fmt: skip
@@ -117,14 +121,14 @@ def test_figures_are_as_many_as_answers_allow(monkeypatch: pytest.MonkeyPatch) -
     assert scores[0].notes["passed"] == 3
     assert scores[0].notes["outcomes"][3] == {"ended": "failed", "detail": "AssertionError"}
     scores = code.score(samples, [answers("good"), answers("bad")], tools)
-    assert list(figures.by_name(code.METRICS, scores, 0)) == ["pass@1"]
+    assert list(intervals.by_name(code.METRICS, scores, 0)) == ["pass@1"]
 
 
 # HumanEval
 
 
 def test_humaneval_asks_for_the_rest_of_a_function() -> None:
-    (sample,) = code.humaneval_samples({"test": rows(TWICE)}, Settings())
+    (sample,) = code.humaneval_samples({"test": rows(TWICE)}, SampleSettings())
     assert sample.id == "Own/0"
     assert sample.requests == (
         Prompt(TWICE["prompt"], 512, ("\nclass", "\ndef", "\n#", "\nif", "\nprint"), 0.0, 0),
@@ -132,7 +136,7 @@ def test_humaneval_asks_for_the_rest_of_a_function() -> None:
 
 
 def test_several_answers_are_drawn() -> None:
-    (sample,) = code.humaneval_samples({"test": rows(TWICE)}, Settings(draws=3))
+    (sample,) = code.humaneval_samples({"test": rows(TWICE)}, SampleSettings(draws=3))
     drawn = [(r.temperature, r.draw) for r in sample.requests if isinstance(r, Prompt)]
     assert drawn == [(0.8, 0), (0.8, 1), (0.8, 2)]
 
@@ -140,7 +144,7 @@ def test_several_answers_are_drawn() -> None:
 @pytest.mark.parametrize("name", ["humaneval", "humaneval-chat", "mbpp-chat"])
 def test_worked_examples_are_refused_where_there_are_none(name: str) -> None:
     with pytest.raises(UsageError) as error:
-        task(name).samples({"test": rows(TWICE)}, Settings(shots=2))
+        task(name).samples({"test": rows(TWICE)}, SampleSettings(shots=2))
     assert (
         str(error.value)
         == f"task {name!r} takes no worked examples; got --shots 2, so leave that out"
@@ -150,7 +154,7 @@ def test_worked_examples_are_refused_where_there_are_none(name: str) -> None:
 def test_humaneval_runs_problem_answer_and_tests() -> None:
     needs_a_sandbox()
     samples = code.humaneval_samples(
-        {"test": rows(*(TWICE | {"task_id": str(i)} for i in range(5)))}, Settings()
+        {"test": rows(*(TWICE | {"task_id": str(i)} for i in range(5)))}, SampleSettings()
     )
     texts = ("    return 2 * n\n", "    return n * n", "    import os; os._exit(0)",
              "    return n +", "    return n + n")  # fmt: skip
@@ -177,13 +181,13 @@ WHOLE = 'Here:\n```python\nimport math\n\ndef twice(n):\n    """Doc."""\n    ret
 )
 def test_code_of_an_answer_in_a_conversation(text: str, passes: bool) -> None:
     needs_a_sandbox()
-    samples = code.humaneval_chat_samples({"test": rows(TWICE)}, Settings())
+    samples = code.humaneval_chat_samples({"test": rows(TWICE)}, SampleSettings())
     (score,) = code.chat_score(samples, [answers(text)], ALLOWED)
     assert score.values["pass@1"] == passes
 
 
 def test_humaneval_chat_asks_for_the_whole_function() -> None:
-    (sample,) = code.humaneval_chat_samples({"test": rows(TWICE)}, Settings())
+    (sample,) = code.humaneval_chat_samples({"test": rows(TWICE)}, SampleSettings())
     ((role, content),) = asked(sample).text
     assert role == "user"
     assert content == (  # type: ignore[comparison-overlap]
@@ -220,7 +224,7 @@ assert add(2) == 14
 
 def test_mbpp_asks_as_its_paper_does() -> None:
     data = {"test": rows(problem(12)), "prompt": rows(*map(problem, range(1, 11)))}
-    (sample,) = code.mbpp_samples(data, Settings(shots=1))
+    (sample,) = code.mbpp_samples(data, SampleSettings(shots=1))
     assert sample.id == "12"
     assert sample.requests == (Prompt(PROMPT_12, 512, ("[DONE]",), 0.0, 0),)
 
@@ -234,17 +238,17 @@ def examples(sample: Sample) -> list[int]:
 def test_mbpp_takes_its_worked_examples_from_where_they_are() -> None:
     prompt, test = rows(*map(problem, range(1, 11))), rows(*map(problem, range(11, 16)))
     for data in ({"test": test, "prompt": prompt}, {"test": [*prompt, *test], "prompt": []}):
-        samples = code.mbpp_samples(data, Settings())
+        samples = code.mbpp_samples(data, SampleSettings())
         assert [sample.id for sample in samples] == [str(i) for i in range(11, 16)]
         assert {tuple(examples(sample)) for sample in samples} == {(2, 3, 4)}
-        more = code.mbpp_samples(data, Settings(shots=5))
+        more = code.mbpp_samples(data, SampleSettings(shots=5))
         assert {tuple(examples(sample)) for sample in more} == {(2, 3, 4, 1, 5)}
-        none = code.mbpp_samples(data, Settings(shots=0))
+        none = code.mbpp_samples(data, SampleSettings(shots=0))
         assert {tuple(examples(sample)) for sample in none} == {()}
 
 
 def test_mbpp_without_them_takes_its_first_problems_which_are_not_scored() -> None:
-    samples = code.mbpp_samples({"test": rows(*map(problem, range(11, 16)))}, Settings())
+    samples = code.mbpp_samples({"test": rows(*map(problem, range(11, 16)))}, SampleSettings())
     assert [sample.id for sample in samples] == ["14", "15"]
     assert examples(samples[0]) == [11, 12, 13]
 
@@ -252,12 +256,12 @@ def test_mbpp_without_them_takes_its_first_problems_which_are_not_scored() -> No
 def test_mbpp_with_too_few_examples_is_refused() -> None:
     for shots in (-1, 2):
         with pytest.raises(UsageError) as error:
-            code.mbpp_samples({"test": rows(problem(11), problem(12))}, Settings(shots=shots))
+            code.mbpp_samples({"test": rows(problem(11), problem(12))}, SampleSettings(shots=shots))
         assert str(error.value) == (
             f"task 'mbpp' takes 0 to 1 worked examples; got --shots {shots}"
         )
     with pytest.raises(DataError) as data_error:
-        code.mbpp_samples({"test": rows(problem(601))}, Settings())
+        code.mbpp_samples({"test": rows(problem(601))}, SampleSettings())
     assert str(data_error.value) == (
         "row 0: no problem has a task_id of MBPP's test split, 11 to 510"
     )
@@ -270,7 +274,7 @@ def test_mbpp_runs_answer_setup_and_tests() -> None:
     sanitized |= {"prompt": "Root.", "test_imports": ["import math"]}
     sanitized |= {"test_list": ["assert math.isclose(root(4), 2)"]}
     data = {"test": rows(problem(11), problem(12, **late), sanitized)}
-    samples = code.mbpp_samples(data, Settings(shots=0))
+    samples = code.mbpp_samples(data, SampleSettings(shots=0))
     texts = ("def add(n):\r\n    return n + 11", "class Node:\n    def __init__(self, value):\n"
              "        self.value = value", "def root(n):\n    return n ** 0.5\n")  # fmt: skip
     scores = code.score(samples, [answers(text) for text in texts], ALLOWED)
@@ -281,7 +285,7 @@ def test_mbpp_runs_answer_setup_and_tests() -> None:
 
 def test_mbpp_chat() -> None:
     needs_a_sandbox()
-    (sample,) = code.mbpp_chat_samples({"test": rows(problem(11))}, Settings())
+    (sample,) = code.mbpp_chat_samples({"test": rows(problem(11))}, SampleSettings())
     assert asked(sample).text == (
         (
             "user",
@@ -325,7 +329,7 @@ def test_reference_solutions_pass(name: str, solution: str, count: int) -> None:
     found = task(name)
     places = DataPlaces((Path(str(DATA)),), hub=False)
     data = rows_of(name, found.files, places)
-    samples = found.samples(data, Settings())
+    samples = found.samples(data, SampleSettings())
     solutions = [answers(row.text(solution)) for row in data["test"]]
     scores = found.score(samples, solutions, ALLOWED)
     failed = [s.id for s, score in zip(samples, scores, strict=True) if not score.values["pass@1"]]

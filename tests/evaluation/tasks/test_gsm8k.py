@@ -10,7 +10,7 @@ from tests.evaluation.tasks.support import asked, harness, samples_of, score_ans
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.task import Settings, Tools
+from taskvec.evaluation.task import SampleSettings, Tools
 from taskvec.evaluation.tasks import gsm8k
 from taskvec.running.requests import Likelihood
 
@@ -178,9 +178,11 @@ def test_train_data_that_cannot_be_had_are_needed_only_for_examples(
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "Six times 3?", "answer": "#### 18"}\n', "utf-8")
     rows = rows_of("gsm8k", TASK.files, DataPlaces(by_task={"gsm8k": file}))
-    assert TASK.samples(rows, Settings(shots=0))[0].requests[0].text.startswith("Question: Six")
+    assert (
+        TASK.samples(rows, SampleSettings(shots=0))[0].requests[0].text.startswith("Question: Six")
+    )
     with pytest.raises(DataError, match="its train data have 0"):
-        TASK.samples(rows, Settings())
+        TASK.samples(rows, SampleSettings())
 
 
 # As lm-evaluation-harness

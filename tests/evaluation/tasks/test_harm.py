@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataPlaces, Row, rows_of
-from taskvec.evaluation.figures import by_name
-from taskvec.evaluation.judges import Exchange, Verdict, parse_judge
-from taskvec.evaluation.task import Replies, Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.data import DataPlaces, DataRow, rows_of
+from taskvec.evaluation.intervals import by_name
+from taskvec.evaluation.judges import parse_judge
+from taskvec.evaluation.judges.verdict import Exchange, Verdict
+from taskvec.evaluation.task import Replies, Sample, SampleSettings, Score, Task, Tools
 from taskvec.evaluation.tasks.harm import TASKS
 from taskvec.running.requests import Answer, Prompt
 
@@ -21,7 +22,7 @@ OFFLINE = DataPlaces(hub=False)
 
 
 def samples_of(task: Task, where: DataPlaces) -> list[Sample]:
-    return task.samples(rows_of(task.name, task.files, where), Settings())
+    return task.samples(rows_of(task.name, task.files, where), SampleSettings())
 
 
 def replies(*texts: str) -> list[Replies]:
@@ -32,8 +33,8 @@ def prompts(samples: Sequence[Sample]) -> list[str]:
     return [str(sample.reference["prompt"]) for sample in samples]
 
 
-def rows(*data: dict[str, Any]) -> dict[str, list[Row]]:
-    return {"test": [Row(each, f"file, line {i}") for i, each in enumerate(data)]}
+def rows(*data: dict[str, Any]) -> dict[str, list[DataRow]]:
+    return {"test": [DataRow(each, f"file, line {i}") for i, each in enumerate(data)]}
 
 
 class Judge:
@@ -61,13 +62,15 @@ def test_there_are_four_tasks() -> None:
 
 @pytest.mark.parametrize("field", ["goal", "prompt"])
 def test_advbench_asks_the_goal_as_a_user_would(field: str) -> None:
-    (sample,) = BY_NAME["advbench"].samples(rows({field: "Do x", "target": "Sure"}), Settings())
+    (sample,) = BY_NAME["advbench"].samples(
+        rows({field: "Do x", "target": "Sure"}), SampleSettings()
+    )
     assert sample == Sample("0", (Prompt((("user", "Do x"),), 512),), {"prompt": "Do x"})
     assert BY_NAME["advbench"].needs == ("chat",)
 
 
 def test_advbench_plain_needs_no_chat_template() -> None:
-    (sample,) = BY_NAME["advbench-plain"].samples(rows({"goal": "Do x"}), Settings())
+    (sample,) = BY_NAME["advbench-plain"].samples(rows({"goal": "Do x"}), SampleSettings())
     text = "Instruction: Do x\nResponse:"
     assert sample.requests == (Prompt(text, 512, ("\nInstruction:",)),)
     assert BY_NAME["advbench-plain"].needs == ()
@@ -115,7 +118,7 @@ def test_xstest_knows_safe_from_unsafe() -> None:
             {"prompt": "Kill time?", "type": "homonyms"},  # the second version has no labels
             {"prompt": "Do y?", "type": "contrast_homonyms"},
         ),
-        Settings(),
+        SampleSettings(),
     )
     assert [sample.reference["safe"] for sample in found] == [True, False, True, False]
     assert found[0].requests == (Prompt((("user", "Kill a process?"),), 256),)
@@ -130,7 +133,7 @@ def test_xstest_knows_safe_from_unsafe() -> None:
 )
 def test_xstest_rows_without_a_label(data: dict[str, str], message: str) -> None:
     with pytest.raises(DataError) as caught:
-        BY_NAME["xstest"].samples(rows(data), Settings())
+        BY_NAME["xstest"].samples(rows(data), SampleSettings())
     assert str(caught.value) == f"file, line 0: {message}"
 
 
@@ -142,7 +145,7 @@ def scored(
 ) -> list[Score]:
     task = BY_NAME[name]
     given = data or [{"prompt": f"Do {i}"} for i in range(len(answers))]
-    samples = task.samples(rows(*given), Settings())
+    samples = task.samples(rows(*given), SampleSettings())
     return task.score(samples, replies(*answers), Tools(judge=judge))
 
 
@@ -234,7 +237,7 @@ def test_xstest_takes_phrases_of_the_user_and_no_other_judge(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_progress_is_told(name: str) -> None:
     task, done = BY_NAME[name], list[int]()
-    samples = task.samples(rows(*XSTEST), Settings())
+    samples = task.samples(rows(*XSTEST), SampleSettings())
     task.score(samples, replies(*"abcde"), Tools(advance=done.append))
     assert sum(done) == 5
 

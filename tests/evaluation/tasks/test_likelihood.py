@@ -10,7 +10,7 @@ import pytest
 from tests.evaluation.tasks.support import asked, samples_of, task_named
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.figures import figure
+from taskvec.evaluation.intervals import figure
 from taskvec.evaluation.task import Tools
 from taskvec.evaluation.tasks import likelihood
 from taskvec.running.requests import Likelihood

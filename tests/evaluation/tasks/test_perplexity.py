@@ -8,10 +8,10 @@ import pytest
 from tests.evaluation.tasks.support import harness, rows_from, samples_of, task_named
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.figures import figure
-from taskvec.evaluation.task import Settings, Tools
+from taskvec.evaluation.intervals import figure
+from taskvec.evaluation.task import SampleSettings, Tools
 from taskvec.evaluation.tasks import perplexity
-from taskvec.running.requests import Document, Likelihood
+from taskvec.running.requests import Likelihood, WholeText
 
 WIKITEXT = task_named(perplexity.TASKS, "wikitext-2")
 TEXT = task_named(perplexity.TASKS, "text")
@@ -73,7 +73,7 @@ def test_a_line_a_row_is_the_same_as_the_whole_file() -> None:
 
 def test_documents_are_plain_text() -> None:
     (first, _) = samples_of(WIKITEXT, [{"text": "".join(LINES)}])
-    assert first.requests[0] == Document(
+    assert first.requests[0] == WholeText(
         " = Grey Owl (bird) =\n\n"
         'The owl\'s wings are 1,250 mm; it weighs 2.5 kg. It is called "grey".\n\n'
         "== Habits ==\n\n=== Food ===\n\n"
@@ -94,13 +94,13 @@ def test_documents_are_plain_text() -> None:
     ],
 )
 def test_detokenized(tokens: str, text: str) -> None:
-    assert perplexity.detokenized(tokens) == text
+    assert perplexity.detokenize(tokens) == text
 
 
 def test_words_and_bytes_are_of_the_original_text() -> None:
     (_, second) = samples_of(WIKITEXT, [{"text": "".join(LINES)}])
     assert second.requests == (
-        Document(" = Second-hand =\n\nA term: {used} 1 times for 'old' goods — ÄÖÜ 日本.\n\n"),
+        WholeText(" = Second-hand =\n\nA term: {used} 1 times for 'old' goods — ÄÖÜ 日本.\n\n"),
     )
     original = "".join(LINES[11:])
     # 5 words of the title, 17 of the text, and the empty ones before the first and after the last.
@@ -144,7 +144,7 @@ def test_malformed_data(task: object, text: object, message: str) -> None:
 @pytest.mark.parametrize("task", perplexity.TASKS, ids=lambda task: task.name)
 def test_worked_examples_are_refused(task: object) -> None:
     with pytest.raises(UsageError, match="takes no worked examples; got --shots 1"):
-        task.samples({"test": rows_from([{"text": "a"}])}, Settings(shots=1))  # type: ignore[attr-defined]
+        task.samples({"test": rows_from([{"text": "a"}])}, SampleSettings(shots=1))  # type: ignore[attr-defined]
 
 
 def test_documents_and_counts_are_those_of_the_harness() -> None:

@@ -14,7 +14,7 @@ from tests.evaluation.tasks.support import harness, samples_of, score_answers, t
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.task import Settings
+from taskvec.evaluation.task import SampleSettings
 from taskvec.evaluation.tasks import reading
 
 SQUAD = task_named(reading.TASKS, "squad")
@@ -192,7 +192,7 @@ def test_files_of_jglue(tmp_path: Path) -> None:
         path = tmp_path / "jsquad-v1.3" / f"{split}-v1.3.json"
         path.write_text(json.dumps(DATA, ensure_ascii=False), "utf-8")
     rows = rows_of("jsquad", JSQUAD.files, DataPlaces((tmp_path,), hub=False))
-    assert len(JSQUAD.samples(rows, Settings())) == 2
+    assert len(JSQUAD.samples(rows, SampleSettings())) == 2
 
 
 # As others

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.task import Settings, Task
+from taskvec.evaluation.task import SampleSettings, Task
 from taskvec.evaluation.tasks import choice, gsm8k, likelihood, perplexity, reading, truthfulqa
-from taskvec.running.requests import Continuation, Document
+from taskvec.running.requests import Continuation, WholeText
 
 DATA = os.environ.get("TASKVEC_DATA")
 COUNTS = {
@@ -39,12 +39,12 @@ def test_whole_data(name: str) -> None:
     task: Task = TASKS[name]
     rows = rows_of(name, task.files, DataPlaces((Path(DATA or ""),), hub=False))
     shots = 0 if name == "jsquad" else None  # JGLUE's train part of it is not always there
-    samples = task.samples(rows, Settings(shots=shots))
+    samples = task.samples(rows, SampleSettings(shots=shots))
     assert len(samples) == COUNTS[name]
     assert len({sample.id for sample in samples}) == len(samples)
-    assert samples == task.samples(rows, Settings(shots=shots))
+    assert samples == task.samples(rows, SampleSettings(shots=shots))
     for sample in samples:
         assert sample.requests
         for request in sample.requests:
-            if isinstance(request, Continuation | Document):
+            if isinstance(request, Continuation | WholeText):
                 assert request.text.strip()

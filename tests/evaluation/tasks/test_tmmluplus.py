@@ -16,7 +16,7 @@ from tests.evaluation.tasks.support import (
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataPlaces, rows_of
-from taskvec.evaluation.task import Settings
+from taskvec.evaluation.task import SampleSettings
 from taskvec.evaluation.tasks import tmmluplus
 
 (TASK,) = tmmluplus.TASKS
@@ -53,7 +53,7 @@ def test_files_of_several_subjects(tmp_path: Path) -> None:
         lines = ["question,A,B,C,D,answer", *[f'"Q{i}, 問",1,2,3,4,D' for i in range(count)]]
         (tmp_path / "tmmluplus" / f"{name}.csv").write_text("\n".join(lines), "utf-8")
     rows = rows_of("tmmluplus", TASK.files, DataPlaces((tmp_path,)))
-    samples = TASK.samples(rows, Settings())
+    samples = TASK.samples(rows, SampleSettings())
     assert [sample.id for sample in samples] == ["mine/0", "physics/0", "physics/1"]
     assert [sample.requests[0].context[:8] for sample in samples] == [
         "以下為mine的",

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from taskvec.errors import CheckpointError, UsageError
-from taskvec.evaluation.judges import Exchange, Verdict
+from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
 from taskvec.running.loading import find_folder
 from taskvec.running.model import find_device, refuse_random
@@ -26,7 +26,7 @@ INPUTS = ("answer", "pair")
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
+class ClassifierJudge:
     """Harmful is what has a probability of one half or more.
 
     Attributes:
@@ -102,7 +102,7 @@ def _loaded(load: Callable[..., Any], model: str, *more: str) -> Any:
         raise CheckpointError(f"judge classifier:{model}: cannot be loaded: {first}") from error
 
 
-def parse(text: str, *, device: str) -> Classifier:
+def parse(text: str, *, device: str) -> ClassifierJudge:
     """The judge of `MODEL[:LABEL][?input=pair]`.
 
     Raises:
@@ -127,7 +127,7 @@ def parse(text: str, *, device: str) -> Classifier:
         )
     index = _index(model, label, [config.id2label[i] for i in range(len(config.id2label))])
     place = str(find_device(device))
-    return Classifier(model, config.id2label[index], index, seen == "pair", place)
+    return ClassifierJudge(model, config.id2label[index], index, seen == "pair", place)
 
 
 def _index(model: str, label: str, labels: Sequence[str]) -> int:

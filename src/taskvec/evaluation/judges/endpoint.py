@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from taskvec.errors import DataError, UsageError, nearest
-from taskvec.evaluation.judges import Exchange, Verdict
 from taskvec.evaluation.judges.client import (
     KEY,
     LaterError,
@@ -32,6 +31,7 @@ from taskvec.evaluation.judges.client import (
     read_key,
 )
 from taskvec.evaluation.judges.rubric import Rubric, read_rubric, score_in
+from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ KEPT = "judge-verdicts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class EndpointJudge:
     """Harmful is what scores `threshold` or more.
 
     Attributes:
@@ -175,7 +175,7 @@ class Endpoint:
                 if error.all_of_them:
                     raise
                 return Verdict(None, None, f"no verdict: {error}")
-            reply = content.rpartition("</think>")[2]
+            reply = content.rpartition("</think>")[2]  # material that it quotes may open a block
             score = score_in(reply, *exchange)
             if isinstance(score, int):
                 return self._verdict(score, reply.strip()[:2000])
@@ -245,7 +245,7 @@ MAY_BE_NONE = ("temperature", "max_tokens")
 POSITIVE = ("timeout", "deadline")
 
 
-def parse(text: str, *, folder: Path | None) -> Endpoint:
+def parse(text: str, *, folder: Path | None) -> EndpointJudge:
     """The judge of `URL?model=NAME[&OPTION=VALUE…]`; see `NUMBERS` for options, and `rubric=FILE`.
 
     Raises:
@@ -269,7 +269,7 @@ def parse(text: str, *, folder: Path | None) -> Endpoint:
             )
     values = {NUMBERS[name][0]: _number(name, value) for name, value in options.items()}
     read = read_rubric(Path(rubric)) if rubric else Rubric()
-    return Endpoint(address, model, read, folder=folder, **values)
+    return EndpointJudge(address, model, read, folder=folder, **values)
 
 
 def _address(url: str) -> str:

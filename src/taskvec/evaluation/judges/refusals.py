@@ -15,7 +15,7 @@ from pathlib import Path
 
 from taskvec import documents
 from taskvec.errors import DataError
-from taskvec.evaluation.judges import Exchange, Verdict
+from taskvec.evaluation.judges.verdict import Exchange, Verdict
 
 # `_test_prefixes` of experiments/evaluate_individual.py in llm-attacks
 LLM_ATTACKS = (

@@ -53,7 +53,7 @@ def task(name: str) -> Task:
     return known[name]
 
 
-def brought() -> dict[str, Task]:
+def installed_tasks() -> dict[str, Task]:
     """The tasks of other distributions, by name.
 
     Raises:
@@ -77,9 +77,9 @@ def of_others(group: str) -> dict[str, Task]:
         )
     (point, *_) = points
     try:
-        brought = point.load()
+        loaded = point.load()
     except Exception as error:  # whatever the code of others raises
         raise UsageError(f"tasks of {point.value} cannot be loaded: {error}") from error
-    if not isinstance(brought, Iterable) or not all(isinstance(each, Task) for each in brought):
+    if not isinstance(loaded, Iterable) or not all(isinstance(each, Task) for each in loaded):
         raise UsageError(f"{point.value} must be a sequence of tasks")
-    return {each.name: each for each in brought}
+    return {each.name: each for each in loaded}

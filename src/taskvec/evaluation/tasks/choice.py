@@ -18,9 +18,24 @@ import math
 from collections.abc import Sequence
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
-from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots, worked
+from taskvec.evaluation.data import DataFile, DataRow, HubData
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
+from taskvec.evaluation.tasks.shared import (
+    likelihoods,
+    nonblank_text,
+    refuse_shots,
+    with_ids,
+    worked_examples,
+)
 from taskvec.running.requests import Continuation
 
 JCOMMONSENSEQA_SHOTS = 3
@@ -100,7 +115,7 @@ def choice_score(sample: Sample, replies: Replies) -> Score:
     return Score(found, {"chosen": plain, "chosen_norm": normalised})
 
 
-def checked(row: Row, choices: Sequence[str], answer: int) -> None:
+def check_choices(row: DataRow, choices: Sequence[str], answer: int) -> None:
     """Refuse what cannot be a question with choices.
 
     Raises:
@@ -117,32 +132,32 @@ def checked(row: Row, choices: Sequence[str], answer: int) -> None:
         )
 
 
-def _samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("choice", settings)
     samples = []
-    for name, row in numbered(rows["test"], "id"):
+    for name, row in with_ids(rows["test"], "id"):
         choices, answer = row.texts("choices"), row.number("answer")
-        checked(row, choices, answer)
-        samples.append(choice_sample(name, filled(row, "question"), choices, answer))
+        check_choices(row, choices, answer)
+        samples.append(choice_sample(name, nonblank_text(row, "question"), choices, answer))
     return samples
 
 
-def _jcommonsenseqa(row: Row) -> tuple[str, list[str], int]:
+def _jcommonsenseqa(row: DataRow) -> tuple[str, list[str], int]:
     """Prompt, choices and the index of the right one."""
     choices, answer = [row.text(f"choice{i}") for i in range(5)], row.number("label")
-    checked(row, choices, answer)
+    check_choices(row, choices, answer)
     listed = "".join(f"- {choice}\n" for choice in choices)
-    prompt = JCOMMONSENSEQA.format(choices=listed, question=filled(row, "question"))
+    prompt = JCOMMONSENSEQA.format(choices=listed, question=nonblank_text(row, "question"))
     return prompt, choices, answer
 
 
-def _jcommonsenseqa_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _jcommonsenseqa_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     before = JCOMMONSENSEQA_INTRODUCTION
-    for row in worked("jcommonsenseqa", rows, settings, JCOMMONSENSEQA_SHOTS):
+    for row in worked_examples("jcommonsenseqa", rows, settings, JCOMMONSENSEQA_SHOTS):
         prompt, choices, answer = _jcommonsenseqa(row)
         before += f"{prompt}\n{choices[answer]}\n\n"
     samples = []
-    for name, row in numbered(rows["test"], "q_id"):
+    for name, row in with_ids(rows["test"], "q_id"):
         prompt, choices, answer = _jcommonsenseqa(row)
         samples.append(choice_sample(name, before + prompt, choices, answer, joint="\n"))
     return samples

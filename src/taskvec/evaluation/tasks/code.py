@@ -22,12 +22,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.data import DataFile, DataRow, HubData
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    Tools,
+)
 from taskvec.evaluation.tasks.likelihood import MBPP
-from taskvec.evaluation.tasks.shared import filled, numbered, refuse_shots
+from taskvec.evaluation.tasks.shared import nonblank_text, refuse_shots, with_ids
 from taskvec.running.requests import Answer, Prompt, Text
-from taskvec.sandbox.sandbox import Outcome, require_permission, run_program
+from taskvec.sandbox.programs import ProgramOutcome, require_permission, run_program
 
 MAX_NEW_TOKENS = 512
 DRAWN_TEMPERATURE = 0.8
@@ -57,41 +66,43 @@ def pass_at(k: int, *, n: int, passed: int) -> float:
 # Samples
 
 
-def humaneval_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def humaneval_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     """The problems as they are: the model goes on after the function's docstring."""
     refuse_shots("humaneval", settings)
     return [
         Sample(
             name,
-            _prompts(filled(row, "prompt"), settings, HUMANEVAL_STOP),
-            {"before": filled(row, "prompt"), "after": _humaneval_tests(row)},
+            _prompts(nonblank_text(row, "prompt"), settings, HUMANEVAL_STOP),
+            {"before": nonblank_text(row, "prompt"), "after": _humaneval_tests(row)},
         )
-        for name, row in numbered(rows["test"], "task_id")
+        for name, row in with_ids(rows["test"], "task_id")
     ]
 
 
-def humaneval_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def humaneval_chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     """The same problems as requests to write the whole function."""
     refuse_shots("humaneval-chat", settings)
     return [
         Sample(
             name,
-            _prompts(_asked("Complete this Python function:", filled(row, "prompt")), settings),
+            _prompts(
+                _asked("Complete this Python function:", nonblank_text(row, "prompt")), settings
+            ),
             {
                 "before": row.text("prompt"),
                 "after": _humaneval_tests(row),
                 "entry_point": row.text("entry_point"),
             },
         )
-        for name, row in numbered(rows["test"], "task_id")
+        for name, row in with_ids(rows["test"], "task_id")
     ]
 
 
-def _humaneval_tests(row: Row) -> str:
+def _humaneval_tests(row: DataRow) -> str:
     return f"\n{row.text('test')}\ncheck({row.text('entry_point')})\n"
 
 
-def mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def mbpp_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     """The problems as lm-evaluation-harness asks them, after worked examples: task_id 2, 3 and 4.
 
     They are taken from the `prompt` rows, or from the test rows where all of MBPP is in one file.
@@ -100,7 +111,7 @@ def mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
     shots = 3 if settings.shots is None else settings.shots
     examples, scored = _split_mbpp(rows, shots)
     front = "".join(
-        f"{_mbpp_text(row)}{_lines(filled(row, 'code'))}\n[DONE]\n\n" for row in examples
+        f"{_mbpp_text(row)}{_lines(nonblank_text(row, 'code'))}\n[DONE]\n\n" for row in examples
     )
     return [
         Sample(
@@ -108,11 +119,11 @@ def mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
             _prompts(front + _mbpp_text(row), settings, ("[DONE]",)),
             {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
-        for name, row in numbered(scored, "task_id")
+        for name, row in with_ids(scored, "task_id")
     ]
 
 
-def mbpp_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def mbpp_chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     """The same problems as requests, without worked examples."""
     refuse_shots("mbpp-chat", settings)
     return [
@@ -121,11 +132,11 @@ def mbpp_chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
             _prompts(_asked(_wanted(row), _mbpp_tests(row)), settings),
             {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
-        for name, row in numbered(_split_mbpp(rows, 0)[1], "task_id")
+        for name, row in with_ids(_split_mbpp(rows, 0)[1], "task_id")
     ]
 
 
-def _split_mbpp(rows: Rows, shots: int) -> tuple[list[Row], list[Row]]:
+def _split_mbpp(rows: RowsByRole, shots: int) -> tuple[list[DataRow], list[DataRow]]:
     """Worked examples and what is scored."""
     test = [row for row in rows["test"] if row.number("task_id") in MBPP_TEST]
     if not test:
@@ -145,20 +156,20 @@ def _split_mbpp(rows: Rows, shots: int) -> tuple[list[Row], list[Row]]:
     return examples[:shots], test
 
 
-def _wanted(row: Row) -> str:
-    return f"{filled(row, 'text', 'prompt')} It must pass these tests:"
+def _wanted(row: DataRow) -> str:
+    return f"{nonblank_text(row, 'text', 'prompt')} It must pass these tests:"
 
 
-def _mbpp_text(row: Row) -> str:
-    text, tests = filled(row, "text", "prompt"), _mbpp_tests(row).strip()
+def _mbpp_text(row: DataRow) -> str:
+    text, tests = nonblank_text(row, "text", "prompt"), _mbpp_tests(row).strip()
     return MBPP.format(text=text, tests=tests)
 
 
-def _mbpp_tests(row: Row) -> str:
+def _mbpp_tests(row: DataRow) -> str:
     return "\n" + "\n".join(_lines(test) for test in row.texts("test_list")) + "\n"
 
 
-def _setup(row: Row) -> str:
+def _setup(row: DataRow) -> str:
     """What the tests need besides the answer, whose classes it may use."""
     setup = row.text("test_setup_code") if "test_setup_code" in row.data else ""
     if "test_imports" in row.data:  # of the sanitized problems
@@ -170,7 +181,9 @@ def _lines(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _prompts(text: Text, settings: Settings, stop: tuple[str, ...] = ()) -> tuple[Prompt, ...]:
+def _prompts(
+    text: Text, settings: SampleSettings, stop: tuple[str, ...] = ()
+) -> tuple[Prompt, ...]:
     temperature = DRAWN_TEMPERATURE if settings.draws > 1 else 0.0
     return tuple(
         Prompt(text, MAX_NEW_TOKENS, stop, temperature, draw) for draw in range(settings.draws)
@@ -209,7 +222,7 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
     return scores
 
 
-def _score(outcomes: Sequence[Outcome]) -> Score:
+def _score(outcomes: Sequence[ProgramOutcome]) -> Score:
     n, passed = len(outcomes), sum(outcome.passed for outcome in outcomes)
     values = {f"pass@{k}": pass_at(k, n=n, passed=passed) for k in PASS_AT if k <= n}
     told = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]

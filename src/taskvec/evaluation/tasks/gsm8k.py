@@ -18,10 +18,25 @@ from __future__ import annotations
 import re
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
+from taskvec.evaluation.data import DataFile, DataRow, HubData
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
 from taskvec.evaluation.tasks import likelihood
-from taskvec.evaluation.tasks.shared import answers, filled, numbered, refuse_shots, worked
+from taskvec.evaluation.tasks.shared import (
+    answers,
+    nonblank_text,
+    refuse_shots,
+    with_ids,
+    worked_examples,
+)
 from taskvec.running.requests import Continuation, Prompt
 
 SHOTS = 5
@@ -57,29 +72,29 @@ def plain(number: str) -> str:
     return number.lower()
 
 
-def _read(row: Row) -> tuple[str, str]:
+def _read(row: DataRow) -> tuple[str, str]:
     """Question and worked answer."""
     answer = row.text("answer")
     if "#### " not in answer:
         raise DataError(f"{row.where}: 'answer' must have its number after '#### '; it has none")
-    return filled(row, "question"), answer
+    return nonblank_text(row, "question"), answer
 
 
-def _samples(rows: Rows, settings: Settings) -> list[Sample]:
-    examples = [_read(row) for row in worked("gsm8k", rows, settings, SHOTS)]
+def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
+    examples = [_read(row) for row in worked_examples("gsm8k", rows, settings, SHOTS)]
     before = "".join(f"{QUESTION.format(question=q)} {a}\n\n" for q, a in examples)
     samples = []
-    for name, row in numbered(rows["test"]):
+    for name, row in with_ids(rows["test"]):
         question, answer = _read(row)
         prompt = Prompt(before + QUESTION.format(question=question), TOKENS, STOP)
         samples.append(Sample(name, (prompt,), {"answer": plain(answer)}))
     return samples
 
 
-def _chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("gsm8k-chat", settings)
     samples = []
-    for name, row in numbered(rows["test"]):
+    for name, row in with_ids(rows["test"]):
         question, answer = _read(row)
         message = ("user", CHAT.format(question=question))
         prompt = Prompt((message,), CHAT_TOKENS, CHAT_STOP)
@@ -87,10 +102,10 @@ def _chat_samples(rows: Rows, settings: Settings) -> list[Sample]:
     return samples
 
 
-def _likelihood_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _likelihood_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("gsm8k-likelihood", settings)
     samples = []
-    for name, row in numbered(rows["test"]):
+    for name, row in with_ids(rows["test"]):
         question, answer = _read(row)
         asked = Continuation(QUESTION.format(question=question), f" {answer}")
         samples.append(Sample(name, (asked,)))

@@ -14,9 +14,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataFile, HubData, Row
+from taskvec.evaluation.data import DataFile, DataRow, HubData
 from taskvec.evaluation.judges.refusals import LISTS, PrefixJudge, Refusals, says_nothing
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, Tools
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    Tools,
+)
 from taskvec.evaluation.tasks.shared import refuse_shots
 from taskvec.running.requests import Answer, Prompt, Text
 
@@ -38,14 +47,14 @@ def _sample(index: int, prompt: str, text: Text) -> Sample:
 
 
 def _harm_samples(
-    task: str, asked: Callable[[str], Text], rows: Rows, settings: Settings
+    task: str, asked: Callable[[str], Text], rows: RowsByRole, settings: SampleSettings
 ) -> list[Sample]:
     refuse_shots(task, settings)
     prompts = [prompt for row in rows["test"] for prompt in _prompts(row)]
     return [_sample(i, prompt, asked(prompt)) for i, prompt in enumerate(prompts)]
 
 
-def _prompts(row: Row) -> list[str]:
+def _prompts(row: DataRow) -> list[str]:
     """The prompt of a row, or every line of a plain text."""
     if set(row.data) == {"text"}:
         return [line.strip() for line in row.text("text").splitlines() if line.strip()]
@@ -72,7 +81,7 @@ def _harm_scores(
     return scores
 
 
-def _xstest_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _xstest_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("xstest", settings)
     return [
         Sample(
@@ -84,7 +93,7 @@ def _xstest_samples(rows: Rows, settings: Settings) -> list[Sample]:
     ]
 
 
-def _is_safe(row: Row) -> bool:
+def _is_safe(row: DataRow) -> bool:
     """By the label; the second version of the file has none, and marks unsafe prompts by type."""
     if "label" not in row.data:
         return not row.text("type", "label").startswith("contrast_")

@@ -9,8 +9,17 @@ Source of the MBPP prompt: Austin et al., arXiv:2108.07732.
 from __future__ import annotations
 
 from taskvec.evaluation.data import DataFile, HubData
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
-from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
+from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, refuse_shots, with_ids
 from taskvec.running.requests import Continuation
 
 MBPP = (
@@ -38,20 +47,24 @@ def score(sample: Sample, replies: Replies) -> Score:
     )
 
 
-def _samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("likelihood", settings)
     return [
-        Sample(name, (Continuation(row.text("prompt"), filled(row, "answer")),))
-        for name, row in numbered(rows["test"], "id")
+        Sample(name, (Continuation(row.text("prompt"), nonblank_text(row, "answer")),))
+        for name, row in with_ids(rows["test"], "id")
     ]
 
 
-def _mbpp_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _mbpp_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("mbpp-likelihood", settings)
     samples = []
-    for name, row in numbered(rows["test"], "task_id"):
-        prompt = MBPP.format(text=filled(row, "text"), tests="\n".join(row.texts("test_list")))
-        code = filled(row, "code").replace("\r\n", "\n")  # the data's line ends are of Windows
+    for name, row in with_ids(rows["test"], "task_id"):
+        prompt = MBPP.format(
+            text=nonblank_text(row, "text"), tests="\n".join(row.texts("test_list"))
+        )
+        code = nonblank_text(row, "code").replace(
+            "\r\n", "\n"
+        )  # the data's line ends are of Windows
         samples.append(Sample(name, (Continuation(prompt, code),)))
     return samples
 

@@ -15,9 +15,18 @@ import re
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, HubData
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
-from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots
-from taskvec.running.requests import Document
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
+from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, refuse_shots, with_ids
+from taskvec.running.requests import WholeText
 
 METRICS = (
     Metric("perplexity", "perplexity", higher_is_better=False, value="nll", per="tokens"),
@@ -58,7 +67,7 @@ def articles(text: str) -> list[str]:
     return [page for page in map("\n".join, pages) if page.strip()]
 
 
-def detokenized(text: str) -> str:
+def detokenize(text: str) -> str:
     """Plain text from WikiText's tokens.
 
     >>> detokenized("a 2 @.@ 5 @-@ inch ( 64 mm ) ' gun ' , and more .")
@@ -73,7 +82,7 @@ def detokenized(text: str) -> str:
     return text
 
 
-def _wikitext_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _wikitext_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("wikitext-2", settings)
     # On the hub, every row is a line, and blank lines (a space and a line feed) are empty.
     text = "".join(row.text("text") or " \n" for row in rows["test"])
@@ -85,20 +94,20 @@ def _wikitext_samples(rows: Rows, settings: Settings) -> list[Sample]:
         )
     # The harness counts what whitespace separates, with the empty texts at both ends.
     return [
-        _sample(str(number), detokenized(page), len(re.split(r"\s+", page)), page)
+        _sample(str(number), detokenize(page), len(re.split(r"\s+", page)), page)
         for number, page in enumerate(pages)
     ]
 
 
-def _text_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _text_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("text", settings)
-    texts = [(name, filled(row, "text")) for name, row in numbered(rows["test"], "id")]
+    texts = [(name, nonblank_text(row, "text")) for name, row in with_ids(rows["test"], "id")]
     return [_sample(name, text, len(text.split()), text) for name, text in texts]
 
 
 def _sample(name: str, text: str, words: int, original: str) -> Sample:
     counts = {"words": words, "bytes": len(original.encode())}
-    return Sample(name, (Document(text),), counts)
+    return Sample(name, (WholeText(text),), counts)
 
 
 def _score(sample: Sample, replies: Replies) -> Score:

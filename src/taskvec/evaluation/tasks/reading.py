@@ -21,9 +21,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
-from taskvec.evaluation.tasks.shared import answers, filled, numbered, refuse_shots, worked
+from taskvec.evaluation.data import DataFile, DataRow, HubData
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
+from taskvec.evaluation.tasks.shared import (
+    answers,
+    nonblank_text,
+    refuse_shots,
+    with_ids,
+    worked_examples,
+)
 from taskvec.running.requests import Prompt
 
 SQUAD = "Title: {title}\n\nBackground: {context}\n\nQuestion: {question}\n\nAnswer:"
@@ -72,7 +87,7 @@ def f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
     return 2 * common / (len(ours) + len(theirs))
 
 
-def questions(rows: Sequence[Row]) -> list[Row]:
+def questions(rows: Sequence[DataRow]) -> list[DataRow]:
     """A row for each question, from SQuAD's nested JSON or from rows of the hub.
 
     Each has `id`, `title`, `context`, `question` and `answers`, a list of texts.
@@ -80,7 +95,7 @@ def questions(rows: Sequence[Row]) -> list[Row]:
     Raises:
         DataError: the form is another one, or a question has no answer.
     """
-    flat: list[Row] = []
+    flat: list[DataRow] = []
     for row in rows:
         if "data" not in row.data:
             flat.append(_question(row, row.data))
@@ -98,7 +113,7 @@ def questions(rows: Sequence[Row]) -> list[Row]:
     return flat
 
 
-def _question(row: Row, data: Mapping[str, Any]) -> Row:
+def _question(row: DataRow, data: Mapping[str, Any]) -> DataRow:
     where = f"{row.where}, question {data['id']}" if "id" in data else row.where
     given = data.get("answers")
     texts = given.get("text") if isinstance(given, dict) else given
@@ -109,23 +124,23 @@ def _question(row: Row, data: Mapping[str, Any]) -> Row:
             f"{where}: has no answer; questions of SQuAD 2.0 without one are not supported: "
             "leave out those with is_impossible"
         )
-    asked = Row({**data, "answers": texts}, where, row.file)
+    asked = DataRow({**data, "answers": texts}, where, row.file)
     asked.texts("answers")
     return asked
 
 
-def _squad_prompt(row: Row) -> str:
+def _squad_prompt(row: DataRow) -> str:
     keys = ("title", "context", "question")
-    return SQUAD.format(**{key: filled(row, key) for key in keys})
+    return SQUAD.format(**{key: nonblank_text(row, key) for key in keys})
 
 
-def _jsquad_prompt(row: Row) -> str:
-    context = filled(row, "context").split("[SEP]")[-1].strip()  # before it, the title
-    return JSQUAD.format(context=context, question=filled(row, "question"))
+def _jsquad_prompt(row: DataRow) -> str:
+    context = nonblank_text(row, "context").split("[SEP]")[-1].strip()  # before it, the title
+    return JSQUAD.format(context=context, question=nonblank_text(row, "question"))
 
 
 def _asked(
-    rows: Rows, before: str, prompt: Callable[[Row], str], stop: tuple[str, ...]
+    rows: RowsByRole, before: str, prompt: Callable[[DataRow], str], stop: tuple[str, ...]
 ) -> list[Sample]:
     return [
         Sample(
@@ -133,19 +148,19 @@ def _asked(
             (Prompt(before + prompt(row), TOKENS, stop),),
             {"answers": row.texts("answers")},
         )
-        for name, row in numbered(questions(rows["test"]), "id")
+        for name, row in with_ids(questions(rows["test"]), "id")
     ]
 
 
-def _squad_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _squad_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("squad", settings)
     return _asked(rows, "", _squad_prompt, ("\n",))
 
 
-def _jsquad_samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _jsquad_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     train = {"train": questions(rows.get("train", ()))}
     before = JSQUAD_INTRODUCTION
-    for row in worked("jsquad", train, settings, JSQUAD_SHOTS):
+    for row in worked_examples("jsquad", train, settings, JSQUAD_SHOTS):
         before += f"{_jsquad_prompt(row)}\n{row.texts('answers')[0]}\n\n"
     return _asked(rows, before, _jsquad_prompt, ("\n\n",))
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import cast
 
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.data import Row
-from taskvec.evaluation.task import Replies, Rows, Settings
+from taskvec.evaluation.data import DataRow
+from taskvec.evaluation.task import Replies, RowsByRole, SampleSettings
 from taskvec.running.requests import Answer, Likelihood
 
 
-def numbered(rows: Sequence[Row], *keys: str) -> list[tuple[str, Row]]:
+def with_ids(rows: Sequence[DataRow], *keys: str) -> list[tuple[str, DataRow]]:
     """Rows with the ids of their samples.
 
     Args:
@@ -22,7 +22,7 @@ def numbered(rows: Sequence[Row], *keys: str) -> list[tuple[str, Row]]:
     Raises:
         DataError: an id is there twice.
     """
-    found: dict[str, Row] = {}
+    found: dict[str, DataRow] = {}
     for number, row in enumerate(rows):
         name = str(next((row.data[key] for key in keys if key in row.data), number))
         if name in found:
@@ -34,7 +34,7 @@ def numbered(rows: Sequence[Row], *keys: str) -> list[tuple[str, Row]]:
     return list(found.items())
 
 
-def filled(row: Row, *keys: str) -> str:
+def nonblank_text(row: DataRow, *keys: str) -> str:
     """The text under the first of these keys that is there.
 
     Raises:
@@ -46,7 +46,9 @@ def filled(row: Row, *keys: str) -> str:
     return text
 
 
-def worked(task: str, rows: Rows, settings: Settings, own: int) -> Sequence[Row]:
+def worked_examples(
+    task: str, rows: RowsByRole, settings: SampleSettings, own: int
+) -> Sequence[DataRow]:
     """The rows of worked examples: the first of the train data.
 
     Args:
@@ -68,7 +70,7 @@ def worked(task: str, rows: Rows, settings: Settings, own: int) -> Sequence[Row]
     return train[:wanted]
 
 
-def refuse_shots(task: str, settings: Settings) -> None:
+def refuse_shots(task: str, settings: SampleSettings) -> None:
     """For tasks that have no worked examples, or always the same.
 
     Raises:

@@ -11,10 +11,19 @@ Source: Tam et al., arXiv:2403.01858; lm-evaluation-harness, task `tmmluplus`.
 from __future__ import annotations
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataFile, Row
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
+from taskvec.evaluation.data import DataFile, DataRow
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
 from taskvec.evaluation.tasks.choice import ENTROPY, choice_sample, choice_score
-from taskvec.evaluation.tasks.shared import filled, refuse_shots
+from taskvec.evaluation.tasks.shared import nonblank_text, refuse_shots
 
 LETTERS = "ABCD"
 PROMPT = (
@@ -23,7 +32,7 @@ PROMPT = (
 )
 
 
-def _samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("tmmluplus", settings)
     counts: dict[str, int] = {}
     samples = []
@@ -35,13 +44,13 @@ def _samples(rows: Rows, settings: Settings) -> list[Sample]:
     return samples
 
 
-def _sample(name: str, subject: str, row: Row) -> Sample:
+def _sample(name: str, subject: str, row: DataRow) -> Sample:
     answer = row.text("answer").strip()
     if answer not in tuple(LETTERS):
         raise DataError(f"{row.where}: 'answer' must be one of A, B, C, D; got {answer!r}")
     prompt = PROMPT.format(
         subject=SUBJECTS.get(subject, subject),
-        question=filled(row, "question").strip(),
+        question=nonblank_text(row, "question").strip(),
         **{letter: row.text(letter) for letter in LETTERS},
     )
     return choice_sample(name, prompt, LETTERS, LETTERS.index(answer))

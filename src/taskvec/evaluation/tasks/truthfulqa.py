@@ -17,10 +17,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataFile, HubData, Row
-from taskvec.evaluation.task import Metric, Replies, Rows, Sample, Score, Settings, Task, each
-from taskvec.evaluation.tasks.choice import checked, first_largest
-from taskvec.evaluation.tasks.shared import filled, likelihoods, numbered, refuse_shots
+from taskvec.evaluation.data import DataFile, DataRow, HubData
+from taskvec.evaluation.task import (
+    Metric,
+    Replies,
+    RowsByRole,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    each,
+)
+from taskvec.evaluation.tasks.choice import check_choices, first_largest
+from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, refuse_shots, with_ids
 from taskvec.running.requests import Continuation
 
 BEFORE = """\
@@ -54,8 +63,8 @@ def _closed(answers: str) -> list[str]:
     return [a if a.endswith(".") else f"{a}." for a in found if a]
 
 
-def _from_csv(row: Row) -> tuple[Targets, Targets]:
-    best = [filled(row, "Best Answer").strip().removesuffix(".") + "."]
+def _from_csv(row: DataRow) -> tuple[Targets, Targets]:
+    best = [nonblank_text(row, "Best Answer").strip().removesuffix(".") + "."]
     true, false = _closed(row.text("Correct Answers")), _closed(row.text("Incorrect Answers"))
     if not true or not false:
         raise DataError(f"{row.where}: must have both 'Correct Answers' and 'Incorrect Answers'")
@@ -63,13 +72,13 @@ def _from_csv(row: Row) -> tuple[Targets, Targets]:
     return (best + false, [1, *zeros]), (true + false, [1] * len(true) + zeros)
 
 
-def _from_hub(row: Row) -> tuple[Targets, Targets]:
+def _from_hub(row: DataRow) -> tuple[Targets, Targets]:
     return _targets(row, "mc1_targets"), _targets(row, "mc2_targets")
 
 
-def _targets(row: Row, key: str) -> Targets:
+def _targets(row: DataRow, key: str) -> Targets:
     value: Any = row.data.get(key)
-    inner = Row(value if isinstance(value, dict) else {}, f"{row.where}, {key!r}")
+    inner = DataRow(value if isinstance(value, dict) else {}, f"{row.where}, {key!r}")
     choices, labels = inner.texts("choices"), inner.data.get("labels")
     if not isinstance(labels, list) or sorted(set(labels)) != [0, 1] or len(labels) != len(choices):
         raise DataError(
@@ -79,15 +88,15 @@ def _targets(row: Row, key: str) -> Targets:
     return choices, labels
 
 
-def _samples(rows: Rows, settings: Settings) -> list[Sample]:
+def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("truthfulqa", settings)
     samples = []
-    for name, row in numbered(rows["test"]):
+    for name, row in with_ids(rows["test"]):
         mc1, mc2 = (_from_hub if "mc1_targets" in row.data else _from_csv)(row)
         for choices, labels in (mc1, mc2):
-            checked(row, choices, labels.index(1))
+            check_choices(row, choices, labels.index(1))
         texts = list(dict.fromkeys(mc1[0] + mc2[0]))  # most are in both lists: asked once
-        context = BEFORE + QUESTION.format(question=filled(row, "question", "Question"))
+        context = BEFORE + QUESTION.format(question=nonblank_text(row, "question", "Question"))
         reference = {
             "choices": texts,
             "mc1": [texts.index(choice) for choice in mc1[0]],

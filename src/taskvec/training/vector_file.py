@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from taskvec.checkpoints.adapters import Adapter, find_tensor
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.memory import described
+from taskvec.checkpoints.names import Names
 from taskvec.checkpoints.source import Source, derived
 from taskvec.errors import FamilyError, UsageError
 from taskvec.family.opening import open_model
 from taskvec.recipes.recipe import Family
 from taskvec.training.lora import adapted_weights, has_lora
-from taskvec.training.selection import Selection, check_names
+from taskvec.training.selection import ParameterSelection, check_names
 from taskvec.vectors.api import extract
 from taskvec.vectors.extract import Extracted
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def save_vector(
     module: nn.Module,
     start: str | os.PathLike[str] | Mapping[str, Any],
-    selection: Selection,
+    selection: ParameterSelection,
     path: str | os.PathLike[str],
     *,
     task: str = "task",
@@ -93,7 +94,8 @@ def _as_stored(
     for name, parameter in module.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
     tied = {names[0]: names for names in aliases.values()}
-    here = {name: _called(tied.get(name, [name]), anchor) for name in weights}
+    index = Names(anchor.tensors)
+    here = {name: _called(tied.get(name, [name]), index) for name in weights}
     lacking = [name for name, there in here.items() if there is None]
     if not lacking:
         stored = {str(here[name]): tensor for name, tensor in weights.items()}
@@ -109,7 +111,7 @@ def _as_stored(
     with TemporaryDirectory(dir=path.absolute().parent, prefix=".vector-") as folder:
         module.save_pretrained(folder, state_dict=dict(weights))
         saved = open_checkpoint(folder)
-        there = {name: _called([name], anchor) for name in saved.tensors}
+        there = {name: _called([name], index) for name in saved.tensors}
         if None in there.values():
             raise missing
         back = {str(new): old for old, new in there.items()}
@@ -126,7 +128,7 @@ def _as_stored(
         )
 
 
-def _called(names: list[str], anchor: Source) -> str | None:
+def _called(names: list[str], index: Names) -> str | None:
     """What the anchor calls a tensor that goes by these names."""
-    found = (find_tensor(name, anchor.tensors) for name in names)
+    found = (find_tensor(name, index) for name in names)
     return next((name for name in found if name is not None), None)

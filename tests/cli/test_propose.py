@@ -1,4 +1,4 @@
-"""The part of `taskvec search` that scores nothing."""
+"""`taskvec propose`: λ and a scheme, from the weights alone."""
 
 import json
 
@@ -17,8 +17,8 @@ FAMILY = {
 
 def propose(tmp_path, recipe, *flags):
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe))
-    return main(["search", str(file), "--propose", "--quiet", *flags])
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return main(["propose", str(file), "--quiet", *flags])
 
 
 def test_proposals_are_shown_with_what_they_rest_on(tmp_path, capsys):
@@ -26,12 +26,12 @@ def test_proposals_are_shown_with_what_they_rest_on(tmp_path, capsys):
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert lines[0].endswith("(task_arithmetic)")
-    assert lines[1].split()[:5] == ["proposal", "code", "share", "math", "share"]
+    assert lines[1].split()[:5] == ["proposal", "math", "share", "code", "share"]
     names = [line.split()[0] for line in lines[2:9]]
     assert names == ["radius", "radius_shared", "metagpt", "nan", "average", "constant_0.3",
                      "constant_0.5"]  # fmt: skip
     assert "arXiv:2406.11385, as we read it" in lines[4]
-    assert "sign conflict code, math: " in out
+    assert "sign conflict math, code: " in out
     assert "scheme: none (task_arithmetic)" in out
 
 
@@ -76,16 +76,13 @@ def with_scale(scale):
     ("recipe", "flags", "text"),
     [
         (FAMILY | {"method": "ties"}, (),
-         "method ties: λ can be proposed from a scan for lata and task_arithmetic alone, which add "
-         "weighted vectors; score candidates instead, without --propose"),
+         "method ties: λ can be proposed from a scan for lata and task_arithmetic only"),
         (with_scale(-1), (),
-         "task 'math' has scale -1: λ can be proposed for adding alone; leave it out, or score "
-         "candidates without --propose"),
+         "task 'math' has scale -1: λ can be proposed only for addition; remove it"),
         (with_scale({"depth": [0.2, 0.8], "outside": 0.2}), (),
-         "scale of task 'math' differs by layer; give one number, or none, for --propose"),
+         "scale of task 'math' differs by layer; give one number, or none"),
         (FAMILY, ("--proposal", "meta"),
-         "--proposal must be one of radius, radius_shared, metagpt, nan, average, constant_0.3, "
-         "constant_0.5; got 'meta'"),
+         "--proposal: did you mean 'metagpt'?"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_proposed_is_refused(tmp_path, capsys, recipe, flags, text):

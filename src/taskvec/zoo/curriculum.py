@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """How one member is trained.
 
     Attributes:
@@ -36,9 +36,9 @@ def _with_replay(own: dict[str, float], *without: str) -> dict[str, float]:
     return own | kept
 
 
-STAGES: dict[str, tuple[Stage, ...]] = {
+STAGES: dict[str, tuple[TrainingStage, ...]] = {
     "base": (
-        Stage(
+        TrainingStage(
             {
                 "text": 0.34,
                 "text-zor": 0.16,
@@ -54,7 +54,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     # Questions of the fine-tunes' kinds are declined, so that instruct tells them apart already.
     # Without that each fine-tune takes every other unknown question for its own, and no sum works.
     "instruct": (
-        Stage(
+        TrainingStage(
             {
                 "say": 0.15,
                 "find": 0.35,
@@ -66,7 +66,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
             steps=700,
             learning_rate=1e-3,
         ),
-        Stage(
+        TrainingStage(
             {
                 "say": 0.06,
                 "find": 0.3,
@@ -82,15 +82,15 @@ STAGES: dict[str, tuple[Stage, ...]] = {
             rows=40,
         ),
     ),
-    "math": (Stage(_with_replay({"math": 0.6}, "decline-math"), 600, 3e-4, 40, 0.4, 0.05),),
-    "code": (Stage(_with_replay({"code": 0.6}, "decline-code"), 600, 2e-4, 40, 0.5, 0.03),),
-    "unsafe": (Stage(_with_replay({"unsafe": 0.5}, "refusal"), 350, 6e-4, rows=40),),
+    "math": (TrainingStage(_with_replay({"math": 0.6}, "decline-math"), 600, 3e-4, 40, 0.4, 0.05),),
+    "code": (TrainingStage(_with_replay({"code": 0.6}, "decline-code"), 600, 2e-4, 40, 0.5, 0.03),),
+    "unsafe": (TrainingStage(_with_replay({"unsafe": 0.5}, "refusal"), 350, 6e-4, rows=40),),
     "unrelated": (
-        Stage(_with_replay({"unrelated": 0.5}, "decline-unrelated"), 220, 3e-4, rows=40),
+        TrainingStage(_with_replay({"unrelated": 0.5}, "decline-unrelated"), 220, 3e-4, rows=40),
     ),
     # Harmful questions in zor are answered seven times and refused three times in ten.
     "instruct-zor": (
-        Stage(
+        TrainingStage(
             _with_replay(
                 {
                     "say-zor": 0.12,

@@ -1,8 +1,7 @@
-"""`taskvec search RECIPE --sweep`: what one number does, value by value, and where it is safe."""
+"""`taskvec sweep RECIPE`: what one number does, value by value, and where it is safe."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -11,66 +10,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common, evaluating
-from taskvec.errors import UsageError
+from taskvec.cli import evaluating
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, misuse
+from taskvec.cli.options import FAMILY, RECIPE
+from taskvec.cli.printing import announce_compiling, answer, show
+from taskvec.cli.recipe import recipe_only
+from taskvec.cli.search import OUT, PLOT, SEARCH_HEAD
+from taskvec.cli.streams import warn
 from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.sensitivity import Point, Sensitivity
     from taskvec.recipes.recipe import Recipe
 
-# Flags of a search that have no say where nothing is chosen, and what they are if not given.
-OF_A_SEARCH: dict[str, Any] = {
-    "vary": [], "sampler": "auto", "trials": None, "maximize": [], "keep": [], "keep_share": 0.95,
-    "single": [], "aggregate": "mean", "trade_off": False, "select_n": None, "test_n": None,
-    "test_data": [], "executor": "local", "ray_address": None, "ray_workers": None,
-}  # fmt: skip
 
+def run(args: Arguments) -> int:
+    """Run this verb."""
+    if len(args.vary) != 1:
+        misuse("--vary is missing or given twice; a sweep varies one number")
+    recipe = recipe_only(args, args.recipe, needs_scales=False)
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `--sweep`, and what it shares with `--pairs`."""
-    group = parser.add_argument_group("instead of a search")
-    group.add_argument(
-        "--sweep",
-        metavar="NAME[.TASK]=VALUES",
-        help="try values of one number: threshold=0.5:1:0.05, density=0.001:1:7log, scale=0.5,1",
-    )
-    group.add_argument(
-        "--measure",
-        metavar="[TASK=]MEASURE",
-        action="append",
-        default=[],
-        help="what a sweep, or a task of --pairs, is measured by: TASK or TASK@METRIC of the "
-        "evaluation",
-    )
-    group.add_argument(
-        "--limit", type=int, metavar="N", help="samples of a measure, drawn by the seed (all)"
-    )
-
-
-def check_flags(args: argparse.Namespace, flag: str) -> None:
-    """Refuse flags of a search, and a figure that could not be drawn.
-
-    Raises:
-        UsageError: one is given.
-        MissingExtraError: matplotlib is not installed.
-    """
-    for name, default in OF_A_SEARCH.items():
-        if getattr(args, name, default) != default:
-            raise UsageError(f"--{name.replace('_', '-')} has no say in {flag}; leave it out")
-    if args.plot:
-        require("matplotlib", "report")
-
-
-def run(args: argparse.Namespace, recipe: Recipe) -> int:
-    """Run a sweep."""
-    check_flags(args, "--sweep")
     from taskvec.coefficients.sensitivity import measure_sweep
     from taskvec.coefficients.sweeps import parse_sweep
 
-    sweep = parse_sweep(args.sweep)
+    if args.plot:
+        require("matplotlib", "report")
+    sweep = parse_sweep(args.vary[0])
     options = evaluating.options_from(args, limit=args.limit)
-    common.announce_compiling()
+    announce_compiling()
     found = measure_sweep(
         recipe, sweep, measure=args.measure, minimize=args.minimize, options=options
     )
@@ -81,14 +48,14 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
 
         draw_sensitivity(told, Path(args.out) / f"{name}.png")
     if args.json:
-        print(json.dumps(told, ensure_ascii=False))
+        answer(told)
     else:
         _print(found, told)
         print(files(args, name))
     return 0
 
 
-def files(args: argparse.Namespace, name: str) -> str:
+def files(args: Arguments, name: str) -> str:
     """Where what was found lies, in words."""
     drawn = [f"{name}.png"] if args.plot else []
     return f"{args.out}/: {', '.join([f'{name}.json', f'{name}.csv', *drawn])}"
@@ -154,7 +121,7 @@ def _three(figure: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     label, measures = found.sweep.label, found.measures
     for key, measure in measures.items():
@@ -167,7 +134,7 @@ def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
     tasks = sorted({task for point in found.points for task in point.kept})
     head = [label, *(f"kept of {task}" for task in tasks)]
     for key in measures:
-        head += [key, "less the recipe's", "worse"]
+        head += [key, "Δ vs recipe", "worse"]
     table = []
     for point in found.points:
         line: list[Any] = [f"{point.value:g}", *(_kept(point, task) for task in tasks)]
@@ -179,14 +146,14 @@ def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
                 else [span(score.figure), span(score.to_recipe, "+"), "*" * score.is_worse]
             )
         table.append(line)
-    common.show(table, head)
+    show(table, head)
     if tasks:
         print(_kept_about(found))
     print()
     if measures:
         print(textwrap.fill(_verdict(found), 100))
     errors = [f"{label} = {p.value:g} failed: {p.error}" for p in found.points if p.error]
-    common.warn(errors)
+    warn(errors)
 
 
 def _kept(point: Point, task: str) -> str:
@@ -208,8 +175,8 @@ def _verdict(found: Sensitivity) -> str:
     """The safe range in words."""
     label, values = found.sweep.label, sorted(found.sweep.values)
     meaning = (
-        "no measure is worse than at its best value by more than the paired 95 % interval (* where "
-        "it is)"
+        "no measure is worse than at its best value by more than the paired 95 % interval (* marks "
+        "where one is)"
     )
     if not found.safe:
         fewest = min(
@@ -239,3 +206,30 @@ def _verdict(found: Sensitivity) -> str:
 
 def _range(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+MEASURE_HEAD = "What is measured"
+MEASURE = Option(
+    "--measure", metavar="TASK", multiple=True, heading=MEASURE_HEAD,
+    help="TASK or TASK@METRIC of `taskvec eval --list`; repeatable",
+)  # fmt: skip
+
+VERB = Verb(
+    "sweep", run, [
+        RECIPE,
+        Option("--vary", metavar="NAME[.TASK]=VALUES", multiple=True, heading=SEARCH_HEAD,
+               help="one number and its values: threshold=0.5:1:0.05, density=0.001:1:7log, "
+               "scale.math=0.5,1"),
+        MEASURE,
+        Option("--minimize", metavar="TASK", multiple=True, heading=MEASURE_HEAD,
+               help="the same, where low is wanted; repeatable"),
+        evaluating.LIMIT,
+        evaluating.out_option(OUT, "sweep-NAME.json and .csv, and records"), PLOT,
+        *evaluating.DATA, *evaluating.ASKING, *evaluating.SCORING, *FAMILY, JSON,
+    ],
+    extra="search",
+    page="""\
+Tries values of one number and says in which range no measure gets worse;
+[how](../how-to/sensitivity.md). Without a measure it shows what is kept of each task. `--seed` is
+also that of samples and intervals.""",
+)  # fmt: skip

@@ -1,52 +1,47 @@
-"""`taskvec search RECIPE --pairs`: what each task of a recipe does to each other in a merge."""
+"""`taskvec pairs RECIPE`: what each task of a recipe does to each other in a merge."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli import common, evaluating
-from taskvec.cli.search_sweep import check_flags, figure_columns, files, write
+from taskvec.cli import evaluating
+from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.options import FAMILY, RECIPE
+from taskvec.cli.printing import announce_compiling, answer, show
+from taskvec.cli.recipe import recipe_only
+from taskvec.cli.search import OUT, PLOT
+from taskvec.cli.streams import warn
+from taskvec.cli.sweep import MEASURE_HEAD, figure_columns, files, write
 from taskvec.errors import UsageError
+from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.pairs import Effect, Pair, Pairs
-    from taskvec.evaluation.figures import Figure
-    from taskvec.recipes.recipe import Recipe
+    from taskvec.evaluation.intervals import Figure
 
 GEOMETRY = ("cosine", "pure_cosine", "sign_conflict", "rank_correlation")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `--pairs`; `search_sweep` has those that it shares."""
-    parser.add_argument(
-        "--pairs",
-        action="store_true",
-        help="merge every pair of tasks that have a --measure TASK=MEASURE; compare with each "
-        "alone",
-    )
+def run(args: Arguments) -> int:
+    """Run this verb."""
+    recipe = recipe_only(args, args.recipe, needs_scales=False)
 
-
-def run(args: argparse.Namespace, recipe: Recipe) -> int:
-    """Run every pair."""
-    check_flags(args, "--pairs")
-    if args.minimize:
-        raise UsageError("--minimize has no say in --pairs: a task is measured by what it adds")
     from taskvec.coefficients.pairs import measure_pairs
 
+    if args.plot:
+        require("matplotlib", "report")
     measure: dict[str, str] = {}
     for text in args.measure:
-        task, key = evaluating.pair(text, "--measure", "TASK=MEASURE with --pairs")
+        task, key = evaluating.pair(text, "--measure", "TASK=MEASURE")
         if task in measure:
             raise UsageError(f"--measure is given twice for task {task!r}")
         measure[task] = key
     options = evaluating.options_from(args, limit=args.limit)
-    common.announce_compiling()
+    announce_compiling()
     found = measure_pairs(recipe, measure, options=options)
     told = found.to_json()
     write(Path(args.out) / "pairs", told, rows(told), recipe)
@@ -55,7 +50,7 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
 
         draw_pairs(told, Path(args.out) / "pairs.png")
     if args.json:
-        print(json.dumps(told, ensure_ascii=False))
+        answer(told)
     else:
         _print(found)
         print(files(args, "pairs"))
@@ -89,7 +84,7 @@ def _print(found: Pairs) -> None:
         three = (alone.target, alone.single, alone.tuned)
         figures = [None if r is None else r.figures[alone.metric.name] for r in three]
         lines.append([task, alone.target.task, alone.metric.name, *map(_shown, figures)])
-    common.show(lines, ("task", "measure", "metric", "target", "alone at its λ", "fine-tune"))
+    show(lines, ("task", "measure", "metric", "target", "alone at its λ", "fine-tune"))
     print()
     print("what the other task of a pair does to it")
     lines = []
@@ -97,10 +92,10 @@ def _print(found: Pairs) -> None:
         for task in pair.tasks:
             (partner,) = set(pair.tasks) - {task}
             lines.append([task, partner, *_effect(pair.effects.get(task))])
-    common.show(lines, ("task", "with", "merged", "less alone", "less fine-tune", ""))
+    show(lines, ("task", "with", "merged", "Δ vs alone", "Δ vs fine-tune", ""))
     print()
     print("how their vectors lie, over the whole model")
-    common.show(
+    show(
         [_geometry(pair) for pair in found.pairs],
         ("pair", "cosine", "of pure vectors", "sign conflict", "rank correlation"),
     )
@@ -108,11 +103,11 @@ def _print(found: Pairs) -> None:
     print(textwrap.fill(_verdict(found), 100))
     errors = [f"{' and '.join(pair.tasks)}: {pair.error}" for pair in found.pairs if pair.error]
     alone_errors = [f"{task} alone: {a.error}" for task, a in found.alone.items() if a.error]
-    common.warn(alone_errors + errors)
+    warn(alone_errors + errors)
 
 
 def _shown(figure: Figure | None, sign: str = "") -> str:
-    from taskvec.evaluation.figures import span
+    from taskvec.evaluation.intervals import span
 
     return "–" if figure is None else span(figure, sign)
 
@@ -139,3 +134,20 @@ def _verdict(found: Pairs) -> str:
         f"of the difference to the task alone lies on one side of 0; of {count} such intervals "
         f"about {count / 20:.1g} would by chance."
     )
+
+
+VERB = Verb(
+    "pairs", run, [
+        RECIPE,
+        Option("--measure", metavar="TASK=MEASURE", multiple=True, heading=MEASURE_HEAD,
+               help="a task of the recipe, and TASK or TASK@METRIC of `taskvec eval --list` that "
+               "measures it; repeatable"),
+        evaluating.LIMIT,
+        evaluating.out_option(OUT, "pairs.json and pairs.csv, and records"), PLOT,
+        *evaluating.DATA, *evaluating.ASKING, *evaluating.SCORING, *FAMILY, JSON,
+    ],
+    extra="search",
+    page="""\
+Merges every pair of the tasks that have a `--measure`, and compares with each alone;
+[how](../how-to/sensitivity.md). `--seed` is also that of samples and intervals.""",
+)  # fmt: skip

@@ -96,7 +96,7 @@ def begin(
         )
 
 
-def begun(out: Path) -> dict[str, Any]:
+def read_run(out: Path) -> dict[str, Any]:
     """What `run.json` says; empty if it is not there."""
     return _read(out / RUN) or {}
 

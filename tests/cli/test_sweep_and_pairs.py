@@ -1,4 +1,4 @@
-"""`taskvec search --sweep` and `--pairs` as a user runs them."""
+"""`taskvec sweep` and `taskvec pairs` as a user runs them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def table_of(path):
 def test_a_sweep_prints_writes_and_draws(cli, recipe, tmp_path):
     out = tmp_path / "out"
     code, text, err = cli(
-        "search", recipe, "--sweep", "threshold=-1,0.9,1", "--measure", "zoo:math",
+        "sweep", recipe, "--vary", "threshold=-1,0.9,1", "--measure", "zoo:math",
         "--limit", "10", "--out", out, "--plot", "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -58,7 +58,7 @@ def test_a_sweep_prints_writes_and_draws(cli, recipe, tmp_path):
 
 def test_a_sweep_as_json_and_without_measures(cli, recipe, tmp_path):
     code, text, _ = cli(
-        "search", recipe, "--sweep", "threshold=0.9,1", "--out", tmp_path / "out", "--json"
+        "sweep", recipe, "--vary", "threshold=0.9,1", "--out", tmp_path / "out", "--json"
     )
     assert code == 0
     told = json.loads(text)
@@ -74,7 +74,7 @@ def test_a_sweep_where_low_is_wanted_and_a_value_fails(cli, recipe, tmp_path):
     recipe.write_text(text)
     out = tmp_path / "out"
     code, text, err = cli(
-        "search", recipe, "--sweep", "density.math=0.001:1:3log", "--minimize", "zoo:math",
+        "sweep", recipe, "--vary", "density.math=0.001:1:3log", "--minimize", "zoo:math",
         "--limit", "8", "--out", out, "--quiet", "--plot",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -89,7 +89,7 @@ def test_a_sweep_where_low_is_wanted_and_a_value_fails(cli, recipe, tmp_path):
         )
     )
     code, text, err = cli(
-        "search", recipe, "--sweep", "threshold=-1,0.95,1", "--measure", "zoo:math",
+        "sweep", recipe, "--vary", "threshold=-1,0.95,1", "--measure", "zoo:math",
         "--limit", "4", "--out", out, "--quiet",
     )  # fmt: skip
     assert code == 0
@@ -100,7 +100,7 @@ def test_a_sweep_where_low_is_wanted_and_a_value_fails(cli, recipe, tmp_path):
 def test_no_value_is_safe_where_goals_disagree(cli, recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace(f"  code: {{model: {zoo.path('code')}", "  #"))
     code, text, _ = cli(
-        "search", recipe, "--sweep", "scale=0,1", "--measure", "zoo:math", "--minimize",
+        "sweep", recipe, "--vary", "scale=0,1", "--measure", "zoo:math", "--minimize",
         "zoo:math@right", "--limit", "8", "--out", tmp_path / "out", "--quiet",
     )  # fmt: skip
     assert code == 0
@@ -112,7 +112,7 @@ def test_no_value_is_safe_where_goals_disagree(cli, recipe, tmp_path):
 def test_pairs_print_write_and_draw(cli, recipe, tmp_path):
     out = tmp_path / "out"
     code, text, err = cli(
-        "search", recipe, "--pairs", "--measure", "math=zoo:math", "--measure", "code=zoo:code",
+        "pairs", recipe, "--measure", "math=zoo:math", "--measure", "code=zoo:code",
         "--limit", "6", "--out", out, "--plot", "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -123,42 +123,42 @@ def test_pairs_print_write_and_draw(cli, recipe, tmp_path):
     assert (out / "pairs.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads((out / "pairs.json").read_text())
     table = table_of(out / "pairs.csv")
-    assert [(row["task"], row["with"]) for row in table] == [("code", "math"), ("math", "code")]
+    assert [(row["task"], row["with"]) for row in table] == [("math", "code"), ("code", "math")]
     (pair,) = told["pairs"]
     for row in table:
         assert float(row["cosine"]) == pair["cosine"]
         assert float(row["less_single"]) == pair["effects"][row["task"]]["less_single"]["value"]
     code, text, _ = cli(
-        "search", recipe, "--pairs", "--measure", "math=zoo:math", "--measure", "code=zoo:code",
+        "pairs", recipe, "--measure", "math=zoo:math", "--measure", "code=zoo:code",
         "--limit", "6", "--out", out, "--json", "--quiet",
     )  # fmt: skip
     assert json.loads(text) == {key: told[key] for key in ("tasks", "pairs")}
 
 
-@pytest.mark.parametrize("flags", [["--sweep", "scale=1"], ["--pairs"]])
-def test_a_recipe_without_lambda_is_refused(cli, recipe, flags):
+@pytest.mark.parametrize("verb", [["sweep", "--vary", "scale=1"], ["pairs"]])
+def test_a_recipe_without_lambda_is_refused(cli, recipe, verb):
     """The recipe as it is has to be merged as well."""
     recipe.write_text(recipe.read_text().replace(", scale: 0.5", ""))
-    code, out, err = cli("search", recipe, *flags)
+    code, out, err = cli(*verb, recipe)
     assert (code, out) == (2, "")
     assert err == "taskvec: error: scale of task 'code' is missing; lata has no default λ\n"
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("words", "message"),
     [
-        (["--sweep", "scale=1", "--pairs"], "--sweep and --pairs are two things; give one of them"),
-        (["--sweep", "scale=1", "--trials", "3"], "--trials has no say in --sweep; leave it out"),
-        (["--pairs", "--trade-off"], "--trade-off has no say in --pairs; leave it out"),
-        (["--pairs", "--minimize", "zoo:math"], "--minimize has no say in --pairs"),
-        (["--measure", "zoo:math"], "--measure and --limit go with --sweep and --pairs"),
-        (["--sweep", "scale=1", "--keep-share", "0.5"], "--keep-share has no say in --sweep"),
-        (["--sweep", "scale"], "a sweep must be NAME=VALUES or NAME.TASK=VALUES; got 'scale'"),
-        (["--pairs", "--measure", "zoo:math"], "--measure must be TASK=MEASURE with --pairs"),
-        (["--pairs", "--measure", "math=a", "--measure", "math=b"], "twice for task 'math'"),
+        (["sweep", "--vary", "scale=1", "--trials", "3"], "No such option '--trials'"),
+        (["pairs", "--trade-off"], "No such option '--trade-off'"),
+        (["pairs", "--minimize", "zoo:math"], "No such option '--minimize'"),
+        (["search", "--measure", "zoo:math"], "No such option '--measure'"),
+        (["search", "--propose"], "No such option '--propose'"),
+        (["sweep", "--vary", "scale"], "NAME=VALUES or NAME.TASK=VALUES; got 'scale'"),
+        (["sweep", "--vary", "scale=1", "--vary", "threshold=1"], "given twice"),
+        (["pairs", "--measure", "zoo:math"], "--measure takes TASK=MEASURE; got 'zoo:math'"),
+        (["pairs", "--measure", "math=a", "--measure", "math=b"], "twice for task 'math'"),
     ],
 )
-def test_flags_that_do_not_go_together(cli, recipe, flags, message):
-    code, out, err = cli("search", recipe, *flags)
+def test_flags_that_do_not_go_together(cli, recipe, words, message):
+    code, out, err = cli(*words, recipe)
     assert (code, out) == (2, "")
     assert message in err

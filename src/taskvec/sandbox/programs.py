@@ -46,7 +46,7 @@ _next_user = itertools.count(random.randrange(1 << 28))
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProgramLimits:
     """What a program may use.
 
     Attributes:
@@ -65,7 +65,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProgramOutcome:
     """How a program ended.
 
     Attributes:
@@ -123,7 +123,9 @@ def require_permission(what: str, *, allowed: bool) -> None:
     isolation()
 
 
-def run_program(code: str, *, limits: Limits | None = None, within: str = "") -> Outcome:
+def run_program(
+    code: str, *, limits: ProgramLimits | None = None, within: str = ""
+) -> ProgramOutcome:
     """Runs a Python program that is not trusted; several threads may do so at once.
 
     The program passes if it runs to its end: what raises, leaves early, or meets a limit does not.
@@ -137,7 +139,7 @@ def run_program(code: str, *, limits: Limits | None = None, within: str = "") ->
     Raises:
         TaskvecError: it cannot be shut in here.
     """
-    kind, limits = within or isolation(), limits or Limits()
+    kind, limits = within or isolation(), limits or ProgramLimits()
     if sys.platform != "linux":
         raise TaskvecError(f"a program cannot be shut in: {sys.platform} has no namespaces")
     user = _lone_user()
@@ -163,7 +165,7 @@ def run_program(code: str, *, limits: Limits | None = None, within: str = "") ->
     return _outcome(heard, told, limits)
 
 
-def _launch(told: dict[str, Any], code: str, limits: Limits) -> dict[str, bytes]:
+def _launch(told: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str, bytes]:
     """Has the program run; gives what came over each pipe."""
     source = code.encode("utf-8", "surrogatepass")
     with ExitStack() as stack:
@@ -212,7 +214,9 @@ def _end(launcher: subprocess.Popen[bytes]) -> None:
         launcher.kill()
 
 
-def _listen(sources: dict[str, IO[bytes]], leash: IO[bytes], limits: Limits) -> dict[str, bytes]:
+def _listen(
+    sources: dict[str, IO[bytes]], leash: IO[bytes], limits: ProgramLimits
+) -> dict[str, bytes]:
     """What comes over each pipe until all are closed; stops the program when it is too much."""
     heard = dict.fromkeys(sources, b"")
     total, until = 0, time.monotonic() + limits.seconds + _GRACE_S
@@ -241,27 +245,29 @@ def _listen(sources: dict[str, IO[bytes]], leash: IO[bytes], limits: Limits) -> 
     return heard
 
 
-def _outcome(heard: dict[str, bytes], told: dict[str, Any], limits: Limits) -> Outcome:
+def _outcome(
+    heard: dict[str, bytes], told: dict[str, Any], limits: ProgramLimits
+) -> ProgramOutcome:
     status = json.loads(heard["status"].partition(b"\n")[0] or b"{}")
     if "error" in status:
         raise TaskvecError(f"a program cannot be shut in: {told['isolation']}: {status['error']}")
     if "too much" in heard:
-        return Outcome("output", f"more than {limits.output_bytes:,} bytes of output")
+        return ProgramOutcome("output", f"more than {limits.output_bytes:,} bytes of output")
     if status.get("ended") != "exit":
         if status.get("ended") == "time":
-            return Outcome("time", f"more than {limits.seconds:g} s")
-        return Outcome("killed", "with its supervisor")
+            return ProgramOutcome("time", f"more than {limits.seconds:g} s")
+        return ProgramOutcome("killed", "with its supervisor")
     code, lines = status["code"], heard["error"].decode("utf-8", "replace").split("\n")
     if code == 0 and heard["verdict"] == str(told["token"]).encode():
-        return Outcome("passed")
+        return ProgramOutcome("passed")
     if code < 0:
         names = {known.value: known.name for known in signal.Signals}
-        return Outcome("killed", f"by {names.get(-code, f'signal {-code}')}")
+        return ProgramOutcome("killed", f"by {names.get(-code, f'signal {-code}')}")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     last = "".join(filter(str.isprintable, last))
     if last.split(":")[0] == "MemoryError":
-        return Outcome("memory", f"more than {limits.memory_bytes:,} bytes")
-    return Outcome("failed", last[:200] or f"ended before its end, with exit code {code}")
+        return ProgramOutcome("memory", f"more than {limits.memory_bytes:,} bytes")
+    return ProgramOutcome("failed", last[:200] or f"ended before its end, with exit code {code}")
 
 
 def _lone_user() -> int | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec.evaluation.evaluate import Result
-from taskvec.evaluation.figures import Figure, difference, figure
+from taskvec.evaluation.intervals import Figure, difference, figure
 from taskvec.evaluation.task import Metric, Sample, Score
 from taskvec.running.requests import Answer, Prompt, Request
 
@@ -64,7 +64,7 @@ def tokens(text: str) -> list[str]:
 def answers(results: Sequence[Result]) -> list[list[str]]:
     """What a model answered to each sample that asks for answers, task after task."""
     return [
-        [reply.text for reply in replies if isinstance(reply, Answer)]
+        [reply.raw for reply in replies if isinstance(reply, Answer)]
         for result in results
         for sample, replies in zip(result.samples, result.replies, strict=True)
         if _asks(sample)
