@@ -13,8 +13,7 @@ import pytest
 from tests.conftest import read_raw
 
 from taskvec import files as exchange
-from taskvec.merging import plan
-from taskvec.outputs import staging
+from taskvec.outputs import place, staging
 
 Cli = Callable[..., tuple[int, str, str]]
 Merge = Callable[..., tuple[int, str, str]]
@@ -191,7 +190,7 @@ def test_name_that_no_file_system_takes(tmp_path, merge):
 
 def test_read_only_place(tmp_path, merge, monkeypatch):
     """Permission bits do not bind root, so the question itself is answered here."""
-    monkeypatch.setattr(plan.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(place.os, "access", lambda path, mode: False)
     refused(
         merge(tmp_path / "out"),
         f"{tmp_path}/out: {tmp_path} cannot be written; choose another place",
@@ -216,7 +215,7 @@ def test_place_that_takes_no_files(merge):
 
 def test_not_enough_disk_is_known_before(tmp_path, merge, monkeypatch, family):
     old = old_model(tmp_path / "out")
-    monkeypatch.setattr(plan, "free_bytes", lambda out: 10_000)
+    monkeypatch.setattr(place, "free_bytes", lambda out: 10_000)
     refused(
         merge(tmp_path / "new"),
         f"{tmp_path}/new: needs 0.30 MB of disk, 0.01 MB are free; make room or write elsewhere",

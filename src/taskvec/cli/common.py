@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from taskvec.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from taskvec.merging.deciding import Options
-    from taskvec.methods.table import Table
     from taskvec.recipes.mergekit.work import Note
     from taskvec.recipes.recipe import Recipe
+    from taskvec.streaming import RunOptions
 
 ROLES = ("base", "instruct", "anchor", "target")
 METHOD_FLAGS = ("scheme", "granularity", "threshold", "normalize_weights")
@@ -105,7 +104,7 @@ def recipe_from(
     *,
     needs_scales: bool = True,
     method: dict[str, Any] | None = None,
-) -> tuple[Recipe, Table | None]:
+) -> Recipe:
     """The recipe of a command: a file, a manifest (with its table), or flags.
 
     Args:
@@ -118,11 +117,11 @@ def recipe_from(
         RecipeError: anything wrong in it.
         UsageError: neither a recipe nor tasks, or a flag that does not go with it.
     """
-    from taskvec.outputs.manifest import MANIFEST_FILE, read_manifest, recipe_of
     from taskvec.recipes.located import Document, parse_yaml
     from taskvec.recipes.mergekit.convert import convert
     from taskvec.recipes.mergekit.schema import is_config
     from taskvec.recipes.reading import read_recipe, read_text
+    from taskvec.recipes.replay import MANIFEST_FILE, read_manifest, recipe_of
 
     flags = _flags(args)
     if recipe is not None and Path(recipe).name == MANIFEST_FILE:
@@ -137,7 +136,7 @@ def recipe_from(
         data: dict[str, Any] = {"method": method or {"name": "lata"}}
         _overlay(data, flags)
         document = Document(data, "command line")
-        return read_recipe(document, Path.cwd(), needs_scales=needs_scales), None
+        return read_recipe(document, Path.cwd(), needs_scales=needs_scales)
     document, folder = parse_yaml(read_text(recipe), recipe), Path(recipe).absolute().parent
     if is_config(document.data):
         imported = convert(document, Path.cwd())
@@ -148,7 +147,7 @@ def recipe_from(
     if method is not None:
         document.data.setdefault("method", method)
     _overlay(document.data, flags)
-    return read_recipe(document, folder, needs_scales=needs_scales), None
+    return read_recipe(document, folder, needs_scales=needs_scales)
 
 
 def recipe_only(args: argparse.Namespace, recipe: str | None, **options: Any) -> Recipe:
@@ -157,11 +156,11 @@ def recipe_only(args: argparse.Namespace, recipe: str | None, **options: Any) ->
     Raises:
         UsageError: it is a manifest, whose weights are fixed.
     """
-    from taskvec.outputs.manifest import MANIFEST_FILE
+    from taskvec.recipes.replay import MANIFEST_FILE
 
     if recipe is not None and Path(recipe).name == MANIFEST_FILE:
         raise UsageError(f"{recipe}: the weights of a manifest are fixed; give a recipe")
-    return recipe_from(args, recipe, **options)[0]
+    return recipe_from(args, recipe, **options)
 
 
 def _overlay(data: dict[str, Any], flags: dict[str, Any]) -> None:
@@ -230,12 +229,12 @@ def _absolute(path: str) -> str:
     return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 (leaves ~nobody)
 
 
-def options_from(args: argparse.Namespace) -> Options:
+def options_from(args: argparse.Namespace) -> RunOptions:
     """How to run."""
-    from taskvec.merging.deciding import Options
+    from taskvec.streaming import RunOptions
 
     announce_compiling()
-    return Options(
+    return RunOptions(
         force=getattr(args, "force", False),
         cache="off" if args.no_cache else "renew" if args.rescan else "use",
         threads=args.threads,

@@ -125,7 +125,7 @@ def _spec(path: str) -> Spec:
     """A recipe or a manifest is a candidate; anything else is a folder or a hub name."""
     if not path.endswith((".yaml", ".yml", ".json")):
         return path
-    return common.recipe_from(argparse.Namespace(), path)
+    return common.recipe_from(argparse.Namespace(), path), None
 
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import common
 from taskvec.cli.merge import split_paths
+from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.vectors.extract import Extracted
+    from taskvec.vectors.vector_file import Extracted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     from taskvec.methods.table import load_table
     from taskvec.vectors.difference import Wanted
-    from taskvec.vectors.extract import extract_vector
-    from taskvec.vectors.lora import extract_lora, shape_of
+    from taskvec.vectors.extract import write_difference
+    from taskvec.vectors.lora import shape_of
 
     recipe_path, out = split_paths(args.paths)
     shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=args.seed)
@@ -80,17 +81,15 @@ def run(args: argparse.Namespace) -> int:
         args.task = [f"instruct={args.instruct or args.anchor}"]  # a family needs a task
     # Only a pure vector asks the method for weights.
     method = {"name": "lata" if args.what == "pure" else "task_arithmetic"}
-    recipe, table = common.recipe_from(args, recipe_path, needs_scales=False, method=method)
+    recipe = common.recipe_from(args, recipe_path, needs_scales=False, method=method)
     if args.table is not None:
-        table = load_table(args.table)
-    table = table if args.what == "pure" or args.table is not None else None
-    wanted = Wanted(args.what, task, args.scaled, table)
+        if args.what != "pure":
+            raise UsageError(f"layer weights go with a pure vector; got {args.what}")
+        recipe = replace(recipe, table=load_table(args.table))
+    wanted = Wanted(args.what, task, args.scaled)
     started = time.monotonic()
     options = common.options_from(args)
-    if shape is None:
-        extracted = extract_vector(recipe, out, wanted, options)
-    else:
-        extracted = extract_lora(recipe, out, wanted, shape, options)
+    extracted = write_difference(recipe, out, wanted, shape, options)
     common.warn(extracted.warnings)
     result = _result(extracted, time.monotonic() - started)
     if args.json:

@@ -14,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run this verb: a merge with scales negated; LATA by threshold where no method is named."""
-    from taskvec.vectors.api import negated
+    from taskvec.outputs.merge import negated
 
     recipe_path, out = merge.split_paths(args.paths)
     method = {"name": "lata", "scheme": "threshold"}
-    recipe, table = common.recipe_from(args, recipe_path, method=method)
-    return merge.execute(args, negated(recipe), table, out)
+    recipe = common.recipe_from(args, recipe_path, method=method)
+    return merge.execute(args, negated(recipe), out)

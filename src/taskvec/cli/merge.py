@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from taskvec.cli import common
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.methods.table import Table
     from taskvec.recipes.recipe import Recipe
 
 
@@ -44,19 +44,18 @@ def split_paths(paths: list[str]) -> tuple[str | None, Path]:
 def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     recipe_path, out = split_paths(args.paths)
-    recipe, table = common.recipe_from(args, recipe_path)
-    return execute(args, recipe, table, out)
+    return execute(args, common.recipe_from(args, recipe_path), out)
 
 
-def execute(args: argparse.Namespace, recipe: Recipe, table: Table | None, out: Path) -> int:
+def execute(args: argparse.Namespace, recipe: Recipe, out: Path) -> int:
     """Merge and print what was done."""
     from taskvec.methods.table import load_table
     from taskvec.outputs import run as engine
 
     if args.table is not None:
-        table = load_table(args.table)
+        recipe = replace(recipe, table=load_table(args.table))
     started = time.monotonic()
-    merged = engine.run(recipe, out, table=table, options=common.options_from(args))
+    merged = engine.run(recipe, out, common.options_from(args))
     common.warn(merged.warnings)
     result: dict[str, Any] = {
         "path": str(merged.path),

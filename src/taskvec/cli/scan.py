@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Run this verb."""
     if args.json and args.csv == "-":
         raise UsageError("--json and --csv - both write to standard output; give --csv a file")
-    from taskvec.merging.deciding import settled_members
+    from taskvec.merging.prepare import open_with_base
     from taskvec.merging.scans import save_scan, scan_members
 
     if args.plot:
@@ -74,14 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
         check_figure(Path(args.plot))
     method = {"name": "lata"}
-    recipe, _ = common.recipe_from(args, args.recipe, needs_scales=False, method=method)
+    recipe = common.recipe_from(args, args.recipe, needs_scales=False, method=method)
     if args.save_table and recipe.method.needs_base and recipe.family.base is None:
         raise UsageError(f"base is missing: the table of {recipe.method.name} rests on it")
     options = common.options_from(args)
-    members = settled_members(recipe, options)
-    scan = scan_members(
-        members, cache=options.cache, threads=options.threads, progress=options.progress
-    )
+    members = open_with_base(recipe, options)
+    scan = scan_members(members, options)
     if args.save_scan:
         with common.writing(args.save_scan):
             save_scan(scan, Path(args.save_scan))
@@ -134,7 +132,7 @@ def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
 
 
 def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> None:
-    from taskvec.merging.plan import inputs_of
+    from taskvec.merging.decide import inputs_of
     from taskvec.methods.table import Table
 
     scaled = recipe.with_scales(dict.fromkeys(scan.tasks, 1.0) | recipe.scales)

@@ -53,16 +53,17 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     """
     from taskvec.coefficients.closed_form import FORMULAS, propose
     from taskvec.coefficients.schemes import suggest_scheme
-    from taskvec.merging.deciding import Options, settled_members
+    from taskvec.merging.prepare import open_with_base
     from taskvec.merging.scans import scan_members
+    from taskvec.streaming import RunOptions
 
     if args.proposal not in FORMULAS:
         raise UsageError(f"--proposal must be one of {', '.join(FORMULAS)}; got {args.proposal!r}")
     _check(recipe)
     common.announce_compiling()
-    options = Options(progress=common.progress_for(args))
-    members = settled_members(recipe, options)
-    scan = scan_members(members, progress=options.progress)
+    options = RunOptions(progress=common.progress_for(args))
+    members = open_with_base(recipe, options)
+    scan = scan_members(members, options)
     weights = _decided(recipe, members, scan)
     proposals = propose(scan, weights)
     granularity = next(iter(recipe.parameters.values())).get("granularity", "tensor")
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
 
 def _decided(recipe: Recipe, members: Members, scan: Scan) -> Table:
     """The method's own table; λ = 1 stands for what is not decided yet."""
-    from taskvec.merging.plan import inputs_of
+    from taskvec.merging.decide import inputs_of
     from taskvec.methods.table import Table
 
     scaled = recipe.with_scales(dict.fromkeys(scan.tasks, 1.0))

@@ -1,4 +1,4 @@
-"""Running a recipe: plan, collect, decide, apply, publish."""
+"""Merging into a folder: prepare, decide, apply, publish."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import yaml
 from taskvec.checkpoints.companions import companions
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
-from taskvec.errors import UsageError
 from taskvec.family.members import Members
 from taskvec.merging.apply import Record, apply
-from taskvec.merging.deciding import Options, decided, settle
-from taskvec.merging.edits import edits_of
-from taskvec.merging.plan import Plan, make_plan
+from taskvec.merging.decide import decide
+from taskvec.merging.prepare import prepare
+from taskvec.merging.steps import Decided
 from taskvec.methods.table import Table
 from taskvec.outputs.card import model_card
-from taskvec.outputs.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
-from taskvec.outputs.place import check_output
-from taskvec.outputs.staging import Staging, staged
+from taskvec.outputs.manifest import RECIPE_FILE, make_manifest
+from taskvec.outputs.place import check_place
+from taskvec.outputs.staging import staged
 from taskvec.recipes.recipe import Recipe
+from taskvec.recipes.replay import MANIFEST_FILE
 from taskvec.statistics.collect import describe
+from taskvec.streaming import RunOptions
 
 _RECIPE_HEAD = f"""\
 # What this folder was made from. A table that was given, from Python or by --table, is not in here.
@@ -51,49 +52,96 @@ class Merged:
     table: Table
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        where = "a model in memory" if self.path is None else str(self.path)
+        return f"<Merged {where}: {self.table.origin}, fingerprint {self.fingerprint[:8]}…>"
 
-def run(
-    recipe: Recipe, out: Path, *, table: Table | None = None, options: Options = Options()
-) -> Merged:
+
+def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged:
     """Merge by a recipe and publish the folder.
 
     Args:
         recipe: Checked recipe.
         out: Folder to appear.
-        table: Layer weights that take the place of the method's own.
         options: How to run.
 
     Raises:
         TaskvecError: anything foreseen; no output is left, and an output that was there is
             untouched.
     """
-    check_scales(recipe)
-    plan = make_plan(recipe, threads=options.threads)
-    check_output(plan, out, force=options.force)
+    prepared = prepare(recipe, options)
+    check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
     out = Path(os.path.realpath(out))
-    stage_tables = settle(plan.stages, options)
-    table = decided(plan, table, options)
-    edits = edits_of(plan, table)
-    with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
-        with plan.members.at_rest():
-            records = apply(
-                [edits[t.name] for t in staging.tensors],
-                staging,
-                skip=staging.verified(options.progress),
-                precision=recipe.out.precision,
-                threads=options.threads,
-                block=options.block,
-                progress=options.progress,
-            )
-        manifest = make_manifest(plan, table, stage_tables, records)
-        _add_companions(staging, plan, table, manifest)
+    decided = decide(prepared)
+    with staged(out, prepared.shards, _job(decided), force=options.force) as staging:
+        records = apply(decided, staging, skip=staging.verified(options.progress))
+        files = _companions(decided)
+        manifest = make_manifest(decided, records, files)
+        files |= _about(decided, out.name, manifest)
+        for name, content in files.items():
+            staging.add(name, content)
         staging.publish()
-    warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
-    warnings += other_anchors(plan.members, manifest["members"])
-    return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+    warnings = warnings_of(decided, records, manifest["members"])
+    return Merged(out, manifest["output"]["fingerprint"], decided.table, warnings)
 
 
-def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _job(decided: Decided) -> str:
+    """Identity of a job: recipe, table, inputs as they look, layout of the output."""
+    prepared = decided.prepared
+    parts: list[Any] = [
+        prepared.recipe.to_dict(),
+        decided.table.to_json(),
+        [(role, source.identity) for role, source in prepared.members.sources.items()],
+        [shard.header for shard in prepared.shards],
+    ]
+    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+
+def _companions(decided: Decided) -> dict[str, bytes]:
+    """Config, tokenizer and chat template, by name."""
+    dtype = decided.prepared.recipe.out.dtype
+    target = decided.prepared.members.target
+    return companions(target, FLOATS[dtype] if dtype is not None else None)
+
+
+def _about(decided: Decided, name: str, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """Model card, recipe and manifest, by name."""
+    recipe, members = decided.prepared.recipe, decided.prepared.members
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    return {
+        "README.md": model_card(
+            name,
+            {describe(role): source for role, source in members.sources.items()},
+            method=recipe.method.name,
+            formula=f"{recipe.method.formula} ({decided.table.origin})",
+            scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
+        ),
+        RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode(),
+        MANIFEST_FILE: json.dumps(manifest).encode() + b"\n",
+    }
+
+
+def warnings_of(
+    decided: Decided, records: Mapping[str, Record], known: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """What a user should know about a merge that was applied.
+
+    Args:
+        decided: What was decided.
+        records: See `apply`.
+        known: Digests of members by role, under `digests`.
+    """
+    members = decided.prepared.members
+    found = [
+        *members.warnings,
+        *decided.table.warnings,
+        *_identical(records, members),
+        *_other_anchors(members, known),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Tasks that are vectors taken from another model than the anchor, as far as that is known."""
     digests = known["anchor"]["digests"] if "anchor" in known else {}
     vectors = {task: members.sources[f"task:{task}"] for task in members.tasks}
@@ -106,45 +154,7 @@ def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> l
     ]
 
 
-def check_scales(recipe: Recipe) -> None:
-    """Raise `UsageError` if a task has no λ."""
-    missing = sorted(recipe.tasks.keys() - recipe.scales.keys())
-    if missing:
-        raise UsageError(
-            f"scale of task {missing[0]!r} is missing; {recipe.method.name} has no default λ"
-        )
-
-
-def _job(plan: Plan, table: Table) -> str:
-    """Identity of a job: recipe, table, inputs as they look, layout of the output."""
-    parts: list[Any] = [
-        plan.recipe.to_dict(),
-        table.to_json(),
-        [(role, source.identity) for role, source in plan.members.sources.items()],
-        [shard.header for shard in plan.shards],
-    ]
-    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
-
-
-def _add_companions(staging: Staging, plan: Plan, table: Table, manifest: dict[str, Any]) -> None:
-    recipe, members = plan.recipe, plan.members
-    dtype = FLOATS[recipe.out.dtype] if recipe.out.dtype is not None else None
-    files = companions(members.target, dtype)
-    files["README.md"] = model_card(
-        staging.out.name,
-        {describe(role): source for role, source in members.sources.items()},
-        method=recipe.method.name,
-        formula=f"{recipe.method.formula} ({table.origin})",
-        scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
-    )
-    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    files[RECIPE_FILE] = f"{_RECIPE_HEAD}{text}".encode()
-    files[MANIFEST_FILE] = json.dumps(manifest).encode() + b"\n"
-    for name, content in files.items():
-        staging.add(name, content)
-
-
-def identical(records: Mapping[str, Record], members: Members) -> list[str]:
+def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
     """Tasks whose every tensor that was read is the anchor's."""
     anchor = members.sources.get("anchor")
     found = []

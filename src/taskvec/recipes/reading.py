@@ -40,6 +40,7 @@ from taskvec.dtypes import FLOATS
 from taskvec.errors import ParameterError, RecipeError, nearest
 from taskvec.layers import override
 from taskvec.methods import find_method
+from taskvec.methods.choice import MethodChoice
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import Parameter, resolve
 from taskvec.recipes.depth import Profile, read_profile
@@ -51,7 +52,6 @@ from taskvec.recipes.recipe import (
     STAGE,
     VOCABULARY,
     Family,
-    LayerWeights,
     Model,
     Output,
     Recipe,
@@ -261,7 +261,7 @@ def _folder(document: Document, key: Key, value: object, folder: Path) -> str:
 
 def _layer_weights(
     document: Document, data: Mapping[str, Any], owner: Method
-) -> LayerWeights | None:
+) -> MethodChoice | None:
     """What a method weighs layers by."""
     if data.get("layer_weights") is None:
         return None
@@ -273,7 +273,7 @@ def _layer_weights(
         document.fail(("layer_weights",), f"{method.name} weighs no layers; for example: lata")
     try:
         values = {k: numeric(v) for k, v in given.items()}
-        return LayerWeights(method, resolve(method.parameters, values, method.name))
+        return MethodChoice(method, resolve(method.parameters, values, method.name))
     except ParameterError as error:
         document.fail(("layer_weights",), str(error))
 
