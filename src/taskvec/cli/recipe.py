@@ -63,7 +63,6 @@ def recipe_from(
     """
     from taskvec.recipes.located import Document, parse_yaml
     from taskvec.recipes.mergekit import is_config
-    from taskvec.recipes.mergekit.convert import convert
     from taskvec.recipes.overrides import with_overrides
     from taskvec.recipes.reading import read_recipe, read_text
     from taskvec.recipes.replay import MANIFEST_FILE, read_manifest, recipe_of
@@ -82,6 +81,8 @@ def recipe_from(
     else:
         document, folder = parse_yaml(read_text(recipe), recipe), Path(recipe).absolute().parent
     if is_config(document.data):
+        from taskvec.recipes.mergekit.convert import convert
+
         imported = convert(document, Path.cwd(), faithful=is_faithful)
         if not getattr(args, "quiet", False):
             show_differences(str(recipe), imported.notes)
