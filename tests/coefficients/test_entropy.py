@@ -281,7 +281,7 @@ def test_a_family_gives_its_vectors_and_merge_takes_the_table():
     again = minimize_entropy(module, vectors, batches, descent=descent)
     np.testing.assert_array_equal(found.table.weights, again.table.weights)
     out = state(module)
-    tv.merge(family, found.table, scale=found.scale, out=out)
+    tv.merge(family, out, table=found.table, scale=found.scale)
     for name, start in state(module).items():
         expected = start.numpy().astype(np.float64)
         for task in "ab":

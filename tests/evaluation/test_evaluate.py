@@ -33,6 +33,7 @@ from taskvec.evaluation.evaluate import EvaluationOptions, evaluate_with, prepar
 from taskvec.evaluation.loading import Models  # noqa: E402
 from taskvec.evaluation.records import journal, part_of, read_replies  # noqa: E402
 from taskvec.evaluation.task import Metric, Sample, SampleSettings, Score, Tools, each  # noqa: E402
+from taskvec.recipes.coerce import as_recipe  # noqa: E402
 from taskvec.running.model import load, open_stored  # noqa: E402
 from taskvec.running.requests import Likelihood, WholeText  # noqa: E402
 
@@ -465,7 +466,7 @@ def test_python(known, model, tmp_path):
         instruct=zoo.path("instruct"), tasks={"math": zoo.path("math"), "code": zoo.path("code")}
     )
     scale = {"math": 0.7, "code": 0.7}
-    tv.merge(family, "task_arithmetic", scale=scale, out=tmp_path / "merged")
+    tv.merge(family, tmp_path / "merged", method="task_arithmetic", scale=scale)
     tasks = ["zoo:math", "zoo:text"]
     folder = tv.evaluate(tmp_path / "merged", tasks, limit=30)
     merged = tv.evaluate(family, tasks, table="task_arithmetic", scale=scale, limit=30)
@@ -537,7 +538,6 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
         return load(stored, **how)
 
     monkeypatch.setattr(loading, "load", counted)
-    from taskvec.vectors.api import recipe_of_family
 
     family = tv.Family(instruct=zoo.path("instruct"), tasks={"math": zoo.path("math")})
     options = EvaluationOptions(limit=20)
@@ -545,7 +545,7 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
     rates = []
     with Models(options) as models:
         for scale in (0.0, 1.0, 0.0):
-            recipe = recipe_of_family(family, "task_arithmetic", {"math": scale}, {})
+            recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": scale}})
             (result,) = models.evaluate((recipe, None), prepared, f"λ = {scale}")
             rates.append(result.main.value)
         assert len(loads) == 1

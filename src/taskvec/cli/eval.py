@@ -93,7 +93,7 @@ def _spec(args: Arguments, path: str) -> Spec:
         return path
     is_recipe = Path(path).name != MANIFEST_FILE  # a manifest is replayed as it is
     flags = Arguments(task=(), settings=args.settings if is_recipe else (), quiet=args.quiet)
-    return recipe_from(flags, path)
+    return recipe_from(flags, path), None
 
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:

@@ -37,9 +37,9 @@ from taskvec.family.members import open_members
 from taskvec.layers import GRANULARITIES, classify
 from taskvec.methods.table import Table
 from taskvec.outputs.candidates import candidates
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import preserve_modes
-from taskvec.vectors.api import recipe_of_family
 
 Array = np.ndarray[Any, Any]
 
@@ -264,7 +264,7 @@ def vectors_of(family: Family) -> dict[str, dict[str, Any]]:
 
 
 def _untouched(family: Family) -> Recipe:
-    return recipe_of_family(family, "task_arithmetic", dict.fromkeys(family.tasks, 0.0), {})
+    return as_recipe(family, {"method": "task_arithmetic", "scale": 0.0})
 
 
 def _sources(

@@ -173,8 +173,8 @@ def linearised(
 
 def _parts(space: Points, parts: str) -> dict[str, list[str]]:
     """Names of the tensors of each part."""
-    keys = space.bench.plan.members.keys
-    names = list(space.bench.plan.members.merged)
+    keys = space.bench.prepared.members.keys
+    names = list(space.bench.prepared.members.merged)
     found: dict[tuple[int, str], list[str]] = {}
     for name in names:
         key = keys[name]

@@ -23,9 +23,9 @@ from taskvec.evaluation.judges.verdict import Judge
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import SampleSettings, Tools
 from taskvec.methods.table import Table
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import preserve_modes, wrap
-from taskvec.vectors.api import recipe_of_family
 
 
 def evaluate(
@@ -127,7 +127,7 @@ def evaluate(
     with Models(options) as models:
         if isinstance(model, Family):
             method = "task_arithmetic" if table is None or given is not None else table
-            recipe = recipe_of_family(model, method, scale or {}, {})
+            recipe = as_recipe(model, {"method": method, "scale": scale or {}})
             results = models.evaluate((recipe, given), prepared, name or "candidate")
         elif isinstance(model, Recipe):
             results = models.evaluate((model, given), prepared, name or "candidate")

@@ -41,6 +41,8 @@ class Table:
         origin: How it was made, in words for cards and manifests.
         selection: What is kept of each pure vector and how tasks are combined; None: everything is
             kept, and tasks are added.
+        is_final: Whether it is used as it is, as one from a manifest; if not, a method that
+            sparsifies or combines takes it as layer weights.
     """
 
     tasks: tuple[str, ...]
@@ -51,6 +53,7 @@ class Table:
     warnings: tuple[str, ...] = ()
     origin: str = "table"
     selection: Selection | None = None
+    is_final: bool = False
 
     def of(self, task: str) -> dict[str, float]:
         """Weight by tensor name of one task."""

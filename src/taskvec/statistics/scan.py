@@ -55,6 +55,7 @@ class Scan:
         agree: shape (N, K, K), int64.
         support: shape (N, K, K), int64.
         members: By role.
+        warnings: What looks odd about the members; not part of a scan file.
     """
 
     tasks: tuple[str, ...]
@@ -66,6 +67,7 @@ class Scan:
     agree: Array
     support: Array
     members: Mapping[str, Member]
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def sizes(self) -> Array:
