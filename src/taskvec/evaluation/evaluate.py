@@ -320,7 +320,7 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
         path = options.out / file_name(run.where) / f"{file_name(task.name)}.jsonl"
     started = time.monotonic()
     replies, kept = _asked(run, samples, path, header)
-    with options.progress(f"{task.name}: scores", len(samples)) as advance:
+    with options.progress(f"{run.where}: {task.name}: scores", len(samples)) as advance:
         folder = path.parent if path is not None else None
         seed = options.settings.seed
         tools = replace(options.tools, advance=advance, folder=folder, seed=seed)
@@ -355,7 +355,7 @@ def _asked(
         kept = read_replies(path, header["key"])
     missing = [sample for sample in samples if sample.id not in kept]
     found = dict(kept)
-    with run.options.progress(str(header["task"]), len(samples)) as advance:
+    with run.options.progress(f"{run.where}: {header['task']}", len(samples)) as advance:
         advance(len(samples) - len(missing))
         if missing:
             with journal(path, header, kept) as keep:
