@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
-    from taskvec.merging.layer_report import layer_rows, summary
+    from taskvec.merging.layer_report import summary, weighed_rows
 
     parameters = [recipe.parameters[task] for task in scan.tasks]
     granularity = parameters[0].get("granularity", "tensor")
@@ -121,7 +121,7 @@ def _result(recipe: Recipe, scan: Scan) -> dict[str, Any]:
     return {
         "granularity": granularity,
         "threshold": threshold,
-        "layers": layer_rows(scan, granularity, threshold),
+        "layers": weighed_rows(scan, granularity, threshold),
         "summary": summary(scan, granularity, threshold),
         "other": [n for n, key in zip(scan.names, scan.keys, strict=True) if key.module == "other"],
         "members": {
