@@ -83,7 +83,7 @@ def _table(recipe: Recipe, scan: Scan) -> Table | None:
 
 
 def _result(recipe: Recipe, scan: Scan, warnings: Sequence[str]) -> dict[str, Any]:
-    from taskvec.merging.layer_report import layer_rows, summary
+    from taskvec.merging.layer_report import summary, weighed_rows
 
     tasks = list(recipe.family.tasks)
     parameters = [recipe.parameters[task] for task in scan.tasks]
@@ -96,7 +96,7 @@ def _result(recipe: Recipe, scan: Scan, warnings: Sequence[str]) -> dict[str, An
     return {
         "granularity": granularity,
         "threshold": threshold,
-        "layers": _by_task(layer_rows(scan, granularity, threshold), tasks),
+        "layers": _by_task(weighed_rows(scan, granularity, threshold), tasks),
         "summary": _summary_by_task(summary(scan, granularity, threshold), tasks),
         "other": [n for n, key in zip(scan.names, scan.keys, strict=True) if key.module == "other"],
         "members": {
@@ -154,9 +154,9 @@ def _rows(
     if is_full:
         rows: list[Row] = result["layers"]
         return rows
-    from taskvec.merging.layer_report import layer_rows
+    from taskvec.merging.layer_report import weighed_rows
 
-    rows = layer_rows(scan, "block", result["threshold"])
+    rows = weighed_rows(scan, "block", result["threshold"])
     if table is not None:
         layers = [key.at("block", name) for name, key in zip(scan.names, scan.keys, strict=True)]
         for row in rows:

@@ -35,6 +35,7 @@ from taskvec.recipes.replay import MANIFEST_FILE
 from taskvec.recipes.stack import Stack
 from taskvec.statistics.collect import describe
 from taskvec.streaming import RunOptions
+from taskvec.tables import html_table
 
 _RECIPE_HEAD = f"""\
 # What this folder was made from. A table that was given, from Python or by --table, is not in here.
@@ -61,6 +62,17 @@ class Merged:
     def __repr__(self) -> str:
         where = "a model in memory" if self.path is None else str(self.path)
         return f"<Merged {where}: {self.table.origin}, fingerprint {self.fingerprint[:8]}…>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {
+                "task": task,
+                "mean weight": float(row.mean()),
+                "tensors touched": int((row != 0).sum()),
+            }
+            for task, row in zip(self.table.tasks, self.table.weights, strict=True)
+        ]
+        return html_table(rows, repr(self))
 
 
 def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged:

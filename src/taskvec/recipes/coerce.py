@@ -72,9 +72,11 @@ class OutputKeywords(TypedDict, total=False):
 
     Attributes:
         force: Whether to replace an output that is there; default: refuse.
+        copy_code: Whether to copy the target's `*.py` files into the output; default: no.
     """
 
     force: bool | None
+    copy_code: bool | None
 
 
 class PlanKeywords(RecipeKeywords, RunKeywords, total=False):

@@ -24,7 +24,7 @@ from taskvec.keywords import takes
 from taskvec.layers import LANGUAGE_HEADS, LayerKey, classify, model_order, module_order
 from taskvec.recipes.coerce import RunKeywords, run_options
 from taskvec.streaming import CHUNK, RunOptions, Stretch, gather
-from taskvec.tables import frame
+from taskvec.tables import frame, html_table
 
 Array = np.ndarray[Any, Any]
 # Ends of the names of architectures that have a language model head.
@@ -83,6 +83,9 @@ class Inspection:
     def to_pandas(self) -> Any:
         """One row a tensor, as a DataFrame."""
         return frame([self._row(name) for name in self.tensors])
+
+    def _repr_html_(self) -> str:
+        return html_table([self._row(name) for name in self.tensors], repr(self))
 
     @property
     def identical(self) -> list[list[str]]:
