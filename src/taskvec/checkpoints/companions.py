@@ -88,11 +88,9 @@ def _files(model: Path) -> tuple[dict[str, bytes], list[str]]:
     """Files of a model folder that belong to its weights, by relative name; and warnings."""
     if not model.is_dir():
         return {}, []
-    names, left_out = belongings(model)
+    names, _ = belongings(model)  # what is left out is a note of the family, in `plan`
     found: dict[str, bytes] = {}
     warnings: list[str] = []
-    if left_out:
-        warnings.append(f"not copied from the target's folder: {', '.join(left_out)}")
     room = _ALL_BYTES
     for name in names:
         try:
