@@ -27,6 +27,7 @@ from taskvec.checkpoints.views import size
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import OutputError, ParameterError, UsageError
 from taskvec.family.opening import ties_head
+from taskvec.family.vocabulary import told_tokens
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey
 from taskvec.merging.apply import InMemory, Record, apply_edits
 from taskvec.merging.edits import Edit
@@ -122,6 +123,8 @@ def extract_lora(
     recipe = replace(recipe, out=replace(recipe.out, dtype=None))  # the difference is not rounded
     found = make_difference(recipe, wanted, options)
     kinds = {edit.name: _kind(edit, found.members.keys[edit.name]) for edit in found.edits}
+    grown = told_tokens(found.members.sources[found.start])[1]  # rows that the anchor lacks
+    kinds |= dict.fromkeys(kinds.keys() & grown.keys())
     modules = _modules_to_save(found, kinds) if shape.rest == "save" else []
     _refuse_rest(kinds, shape.rest)
     if not any(kinds.values()):
@@ -314,6 +317,8 @@ def _write(out: Path, found: Difference, work: _Work, modules: Sequence[str], st
             staging.write(i, 0, held[offset : offset + tensor.nbytes])
         text = json.dumps(_config(found, work, modules), indent=2, sort_keys=True)
         staging.add(CONFIG, text.encode() + b"\n")
+        for name, content in found.members.sources[found.start].files.items():
+            staging.add(name, content)  # a tokenizer that has tokens which the anchor lacks
         staging.publish()
     return shard.nbytes
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.checkpoints.naming import display_name
+from taskvec.checkpoints.rows import gather
 from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.shards import OutputTensor, Shard
-from taskvec.checkpoints.vectors import KIND
+from taskvec.checkpoints.vectors import KIND, NEW_ROWS
 from taskvec.errors import UsageError
+from taskvec.family.vocabulary import told_tokens
 from taskvec.merging.apply import Record, apply_edits
+from taskvec.merging.edits import Edit
 from taskvec.outputs.place import check_place
 from taskvec.outputs.staging import staged
 from taskvec.recipes.recipe import Recipe
@@ -105,7 +109,8 @@ def extract_vector(recipe: Recipe, out: Path, wanted: Wanted, options: RunOption
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a vector is one file; give a name that ends in .safetensors")
     found = make_difference(recipe, wanted, options)
-    edits = sorted(found.edits, key=lambda e: (-e.dtype.itemsize, e.name))  # every one is aligned
+    edits = [*found.edits, *_new_rows(found)]
+    edits.sort(key=lambda e: (-e.dtype.itemsize, e.name))  # every one is aligned
     tensors = tuple(OutputTensor(e.name, e.dtype, e.like.shape) for e in edits)
     shard = Shard(out.name, _header(tensors, found, _UNKNOWN), tensors)
     check_place(found.members, shard.nbytes, out, force=options.force, is_file=True)
@@ -122,7 +127,7 @@ def extract_vector(recipe: Recipe, out: Path, wanted: Wanted, options: RunOption
     return Extracted(
         path=out,
         name=found.name,
-        tensors=tuple(sorted(described)),
+        tensors=tuple(sorted(edit.name for edit in found.edits)),
         zero=found.zero,
         bytes=shard.nbytes,
         fingerprint=fingerprint({n: r["output"] for n, r in records.items()}, described),
@@ -136,6 +141,14 @@ def _header(tensors: tuple[OutputTensor, ...], found: Difference, start: str) ->
         [(t.name, t.dtype, t.shape) for t in tensors],
         {"taskvec": KIND, **about(found), "anchor_fingerprint": start},
     )
+
+
+def _new_rows(found: Difference) -> Iterator[Edit]:
+    """Rows of tokens that the fine-tune has and the anchor lacks: weights, as they are."""
+    start = found.members.sources[found.start]
+    for name, rows in told_tokens(start)[1].items():
+        view = gather([start.view(name)], np.zeros(len(rows), np.int16), rows)
+        yield Edit(NEW_ROWS + name, view.dtype, {"target": view})
 
 
 def about(found: Difference) -> dict[str, str]:
@@ -152,13 +165,13 @@ def about(found: Difference) -> dict[str, str]:
         told["task"] = found.task
     if found.table is not None:
         told |= {"weights": found.table.origin, "scale": repr(found.scale)}
-    return told
+    return told | told_tokens(members.sources[found.start])[0]
 
 
 def start_fingerprint(found: Difference, records: Mapping[str, Record]) -> str:
     """Fingerprint of the tensors that the difference starts from, of those that it changes."""
     tensors = found.members.sources[found.start].tensors
-    digests = {name: record[found.start] for name, record in records.items()}
+    digests = {n: record[found.start] for n, record in records.items() if found.start in record}
     described = {name: (tensors[name].dtype.name, tensors[name].shape) for name in digests}
     return fingerprint(digests, described)
 
