@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args, measures, vectors, data, validation)
 
     from taskvec.disentanglement.opening import open_vectors
-    from taskvec.evaluation.records import write_whole
+    from taskvec.files import write_text
 
     module, tasks, chosen_on = _opened(args, vectors, data, validation)
     models = open_vectors(args.model, module, vectors, Path(args.out))
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     for measure in measures:
         told[measure] = _MEASURED[measure](args, module, models, tasks, chosen_on)
     folder = Path(args.out)
-    write_whole(folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     if args.json:
         print(json.dumps(told, ensure_ascii=False))
     else:
@@ -214,7 +214,7 @@ def _opened(
 
 def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> dict[str, Any]:
     from taskvec.disentanglement import disentanglement_error
-    from taskvec.evaluation.records import write_whole
+    from taskvec.files import write_text
 
     found = disentanglement_error(
         module,
@@ -225,7 +225,7 @@ def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> 
         **_common(args),
     )
     told, folder = found.to_json(), Path(args.out)
-    write_whole(folder / "error.csv", found.to_csv())
+    write_text(folder / "error.csv", found.to_csv())
     _draw(told, folder / "error.png")
     if not args.json:
         tables.print_error(found)

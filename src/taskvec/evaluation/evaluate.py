@@ -24,7 +24,7 @@ from taskvec.evaluation import intervals
 from taskvec.evaluation.data import DataPlaces, rows_of
 from taskvec.evaluation.harness import PREFIX, harness_tasks
 from taskvec.evaluation.intervals import Figure
-from taskvec.evaluation.records import journal, read_replies, write_records
+from taskvec.evaluation.records import begin_replies, read_replies, write_records
 from taskvec.evaluation.replies import ReplyOptions, encode, replies_to
 from taskvec.evaluation.task import Metric, Replies, Sample, SampleSettings, Score, Task, Tools
 from taskvec.evaluation.tasks import task as find_task
@@ -358,18 +358,16 @@ def _asked(
     with run.options.progress(str(header["task"]), len(samples)) as advance:
         advance(len(samples) - len(missing))
         if missing:
-            with journal(path, header, kept) as keep:
+            store = begin_replies(path, header, kept)
 
-                def done(place: int, replies: Replies) -> None:
-                    found[missing[place].id] = replies
-                    keep(missing[place].id, replies)
-                    advance(1)
+            def done(place: int, replies: Replies) -> None:
+                found[missing[place].id] = replies
+                store(missing[place].id, replies)
+                advance(1)
 
-                model = run.model()
-                encoded = encode(run.encoder, missing, run.asking)
-                replies_to(
-                    model, missing, encoded, batch_tokens=run.options.batch_tokens, done=done
-                )
+            model = run.model()
+            encoded = encode(run.encoder, missing, run.asking)
+            replies_to(model, missing, encoded, batch_tokens=run.options.batch_tokens, done=done)
     return [found[sample.id] for sample in samples], len(samples) - len(missing)
 
 

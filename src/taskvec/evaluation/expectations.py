@@ -43,8 +43,8 @@ def merges_among(models: Mapping[str, Spec]) -> dict[str, MergeScales]:
             family = spec[0].family
             scales = {n: task.scale or 0.0 for n, task in family.tasks.items()}
             target = family.edited
-            is_path = isinstance(target, (str, os.PathLike))
-            found[name] = MergeScales(scales, os.fspath(target) if is_path else "")
+            place = os.fspath(target) if isinstance(target, (str, os.PathLike)) else ""
+            found[name] = MergeScales(scales, place)
         elif (Path(os.fspath(spec)).expanduser() / MANIFEST_FILE).is_file():
             found[name] = _read(Path(os.fspath(spec)).expanduser())
     return found
