@@ -73,6 +73,8 @@ def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
         return Figure(value, value, value, n)
     if metric.kind == "rate":
         return Figure(value, *wilson(value * n, n), n)
+    if n < 2:
+        return Figure(value, math.nan, math.nan, n)
     return Figure(value, *percentiles(_values(metric, mine, _resamples(metric, n, seed))), n)
 
 
@@ -113,8 +115,8 @@ def paired(metric: Metric, *runs: Sequence[Score], seed: int = 0) -> tuple[int, 
 def figure_of(values: Array, n: int) -> Figure:
     """The figure of a value (the first) and what resamples give (the others)."""
     value = float(values[0])
-    if math.isnan(value):
-        return Figure(value, value, value, n)
+    if math.isnan(value) or n < 2:  # one sample says nothing of how samples differ
+        return Figure(value, math.nan, math.nan, n)
     return Figure(value, *percentiles(values[1:]), n)
 
 
@@ -249,6 +251,8 @@ def span(figure: Figure, sign: str = "") -> str:
     >>> span(Figure(1234567.8, 1e6, math.inf, 9))
     '1.23e+06 [1e+06, inf]'
     """
+    if math.isnan(figure.low) and not math.isnan(figure.value):
+        return f"{figure.value:{sign}.4g}"
     form = ".3f" if abs(figure.value) < 10 else ".2f" if abs(figure.value) < 1e5 else ".3g"
     value, low, high = (f"{x:{sign}{form}}" for x in (figure.value, figure.low, figure.high))
     return f"{value} [{low}, {high}]"
