@@ -1,0 +1,187 @@
+"""What is asked of a module: prompts as rows, and what it says to rows of several sources at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from taskvec.coefficients.fit.prompts import Asked
+from taskvec.errors import UsageError
+from taskvec.extras import require
+from taskvec.running.encoding import Encoder
+from taskvec.running.requests import Text
+from taskvec.training.objectives import IGNORED
+from taskvec.training.tokens import TokenRow, answer_row, token_examples
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a module said at P positions of the rows of one source.
+
+    Attributes:
+        values: Logits or features; shape (P, words).
+        owner: Which row each position is of.
+        labels: Token of the answer at each position; None where rows have no answers.
+        hidden: Hidden states of each block, shape (blocks, P, dimensions); None: not asked for.
+    """
+
+    values: Any
+    owner: Any
+    labels: Any = None
+    hidden: Any = None
+
+
+class Asker(Protocol):
+    """Asks a module in memory."""
+
+    @property
+    def kind(self) -> str:
+        """`tokens`, `logits` or `features`, for what a loss is taken on."""
+
+    def ask(self, rows: Mapping[str, Sequence[Any]], *, hidden: bool = False) -> dict[str, Said]:
+        """What the module says, by source."""
+
+    def count(self, row: Any) -> int:
+        """Positions of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageAsker:
+    """Asks a causal language model for the tokens of answers.
+
+    Attributes:
+        module: Of torch.
+        encoder: Its tokenizer.
+    """
+
+    module: Any
+    encoder: Encoder
+
+    @property
+    def kind(self) -> str:
+        """See `Asker`."""
+        return "tokens"
+
+    def ask(self, rows: Mapping[str, Sequence[TokenRow]], *, hidden: bool = False) -> dict[str, Said]:
+        """See `Asker`; all sources are one batch."""
+        flat = [row for each in rows.values() for row in each]
+        batch = token_examples(flat, {}).collate(flat)
+        device = next(self.module.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")[:, 1:]
+        found = self.module(**batch, use_cache=False, output_hidden_states=hidden)
+        wanted = labels != IGNORED
+        answers: dict[str, Said] = {}
+        first = 0
+        for name, each in rows.items():
+            mine = slice(first, first + len(each))
+            first += len(each)
+            there = wanted[mine]
+            states = None
+            if hidden:
+                torch = require("torch", "eval")
+                blocks = found.hidden_states[1:]
+                states = torch.stack([block[mine, :-1][there] for block in blocks])
+            answers[name] = Said(
+                found.logits[mine, :-1][there],
+                there.nonzero()[:, 0],
+                labels[mine][there],
+                states,
+            )
+        return answers
+
+    def count(self, row: TokenRow) -> int:
+        """See `Asker`."""
+        return sum(label != IGNORED for label in row.labels[1:])
+
+    def row(self, asked: Asked, answer: str, *, is_whole: bool = True) -> TokenRow:
+        """A prompt with its answer, whose tokens count, and what ends it.
+
+        Args:
+            asked: The prompt.
+            answer: To it.
+            is_whole: Whether the answer has an end; not if it was cut.
+        """
+        before = self.encoder.prompt(asked.text)
+        after = self.encoder.encode(answer)
+        end = self._end(asked.text) if is_whole else None
+        after += [] if end is None else [end]
+        return TokenRow([*before, *after], [*[IGNORED] * len(before), *after])
+
+    def _end(self, text: Text) -> int | None:
+        """The token that ends an answer: the template's, or the end of the sequence."""
+        own: int | None = self.encoder.tokenizer.eos_token_id
+        if isinstance(text, str) or not self.encoder.has_chat or not self.encoder.tokenizer.is_fast:
+            return own
+        row = answer_row(self.encoder, [("user", "a"), ("assistant", "b")], self.encoder.where)
+        ends = [label for label in row.labels if label in self.encoder.ends]
+        return ends[0] if ends else own
+
+
+@dataclass(frozen=True, slots=True)
+class InputAsker:
+    """Asks a classifier or an encoder, with a head of each source.
+
+    Attributes:
+        wholes: From a batch, as keywords, to logits or features; by source.
+        collate: From rows to a batch, by source.
+        device: Where batches go.
+        kind: `logits` or `features`.
+    """
+
+    wholes: Mapping[str, Callable[..., Any]]
+    collate: Mapping[str, Callable[[Sequence[Any]], Any]]
+    device: Any
+    kind: str
+
+    def ask(self, rows: Mapping[str, Sequence[Any]], *, hidden: bool = False) -> dict[str, Said]:
+        """See `Asker`."""
+        torch = require("torch", "eval")
+        if hidden:
+            raise UsageError("hidden states are of language models; leave hidden at 0")
+        answers = {}
+        for name, each in rows.items():
+            batch = dict(self.collate[name](each))
+            labels = batch.pop("labels", None)
+            batch = {key: _to(value, self.device) for key, value in batch.items()}
+            found = self.wholes[name](**batch)
+            values = getattr(found, "logits", found)
+            owner = torch.arange(len(each), device=values.device)
+            labels = None if labels is None else labels.to(values.device)
+            answers[name] = Said(values, owner, labels)
+        return answers
+
+    def count(self, row: Any) -> int:
+        """See `Asker`."""
+        return 1
+
+
+def _to(value: Any, device: Any) -> Any:
+    return value.to(device) if hasattr(value, "to") else value
+
+
+@contextmanager
+def checkpointed(module: Any, wanted: bool) -> Iterator[None]:
+    """With activations computed anew in the backward pass, where that is wanted.
+
+    Raises:
+        UsageError: the module cannot do that.
+    """
+    if not wanted:
+        yield
+        return
+    if not hasattr(module, "gradient_checkpointing_enable"):
+        raise UsageError(
+            f"{type(module).__name__} cannot compute activations anew; leave checkpointing out"
+        )
+    module.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        # Layers of transformers look at their own mode, and at no one else's; dropout stays off.
+        for part in module.modules():
+            if getattr(part, "gradient_checkpointing", False):
+                part.training = True
+        yield
+    finally:
+        module.gradient_checkpointing_disable()
