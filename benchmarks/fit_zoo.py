@@ -84,6 +84,7 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
     kept = prepare([f"zoo:{skill}" for skill in KEPT], Options(limit=TEST_N))
     rows = []
     with Models(Options()) as models:
+
         def plain(scale: float) -> Any:
             return recipe_of_family(family, "task_arithmetic", dict.fromkeys(names, scale), {})
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taskvec.coefficients.fit.api import fit
     from taskvec.errors import TaskvecError
     from taskvec.evaluation.api import evaluate
     from taskvec.merging.scans import load_scan
@@ -25,6 +26,7 @@ _HOMES = {
     "TaskvecError": "taskvec.errors",
     "evaluate": "taskvec.evaluation.api",
     "extract": "taskvec.vectors.api",
+    "fit": "taskvec.coefficients.fit.api",
     "forget": "taskvec.vectors.api",
     "inspect": "taskvec.vectors.inspection",
     "lata": "taskvec.methods.lata",
@@ -43,6 +45,7 @@ __all__ = [
     "TaskvecError",
     "evaluate",
     "extract",
+    "fit",
     "forget",
     "inspect",
     "lata",

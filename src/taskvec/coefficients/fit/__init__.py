@@ -5,6 +5,6 @@
 
 Reading order: `api` (the verb), `directions` (a recipe's members and task vectors), `steering` (a
 module that is put to θ(w), and slopes along τ), `prompts` and `teaching` (what is asked, and what
-teachers say), `asking` and `losses` (what the module says to it), `descent` (Adam), `held_out` (what
-it is worth), `explanation` (what fitted weights go with), `fitted` (the result and its files).
+teachers say), `asking` and `losses` (what the module says to it), `descent` (Adam), `held_out`
+(what it is worth), `explanation` (what fitted weights go with), `fitted` (result and files).
 """

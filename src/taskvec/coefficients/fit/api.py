@@ -17,8 +17,9 @@ import numpy as np
 from taskvec.coefficients.fit.asking import LanguageAsker, checkpointed
 from taskvec.coefficients.fit.descent import Descended, Layers, descend
 from taskvec.coefficients.fit.directions import (
-    Directions,
+    TaskDirections,
     can_hold,
+    check_is_target,
     content_of,
     live_names,
     open_directions,
@@ -33,14 +34,14 @@ from taskvec.coefficients.fit.fitted import (
     fitted_recipe,
 )
 from taskvec.coefficients.fit.held_out import Resamples
-from taskvec.coefficients.fit.objective import Measured, Objective, Source
+from taskvec.coefficients.fit.objective import FitLoss, HeldOutLoss, TaughtSource
 from taskvec.coefficients.fit.opening import (
     is_language_model,
     open_input_asker,
     open_language_asker,
 )
 from taskvec.coefficients.fit.prompts import Asked, Lesson, Teacher, lessons_of
-from taskvec.coefficients.fit.settings import MODEL, Descent, Settings, layer_of, settings_of
+from taskvec.coefficients.fit.settings import MODEL, Descent, FitSettings, layer_of, settings_of
 from taskvec.coefficients.fit.steering import Steered
 from taskvec.coefficients.fit.teaching import Teachers, answered, teach
 from taskvec.errors import DataError, OutputError, UsageError
@@ -69,7 +70,7 @@ def fit(
     weights: Mapping[str, float] | None = None,
     objective: str = "kl",
     start: float | str | Mapping[str, float] | Table = 0.5,
-    settings: Settings | Mapping[str, Any] | None = None,
+    settings: FitSettings | Mapping[str, Any] | None = None,
     model: Any = None,
     tokenizer: Any = None,
     heads: Mapping[str, Any] | None = None,
@@ -168,7 +169,7 @@ class _Run:
         records: By source.
     """
 
-    settings: Settings
+    settings: FitSettings
     progress: Tell
     out: Path | None
     warnings: list[str] = field(default_factory=list)
@@ -183,7 +184,7 @@ class _Run:
         """File of a state."""
         return None if self.out is None else self.out / STATE / name
 
-    def begin(self, directions: Directions, lessons: Sequence[Lesson], begin: Array) -> None:
+    def begin(self, directions: TaskDirections, lessons: Sequence[Lesson], begin: Array) -> None:
         """Take up a folder, or refuse that of another fit."""
         if self.out is None:
             return
@@ -232,32 +233,13 @@ class _Run:
             write_whole(path, before + ("\n".join(lines) + "\n").encode())
 
 
-def check_is_target(directions: Directions, module: Any, names: Mapping[str, str]) -> None:
-    """Refuse a module that does not have the target's weights.
-
-    Raises:
-        UsageError: it has others.
-    """
-    live = dict(module.named_parameters()) | dict(module.named_buffers())
-    for name, own in names.items():
-        read = directions.member("target", name)
-        flat = live[own].detach().reshape(-1)
-        if read is not None and not bool(
-            (read(0, flat.numel()).to(flat.device, flat.dtype) == flat).all()
-        ):
-            raise UsageError(
-                f"the loaded model is not the target: tensor {name!r} differs; load the target's "
-                "own weights"
-            )
-
-
 def _taught(
     run: _Run,
     lessons: Sequence[Lesson],
     asker: Any,
     rows: Mapping[str, Sequence[Any]] | None,
     staff: Teachers,
-) -> Objective:
+) -> FitLoss:
     """Sources with rows, split, and what their teachers say."""
     settings = run.settings
     lessons = [_with_prompts(run, lesson, lessons) for lesson in lessons]
@@ -279,7 +261,7 @@ def _taught(
             if loss != "kl":
                 raise UsageError(f"source {lesson.name!r}: features have no {loss}; give a head")
             loss = "distance"
-        source = Source(lesson.weight, loss, lesson.teacher, train, held_out)
+        source = TaughtSource(lesson.weight, loss, lesson.teacher, train, held_out)
         if loss in ("kl", "distance"):
             with staff.asked(lesson.teacher, asker) as other:
                 source.taught = teach(
@@ -305,7 +287,7 @@ def _taught(
             lesson.digest,
             about[2],
         )
-    return Objective(asker, sources, settings.batch_size, settings.micro_batch, settings.hidden)
+    return FitLoss(asker, sources, settings.batch_size, settings.micro_batch, settings.hidden)
 
 
 def _with_prompts(run: _Run, lesson: Lesson, lessons: Sequence[Lesson]) -> Lesson:
@@ -361,8 +343,8 @@ def split(rows: Sequence[Any], name: str, share: float, seed: int) -> tuple[list
 
 def _fitted(
     run: _Run,
-    directions: Directions,
-    goal: Objective,
+    directions: TaskDirections,
+    goal: FitLoss,
     steered: Steered,
     names: Mapping[str, str],
     begin: Array,
@@ -372,7 +354,7 @@ def _fitted(
     one_of = _layers(directions, names, MODEL)
     layers = _layers(directions, names, settings.granularity)
 
-    def measured(by_tensor: Array) -> dict[str, Measured]:
+    def measured(by_tensor: Array) -> dict[str, HeldOutLoss]:
         steered.put(_by_own(directions, names, by_tensor))
         return goal.measure()
 
@@ -438,16 +420,12 @@ def _fitted(
         settings=asdict(settings),
         sources=run.records,
         standings=standings,
-        curves=[
-            Curve(name, each.losses, each.measured, each.step) for name, each in runs.items()
-        ],
+        curves=[Curve(name, each.losses, each.measured, each.step) for name, each in runs.items()],
         seeds=[directions.table(table, origin) for table in tables],
         correlations=correlations(directions.tasks, per_layer, layers.layers.moves)
         if tables
         else {},
-        explanation=explained(
-            directions, layers.names, np.mean(per_layer, 0), settings.seed
-        )
+        explanation=explained(directions, layers.names, np.mean(per_layer, 0), settings.seed)
         if tables
         else [],
         fingerprints=directions.fingerprints,
@@ -484,7 +462,7 @@ class _Which:
         return weights[:, self.columns]
 
 
-def _layers(directions: Directions, names: Mapping[str, str], granularity: str) -> _Which:
+def _layers(directions: TaskDirections, names: Mapping[str, str], granularity: str) -> _Which:
     """Which weight each tensor has; tensors that are one parameter share theirs."""
     index: dict[str, int] = {}
     of: dict[str, int] = {}
@@ -502,15 +480,17 @@ def _layers(directions: Directions, names: Mapping[str, str], granularity: str) 
     return _Which(layers, np.array(columns), Layers(of, moves))
 
 
-def _by_own(directions: Directions, names: Mapping[str, str], by_tensor: Array) -> dict[str, Array]:
+def _by_own(
+    directions: TaskDirections, names: Mapping[str, str], by_tensor: Array
+) -> dict[str, Array]:
     return {names[name]: by_tensor[:, i] for i, name in reversed(list(enumerate(directions.names)))}
 
 
 def _check_teaching(
     run: _Run,
-    goal: Objective,
-    at_target: Mapping[str, Measured],
-    at_start: Mapping[str, Measured],
+    goal: FitLoss,
+    at_target: Mapping[str, HeldOutLoss],
+    at_start: Mapping[str, HeldOutLoss],
 ) -> None:
     """Say before the descent which sources have nothing to teach.
 
@@ -539,7 +519,7 @@ def _check_teaching(
         )
 
 
-def _warn_of_bounds(run: _Run, directions: Directions, weights: Array) -> None:
+def _warn_of_bounds(run: _Run, directions: TaskDirections, weights: Array) -> None:
     """Say where weights ended at a bound."""
     settings = run.settings
     for task, mine, moves in zip(directions.tasks, weights, directions.is_changed(), strict=True):

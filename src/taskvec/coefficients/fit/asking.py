@@ -1,4 +1,4 @@
-"""What is asked of a module: prompts as rows, and what it says to rows of several sources at once."""
+"""What is asked of a module: prompts as rows, and what it says to rows of several sources."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class LanguageAsker:
         """See `Asker`."""
         return "tokens"
 
-    def ask(self, rows: Mapping[str, Sequence[TokenRow]], *, hidden: bool = False) -> dict[str, Said]:
+    def ask(
+        self, rows: Mapping[str, Sequence[TokenRow]], *, hidden: bool = False
+    ) -> dict[str, Said]:
         """See `Asker`; all sources are one batch."""
         flat = [row for each in rows.values() for row in each]
         batch = token_examples(flat, {}).collate(flat)

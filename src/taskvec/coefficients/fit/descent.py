@@ -1,4 +1,4 @@
-"""Adam on the weights, held within bounds; it can be stopped at any step and go on to the same bits.
+"""Adam on the weights, held within bounds; a descent that is stopped goes on to the same bits.
 
 What a step does depends on the weights, Adam's moments and the number of the step alone.
 """

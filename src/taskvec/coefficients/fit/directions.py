@@ -20,8 +20,8 @@ from taskvec.extras import require
 from taskvec.family.members import Members, open_members
 from taskvec.layers import LayerKey
 from taskvec.merging.deciding import decide
-from taskvec.merging.plan import make_plan
 from taskvec.merging.edits import layer_scales
+from taskvec.merging.plan import make_plan
 from taskvec.merging.scans import scan_members
 from taskvec.methods import find_method
 from taskvec.methods.table import Table, check_table
@@ -56,7 +56,7 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Directions:
+class TaskDirections:
     """What can be fitted.
 
     Attributes:
@@ -156,11 +156,7 @@ class Directions:
 
     def held_bytes(self) -> int:
         """Bytes that target, anchor and task vectors need in memory."""
-        views = {
-            view
-            for name in self.names
-            for view in self._views(name).values()
-        }
+        views = {view for name in self.names for view in self._views(name).values()}
         return sum(size(view) * view.dtype.itemsize for view in views)
 
     def pack(self, name: str, device: Any, *, hold: bool) -> Pack:
@@ -192,7 +188,9 @@ class Directions:
 
         return Pack(rows, size(views["target"]), base, taus)
 
-    def _wide(self, torch: Any, views: Mapping[str, View], each: Sequence[View], device: Any) -> Any:
+    def _wide(
+        self, torch: Any, views: Mapping[str, View], each: Sequence[View], device: Any
+    ) -> Any:
         """τ of members whose difference is as wide as they are: worked out once."""
         if not each:
             return lambda start, stop: []
@@ -234,7 +232,7 @@ class _Named:
         return self.layer
 
 
-def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> Directions:
+def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> TaskDirections:
     """Open a recipe's members, and scan them.
 
     Raises:
@@ -252,7 +250,7 @@ def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> Directi
     if not family.tasks:
         raise UsageError("the recipe has no tasks, so that there is nothing to fit")
     members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
-    found = Directions(recipe, members, scan_members(members))
+    found = TaskDirections(recipe, members, scan_members(members))
     for task, changed in zip(found.tasks, found.is_changed(), strict=True):
         if not changed.any():
             raise UsageError(
@@ -262,7 +260,7 @@ def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> Directi
     return found
 
 
-def live_names(directions: Directions, module: Any) -> dict[str, str]:
+def live_names(directions: TaskDirections, module: Any) -> dict[str, str]:
     """The module's own names of the target's tensors; they differ where parameters are tied.
 
     Raises:
@@ -286,7 +284,26 @@ def live_names(directions: Directions, module: Any) -> dict[str, str]:
     return found
 
 
-def can_hold(directions: Directions) -> bool:
+def check_is_target(directions: TaskDirections, module: Any, names: Mapping[str, str]) -> None:
+    """Refuse a module that does not have the target's weights.
+
+    Raises:
+        UsageError: it has others.
+    """
+    live = dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, own in names.items():
+        read = directions.member("target", name)
+        flat = live[own].detach().reshape(-1)
+        if read is not None and not bool(
+            (read(0, flat.numel()).to(flat.device, flat.dtype) == flat).all()
+        ):
+            raise UsageError(
+                f"the loaded model is not the target: tensor {name!r} differs; load the target's "
+                "own weights"
+            )
+
+
+def can_hold(directions: TaskDirections) -> bool:
     """Whether task vectors fit into the memory that is free."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return directions.held_bytes() < FREE_SHARE * free

@@ -1,4 +1,4 @@
-"""What fitted weights go with: Spearman's rank correlation with what is known of layers without data.
+"""What fitted weights go with: their rank correlation (Spearman) with what layers are.
 
 A correlation has the percentile interval of a bootstrap over layers. Layers that a task does not
 change are left out.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.coefficients.fit.directions import Directions
+from taskvec.coefficients.fit.directions import TaskDirections
 from taskvec.evaluation.figures import RESAMPLES, Figure
 from taskvec.methods.lata import rank
 
@@ -49,7 +49,7 @@ def spearman(one: Array, other: Array) -> float:
 
 
 def explained(
-    directions: Directions, layers: Sequence[str], weights: Array, seed: int
+    directions: TaskDirections, layers: Sequence[str], weights: Array, seed: int
 ) -> list[Explained]:
     """Correlations of every task's weights.
 
@@ -67,7 +67,8 @@ def explained(
     for task, mine in zip(directions.tasks, weights, strict=True):
         known = directions.statistics(task, layers)
         depth = np.array(
-            [np.nan if (at := depth_of[layer]) is None else at for layer in known.layers], np.float64
+            [np.nan if (at := depth_of[layer]) is None else at for layer in known.layers],
+            np.float64,
         )
         values: dict[str, Array] = {"depth": depth, "task_norm": known.task_norm}
         if directions.scan.has_base:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.coefficients.fit.objective import Measured
+from taskvec.coefficients.fit.objective import HeldOutLoss
 from taskvec.evaluation.figures import RESAMPLES, Figure, figure_of
 
 Array = np.ndarray[Any, Any]
@@ -47,7 +47,7 @@ class Resamples:
     """Prompts drawn with replacement, the same for everything that is compared."""
 
     def __init__(
-        self, measured: Mapping[str, Measured], weights: Mapping[str, float], seed: int
+        self, measured: Mapping[str, HeldOutLoss], weights: Mapping[str, float], seed: int
     ) -> None:
         """Draw.
 
@@ -64,14 +64,14 @@ class Resamples:
             drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
             self.counts[name] = np.concatenate([np.ones((1, n)), drawn])
 
-    def of(self, name: str, measured: Measured) -> Array:
+    def of(self, name: str, measured: HeldOutLoss) -> Array:
         """The value of a source, then that of each resample."""
         picks = self.counts[name]
         with np.errstate(divide="ignore", invalid="ignore"):
             found: Array = (picks @ measured.sums) / (picks @ measured.counts)
         return found
 
-    def total(self, measured: Mapping[str, Measured]) -> Array:
+    def total(self, measured: Mapping[str, HeldOutLoss]) -> Array:
         """Σ_s ω_s of the sources, then that of each resample."""
         found: Array = sum(
             (self.weights[name] * self.of(name, each) for name, each in measured.items()),
@@ -80,7 +80,10 @@ class Resamples:
         return found
 
     def standing(
-        self, name: str, measured: Mapping[str, Measured], against: Mapping[str, Measured] | None
+        self,
+        name: str,
+        measured: Mapping[str, HeldOutLoss],
+        against: Mapping[str, HeldOutLoss] | None,
     ) -> Standing:
         """What was measured, with intervals, against something else."""
         n = sum(len(each.sums) for each in measured.values())

@@ -44,7 +44,7 @@ class Taught:
 
 
 def log_softmax(logits: Any) -> Any:
-    """ln q, in float32 or wider."""
+    """Ln q, in float32 or wider."""
     torch = require("torch", "eval")
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
@@ -70,9 +70,7 @@ def joined(each: Sequence[Taught]) -> Taught:
         parts = [getattr(one, name) for one in each]
         return None if not parts or parts[0] is None else torch.cat(parts, dim)
 
-    return Taught(
-        cat("log_p"), cat("tokens"), cat("log_rest"), cat("features"), cat("hidden", 1)
-    )
+    return Taught(cat("log_p"), cat("tokens"), cat("log_rest"), cat("features"), cat("hidden", 1))
 
 
 def divergence(logits: Any, teacher: Taught) -> Any:

@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(slots=True)
-class Source:
+class TaughtSource:
     """Prompts of one source as rows, and what is right.
 
     Attributes:
@@ -52,7 +52,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class HeldOutLoss:
     """Loss of one source on its held-out prompts.
 
     Attributes:
@@ -70,7 +70,7 @@ class Measured:
 
 
 @dataclass(slots=True)
-class Objective:
+class FitLoss:
     """Losses and slopes of several sources.
 
     Attributes:
@@ -82,7 +82,7 @@ class Objective:
     """
 
     asker: Asker
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TaughtSource]
     batch_size: int
     micro_batch: int | None = None
     hidden: float = 0.0
@@ -94,7 +94,9 @@ class Objective:
             step: From 0.
             seed: Of the order of the prompts.
         """
-        picked = {name: self._drawn(name, source, step, seed) for name, source in self.sources.items()}
+        picked = {
+            name: self._drawn(name, source, step, seed) for name, source in self.sources.items()
+        }
         positions = {
             name: max(1, sum(self.asker.count(self.sources[name].train[i]) for i in rows))
             for name, rows in picked.items()
@@ -121,7 +123,7 @@ class Objective:
         ]
         return sum(parts[1:], parts[0])
 
-    def _each(self, source: Source, said: Said, part: str, rows: Sequence[int]) -> Any:
+    def _each(self, source: TaughtSource, said: Said, part: str, rows: Sequence[int]) -> Any:
         """Loss of each position, shape (P,)."""
         if source.loss == "entropy":
             found = losses.entropy(said.values)
@@ -137,7 +139,7 @@ class Objective:
                 found = found + self.hidden * losses.hidden_distance(said.hidden, taught.hidden)
         return found
 
-    def measure(self) -> dict[str, Measured]:
+    def measure(self) -> dict[str, HeldOutLoss]:
         """Losses of the held-out prompts, by source."""
         torch = require("torch", "eval")
         found = {}
@@ -149,20 +151,20 @@ class Objective:
             with torch.no_grad():
                 for start in range(0, len(rows), size):
                     mine = list(range(start, min(start + size, len(rows))))
-                    said = self.asker.ask(
-                        {name: [rows[i] for i in mine]}, hidden=self.hidden > 0
-                    )[name]
+                    said = self.asker.ask({name: [rows[i] for i in mine]}, hidden=self.hidden > 0)[
+                        name
+                    ]
                     each = self._each(source, said, "held_out", mine).double()
                     by_row = torch.zeros(len(mine), dtype=torch.float64, device=each.device)
                     sums[mine] = by_row.index_add_(0, said.owner, each).cpu().numpy()
-            found[name] = Measured(sums, counts)
+            found[name] = HeldOutLoss(sums, counts)
         return found
 
-    def total(self, measured: Mapping[str, Measured]) -> float:
+    def total(self, measured: Mapping[str, HeldOutLoss]) -> float:
         """Σ_s ω_s times the value of each."""
         return sum(source.weight * measured[name].value for name, source in self.sources.items())
 
-    def _drawn(self, name: str, source: Source, step: int, seed: int) -> list[int]:
+    def _drawn(self, name: str, source: TaughtSource, step: int, seed: int) -> list[int]:
         size = min(self.batch_size, len(source.train))
         drawing = Drawing(batch_size=size, seed=(seed << 32) + crc32(name.encode()))
         return drawn(step, len(source.train), drawing)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskvec.coefficients.fit.asking import Asker, InputAsker, LanguageAsker
-from taskvec.coefficients.fit.directions import Directions
+from taskvec.coefficients.fit.asking import InputAsker, LanguageAsker
+from taskvec.coefficients.fit.directions import TaskDirections
 from taskvec.coefficients.fit.prompts import Lesson
-from taskvec.coefficients.fit.settings import Settings
+from taskvec.coefficients.fit.settings import FitSettings
 from taskvec.errors import UsageError
 from taskvec.extras import require
 from taskvec.running.loading import find_folder, read_config
@@ -21,7 +21,7 @@ from taskvec.training.models import Asking, open_classifier
 _LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def is_language_model(directions: Directions, model: Any) -> bool:
+def is_language_model(directions: TaskDirections, model: Any) -> bool:
     """Whether the target answers with tokens.
 
     Raises:
@@ -35,7 +35,7 @@ def is_language_model(directions: Directions, model: Any) -> bool:
 
 
 def open_language_asker(
-    directions: Directions, model: Any, tokenizer: Any, settings: Settings
+    directions: TaskDirections, model: Any, tokenizer: Any, settings: FitSettings
 ) -> LanguageAsker:
     """The target as a language model.
 
@@ -54,12 +54,12 @@ def open_language_asker(
 
 
 def open_input_asker(
-    directions: Directions,
+    directions: TaskDirections,
     lessons: Sequence[Lesson],
     heads: Mapping[str, Any],
     asking: Asking,
-    settings: Settings,
-) -> tuple[Any, Asker, dict[str, Sequence[Any]]]:
+    settings: FitSettings,
+) -> tuple[Any, InputAsker, dict[str, list[Any]]]:
     """The target as a classifier or an encoder: its module, who asks it, and rows by source.
 
     A source has the head that is given for it, the checkpoint's own, or none: then features are
@@ -97,7 +97,7 @@ def _has_own_head(folder: Path) -> bool:
     return name.endswith(("ForSequenceClassification", "ForImageClassification"))
 
 
-def _folder(directions: Directions) -> Path:
+def _folder(directions: TaskDirections) -> Path:
     target = directions.recipe.family.edited
     if not isinstance(target, (str, os.PathLike)):
         raise UsageError(

@@ -32,6 +32,7 @@ from taskvec.training.data import (
 
 TARGET, ANSWERS = "target", "answers"
 KEEP = "keep"
+ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,9 +309,10 @@ def _messages(listed: Any, where: str) -> tuple[Message, ...]:
         role = each.get("role", each.get("from")) if isinstance(each, dict) else None
         content = each.get("content", each.get("value")) if isinstance(each, dict) else None
         if not isinstance(role, str) or not isinstance(content, str):
-            raise DataError(f"{where}: messages must be a list of objects with a role and a content")
-        found.append(({"human": "user", "gpt": "assistant", "model": "assistant"}.get(role, role),
-                      content))  # fmt: skip
+            raise DataError(
+                f"{where}: messages must be a list of objects with a role and a content"
+            )
+        found.append((ROLES.get(role, role), content))
     return tuple(found)
 
 

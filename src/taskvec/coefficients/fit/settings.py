@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskvec.errors import UsageError, nearest
@@ -67,7 +67,7 @@ class Descent:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class FitSettings:
     """How `fit` runs.
 
     Attributes:
@@ -137,19 +137,19 @@ class Settings:
         return replace(self.descent, granularity=MODEL, steps=max(1, self.steps // 2))
 
 
-def settings_of(given: Settings | Mapping[str, Any] | None) -> Settings:
-    """Settings, or the defaults with some changed.
+def settings_of(given: FitSettings | Mapping[str, Any] | None) -> FitSettings:
+    """FitSettings, or the defaults with some changed.
 
     Raises:
         UsageError: a setting is unknown or out of its range.
     """
-    if isinstance(given, Settings):
+    if isinstance(given, FitSettings):
         return given
-    known = list(asdict(Settings()))
+    known = list(asdict(FitSettings()))
     for name in given or {}:
         if name not in known:
             raise UsageError(f"settings: {name!r} is unknown; {nearest(name, known)}")
-    return Settings(**(given or {}))
+    return FitSettings(**(given or {}))
 
 
 def layer_of(key: LayerKey, name: str, granularity: str) -> str:

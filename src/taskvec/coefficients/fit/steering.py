@@ -65,6 +65,16 @@ class Steered:
                     flat[start:stop].copy_(total)
                 _done(self._live[name], flat)
 
+    def restore(self) -> None:
+        """Put the module to the target's own weights, bit for bit."""
+        torch = require("torch", "eval")
+        with torch.no_grad():
+            for name, pack in self._packs.items():
+                flat = _flat(self._live[name])
+                for start, stop in _chunks(pack.size):
+                    flat[start:stop].copy_(pack.base(start, stop))
+                _done(self._live[name], flat)
+
     def load(self, member: Callable[[str], Any], names: Mapping[str, str]) -> None:
         """Put the module to a member's own weights.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from taskvec.coefficients.fit import losses
 from taskvec.coefficients.fit.asking import Asker, LanguageAsker
-from taskvec.coefficients.fit.directions import Directions
+from taskvec.coefficients.fit.directions import TaskDirections
 from taskvec.coefficients.fit.losses import Taught
 from taskvec.coefficients.fit.prompts import Asked, Teacher
 from taskvec.coefficients.fit.steering import Steered
@@ -36,7 +36,7 @@ class Teachers:
         dtype: Likewise.
     """
 
-    directions: Directions
+    directions: TaskDirections
     steered: Steered
     names: Mapping[str, str]
     device: str = "auto"
@@ -72,7 +72,8 @@ class Teachers:
         check_vocabulary(stored.encoder, asker.encoder)
         other = load(stored, dtype=self.dtype, device=self.device)
         words = [
-            module.get_output_embeddings().weight.shape[0] for module in (other.module, asker.module)
+            module.get_output_embeddings().weight.shape[0]
+            for module in (other.module, asker.module)
         ]
         if words[0] != words[1]:
             raise UsageError(
@@ -91,7 +92,9 @@ def check_vocabulary(teacher: Encoder, target: Encoder) -> None:
     theirs, ours = teacher.tokenizer.get_vocab(), target.tokenizer.get_vocab()
     if theirs == ours:
         return
-    differing = sorted(word for word in theirs.keys() | ours.keys() if theirs.get(word) != ours.get(word))
+    differing = sorted(
+        word for word in theirs.keys() | ours.keys() if theirs.get(word) != ours.get(word)
+    )
     raise UsageError(
         f"teacher {teacher.where}: its vocabulary is not the target's ({target.where}): token "
         f"{differing[0]!r} and {len(differing) - 1} more differ; give a teacher with the same "
@@ -166,7 +169,9 @@ def answered(
                 take(repr(asked.text), answer.text, answer.ended == "end")
     rows, texts = [], []
     for asked in fitting:
-        text, is_whole = (asked.answer, True) if asked.answer is not None else found[repr(asked.text)]
+        text, is_whole = (
+            (asked.answer, True) if asked.answer is not None else found[repr(asked.text)]
+        )
         row = asker.row(asked, text, is_whole=is_whole)
         if len(row.tokens) <= limit and asker.count(row):
             rows.append(row)
