@@ -60,9 +60,19 @@ def rates(models: Models, recipe: Any, table: Table | None, asked: Sequence[Prep
     return {r.task.removeprefix("zoo:"): r.main.value for r in results}
 
 
+def rates_of(models: Models, recipe: Any, found: Fitted, asked: Sequence[Prepared]) -> Any:
+    """Name and values of every table; those that are equal are asked once."""
+    known: dict[bytes, Any] = {}
+    for name, table in tables(found).items():
+        key = table.weights.tobytes()
+        if key not in known:
+            known[key] = rates(models, recipe, table, asked)
+        yield name, known[key]
+
+
 def tables(found: Fitted) -> dict[str, Table]:
     """Everything that a fit could have written."""
-    each = {f"seed {i}": table for i, table in enumerate(found.seeds)}
+    each = {f"descent {i}": table for i, table in enumerate(found.seeds)}
     if found.seeds:
         mean = np.mean([table.weights for table in found.seeds], 0)
         first = found.seeds[0]
@@ -88,7 +98,8 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
         def plain(scale: float) -> Any:
             return recipe_of_family(family, "task_arithmetic", dict.fromkeys(names, scale), {})
 
-        sums = {s: sum(rates(models, plain(s), None, parts.select).values()) for s in GRID}
+        grid = [s for s in GRID if s <= 1.5]
+        sums = {s: sum(rates(models, plain(s), None, parts.select).values()) for s in grid}
         best = min(sums, key=lambda s: (-sums[s], s))
         asked = [*parts.test, *kept]
         rows.append(told(f"plain, λ = {best:g}", rates(models, plain(best), None, asked), names))
@@ -96,8 +107,7 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
             prompts = {task: drawn(task, options.prompts, seed) for task in names}
             prompts["keep"] = of_several(KEPT, options.prompts, seed)
             found, seconds = fitted(family, prompts, {}, options, seed)
-            for name, table in tables(found).items():
-                values = rates(models, plain(1.0), table, asked)
+            for name, values in rates_of(models, plain(1.0), found, asked):
                 rows.append(told(f"{seed}: {name}", values, names, found, seconds))
     return rows
 
@@ -128,8 +138,7 @@ def forget(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "keep": of_several(ZOR_KEPT, options.prompts, seed),
             }
             found, seconds = fitted(negative, prompts, {"unsafe": "answers"}, options, seed)
-            for name, table in tables(found).items():
-                values = rates(models, recipe, table, asked)
+            for name, values in rates_of(models, recipe, found, asked):
                 rows.append(told(f"{seed}: {name}", values, (), found, seconds))
     return rows
 

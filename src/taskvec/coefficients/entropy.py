@@ -114,7 +114,7 @@ def minimize_entropy(
             each.append(mean_entropy(by_source[source](module(*args, **keywords))))
         total = sum(each[1:], each[0]) / len(each)
         total.backward()
-        return float(total)
+        return float(total.detach())
 
     with ExitStack() as stack:
         stack.callback(steered.restore)

@@ -67,30 +67,33 @@ class LanguageAsker:
     def ask(
         self, rows: Mapping[str, Sequence[TokenRow]], *, hidden: bool = False
     ) -> dict[str, Said]:
-        """See `Asker`; all sources are one batch."""
-        flat = [row for each in rows.values() for row in each]
-        batch = token_examples(flat, {}).collate(flat)
+        """See `Asker`; rows of like length are one batch, whatever their source."""
+        flat = [(name, i, row) for name, each in rows.items() for i, row in enumerate(each)]
+        flat.sort(key=lambda entry: len(entry[2].tokens))
+        parts: dict[str, list[Said]] = {name: [] for name in rows}
+        for group in _of_like_length(flat):
+            for name, said in self._group(group, hidden).items():
+                parts[name].append(said)
+        return {name: _behind_each_other(each) for name, each in parts.items()}
+
+    def _group(self, group: Sequence[tuple[str, int, TokenRow]], hidden: bool) -> dict[str, Said]:
+        torch = require("torch", "eval")
+        batch = token_examples([], {}).collate([row for _, _, row in group])
         device = next(self.module.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         found = self.module(**batch, use_cache=False, output_hidden_states=hidden)
-        wanted = labels != IGNORED
-        answers: dict[str, Said] = {}
-        first = 0
-        for name, each in rows.items():
-            mine = slice(first, first + len(each))
-            first += len(each)
-            there = wanted[mine]
-            states = None
-            if hidden:
-                torch = require("torch", "eval")
-                blocks = found.hidden_states[1:]
-                states = torch.stack([block[mine, :-1][there] for block in blocks])
-            answers[name] = Said(
+        states = found.hidden_states[1:] if hidden else ()
+        answers = {}
+        for source in dict.fromkeys(name for name, _, _ in group):
+            mine = [place for place, (name, _, _) in enumerate(group) if name == source]
+            there = labels[mine] != IGNORED
+            numbers = torch.tensor([group[place][1] for place in mine], device=device)
+            answers[source] = Said(
                 found.logits[mine, :-1][there],
-                there.nonzero()[:, 0],
+                numbers[there.nonzero()[:, 0]],
                 labels[mine][there],
-                states,
+                torch.stack([block[mine, :-1][there] for block in states]) if hidden else None,
             )
         return answers
 
@@ -120,6 +123,31 @@ class LanguageAsker:
         row = answer_row(self.encoder, [("user", "a"), ("assistant", "b")], self.encoder.where)
         ends = [label for label in row.labels if label in self.encoder.ends]
         return ends[0] if ends else own
+
+
+def _of_like_length(
+    rows: Sequence[tuple[str, int, TokenRow]],
+) -> Iterator[Sequence[tuple[str, int, TokenRow]]]:
+    """Sorted rows in groups, in which less than a third of the tokens is padding."""
+    first = 0
+    for place in range(1, len(rows) + 1):
+        shortest = len(rows[first][2].tokens)
+        if place == len(rows) or len(rows[place][2].tokens) > 1.5 * shortest:
+            yield rows[first:place]
+            first = place
+
+
+def _behind_each_other(each: Sequence[Said]) -> Said:
+    """What was said to the rows of one source, ordered by row."""
+    torch = require("torch", "eval")
+    owner = torch.cat([said.owner for said in each])
+    order = owner.argsort(stable=True)
+
+    def cat(name: str, dim: int = 0) -> Any:
+        parts = [getattr(said, name) for said in each]
+        return None if parts[0] is None else torch.cat(parts, dim).index_select(dim, order)
+
+    return Said(cat("values"), owner[order], cat("labels"), cat("hidden", 1))
 
 
 @dataclass(frozen=True, slots=True)
