@@ -48,6 +48,7 @@ from taskvec.errors import DataError, OutputError, UsageError
 from taskvec.files import write_whole
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Family, Recipe
+from taskvec.running.model import modes_kept
 from taskvec.training.data import Reading
 from taskvec.training.models import Asking
 
@@ -128,33 +129,42 @@ def fit(
         reading=reading,
     )
     run.begin(directions, lessons, begin)
-    if is_language:
-        asker: Any = open_language_asker(directions, model, tokenizer, run.settings)
-        module, rows = asker.module, None
-    else:
-        if model is not None:
-            raise UsageError("model: classifiers and encoders are loaded from a folder")
-        module, asker, rows = open_input_asker(
-            directions, lessons, heads or {}, asking, run.settings
-        )
-    names = live_names(directions, module)
-    device = next(module.parameters()).device
-    hold = can_hold(directions) if run.settings.hold is None else run.settings.hold
-    packs = {}
-    for name in directions.names:
-        if names[name] not in packs:
-            packs[names[name]] = directions.pack(name, device, hold=hold)
-    steered = Steered(module, packs, len(directions.tasks))
-    staff = Teachers(directions, steered, names, run.settings.device, run.settings.dtype)
     with ExitStack() as stack:
         if model is not None:
+            stack.enter_context(modes_kept(model))
+        if is_language:
+            asker: Any = open_language_asker(directions, model, tokenizer, run.settings)
+            module, rows = asker.module, None
+        elif model is not None:
+            raise UsageError("model: classifiers and encoders are loaded from a folder")
+        else:
+            module, asker, rows = open_input_asker(
+                directions, lessons, heads or {}, asking, run.settings
+            )
+        names = live_names(directions, module)
+        if model is not None:
             check_is_target(directions, module, names)
+        steered = _steered(run, directions, module, names)
+        staff = Teachers(directions, steered, names, run.settings.device, run.settings.dtype)
         stack.callback(staff.become, "target")
         stack.enter_context(steered.steering())
         goal = _taught(run, lessons, asker, rows, staff)
         staff.become("target")
         stack.enter_context(checkpointed(module, run.settings.checkpointing))
         return _fitted(run, directions, goal, steered, names, begin)
+
+
+def _steered(
+    run: _Run, directions: TaskDirections, module: Any, names: Mapping[str, str]
+) -> Steered:
+    """The module with its task vectors, in memory or on the disk."""
+    device = next(module.parameters()).device
+    hold = can_hold(directions) if run.settings.hold is None else run.settings.hold
+    packs = {}
+    for name in directions.names:
+        if names[name] not in packs:
+            packs[names[name]] = directions.pack(name, device, hold=hold)
+    return Steered(module, packs, len(directions.tasks))
 
 
 @dataclass(slots=True)

@@ -202,11 +202,13 @@ def checkpointed(module: Any, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    if not hasattr(module, "gradient_checkpointing_enable"):
+    name = "{}_checkpointing_{}"
+    kind = "activation" if hasattr(module, name.format("activation", "enable")) else "gradient"
+    if not hasattr(module, name.format(kind, "enable")):
         raise UsageError(
             f"{type(module).__name__} cannot compute activations anew; leave checkpointing out"
         )
-    module.gradient_checkpointing_enable({"use_reentrant": False})
+    getattr(module, name.format(kind, "enable"))({"use_reentrant": False})
     try:
         # Layers of transformers look at their own mode, and at no one else's; dropout stays off.
         for part in module.modules():
@@ -214,4 +216,4 @@ def checkpointed(module: Any, wanted: bool) -> Iterator[None]:
                 part.training = True
         yield
     finally:
-        module.gradient_checkpointing_disable()
+        getattr(module, name.format(kind, "disable"))()

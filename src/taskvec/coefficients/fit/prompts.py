@@ -245,8 +245,10 @@ def _asked(value: Any, name: str, reading: Reading) -> list[Asked]:
         raise UsageError(
             f"prompts of {name!r}: must be a file or a list; got {type(value).__name__}"
         )
-    once = {(asked.text, asked.answer): asked for asked in reversed(found)}
-    return list(reversed(once.values()))
+    once: dict[Any, Asked] = {}
+    for asked in found:
+        once.setdefault((asked.text, asked.answer), asked)
+    return list(once.values())
 
 
 def _of_item(item: Any, where: str) -> Asked:
