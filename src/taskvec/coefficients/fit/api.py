@@ -55,7 +55,9 @@ from taskvec.training.models import Asking
 Array = np.ndarray[Any, Any]
 Tell = Callable[[str, int, int, float], object]
 
-NOTHING = 0.01  # nats a token: a target this close to a teacher has nothing to learn from it
+# A target this close to a teacher has nothing to learn from it: nats a prompt (the first tokens of
+# an answer may decide it, so that a mean over tokens says little), and relative squared distance.
+NOTHING, NOTHING_FAR = 0.02, 1e-3
 STATE = ".state"
 
 
@@ -142,8 +144,7 @@ def fit(
                 directions, lessons, heads or {}, asking, run.settings
             )
         names = live_names(directions, module)
-        if model is not None:
-            check_is_target(directions, module, names)
+        check_is_target(directions, module, names)
         steered = _steered(run, directions, module, names)
         staff = Teachers(directions, steered, names, run.settings.device, run.settings.dtype)
         stack.callback(staff.become, "target")
@@ -162,7 +163,7 @@ def _steered(
     hold = can_hold(directions) if run.settings.hold is None else run.settings.hold
     packs = {}
     for name in directions.names:
-        if names[name] not in packs:
+        if name in names and names[name] not in packs:
             packs[names[name]] = directions.pack(name, device, hold=hold)
     return Steered(module, packs, len(directions.tasks))
 
@@ -480,10 +481,11 @@ def _layers(directions: TaskDirections, names: Mapping[str, str], granularity: s
     layer_by_own: dict[str, str] = {}
     for name in directions.names:
         layer = layer_of(directions.keys[name], name, granularity)
-        layer = layer_by_own.setdefault(names[name], layer)
+        own = names.get(name, name)
+        layer = layer_by_own.setdefault(own, layer)
         layers.append(layer)
         columns.append(index.setdefault(layer, len(index)))
-        of[names[name]] = columns[-1]
+        of[own] = columns[-1]
     moves = np.zeros((len(directions.tasks), len(index)), bool)
     for column, changed in zip(columns, directions.is_changed().T, strict=True):
         moves[:, column] |= changed
@@ -493,7 +495,8 @@ def _layers(directions: TaskDirections, names: Mapping[str, str], granularity: s
 def _by_own(
     directions: TaskDirections, names: Mapping[str, str], by_tensor: Array
 ) -> dict[str, Array]:
-    return {names[name]: by_tensor[:, i] for i, name in reversed(list(enumerate(directions.names)))}
+    numbered = reversed(list(enumerate(directions.names)))
+    return {names[name]: by_tensor[:, i] for i, name in numbered if name in names}
 
 
 def _check_teaching(
@@ -512,14 +515,16 @@ def _check_teaching(
         if source.teacher.kind == "target" or source.loss == "entropy":
             teaching += source.loss == "entropy"
             continue
-        value = at_target[name].value
-        if value >= NOTHING:
+        value, least = float(at_target[name].sums.mean()), NOTHING
+        if source.loss == "distance":
+            least = NOTHING_FAR
+        if value >= least:
             teaching += 1
             continue
         run.warn(
-            f"source {name!r} teaches nothing: the target is only {value:.4f} nats a token from "
-            f"{source.teacher} there (the start {at_start[name].value:.4f}); give prompts to which "
-            "the target answers otherwise than it should"
+            f"source {name!r} teaches nothing: the target's loss there is {value:.4f} a prompt "
+            f"(the start's {float(at_start[name].sums.mean()):.4f}), so that it answers as "
+            f"{source.teacher} already; give prompts to which it answers otherwise than it should"
         )
     if not teaching:
         raise UsageError(

@@ -9,10 +9,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from taskvec.checkpoints.adapters import find_tensor
+from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.errors import UsageError
@@ -28,6 +31,7 @@ from taskvec.methods.table import Table, check_table
 from taskvec.outputs.live import parameters_of
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Family, Recipe
+from taskvec.running.model import without_bars
 from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
 from taskvec.vectors.api import recipe_of_family
 
@@ -261,27 +265,60 @@ def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> TaskDir
 
 
 def live_names(directions: TaskDirections, module: Any) -> dict[str, str]:
-    """The module's own names of the target's tensors; they differ where parameters are tied.
+    """The module's own names of the target's tensors.
+
+    They differ where parameters are tied, where the module is a part of what the folder holds, and
+    where transformers renames tensors on loading.
 
     Raises:
-        UsageError: the module lacks one that has a weight, or has it in another shape.
+        UsageError: the module lacks a tensor that a task changes, or has it in another shape.
     """
     live = parameters_of(module)
     first: dict[int, str] = {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         first.setdefault(id(tensor), name)
-    found = {}
-    for name, info in directions.members.target.tensors.items():
-        shape = tuple(live[name].shape) if name in live else None
-        if shape == info.shape:
-            found[name] = first[id(live[name])]
-        elif name in directions.names:
+    tensors = directions.members.target.tensors
+    stored = {name: name for name in live if name in tensors}
+    for name in live:
+        there = find_tensor(name, tensors)
+        if there is not None:
+            stored.setdefault(there, name)
+    changed = directions.is_changed().any(0)
+    wanted = [n for n, moves in zip(directions.names, changed, strict=True) if moves]
+    if not stored.keys() >= set(wanted) and hasattr(module, "save_pretrained"):
+        for there, name in _saved_names(module, live).items():
+            stored.setdefault(find_tensor(there, tensors) or there, name)
+    for name in wanted:
+        shape = tuple(live[stored[name]].shape) if name in stored else None
+        if shape != tensors[name].shape:
             got = "none" if shape is None else f"one of shape {list(shape)}"
             raise UsageError(
-                f"the loaded model has no tensor {name!r} of shape {list(info.shape)} but {got}; "
-                "transformers names or shapes it otherwise, so that fit cannot reach it"
+                f"the loaded model has no tensor {name!r} of shape {list(tensors[name].shape)} but "
+                f"{got}, so that fit cannot reach it; exclude it in the recipe"
             )
-    return found
+    return {
+        there: first[id(live[name])]
+        for there, name in stored.items()
+        if there in tensors and tuple(live[name].shape) == tensors[there].shape
+    }
+
+
+def _saved_names(module: Any, live: Mapping[str, Any]) -> dict[str, str]:
+    """What transformers calls a module's tensors in a folder: it saves their numbers."""
+    torch = require("torch", "eval")
+    names = list(live)
+    numbers = {name: torch.tensor([i]) for i, name in enumerate(names)}
+    with TemporaryDirectory() as folder, without_bars(require("transformers", "eval")):
+        try:
+            module.save_pretrained(folder, state_dict=numbers)
+        except Exception:  # what it fuses or splits needs whole tensors
+            return {}
+        saved = open_checkpoint(folder)
+        return {
+            name: names[int(saved.view(name).read(0, 1)[0])]
+            for name, info in saved.tensors.items()
+            if info.shape == (1,)
+        }
 
 
 def check_is_target(directions: TaskDirections, module: Any, names: Mapping[str, str]) -> None:
@@ -291,7 +328,7 @@ def check_is_target(directions: TaskDirections, module: Any, names: Mapping[str,
         UsageError: it has others.
     """
     live = dict(module.named_parameters()) | dict(module.named_buffers())
-    for name, own in names.items():
+    for name, own in sorted(names.items()):
         read = directions.member("target", name)
         flat = live[own].detach().reshape(-1)
         if read is not None and not bool(

@@ -101,7 +101,7 @@ class FitSettings:
     low: float = -2.0
     high: float = 2.0
     stay: float = 0.0
-    batch_size: int = 16
+    batch_size: int = 8
     micro_batch: int | None = None
     held_out: float = 0.25
     measure_every: int = 10
