@@ -1,6 +1,6 @@
 """What a step of `fit` costs against a plain training step of the same batch; time and memory.
 
-    python -m benchmarks.fit [--model smollm2-135m|tiny] [--tasks 2] [--stored bfloat16|float32]
+    python -m benchmarks.fit [--model smollm2-135m|DIR] [--tasks 2] [--stored bfloat16|float32]
                              [--runs 5] [--rows 4] [--tokens 128] [--read] [--json FILE]
     python -m benchmarks.fit --memory [--tasks 4] …
 
@@ -35,12 +35,9 @@ import torch
 import taskvec as tv
 from benchmarks.training import backbone
 from taskvec.coefficients.fit.descent import Layers, descend
-from taskvec.coefficients.fit.directions import TaskDirections, live_names
+from taskvec.coefficients.fit.directions import TaskDirections, live_names, open_directions
 from taskvec.coefficients.fit.settings import Descent
 from taskvec.coefficients.fit.steering import Steered
-from taskvec.family.members import open_members
-from taskvec.methods import find_method
-from taskvec.recipes.recipe import Recipe
 
 
 def write_family(folder: Path, options: argparse.Namespace) -> None:
@@ -57,14 +54,12 @@ def write_family(folder: Path, options: argparse.Namespace) -> None:
 
 
 def directions(folder: Path, tasks: int) -> TaskDirections:
-    """Members without a scan, which is no part of a step."""
-    family = tv.Family(
-        anchor=folder / "anchor", tasks={f"task{i}": folder / f"task{i}" for i in range(tasks)}
+    return open_directions(
+        tv.Family(
+            anchor=folder / "anchor",
+            tasks={f"task{i}": folder / f"task{i}" for i in range(tasks)},
+        )
     )
-    none: dict[str, dict[str, Any]] = {task: {} for task in family.tasks}
-    recipe = Recipe(family, {}, find_method("task_arithmetic"), none)
-    members = open_members(family, needs_base=False, needs_anchor=True)
-    return TaskDirections(recipe, members, None)  # type: ignore[arg-type]
 
 
 def batch(options: argparse.Namespace, words: int) -> dict[str, Any]:
@@ -195,7 +190,7 @@ def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", default="smollm2-135m", choices=("smollm2-135m", "tiny"))
+    parser.add_argument("--model", default="smollm2-135m", help="or a folder")
     parser.add_argument("--tasks", type=int, default=2)
     parser.add_argument("--stored", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--runs", type=int, default=5)

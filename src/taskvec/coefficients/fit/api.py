@@ -77,8 +77,8 @@ def fit(
     model: Any = None,
     tokenizer: Any = None,
     heads: Mapping[str, Any] | None = None,
-    reading: Reading = Reading(),
-    asking: Asking = Asking(),
+    reading: Reading | None = None,
+    asking: Asking | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Tell = quiet,
 ) -> Fitted:
@@ -128,7 +128,7 @@ def fit(
         tasks=directions.tasks,
         negative=negative,
         is_language=is_language,
-        reading=reading,
+        reading=reading or Reading(),
     )
     run.begin(directions, lessons, begin)
     with ExitStack() as stack:
@@ -141,7 +141,7 @@ def fit(
             raise UsageError("model: classifiers and encoders are loaded from a folder")
         else:
             module, asker, rows = open_input_asker(
-                directions, lessons, heads or {}, asking, run.settings
+                directions, lessons, heads or {}, asking or Asking(), run.settings
             )
         names = live_names(directions, module)
         check_is_target(directions, module, names)
