@@ -160,7 +160,7 @@ def _steered(
 ) -> Steered:
     """The module with its task vectors, in memory or on the disk."""
     device = next(module.parameters()).device
-    hold = can_hold(directions) if run.settings.hold is None else run.settings.hold
+    hold = can_hold(directions, device) if run.settings.hold is None else run.settings.hold
     packs = {}
     for name in directions.names:
         if name in names and names[name] not in packs:

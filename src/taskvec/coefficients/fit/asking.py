@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from taskvec.coefficients.fit.prompts import Asked
-from taskvec.errors import UsageError
+from taskvec.errors import DataError, UsageError
 from taskvec.extras import require
 from taskvec.running.encoding import Encoder
-from taskvec.running.requests import Text
 from taskvec.training.objectives import IGNORED
 from taskvec.training.tokens import TokenRow, answer_row, token_examples
 
@@ -54,10 +53,12 @@ class LanguageAsker:
     Attributes:
         module: Of torch.
         encoder: Its tokenizer.
+        chat_end: Token that ends an answer in a conversation; None: there is none.
     """
 
     module: Any
     encoder: Encoder
+    chat_end: int | None
 
     @property
     def kind(self) -> str:
@@ -111,18 +112,23 @@ class LanguageAsker:
         """
         before = self.encoder.prompt(asked.text)
         after = self.encoder.encode(answer)
-        end = self._end(asked.text) if is_whole else None
-        after += [] if end is None else [end]
+        is_plain = isinstance(asked.text, str)
+        end = self.encoder.tokenizer.eos_token_id if is_plain else self.chat_end
+        after += [end] if is_whole and end is not None else []
         return TokenRow([*before, *after], [*[IGNORED] * len(before), *after])
 
-    def _end(self, text: Text) -> int | None:
-        """The token that ends an answer: the template's, or the end of the sequence."""
-        own: int | None = self.encoder.tokenizer.eos_token_id
-        if isinstance(text, str) or not self.encoder.has_chat or not self.encoder.tokenizer.is_fast:
-            return own
-        row = answer_row(self.encoder, [("user", "a"), ("assistant", "b")], self.encoder.where)
-        ends = [label for label in row.labels if label in self.encoder.ends]
-        return ends[0] if ends else own
+
+def chat_end(encoder: Encoder) -> int | None:
+    """The token that ends an answer in a conversation: the template's, or the sequence's end."""
+    own: int | None = encoder.tokenizer.eos_token_id
+    if not encoder.has_chat or not encoder.tokenizer.is_fast:
+        return own
+    try:
+        row = answer_row(encoder, [("user", "a"), ("assistant", "b")], encoder.where)
+    except DataError:  # a template that writes such a conversation otherwise
+        return own
+    ends = [label for label in row.labels if label in encoder.ends]
+    return ends[0] if ends else own
 
 
 def _of_like_length(

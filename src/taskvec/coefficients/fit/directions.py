@@ -283,7 +283,7 @@ def live_names(directions: TaskDirections, module: Any) -> dict[str, str]:
         there = find_tensor(name, tensors)
         if there is not None:
             stored.setdefault(there, name)
-    changed = directions.is_changed().any(0)
+    changed: Array = np.asarray(directions.is_changed().any(0))
     wanted = [n for n, moves in zip(directions.names, changed, strict=True) if moves]
     if not stored.keys() >= set(wanted) and hasattr(module, "save_pretrained"):
         for there, name in _saved_names(module, live).items():
@@ -340,10 +340,13 @@ def check_is_target(directions: TaskDirections, module: Any, names: Mapping[str,
             )
 
 
-def can_hold(directions: TaskDirections) -> bool:
-    """Whether task vectors fit into the memory that is free."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return directions.held_bytes() < FREE_SHARE * free
+def can_hold(directions: TaskDirections, device: Any) -> bool:
+    """Whether task vectors fit into the memory that is free on a device."""
+    if device.type == "cuda":
+        free = require("torch", "eval").cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return bool(directions.held_bytes() < FREE_SHARE * free)
 
 
 def content_of(state: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskvec.coefficients.fit.asking import InputAsker, LanguageAsker
+from taskvec.coefficients.fit.asking import InputAsker, LanguageAsker, chat_end
 from taskvec.coefficients.fit.directions import TaskDirections
 from taskvec.coefficients.fit.prompts import Lesson
 from taskvec.coefficients.fit.settings import FitSettings
@@ -50,7 +50,7 @@ def open_language_asker(
     else:
         stored = open_stored(_folder(directions))
         found = load(stored, dtype=settings.dtype, device=settings.device)
-    return LanguageAsker(found.module, found.encoder)
+    return LanguageAsker(found.module, found.encoder, chat_end(found.encoder))
 
 
 def open_input_asker(

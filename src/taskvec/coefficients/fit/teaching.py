@@ -41,7 +41,7 @@ class Teachers:
     names: Mapping[str, str]
     device: str = "auto"
     dtype: str = "auto"
-    _now: str = field(default="target")
+    _loaded: tuple[str, LanguageAsker] | None = field(default=None)  # the last of its own
 
     @contextmanager
     def asked(self, teacher: Teacher, asker: Any) -> Iterator[Any]:
@@ -68,6 +68,8 @@ class Teachers:
                 f"teacher {name}: a model of its own teaches language models only; name a task or "
                 "'target'"
             )
+        if self._loaded is not None and self._loaded[0] == name:
+            return self._loaded[1]
         stored = open_stored(name)
         check_vocabulary(stored.encoder, asker.encoder)
         other = load(stored, dtype=self.dtype, device=self.device)
@@ -80,7 +82,8 @@ class Teachers:
                 f"teacher {name}: has {words[0]} words, the target has {words[1]}; give a teacher "
                 "of the same vocabulary"
             )
-        return replace(asker, module=other.module)
+        self._loaded = name, replace(asker, module=other.module)
+        return self._loaded[1]
 
 
 def check_vocabulary(teacher: Encoder, target: Encoder) -> None:
