@@ -89,7 +89,7 @@ def test_held_out_losses_are_those_of_the_merge(made, tmp_path):
     """Measured again on the written table, with logits of whole models and NumPy."""
     found = fitted(made, tasks=("a",), settings={"steps": 8})
     out = tmp_path / "merged"
-    tv.merge(made.family("a"), found.table, scale={"a": 1.0}, out=out)
+    tv.merge(made.family("a"), out, table=found.table, scale={"a": 1.0})
     model, teacher = (tiny.wrap(tiny.llama(made.words, scale=0.3), made.words) for _ in range(2))
     for each, path in ((model, out), (teacher, made.folder / "a")):
         from safetensors.torch import load_file
@@ -278,7 +278,7 @@ def test_what_is_written(made, tmp_path):
     assert len(frame) == 2 * len(found.table.names)
     assert {"task", "tensor", "block", "weight", "seed 0"} <= set(frame.columns)
     out = tmp_path / "merged"
-    tv.merge(made.family(), found.table, scale={"a": 1.0, "b": 1.0}, out=out)
+    tv.merge(made.family(), out, table=found.table, scale={"a": 1.0, "b": 1.0})
     assert len(repr(found)) < 300
 
 
@@ -287,7 +287,7 @@ def test_a_merge_notices_that_members_changed_since(made, tmp_path):
     other = shutil.copytree(made.folder / "b", tmp_path / "other")
     family = tv.Family(instruct=made.instruct, tasks={"a": other})
     with pytest.raises(TaskvecError, match="task 'a'"):
-        tv.merge(family, found.table, scale={"a": 1.0}, out=tmp_path / "merged")
+        tv.merge(family, tmp_path / "merged", table=found.table, scale={"a": 1.0})
 
 
 class KilledError(Exception):

@@ -86,7 +86,7 @@ def test_layers_of_an_encoder_and_its_merge(tmp_path):
     found = fitted(folder, TEXTS, settings={"granularity": "tensor", "steps": 5})
     assert np.isfinite(found.seeds[0].weights).all()
     family = tv.Family(anchor=folder, tasks={"t": folder.parent / "tuned"})
-    tv.merge(family, found.table, scale={"t": 1.0}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", table=found.table, scale={"t": 1.0})
 
 
 def test_what_an_encoder_is_not_asked_for(tmp_path):

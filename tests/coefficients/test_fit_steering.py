@@ -63,7 +63,7 @@ def test_the_module_is_what_merge_writes(stored, hold):
     it.put(weights)
     table = found.table(np.array([weights[names[n]] for n in found.names]).T, "drawn")
     out = {name: p.to(stored) for name, p in state(llama(0)).items()}
-    tv.merge(family, table, scale={"a": 1.0, "b": 1.0}, out=out)
+    tv.merge(family, out, table=table, scale={"a": 1.0, "b": 1.0})
     ulp = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-22}[stored]
     for name, expected in out.items():
         got = it.module.state_dict()[name]
@@ -173,7 +173,7 @@ def test_loading_a_member_gives_the_fine_tune(tmp_path):
     for name, p in state(it.module).items():
         assert torch.equal(p, family.tasks["b"][name]), name
     path = tmp_path / "a.safetensors"
-    tv.extract(family, out=path, task="a")
+    tv.extract(family, path, task="a")
     as_vector = open_directions(tv.Family(anchor=family.start, tasks={"a": path}))
     it.load(lambda name: as_vector.member("target", name), names)
     it.load(lambda name: as_vector.member("task:a", name), names)
