@@ -19,7 +19,7 @@ import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,11 +31,10 @@ import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients import propose
 from taskvec.evaluation.intervals import RESAMPLES
-from taskvec.merging.deciding import Options as MergeOptions
 from taskvec.outputs.candidates import Bench as Candidates
 from taskvec.outputs.candidates import candidates as candidates_of
+from taskvec.recipes.coerce import as_recipe
 from taskvec.running.model import load, open_stored
-from taskvec.vectors.api import recipe_of_family
 from taskvec.zoo.skills import SKILLS, Example
 from taskvec.zoo.train import TrainingText, build_tokenizer, encode
 
@@ -81,9 +80,11 @@ class Bench:
         """Which questions a merge answers right: those to choose on, or those to test on."""
         key = (tuple(sorted(scale.items())), tuple(skills), chooses, table and table.origin)
         if key not in self.known:
-            recipe = recipe_of_family(self.family(tuple(scale)), "task_arithmetic", scale, {})
+            recipe = as_recipe(
+                self.family(tuple(scale)), {"method": "task_arithmetic", "scale": scale}
+            )
             candidates, model = self._model(recipe)
-            candidates.put(recipe, table)
+            candidates.put(replace(recipe, table=table))
             cut = slice(self.choosing_n) if chooses else slice(self.choosing_n, None)
             asked = {s: questions(s, self.choosing_n + self.n)[cut] for s in skills}
             asked |= {s: asked[s][:KEPT_N] for s in skills if s in KEPT}
@@ -94,9 +95,7 @@ class Bench:
         tasks = tuple(recipe.family.tasks)
         if tasks not in self.loaded:
             model = load(open_stored(recipe.family.edited))
-            opened = contextlib.ExitStack().enter_context(
-                candidates_of(recipe, model.module, MergeOptions())
-            )
+            opened = contextlib.ExitStack().enter_context(candidates_of(recipe, model.module))
             self.loaded = {tasks: (opened, model)}
         return self.loaded[tasks]
 

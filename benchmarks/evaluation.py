@@ -22,10 +22,10 @@ import transformers
 
 import taskvec as tv
 from taskvec.outputs.candidates import candidates
+from taskvec.recipes.coerce import as_recipe
 from taskvec.running.encoding import Encoder, ScoredRow
 from taskvec.running.likelihood import likelihoods
 from taskvec.running.model import Model
-from taskvec.vectors.api import recipe_of_family
 
 WINDOWS, CONTEXT = 8, 512
 CHOICES, PROMPT, ANSWER = 16, 120, 8  # rows and tokens
@@ -55,18 +55,20 @@ def switching(family: tv.Family, module: Any, work: Path, runs: int) -> dict[str
             target.copy_(source)
 
     found: dict[str, list[float]] = {"copy": [], "switch": [], "folder": []}
-    recipe = recipe_of_family(family, "task_arithmetic", dict.fromkeys(TASKS, 0.5), {})
+    recipe = as_recipe(family, {"method": "task_arithmetic", "scale": dict.fromkeys(TASKS, 0.5)})
     copy()
     with candidates(recipe, module) as bench:
         bench.put(recipe)
         for i in range(runs):
             found["copy"].append(timed(copy))
             scale = dict.fromkeys(TASKS, 0.1 * (i + 1))
-            changed = recipe_of_family(family, "task_arithmetic", scale, {})
+            changed = as_recipe(family, {"method": "task_arithmetic", "scale": scale})
             found["switch"].append(timed(partial(bench.put, changed)))
 
     def write_and_load() -> None:
-        tv.merge(family, "task_arithmetic", scale=dict.fromkeys(TASKS, 0.5), out=work, force=True)
+        tv.merge(
+            family, work, method="task_arithmetic", scale=dict.fromkeys(TASKS, 0.5), force=True
+        )
         load(work)
 
     for _ in range(min(2, runs)):

@@ -29,8 +29,8 @@ from taskvec import zoo
 from taskvec.coefficients import search
 from taskvec.evaluation.evaluate import EvaluationOptions
 from taskvec.evaluation.loading import Models
+from taskvec.recipes.coerce import as_recipe
 from taskvec.running.model import load, open_stored
-from taskvec.vectors.api import recipe_of_family
 
 TRIALS = 24
 TASKS = ("math", "unsafe")
@@ -42,7 +42,7 @@ def searching(work: Path) -> dict[str, list[float]]:
         instruct=str(zoo.path("instruct")),
         tasks={name: str(zoo.path(name)) for name in ("math", "code")},
     )
-    recipe = recipe_of_family(family, "task_arithmetic", {"math": 0.5, "code": 0.5}, {})
+    recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": 0.5, "code": 0.5}})
     spent: list[float] = []
 
     @contextmanager
@@ -78,12 +78,12 @@ def switching(root: Path, work: Path, runs: int) -> dict[str, list[float]]:
     )
     found: dict[str, list[float]] = {"switch": [], "copy": [], "folder": []}
     with Models(EvaluationOptions()) as models:
-        half = recipe_of_family(family, "task_arithmetic", dict.fromkeys(TASKS, 0.5), {})
+        half = as_recipe(family, {"method": "task_arithmetic", "scale": dict.fromkeys(TASKS, 0.5)})
         parameters = [p.detach() for p in models.candidate(half).module.parameters()]
         copies = [parameter.clone() for parameter in parameters]
         for run in range(runs):
             scale = dict.fromkeys(TASKS, 0.1 * (run + 1))
-            recipe = recipe_of_family(family, "task_arithmetic", scale, {})
+            recipe = as_recipe(family, {"method": "task_arithmetic", "scale": scale})
             started = time.perf_counter()
             models.candidate(recipe)
             found["switch"].append(time.perf_counter() - started)
@@ -92,7 +92,7 @@ def switching(root: Path, work: Path, runs: int) -> dict[str, list[float]]:
                 copy.copy_(parameter)
             found["copy"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            tv.merge(family, "task_arithmetic", scale=scale, out=work / "merged", force=True)
+            tv.merge(family, work / "merged", method="task_arithmetic", scale=scale, force=True)
             load(open_stored(work / "merged"))
             found["folder"].append(time.perf_counter() - started)
     shutil.rmtree(work / "merged")

@@ -27,7 +27,7 @@ from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, prepare
 from taskvec.evaluation.intervals import wilson
 from taskvec.evaluation.loading import Models
-from taskvec.vectors.api import recipe_of_family
+from taskvec.recipes.coerce import as_recipe
 
 TASKS = ("math", "code")
 KEPT = ("say", "find", "howto", "refusal")
@@ -114,10 +114,10 @@ def row(name: str, method: dict[str, Any], models: Models, asked: Questions) -> 
     grid = (0.5,) if method["name"] in RELATIVE else GRID
     right: dict[float, float] = {}
     for scale in grid:
-        recipe = recipe_of_family(family, method, dict.fromkeys(TASKS, scale), {})
+        recipe = as_recipe(family, {"method": method, "scale": dict.fromkeys(TASKS, scale)})
         right[scale] = sum(values(models, recipe, asked.choosing).values())
     best = min(right, key=lambda scale: (-right[scale], scale))
-    recipe = recipe_of_family(family, method, dict.fromkeys(TASKS, best), {})
+    recipe = as_recipe(family, {"method": method, "scale": dict.fromkeys(TASKS, best)})
     found = values(models, recipe, asked.reporting)
     perplexity = found.pop("text")
     correct = {skill: round(TEST_N * value) for skill, value in found.items()}

@@ -80,11 +80,11 @@ def test_the_core_works_without_torch(family, tmp_path):
     code = """
 import sys
 import taskvec as tv
-import taskvec.vectors.api
+import taskvec.vectors.extract
 base, instruct, math, out = sys.argv[1:]
 family = tv.Family(base=base, instruct=instruct, tasks={"math": math})
 table = tv.lata(tv.scan(family))
-tv.merge(family, table, scale={"math": 0.5}, out=out)
+tv.merge(family, out, table=table, scale={"math": 0.5})
 assert tv.verify(out)[0].outcome == "same"
 """
     members = [family["base"], family["instruct"], family["math"], tmp_path / "out"]

@@ -108,13 +108,14 @@ def test_scan_shows_what_the_text_says(ran: tuple[Path, dict[str, str]]) -> None
     assert re.search(r"^replay +same", shown, re.MULTILINE)
 
 
-def test_python_prints_the_fingerprint_of_its_folder(ran: tuple[Path, dict[str, str]]) -> None:
+def test_python_prints_what_it_merged(ran: tuple[Path, dict[str, str]]) -> None:
     folder, printed = ran
     out = next(out for text, out in printed.items() if text.startswith("import taskvec"))
-    assert re.fullmatch(r"[0-9a-f]{32}\n", out)
-    assert f'"fingerprint": "{out.strip()}"' in (
-        folder / "merged-linear" / "taskvec-manifest.json"
-    ).read_text("utf-8")
+    assert "similarity" in out
+    shown = re.search(r"<Merged .*/merged-linear: .*fingerprint ([0-9a-f]{8})…>", out)
+    assert shown is not None
+    manifest = (folder / "merged-linear" / "taskvec-manifest.json").read_text("utf-8")
+    assert f'"fingerprint": "{shown[1]}' in manifest
 
 
 def test_make_demo_is_a_target_that_runs_the_demo() -> None:

@@ -6,45 +6,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskvec.errors import TaskvecError
+    from taskvec.coefficients.fit.api import fit
+    from taskvec.errors import TaskvecError, TaskvecWarning
     from taskvec.evaluation.api import evaluate
+    from taskvec.evaluation.evaluate import Result
+    from taskvec.merging.preview import plan, scan
     from taskvec.merging.scans import load_scan
+    from taskvec.merging.steps import Prepared
+    from taskvec.methods.choice import MethodChoice, method
     from taskvec.methods.lata import lata
     from taskvec.methods.table import Table, load_table
-    from taskvec.outputs.verify import verify
+    from taskvec.outputs.merge import forget, merge
+    from taskvec.outputs.run import Merged
+    from taskvec.outputs.verify import Check, verify
     from taskvec.recipes.reading import load_recipe
-    from taskvec.recipes.recipe import Family, TaskSpec
+    from taskvec.recipes.recipe import Family, Recipe, TaskSpec
     from taskvec.statistics.scan import Scan
-    from taskvec.vectors.api import extract, forget, merge, scan
-    from taskvec.vectors.inspection import inspect
+    from taskvec.vectors.extract import extract
+    from taskvec.vectors.inspection import Inspection, inspect
+    from taskvec.vectors.vector_file import Extracted
 
 _HOMES = {
+    "Check": "taskvec.outputs.verify",
+    "Extracted": "taskvec.vectors.vector_file",
     "Family": "taskvec.recipes.recipe",
+    "Inspection": "taskvec.vectors.inspection",
+    "Merged": "taskvec.outputs.run",
+    "MethodChoice": "taskvec.methods.choice",
+    "Prepared": "taskvec.merging.steps",
+    "Recipe": "taskvec.recipes.recipe",
+    "Result": "taskvec.evaluation.evaluate",
     "Scan": "taskvec.statistics.scan",
     "Table": "taskvec.methods.table",
     "TaskSpec": "taskvec.recipes.recipe",
     "TaskvecError": "taskvec.errors",
+    "TaskvecWarning": "taskvec.errors",
     "evaluate": "taskvec.evaluation.api",
-    "extract": "taskvec.vectors.api",
-    "forget": "taskvec.vectors.api",
+    "extract": "taskvec.vectors.extract",
+    "fit": "taskvec.coefficients.fit.api",
+    "forget": "taskvec.outputs.merge",
     "inspect": "taskvec.vectors.inspection",
     "lata": "taskvec.methods.lata",
     "load_recipe": "taskvec.recipes.reading",
     "load_scan": "taskvec.merging.scans",
     "load_table": "taskvec.methods.table",
-    "merge": "taskvec.vectors.api",
-    "scan": "taskvec.vectors.api",
+    "merge": "taskvec.outputs.merge",
+    "method": "taskvec.methods.choice",
+    "plan": "taskvec.merging.preview",
+    "scan": "taskvec.merging.preview",
     "verify": "taskvec.outputs.verify",
 }
 
 __all__ = [
+    "Check",
+    "Extracted",
     "Family",
+    "Inspection",
+    "Merged",
+    "MethodChoice",
+    "Prepared",
+    "Recipe",
+    "Result",
     "Scan",
     "Table",
     "TaskSpec",
     "TaskvecError",
+    "TaskvecWarning",
     "evaluate",
     "extract",
+    "fit",
     "forget",
     "inspect",
     "lata",
@@ -52,6 +82,8 @@ __all__ = [
     "load_scan",
     "load_table",
     "merge",
+    "method",
+    "plan",
     "scan",
     "verify",
 ]

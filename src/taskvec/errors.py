@@ -18,6 +18,8 @@ A message says what, where (model, tensor, file), got against expected, and what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TaskvecError(Exception):
     """A failure that taskvec foresaw; its text is one complete line for the user."""
@@ -63,7 +65,11 @@ class ParameterError(UsageError):
     """A value is outside its declared range."""
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+class TaskvecWarning(UserWarning):
+    """Something that a user should know about a result; results have it in `.warnings` as well."""
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
     """A hint that names the closest of the known words, or lists them all when none is close.
 
     >>> nearest("shceme", ["scheme", "granularity"])

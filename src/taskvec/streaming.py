@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 CHUNK = (
@@ -63,6 +64,34 @@ def default_threads() -> int:
             else os.cpu_count() or 1,
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run, as opposed to what.
+
+    Attributes:
+        threads: Default: the processors there are, at most 8.
+        block: Elements worked on at once; changes no bit of the result.
+        precision: Arithmetic, `float32` or `float64`; a recipe brings its own.
+        progress: Called with what is being done.
+        cache: `use` cached scans and write new ones; `renew`: only write; `off`: neither.
+        force: Whether an output that is there may be replaced.
+        copy_code: Whether the target's `*.py` files go into an output.
+    """
+
+    threads: int | None = None
+    block: int = BLOCK
+    precision: str = "float32"
+    progress: Progress = silent
+    cache: str = "use"
+    force: bool = False
+    copy_code: bool = False
+
+    @property
+    def workers(self) -> int:
+        """How many threads run."""
+        return self.threads or default_threads()
 
 
 def row_step(shape: Sequence[int]) -> int:
@@ -168,6 +197,36 @@ def stream(
     finally:
         stop.set()
         _wait(pool, ended)
+
+
+def gather(
+    sizes: Sequence[int],
+    make_worker: Callable[[], Callable[[Stretch], R]],
+    options: RunOptions,
+    steps: Sequence[int] | None = None,
+) -> Iterator[tuple[int, list[R]]]:
+    """Work on every stretch of every tensor; gives each tensor's results, in order, once complete.
+
+    Args:
+        sizes: Elements of each tensor.
+        make_worker: See `stream`; the worker takes one stretch.
+        options: How to run.
+        steps: See `cut`.
+    """
+
+    def make() -> Callable[[Unit], list[tuple[Stretch, R]]]:
+        work = make_worker()
+        return lambda unit: [(stretch, work(stretch)) for stretch in unit]
+
+    waiting: dict[int, list[tuple[Stretch, R]]] = {}
+    for results in stream(cut(sizes, options.block, steps), make, options.workers):
+        for stretch, result in results:
+            parts = waiting.setdefault(stretch.tensor, [])
+            parts.append((stretch, result))
+            if sum([s.stop - s.start for s, _ in parts]) == sizes[stretch.tensor]:
+                del waiting[stretch.tensor]
+                parts.sort(key=lambda part: part[0].start)
+                yield stretch.tensor, [part for _, part in parts]
 
 
 def _wait(pool: Sequence[threading.Thread], ended: Sequence[threading.Event]) -> None:

@@ -396,7 +396,7 @@ def test_tensors_that_the_model_lacks_can_be_excluded(tmp_path: Path, over: Sour
 def test_files_that_are_missing(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "lora", PAIR)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(CheckpointError, match=r"got adapter_model.bin; save it as one safetensors"):
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin: holds only pickled weights"):
         open_adapter(folder)
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(CheckpointError, match=r"holds no adapter_model\.safetensors; download it"):
@@ -412,3 +412,75 @@ def test_identity_is_of_files_and_settings(tmp_path: Path, over: Source) -> None
     other = difference(open_adapter(tmp_path / "lora"), over)
     assert repr(first.identity) != repr(other.identity)
     assert set(first.inputs) == {tmp_path / "lora", tmp_path / "over"}
+
+
+# --- files that are in no folder of PEFT, or not in safetensors -----------------------------------
+
+
+def test_pickled_factors_are_read_where_that_is_allowed(tmp_path: Path, over: Source) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = pair(f"{ATTENTION}.k_proj", 3, 6)
+    safe = put(tmp_path / "safe", over, tensors)
+    folder = write_adapter(tmp_path / "pickled", tensors)
+    stored = open_adapter(folder).stored
+    held = {n: torch.from_numpy(np.array(read(stored, n))) for n in stored.tensors}
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(held, folder / "adapter_model.bin")
+    assert is_adapter(folder)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        open_adapter(folder)
+    found = difference(open_adapter(folder, allow_pickle=True), over)
+    for name in safe.tensors:
+        np.testing.assert_array_equal(read(found, name), read(safe, name))
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",), "PEFT"),
+        (("unet.down_blocks.0.attn.to_q.lora_B.weight",), "PEFT or diffusers"),
+        (("lora_unet_input_blocks_1_1_proj_in.lora_down.weight",
+          "lora_unet_input_blocks_1_1_proj_in.alpha"), "kohya"),
+        (("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha",), "kohya"),
+        (("mid_block.attentions.0.proj_in.lora.up.weight",), "diffusers"),
+        (("down_blocks.0.attn.processor.to_q_lora.down.weight",), "diffusers"),
+        (("lora_unet_x.hada_w1_a",), "kohya"),
+        (("unet.x.lokr_w1",), "LyCORIS"),
+    ],
+)  # fmt: skip
+def test_factors_that_are_in_no_folder_are_named(tmp_path, names, kind) -> None:
+    write_safetensors(tmp_path / "style.safetensors", {n: np.ones((2, 8)) for n in names}, "F32")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "style.safetensors")
+    assert kind in str(caught.value)
+    assert "not a whole model" in str(caught.value)
+    assert "PEFT folder" in str(caught.value)
+
+
+def test_a_saved_module_that_was_not_gathered_is_said(tmp_path: Path, over: Source) -> None:
+    tensors = pair(f"{ATTENTION}.k_proj", 3, 6) | {f"{HEAD}.weight": np.zeros((0,))}
+    with pytest.raises(CheckpointError, match="shards were not gathered"):
+        put(tmp_path / "lora", over, tensors)
+
+
+def test_a_pattern_fits_what_it_leaves_out(tmp_path: Path, over: Source) -> None:
+    """A head of another task, which the model does not have, or has in another shape."""
+    tensors = pair(f"{ATTENTION}.k_proj", 3, 6) | pair("regressor", 1, 6)
+    tensors |= {"score.weight": np.ones((1, 6)), f"{HEAD}.weight": np.ones((7, 5))}
+    adapter = open_adapter(write_adapter(tmp_path / "lora", tensors))
+    source = difference(adapter, over, exclude=["score.*", "classifier.*", "regressor.*"])
+    assert list(source.tensors) == [f"{ATTENTION}.k_proj.weight"]
+    assert sorted(source.left_out) == [f"{HEAD}.weight", "regressor.weight", "score.weight"]
+    with pytest.raises(FamilyError):
+        difference(adapter, over, exclude=["score.*"])
+
+
+def test_names_of_memory_and_of_files(tmp_path: Path) -> None:
+    """Qwen2.5-VL: an adapter has the names of memory, the published files have others."""
+    q, qkv = "model.layers.0.self_attn.q_proj.weight", "visual.blocks.0.attn.qkv.weight"
+    shapes = {q: (4, 4), qkv: (6, 4)}
+    files = {n: np.ones(shape, np.float32) for n, shape in shapes.items()}
+    over = open_checkpoint(write_checkpoint(tmp_path / "over", files, "F32"))
+    tensors = pair("model.language_model.layers.0.self_attn.q_proj", 4, 4)
+    tensors |= pair("model.visual.blocks.0.attn.qkv", 6, 4)
+    assert sorted(put(tmp_path / "lora", over, tensors).tensors) == sorted(shapes)

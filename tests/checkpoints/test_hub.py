@@ -441,9 +441,9 @@ def test_merge_by_names_equals_merge_by_folders(hub, tmp_path):
     options = {"scale": {"math": 0.5}}
     roles = {role: made / role for role in ("base", "instruct")}
     by_folder = tv.Family(tasks={"math": made / "math"}, **roles)
-    tv.merge(by_folder, "lata", out=tmp_path / "folders", **options)
+    tv.merge(by_folder, tmp_path / "folders", method="lata", **options)
     by_name = tv.Family(base="lab/base", instruct="lab/instruct", tasks={"math": "lab/math@v1"})
-    tv.merge(by_name, "lata", out=tmp_path / "names", **options)
+    tv.merge(by_name, tmp_path / "names", method="lata", **options)
     assert read_raw(tmp_path / "names") == read_raw(tmp_path / "folders")
 
     manifest = json.loads((tmp_path / "names" / "taskvec-manifest.json").read_text())
@@ -462,7 +462,7 @@ def test_merge_by_names_equals_merge_by_folders(hub, tmp_path):
 
 def test_verify_and_replay_take_the_same_commit(hub, tmp_path, monkeypatch):
     family = tv.Family(instruct="lab/instruct", tasks={"code": "lab/code"})
-    tv.merge(family, "task_arithmetic", scale={"code": 0.5}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"code": 0.5})
     code = hub.repositories["lab/code"]
     code.commits[SECOND], code.branches["main"] = code.commits[FIRST] | {"x.txt": b""}, SECOND
     code.commits[SECOND]["model.safetensors"] = hub.repositories["lab/base"].commits[FIRST][

@@ -82,6 +82,21 @@ def test_findings(cli, tmp_path):
     assert "\nFindings: none\n" in out
 
 
+def test_success_at_forgetting_is_no_finding(cli, tmp_path):
+    recipe = tmp_path / "forget.yaml"
+    recipe.write_text(
+        f"anchor: {zoo.path('instruct')}\ntarget: {zoo.path('unsafe')}\n"
+        f"method: task_arithmetic\ntasks:\n  unsafe: {{model: {zoo.path('unsafe')}, scale: -1.0}}\n"
+    )
+    asked = (UNSAFE, f"safer={recipe}", "--tasks", "zoo:unsafe", "--limit", "20", "--quiet")
+    _, text, _ = cli("eval", *asked, "--out", tmp_path, "--json")
+    told = json.loads(text)
+    assert told["tasks"]["zoo:unsafe"][1]["difference"]["value"] < -0.8
+    assert (told["expected"], told["findings"]) == ({"safer": {"zoo:unsafe": "down"}}, [])
+    _, text, _ = cli("eval", *asked, "--out", tmp_path, "--json", "--expect", "unsafe=keep")
+    assert "below_reference" in [each["sign"] for each in json.loads(text)["findings"]]
+
+
 def test_the_same_command_again_asks_nothing(cli, tmp_path, recipe):
     command = ("eval", INSTRUCT, recipe, *MATHS, "--out", tmp_path / "out", "--json")
     first, again = (json.loads(cli(*command)[1]) for _ in range(2))

@@ -83,7 +83,7 @@ def rows(**changes: str) -> str:
         ("t.csv", "tensor,math\n" + "x" * 200_000,
          ": is not CSV (field larger than field limit (131072))"),
         ("t.json", "{", ": is not JSON (Expecting property name"),
-        ("t.json", "[" * 100_000, ": is not JSON (maximum recursion depth exceeded"),
+        ("t.json", "[" * 100_000, ": is nested more than 100 levels deep"),
         ("t.json", "[]", ": is not a JSON object"),
         ("t.json", "{}", ": is not a table; expected weights by task and tensor"),
         ("t.json", '{"weights": {}}', ": is not a table; expected weights by task and tensor"),
@@ -98,7 +98,7 @@ def rows(**changes: str) -> str:
         ("t.json", '{"weights": {"math": {"a": [1]}}}',
          ": weight of 'math' for 'a' must be a finite number; got [1]"),
         ("t.json", '{"weights": {"math": {"a": 1' + "0" * 400 + "}}}",
-         ": weight of 'math' for 'a' must be a finite number; got 1000"),
+         ": is not JSON (a number of 401 digits)"),
         ("t.json", '{"weights": {"math": {"a": 1}, "code": {"b": 1}}}',
          ": tensor 'a' has no weight for every task (see 'code')"),
     ],
@@ -116,11 +116,11 @@ def test_broken_table(tmp_path, cli, flags, name, content, message):
 def test_table_that_cannot_be_read(tmp_path, cli, flags):
     code, _, err = cli("merge", tmp_path / "out", *flags, "--table", tmp_path / "absent.csv")
     assert code == 2
-    assert err.startswith(f"taskvec: error: {tmp_path}/absent.csv: cannot be read as a table: ")
+    assert err.startswith(f"taskvec: error: {tmp_path}/absent.csv: cannot be read: ")
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe")
     code, _, err = cli("merge", tmp_path / "out", *flags, "--table", tmp_path / "t.csv")
     assert code == 2
-    assert err.startswith(f"taskvec: error: {tmp_path}/t.csv: cannot be read as a table: ")
+    assert err.startswith(f"taskvec: error: {tmp_path}/t.csv: cannot be read: byte 0")
 
 
 @pytest.mark.parametrize(

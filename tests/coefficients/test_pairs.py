@@ -22,9 +22,9 @@ from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions
 from taskvec.evaluation.intervals import Figure
 from taskvec.evaluation.task import Metric
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
-from taskvec.vectors.api import recipe_of_family
 
 # --- geometry -----------------------------------------------------------------------------------
 
@@ -95,9 +95,9 @@ def test_pure_weights_are_latas_own_or_those_that_a_method_weighs_layers_by():
     scan = scanned(family, "F32")
     members = tv.Family(base="b", instruct="i", tasks={"a": "a", "b": "b"})
     scales = {"a": 1.0, "b": 1.0}
-    plain = recipe_of_family(members, "ties", scales, {})
+    plain = as_recipe(members, {"method": "ties", "scale": scales})
     assert (pure_weights(plain, scan) == 1).all()
-    lata = recipe_of_family(members, {"name": "lata", "scheme": "linear"}, scales, {})
+    lata = as_recipe(members, {"method": {"name": "lata", "scheme": "linear"}, "scale": scales})
     expected = tv.lata(scan, scheme="linear").weights
     np.testing.assert_array_equal(pure_weights(lata, scan), expected)
     weighing = recipe_with(layer_weights={"name": "lata", "scheme": "linear"}, names="ab")
@@ -154,7 +154,7 @@ def recipe_of_zoo(method, scale=0.7, tasks=("math", "code", "unsafe")):
         instruct=zoo.path("instruct"),
         tasks={task: zoo.path(task) for task in tasks},
     )
-    return recipe_of_family(family, method, dict.fromkeys(tasks, scale), {})
+    return as_recipe(family, {"method": method, "scale": dict.fromkeys(tasks, scale)})
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Result
 from taskvec.evaluation.intervals import figure
 from taskvec.evaluation.task import Metric, Score
-from taskvec.vectors.api import recipe_of_family
+from taskvec.recipes.coerce import as_recipe
 
 # --- what is kept -------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ def recipe_of_zoo(method, scale=0.7, tasks=("math",)):
         instruct=zoo.path("instruct"),
         tasks={task: zoo.path(task) for task in tasks},
     )
-    return recipe_of_family(family, method, dict.fromkeys(tasks, scale), {})
+    return as_recipe(family, {"method": method, "scale": dict.fromkeys(tasks, scale)})
 
 
 def test_a_density_keeps_its_share_and_lambda_drops_nothing():

@@ -8,15 +8,15 @@ import pytest
 
 from taskvec.coefficients.sweeps import Sweep, parse_sweep, parse_values, swept
 from taskvec.errors import ParameterError, UsageError
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family
-from taskvec.vectors.api import recipe_of_family
 
 FAMILY = Family(base="b", instruct="i", tasks={"math": "m", "code": "c"})
 SCALES = {"math": 0.5, "code": {"depth": [0.2, 0.4], "outside": 1}}
 
 
 def recipe_with(method):
-    return recipe_of_family(FAMILY, method, SCALES, {})
+    return as_recipe(FAMILY, {"method": method, "scale": SCALES})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import torch
 from taskvec import zoo
 from taskvec.disentanglement import ModelTask, coefficients, disentanglement_error, language
 from taskvec.disentanglement.accuracy import _asked
-from taskvec.disentanglement.intervals import Bootstrap
 from taskvec.errors import DataError
+from taskvec.evaluation.intervals import Bootstrap
 from taskvec.running.model import Model, load, open_stored
 from taskvec.zoo.skills import SKILLS
 

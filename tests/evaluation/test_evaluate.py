@@ -31,8 +31,9 @@ from taskvec.evaluation import tasks as registry  # noqa: E402
 from taskvec.evaluation.comparison import compare  # noqa: E402
 from taskvec.evaluation.evaluate import EvaluationOptions, evaluate_with, prepare  # noqa: E402
 from taskvec.evaluation.loading import Models  # noqa: E402
-from taskvec.evaluation.records import journal, part_of, read_replies  # noqa: E402
+from taskvec.evaluation.records import begin_replies, part_of, read_replies  # noqa: E402
 from taskvec.evaluation.task import Metric, Sample, SampleSettings, Score, Tools, each  # noqa: E402
+from taskvec.recipes.coerce import as_recipe  # noqa: E402
 from taskvec.running.model import load, open_stored  # noqa: E402
 from taskvec.running.requests import Likelihood, WholeText  # noqa: E402
 
@@ -219,8 +220,7 @@ def test_broken_replies_come_back_as_they_were(tmp_path):
 def test_likelihoods_come_back_as_they_were(tmp_path, value):
     path = tmp_path / "x.jsonl"
     said = Likelihood(value, 2, is_greedy=False)
-    with journal(path, {"key": "k"}, {}) as keep:
-        keep("a", [said])
+    begin_replies(path, {"key": "k"}, {})("a", [said])
     for line in part_of(path, "k").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read_replies(path, "k") == {"a": [said]}
@@ -230,20 +230,16 @@ def test_replies_outlast_a_journal_that_cannot_be_begun(tmp_path, monkeypatch):
     """As on a full disk: the replies of the run before are still there."""
     path = tmp_path / "x.jsonl"
     said = Likelihood(-1.0, 2, is_greedy=False)
-    with journal(path, {"key": "k"}, {}) as keep:
-        keep("a", [said])
+    begin_replies(path, {"key": "k"}, {})("a", [said])
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
     kept = read_replies(path, "k")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
-        told = pytest.raises(OutputError, match="cannot be written: No space left")
-        with told, journal(path, {"key": "k"}, kept):
-            pass
-    with pytest.raises(OSError, match="of something else"), journal(path, {"key": "k"}, kept):
-        raise OSError("of something else")
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OutputError, match="cannot be written: No space left"):
+            begin_replies(path, {"key": "k"}, kept)
     assert read_replies(path, "k") == {"a": [said]}
 
 
@@ -279,8 +275,7 @@ def test_other_settings_leave_an_unfinished_run_alone(tmp_path):
     path = tmp_path / "x.jsonl"
     said = Likelihood(-1.0, 2, is_greedy=False)
     for key in ("first key", "other key"):
-        with journal(path, {"key": key}, {}) as keep:
-            keep(key, [said])
+        begin_replies(path, {"key": key}, {})(key, [said])
     assert read_replies(path, "first key") == {"first key": [said]}
 
 
@@ -465,7 +460,7 @@ def test_python(known, model, tmp_path):
         instruct=zoo.path("instruct"), tasks={"math": zoo.path("math"), "code": zoo.path("code")}
     )
     scale = {"math": 0.7, "code": 0.7}
-    tv.merge(family, "task_arithmetic", scale=scale, out=tmp_path / "merged")
+    tv.merge(family, tmp_path / "merged", method="task_arithmetic", scale=scale)
     tasks = ["zoo:math", "zoo:text"]
     folder = tv.evaluate(tmp_path / "merged", tasks, limit=30)
     merged = tv.evaluate(family, tasks, table="task_arithmetic", scale=scale, limit=30)
@@ -537,7 +532,6 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
         return load(stored, **how)
 
     monkeypatch.setattr(loading, "load", counted)
-    from taskvec.vectors.api import recipe_of_family
 
     family = tv.Family(instruct=zoo.path("instruct"), tasks={"math": zoo.path("math")})
     options = EvaluationOptions(limit=20)
@@ -545,7 +539,7 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
     rates = []
     with Models(options) as models:
         for scale in (0.0, 1.0, 0.0):
-            recipe = recipe_of_family(family, "task_arithmetic", {"math": scale}, {})
+            recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": scale}})
             (result,) = models.evaluate((recipe, None), prepared, f"λ = {scale}")
             rates.append(result.main.value)
         assert len(loads) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, by_name
-from taskvec.evaluation.signs import SIGNS, Finding, find_signs
+from taskvec.evaluation.signs import SIGNS, Finding, find_signs, fold
 from taskvec.evaluation.task import Metric, Sample, Score
 from taskvec.running.requests import Answer, Continuation, Likelihood, Prompt, WholeText
 
@@ -54,11 +54,17 @@ def spoken(model, texts, ended="end", asked="Q: what of {}?", task="talk", right
                   replies)  # fmt: skip
 
 
-def signs(*results, reference=True, singles=None):
+def signs(*results, reference=True, singles=None, merges=("merged",), expected=None):
     """Findings; the first result is the reference's."""
     by_model = {each.model: [each] for each in results}
     name = results[0].model if reference else None
-    return find_signs(by_model, reference=name, singles=singles)
+    return find_signs(
+        by_model,
+        reference=name,
+        singles=singles,
+        merges=merges,
+        expected=expected and {"merged": expected},
+    )
 
 
 def only(findings, sign):
@@ -458,3 +464,65 @@ def test_measures_by_their_formulas():
     # "aa" is known from sample 0 alone, which is the one that says it; "zz" from sample 1 too.
     assert [s.values["unknown"] for s in scores] == [2, 1, 0]
     assert value(NON_WORDS) == pytest.approx(3 / 6)
+
+
+# Expectations
+
+
+@pytest.mark.parametrize(
+    ("expected", "instruct", "merged", "sign"),
+    [
+        ("down", 36, 2, None),
+        ("down", 36, 36, "not_as_expected"),
+        ("down", 2, 36, "not_as_expected"),
+        ("not up", 36, 2, None),
+        ("not up", 2, 2, None),
+        ("not up", 2, 36, "not_as_expected"),
+        ("up", 2, 36, None),
+        ("up", 36, 2, "not_as_expected"),
+        ("keep", 36, 2, "below_reference"),
+        ("keep", 2, 36, None),
+        (None, 36, 2, "below_reference"),
+    ],
+)
+def test_a_score_that_should_move(expected, instruct, merged, sign):
+    asked = {"math": expected} if expected else None
+    found = signs(rate("instruct", instruct), rate("merged", merged), expected=asked)
+    assert [each.sign for each in found] == ([sign] if sign else [])
+
+
+def test_a_task_that_should_be_forgotten_is_not_held_against_its_single_task_model():
+    results = [rate("instruct", 36), rate("merged", 2), rate("math", 38)]
+    found = signs(*results, singles={"math": "math"}, expected={"math": "down"})
+    assert found == []
+
+
+def test_lambda_is_named_for_merges_only():
+    results = (rate("instruct", 36), rate("merged", 2), perplexity("merged", 40))
+    by_model = {"instruct": [results[0], perplexity("instruct", 4)], "merged": [*results[1:]]}
+    for merges in ((), ("merged",)):
+        found = find_signs(by_model, reference="instruct", merges=merges)
+        assert {"below_reference", "perplexity_rise"} <= {each.sign for each in found}
+        assert any("λ" in each.text for each in found) == bool(merges)
+
+
+def test_refusals_of_what_should_be_forgotten_are_not_gibberish():
+    answers = [f"step {i} take the red fox" for i in range(40)]
+    results = spoken("instruct", answers), spoken("merged", ["sorry, cannot help you"] * 40)
+    assert [each.sign for each in signs(*results)] == ["gibberish"]
+    assert signs(*results, expected={"talk": "not up"}) == []
+    looped = spoken("merged", ["the the the the the the the the"] * 40)
+    found = signs(results[0], looped, expected={"talk": "not up"})
+    assert [each.sign for each in found] == ["gibberish"]
+
+
+def test_many_findings_of_a_model_are_one_line():
+    by_model = {"instruct": [], "merged": [], "other": []}
+    for i in range(5):
+        by_model["instruct"].append(rate("instruct", 36, task=f"t{i}"))
+        by_model["merged"].append(rate("merged", 2, task=f"t{i}"))
+        by_model["other"].append(rate("other", 36 if i else 2, task=f"t{i}"))
+    found = find_signs(by_model, reference="instruct")
+    merged, other = fold(found)
+    assert merged.startswith("merged: 5 findings: below_reference (5 tasks). First: right 0.050")
+    assert other == found[-1].text

@@ -25,13 +25,12 @@ from tests.conftest import (
 
 import taskvec as tv
 from taskvec.errors import FamilyError, OutputError, TaskvecError, UsageError
-from taskvec.merging.deciding import Options
-from taskvec.outputs.manifest import read_manifest
 from taskvec.outputs.run import run
 from taskvec.recipes.located import parse_yaml
 from taskvec.recipes.reading import read_recipe
 from taskvec.recipes.recipe import TaskSpec
-from taskvec.streaming import CHUNK
+from taskvec.recipes.replay import read_manifest
+from taskvec.streaming import CHUNK, RunOptions
 
 WEIGHTS = family_weights()
 MODULES = [f"model.layers.{i}.{m}" for i in (0, 2) for m in ("self_attn.q_proj", "mlp.down_proj")]
@@ -105,7 +104,7 @@ def test_threads_and_blocks_change_no_bit(made: dict[str, Path], tmp_path: Path)
     asked = recipe(made, tasks, {"name": "lata"}, instruct=made["instruct"], base=made["base"])
     prints = set()
     for i, (threads, block) in enumerate([(1, CHUNK), (2, CHUNK), (2, 16 * CHUNK)]):
-        options = Options(cache="off", threads=threads, block=block)
+        options = RunOptions(cache="off", threads=threads, block=block)
         prints.add(run(asked, tmp_path / f"out{i}", options=options).fingerprint)
     assert len(prints) == 1
 
@@ -163,7 +162,7 @@ def test_instruct_is_over_the_base(made: dict[str, Path], tmp_path: Path) -> Non
     for i, name in enumerate(scan.names):
         expected = (products[name] ** 2).sum() if name in products else 0
         np.testing.assert_allclose(scan.gram[i, 1, 1], expected, rtol=1e-4, atol=1e-12)
-    tv.merge(family, "task_arithmetic", scale={"math": 0.0}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"math": 0.0})
     expected = stored(WEIGHTS["base"])
     for name, delta in products.items():
         expected[name] = expected[name] + delta
@@ -174,14 +173,14 @@ def test_base_is_opened_for_an_adapter_alone(made: dict[str, Path], tmp_path: Pa
     """Task arithmetic needs no base, but its instruct does; it is watched and kept apart too."""
     family = tv.Family({"math": made["math"]}, instruct=made["lora"], base=made["base"])
     with pytest.raises(OutputError, match="input folder of"):
-        tv.merge(family, "task_arithmetic", scale={"math": 1}, out=made["base"] / "out")
+        tv.merge(family, made["base"] / "out", method="task_arithmetic", scale={"math": 1})
     with pytest.raises(OutputError, match="input folder of"):
-        tv.merge(family, "task_arithmetic", scale={"math": 1}, out=made["lora"] / "out")
+        tv.merge(family, made["lora"] / "out", method="task_arithmetic", scale={"math": 1})
 
 
 def test_target_is_over_the_anchor(made: dict[str, Path], tmp_path: Path) -> None:
     family = tv.Family({"math": made["math"]}, anchor=made["instruct"], target=made["lora"])
-    tv.merge(family, "task_arithmetic", scale={"math": 0.5}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"math": 0.5})
     expected = stored(WEIGHTS["instruct"])
     for name, math in stored(WEIGHTS["math"]).items():
         expected[name] = expected[name] + 0.5 * (math - expected[name])
@@ -197,7 +196,7 @@ def test_tokenizer_beside_an_instruct_adapter_is_the_results(
     (made["lora"] / "tokenizer_config.json").write_text('{"of": "adapter"}')
     (made["lora"] / "chat_template.jinja").write_text("{{ messages }}")
     family = tv.Family({"math": made["math"]}, instruct=made["lora"], base=made["base"])
-    tv.merge(family, "task_arithmetic", scale={"math": 1}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"math": 1})
     assert (tmp_path / "out/tokenizer_config.json").read_text() == '{"of": "adapter"}'
     assert (tmp_path / "out/chat_template.jinja").read_text() == "{{ messages }}"
     assert not (tmp_path / "out/adapter_config.json").exists()
@@ -217,7 +216,7 @@ def tied_family(root: Path) -> dict[str, Path]:
 def merged(made: dict[str, Path], out: Path, *loras: Path) -> tuple[Arrays, tv.Merged]:
     tasks = {f"t{i}": lora for i, lora in enumerate(loras)}
     family = tv.Family(tasks, anchor=made["instruct"])
-    result = tv.merge(family, "task_arithmetic", scale=dict.fromkeys(tasks, 1.0), out=out)
+    result = tv.merge(family, out, method="task_arithmetic", scale=dict.fromkeys(tasks, 1.0))
     return read_checkpoint(out), result
 
 
@@ -287,7 +286,7 @@ def test_verify_and_replay(
     named = {role: made[name] for role, name in roles.items() if role != "tasks"}
     tasks = {t: TaskSpec(made[name], over=over.get(t)) for t, name in roles["tasks"].items()}
     family = tv.Family(tasks, **named)
-    tv.merge(family, method, scale=dict.fromkeys(tasks, 0.5), out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method=method, scale=dict.fromkeys(tasks, 0.5))
     assert set(checks(tmp_path / "out", replay=True).values()) == {"same"}
     members = read_manifest(tmp_path / "out")["members"]
     adapted = {
@@ -304,7 +303,7 @@ def test_verify_and_replay(
 
 def test_verify_says_what_is_absent(made: dict[str, Path], tmp_path: Path) -> None:
     family = tv.Family({"a": made["lora"], "math": made["math"]}, anchor=made["instruct"])
-    tv.merge(family, "task_arithmetic", scale={"a": 0.5, "math": 1}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"a": 0.5, "math": 1})
     (made["lora"] / "adapter_model.safetensors").unlink()
     found = {c.what: (c.outcome, c.detail) for c in tv.verify(tmp_path / "out")}
     assert found["task:a"][0] == "absent"
@@ -348,7 +347,7 @@ def errors(made: dict[str, Path]) -> list[tuple[tv.Family, str, type[TaskvecErro
 def test_roles_that_can_have_no_adapter(made: dict[str, Path], tmp_path: Path, case: int) -> None:
     family, method, kind, text = errors(made)[case]
     with pytest.raises(kind) as error:
-        tv.merge(family, method, scale=dict.fromkeys(family.tasks, 0.5), out=tmp_path / "out")
+        tv.merge(family, tmp_path / "out", method=method, scale=dict.fromkeys(family.tasks, 0.5))
     assert text in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -357,7 +356,7 @@ def test_an_adapter_of_another_model(made: dict[str, Path], tmp_path: Path) -> N
     lora = write_adapter(tmp_path / "far", pairs({"x.y.weight": np.ones((2, 3))}, ["x.y"]))
     family = tv.Family({"a": lora}, made["instruct"])
     with pytest.raises(FamilyError, match=r"changes 'x.y.weight', which the model that it is over"):
-        tv.merge(family, "task_arithmetic", scale={"a": 1}, out=tmp_path / "out")
+        tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"a": 1})
 
 
 def test_nan_in_an_adapter_is_named(made: dict[str, Path], tmp_path: Path) -> None:
@@ -366,7 +365,7 @@ def test_nan_in_an_adapter_is_named(made: dict[str, Path], tmp_path: Path) -> No
     broken[name] = np.where(np.arange(24) == 3, np.nan, broken[name]).astype("f4")
     family = tv.Family({"a": write_adapter(tmp_path / "nan", broken)}, made["instruct"])
     with pytest.raises(TaskvecError, match=rf"task 'a' .*tensor '{MODULES[0]}.weight' holds nan"):
-        tv.merge(family, "task_arithmetic", scale={"a": 1}, out=tmp_path / "out")
+        tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"a": 1})
 
 
 def test_a_folder_that_taskvec_cannot_verify_says_what_it_is(made: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from tests.conftest import (
 )
 
 from taskvec.errors import CheckpointError, StaleError, UsageError
-from taskvec.merging.plan import make_plan
+from taskvec.merging.decide import decide
+from taskvec.merging.prepare import prepare
 from taskvec.outputs import run as engine
 from taskvec.recipes.reading import load_recipe
-from taskvec.streaming import CHUNK
+from taskvec.streaming import CHUNK, RunOptions
 
 TWO = {"code": 0.3, "math": 0.9}
 THREE = {"code": 0.3, "law": 0.5, "math": 0.9}
@@ -62,7 +64,7 @@ def recipe(root: Path, name: str, method: object, scales=TWO, anchor=True, **mor
 
 def merged(root: Path, name: str, method: object, *args, options=None, **more) -> Path:
     path = recipe(root, name, method, *args, **more)
-    return engine.run(load_recipe(path), root / name, options=options or engine.Options()).path
+    return engine.run(load_recipe(path), root / name, options=options or RunOptions()).path
 
 
 def wide(folder: Path) -> dict:
@@ -200,14 +202,14 @@ def test_columns_are_seen_whole(tmp_path):
         values = np.random.default_rng(seed).normal(size=(3000, 2 * CHUNK // 1000))
         write_checkpoint(tmp_path / name, {"w": values}, "F32")
     columns = {"name": "nuslerp", "granularity": "column"}
-    cut = engine.Options(threads=3, block=CHUNK)
+    cut = RunOptions(threads=3, block=CHUNK)
     whole = read_raw(merged(tmp_path, "whole", columns))
     assert read_raw(merged(tmp_path, "cut", columns, options=cut)) == whole
     values = expected(tmp_path, "nuslerp", TWO, anchor=True, by_columns=True)
     close(tmp_path / "cut", values)
     by_rows = {"name": "nuslerp", "granularity": "row"}
     plans = [
-        make_plan(load_recipe(recipe(tmp_path, "plan", method)), threads=1).peak_bytes
+        prepare(load_recipe(recipe(tmp_path, "plan", method)), threads=1).peak_bytes
         for method in (by_rows, columns)
     ]
     assert plans[1] - plans[0] > 4 * 3000 * 2 * CHUNK // 1000
@@ -307,7 +309,7 @@ def test_scales_by_layer(root, method, anchor):
 def test_weights_that_change_after_they_were_measured_are_noticed(root, method, anchor):
     path = recipe(root, "out", method, {"law": 0.3, "math": 0.9}, anchor=anchor)
     read = load_recipe(path)
-    table = engine.decided(make_plan(read), None, engine.Options(cache="off"))
+    table = decide(prepare(read, RunOptions(cache="off"))).table
     roles = {"task:law", "task:math"}
     assert table.digests.keys() == (roles | {"anchor"} if anchor else roles)
     weights = read_checkpoint(root / "math")
@@ -316,7 +318,7 @@ def test_weights_that_change_after_they_were_measured_are_noticed(root, method, 
     with pytest.raises(
         StaleError, match=r"task 'math' .* tensor 'lm_head.weight' are not those that were"
     ):
-        engine.run(read, root / "out", table=table)
+        engine.run(replace(read, table=table), root / "out")
     assert not (root / "out").exists()
 
 

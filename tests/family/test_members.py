@@ -54,7 +54,7 @@ def merge(
 ) -> tv.engine.run.Merged:
     method = options.pop("method", "task_arithmetic")
     return tv.merge(
-        family, method, scale=dict.fromkeys(family.tasks, scale), out=out, threads=1, **options
+        family, out, method=method, scale=dict.fromkeys(family.tasks, scale), threads=1, **options
     )
 
 

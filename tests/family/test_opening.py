@@ -36,7 +36,7 @@ def family(root: Path, **members: tuple[bool | str, dict]) -> tv.Family:
 
 def merged(found: tv.Family, out: Path) -> tuple[dict[str, np.ndarray], dict]:
     scale = dict.fromkeys(found.tasks, 0.5)
-    tv.merge(found, "task_arithmetic", scale=scale, out=out, precision="float64", threads=1)
+    tv.merge(found, out, method="task_arithmetic", scale=scale, precision="float64", threads=1)
     return read_checkpoint(out), json.loads((out / "config.json").read_text())
 
 
@@ -94,7 +94,7 @@ def test_a_head_that_is_not_the_embedding_is_merged_whatever_the_config_says(tmp
     np.testing.assert_array_equal(result[HEAD], expected.astype(np.float32))
     assert config["tie_word_embeddings"] is False
     assert f"{HEAD} is not the embedding in task:math" in notes(found)
-    tv.merge(found, "task_arithmetic", scale={"math": 0.0}, out=tmp_path / "zero")
+    tv.merge(found, tmp_path / "zero", method="task_arithmetic", scale={"math": 0.0})
     zero = read_checkpoint(tmp_path / "zero")
     np.testing.assert_array_equal(zero[HEAD], start[EMBED])
     np.testing.assert_array_equal(zero[EMBED], start[EMBED])
@@ -186,7 +186,9 @@ def test_members_may_differ_in_element_type(tmp_path, anchor, task):
     for name, dtype in (("anchor", anchor), ("math", task)):
         write_checkpoint(tmp_path / name, {"w": values[name]}, dtype)
     found = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
-    tv.merge(found, "task_arithmetic", scale={"math": 0.5}, out=tmp_path / "o", precision="float64")
+    tv.merge(
+        found, tmp_path / "o", method="task_arithmetic", scale={"math": 0.5}, precision="float64"
+    )
     start, end = (
         decode(encode(values[name], dtype), dtype, (70,)).astype(np.float64)
         for name, dtype in (("anchor", anchor), ("math", task))
@@ -208,7 +210,7 @@ def test_a_float32_task_is_not_rounded_to_the_anchors_type_first(tmp_path):
     write_checkpoint(tmp_path / "anchor", {"w": np.array([1.0])}, "BF16")
     write_checkpoint(tmp_path / "math", {"w": np.array([1.0 + 2.0**-9])}, "F32")
     found = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
-    tv.merge(found, "task_arithmetic", scale={"math": 4.0}, out=tmp_path / "o")
+    tv.merge(found, tmp_path / "o", method="task_arithmetic", scale={"math": 4.0})
     assert read_checkpoint(tmp_path / "o")["w"] == 1.0 + 2.0**-7
     assert notes(found) == (
         "task 'math' is float32 beside bfloat16: read as it is, worked with in float32 (or "

@@ -81,7 +81,9 @@ def family(members: Mapping[str, Member], **options: Any) -> tv.Family:
 
 def merge(members: Mapping[str, Member], out: Path, scale: float = 0.5, **options: Any) -> Rows:
     given = family(members, **options)
-    tv.merge(given, "task_arithmetic", scale=dict.fromkeys(given.tasks, scale), out=out, threads=1)
+    tv.merge(
+        given, out, method="task_arithmetic", scale=dict.fromkeys(given.tasks, scale), threads=1
+    )
     return read_checkpoint(out)
 
 
@@ -423,13 +425,13 @@ def test_the_identity_of_a_member_holds_its_rows(tmp_path: Path) -> None:
 
 
 def test_same_bits_by_threads_and_blocks(tmp_path: Path) -> None:
-    from taskvec.merging.deciding import Options
     from taskvec.outputs.run import run
+    from taskvec.streaming import RunOptions
 
     members = permuted(tmp_path)
     recipe = tv.load_recipe(_recipe(tmp_path, members, "union"))
-    run(recipe, tmp_path / "one", options=Options(threads=1, block=65_536))
-    run(recipe, tmp_path / "two", options=Options(threads=2, block=131_072))
+    run(recipe, tmp_path / "one", options=RunOptions(threads=1, block=65_536))
+    run(recipe, tmp_path / "two", options=RunOptions(threads=2, block=131_072))
     assert read_raw(tmp_path / "one") == read_raw(tmp_path / "two")
     check = tv.verify(tmp_path / "one", replay=True, inputs=False)
     assert {c.outcome for c in check} == {"same"}
@@ -634,8 +636,11 @@ def test_transformers_loads_the_folder(tmp_path: Path, policy: str) -> None:
         transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / name)
     tv.merge(
         tv.Family({"math": tmp_path / "m"}, tmp_path / "i", vocabulary=policy),
-        "task_arithmetic", scale={"math": 0.5}, out=tmp_path / "out", threads=1,
-    )  # fmt: skip
+        tmp_path / "out",
+        method="task_arithmetic",
+        scale={"math": 0.5},
+        threads=1,
+    )
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     expected = 6 if policy == "union" else 5

@@ -13,14 +13,15 @@ from tests.conftest import read_checkpoint, read_raw, run_cli, write_family
 from tests.merging.test_sparsify import crumbs, draws, fused, keep_probability
 
 from taskvec.errors import ParameterError, RecipeError, UsageError
-from taskvec.merging.plan import make_plan
+from taskvec.merging.prepare import prepare
 from taskvec.methods import METHODS
 from taskvec.methods.selection import Selection, selection_from_json
 from taskvec.outputs import run as engine
-from taskvec.outputs.manifest import read_manifest, recipe_of
 from taskvec.outputs.verify import verify
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Family
+from taskvec.recipes.replay import read_manifest, recipe_of
+from taskvec.streaming import RunOptions
 
 SCALES = {"code": 0.61, "math": 0.87}  # no two entries cancel exactly, whatever the arithmetic
 DENSITY = {
@@ -78,7 +79,7 @@ def write(root: Path, out: Path, method: object, tasks=SCALES, **more) -> Path:
 
 def merged(root: Path, out: Path, method: object, tasks=SCALES, options=None, **more) -> Path:
     recipe = load_recipe(write(root, out, method, tasks, **more))
-    return engine.run(recipe, out, options=options or engine.Options(threads=1)).path
+    return engine.run(recipe, out, options=options or RunOptions(threads=1)).path
 
 
 def vectors(root: Path) -> tuple[dict, dict[str, dict]]:
@@ -298,12 +299,12 @@ METHODS_HERE = {
 def test_manifest_replays_and_recipe_repeats(root, tmp_path, method):
     one = merged(root, tmp_path / "one", METHODS_HERE[method])
     assert {check.outcome for check in verify(one, replay=True)} == {"same"}
-    other = engine.Options(threads=3, block=65_536)
+    other = RunOptions(threads=3, block=65_536)
     again = engine.run(load_recipe(one / "taskvec.yaml"), tmp_path / "again", options=other)
     assert read_raw(again.path) == read_raw(one)
-    recipe, table = recipe_of(read_manifest(one), "one")
-    assert read_raw(engine.run(recipe, tmp_path / "third", table=table).path) == read_raw(one)
-    assert table.selection is None or table.selection == again.table.selection
+    recipe = recipe_of(read_manifest(one), "one")
+    assert read_raw(engine.run(recipe, tmp_path / "third").path) == read_raw(one)
+    assert recipe.table.selection in (None, again.table.selection)
 
 
 def test_a_selection_of_before_still_loads():
@@ -355,11 +356,12 @@ def test_a_saved_table_rests_on_scales_by_layer(root, tmp_path):
 
 
 def test_merging_in_python_takes_one(root, tmp_path):
-    from taskvec.vectors.api import merge
+    from taskvec.outputs.merge import merge
 
     family = Family({t: root / t for t in SCALES}, instruct=root / "instruct")
-    done = merge(family, METHODS_HERE["ties"], scale=SCALES, out=tmp_path / "python",
-                 dtype="float32")  # fmt: skip
+    done = merge(
+        family, tmp_path / "python", method=METHODS_HERE["ties"], scale=SCALES, dtype="float32"
+    )
     assert read_raw(done.path) == read_raw(merged(root, tmp_path / "out", METHODS_HERE["ties"]))
 
 
@@ -438,7 +440,7 @@ def test_what_is_wrong_in_it_is_told_with_its_line(root, tmp_path, value, text):
 def test_a_value_that_lacks_is_told_from_headers_alone(root, tmp_path, value, text):
     method = {"name": "ties", "density": value, "scope": "tensor"}
     with pytest.raises(UsageError) as caught:
-        make_plan(load_recipe(write(root, tmp_path / "out", method)))
+        prepare(load_recipe(write(root, tmp_path / "out", method)))
     assert str(caught.value) == text
 
 

@@ -11,11 +11,10 @@ import pytest
 from tests.conftest import read_checkpoint, read_raw, write_checkpoint
 
 from taskvec.errors import CheckpointError, OutputError
-from taskvec.merging.deciding import Options
 from taskvec.methods.method import Method
 from taskvec.outputs.run import run
 from taskvec.recipes.recipe import Family, Output, Recipe, TaskSpec
-from taskvec.streaming import CHUNK
+from taskvec.streaming import CHUNK, RunOptions
 
 SCALES = {"a": 0.5, "b": -2.0}
 SHAPES = {"scalar": (), "row": (5,), "odd": (3, 1, 7), "none": (0, 4), "large": (301, 777)}
@@ -45,7 +44,7 @@ def method(combine, alignment="element", **declared) -> Method:
 def merged(root: Path, made: Method, scales=SCALES, out="out", options=None, **output) -> Path:
     tasks = {name: TaskSpec(root / name, scale) for name, scale in scales.items()}
     recipe = Recipe(Family(tasks, anchor=root / "anchor"), made, Output(**output), seed=7)
-    return run(recipe, root / out, options=options or Options()).path
+    return run(recipe, root / out, options=options or RunOptions()).path
 
 
 def sign(block):
@@ -77,7 +76,7 @@ def test_blocks_have_the_shape_that_is_declared(root, alignment):
         assert block.vectors.shape == (2, *block.target.shape)
         return block.target
 
-    merged(root, method(note, alignment), options=Options(threads=1, block=CHUNK))
+    merged(root, method(note, alignment), options=RunOptions(threads=1, block=CHUNK))
     large = sorted(seen["large"])
     assert sum(math.prod(shape) for _, shape in large) == 301 * 777
     if alignment == "element":
@@ -106,7 +105,9 @@ def test_bits_do_not_depend_on_blocks_and_threads(root, combine, alignment):
         write_checkpoint(root / task, {"w": values}, "BF16")
     made = method(combine, alignment)
     outs = [
-        read_raw(merged(root, made, out=f"out{i}", options=Options(threads=threads, block=block)))
+        read_raw(
+            merged(root, made, out=f"out{i}", options=RunOptions(threads=threads, block=block))
+        )
         for i, (threads, block) in enumerate([(1, CHUNK), (3, 2 * CHUNK), (2, 16 * CHUNK)])
     ]
     assert outs[0] == outs[1] == outs[2]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import yaml
 from tests.conftest import read_checkpoint, read_raw, write_checkpoint
 
 from taskvec.errors import OutputError, ParameterError
-from taskvec.merging.deciding import decide
-from taskvec.merging.plan import make_plan
+from taskvec.merging.decide import decide_table
+from taskvec.merging.prepare import prepare
 from taskvec.outputs import run as engine
 from taskvec.outputs.verify import verify
 from taskvec.recipes.reading import load_recipe
@@ -58,7 +59,7 @@ def merged(root: Path, method, scales=SCALES, to="out", options=None, **more) ->
     } | more
     (root / f"{to}.yaml").write_text(yaml.safe_dump(data))
     recipe = load_recipe(root / f"{to}.yaml")
-    path = engine.run(recipe, root / to, options=options or engine.Options()).path
+    path = engine.run(recipe, root / to, options=options or engine.RunOptions()).path
     assert path is not None
     return path
 
@@ -336,18 +337,18 @@ def test_weights_of_layers_scale_the_vectors(root):
 def test_a_table_that_is_given_does_not_pass_by_what_a_method_refuses(root, method, message):
     scales = {"a": 0.0, "b": 1.0}
     merged(root, "task_arithmetic", scales, to="plain")
-    table = decide(make_plan(load_recipe(root / "plain.yaml")))
+    table = decide_table(prepare(load_recipe(root / "plain.yaml")))
     data = yaml.safe_load((root / "plain.yaml").read_text()) | {"method": method}
     (root / "r.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(ParameterError, match=message):
-        engine.run(load_recipe(root / "r.yaml"), root / "out", table=table)
+        engine.run(replace(load_recipe(root / "r.yaml"), table=table), root / "out")
 
 
 PEAK = """
 import sys, threading, time
-from taskvec.merging.plan import make_plan
+from taskvec.merging.prepare import prepare
 from taskvec.recipes.reading import load_recipe
-from taskvec.merging.deciding import Options
+from taskvec.streaming import RunOptions
 from taskvec.outputs.run import run
 from pathlib import Path
 
@@ -362,10 +363,10 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-run(recipe, Path(sys.argv[1]), options=Options(threads=int(sys.argv[2])))
+run(recipe, Path(sys.argv[1]), options=RunOptions(threads=int(sys.argv[2])))
 done.set()
 watcher.join()
-print(peak[0], make_plan(recipe, threads=int(sys.argv[2])).peak_bytes)
+print(peak[0], prepare(recipe, RunOptions(threads=int(sys.argv[2]))).estimate.peak_bytes)
 """
 
 

@@ -17,9 +17,10 @@ from tests.conftest import (
 
 from taskvec.errors import CheckpointError, RecipeError, UsageError
 from taskvec.outputs import run as engine
-from taskvec.outputs.manifest import read_manifest, recipe_of
 from taskvec.outputs.verify import verify
 from taskvec.recipes.reading import load_recipe
+from taskvec.recipes.replay import read_manifest, recipe_of
+from taskvec.streaming import RunOptions
 
 SCALES = {"code": 0.61, "math": 0.87}  # no two entries cancel exactly, whatever the arithmetic
 SELECTING = ("ties", "dare", "dare_ties", "magnitude", "breadcrumbs")
@@ -40,7 +41,7 @@ def merged(root: Path, name: str, method: object, scales=SCALES, options=None, *
     } | more
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(data))
-    return engine.run(load_recipe(path), root / name, options=options or engine.Options()).path
+    return engine.run(load_recipe(path), root / name, options=options or RunOptions()).path
 
 
 def vectors(root: Path) -> tuple[dict, dict[str, dict]]:
@@ -171,12 +172,12 @@ def test_one_task_at_minus_one_points_against_its_vector(root, method):
 
 @pytest.mark.parametrize("method", SELECTING)
 def test_threads_blocks_and_replay_change_no_bit(root, method):
-    one = merged(root, "a", {"name": method}, options=engine.Options(threads=1))
-    other = engine.Options(threads=3, block=65_536)
+    one = merged(root, "a", {"name": method}, options=RunOptions(threads=1))
+    other = RunOptions(threads=3, block=65_536)
     assert read_raw(merged(root, "b", {"name": method}, options=other)) == read_raw(one)
     assert all(check.outcome == "same" for check in verify(one, replay=True))
-    recipe, table = recipe_of(read_manifest(one), "a")
-    assert read_raw(engine.run(recipe, root / "c", table=table).path) == read_raw(one)
+    recipe = recipe_of(read_manifest(one), "a")
+    assert read_raw(engine.run(recipe, root / "c").path) == read_raw(one)
 
 
 @pytest.mark.parametrize("method", SELECTING)

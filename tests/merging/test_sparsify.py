@@ -18,10 +18,10 @@ from taskvec.methods import pcb as pcb_method
 from taskvec.methods.method import Block, Inputs
 from taskvec.methods.selection import Selection, mask_key
 from taskvec.outputs import run as engine
-from taskvec.outputs.manifest import read_manifest, recipe_of
 from taskvec.outputs.verify import verify
 from taskvec.recipes.reading import load_recipe
-from taskvec.streaming import CHUNK
+from taskvec.recipes.replay import read_manifest, recipe_of
+from taskvec.streaming import CHUNK, RunOptions
 
 SCALES = {"a": 0.61, "b": 0.87, "c": 0.43}  # no two entries cancel exactly
 DELLA = {p.name: p.default for p in della.METHOD.parameters}
@@ -63,7 +63,7 @@ def merged(root: Path, name: str, method: object, scales=SCALES, options=None, *
     } | more
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(data))
-    return engine.run(load_recipe(path), root / name, options=options or engine.Options()).path
+    return engine.run(load_recipe(path), root / name, options=options or RunOptions()).path
 
 
 def vectors(root: Path, tasks=SCALES) -> tuple[dict, dict[str, dict]]:
@@ -492,14 +492,14 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_threads_blocks_order_and_replay_change_no_bit(root, method):
-    one = merged(root, "one", METHODS[method], options=engine.Options(threads=1))
-    other = engine.Options(threads=3, block=CHUNK)
+    one = merged(root, "one", METHODS[method], options=RunOptions(threads=1))
+    other = RunOptions(threads=3, block=CHUNK)
     assert read_raw(merged(root, "two", METHODS[method], options=other)) == read_raw(one)
     turned = dict(reversed(SCALES.items()))
     assert read_raw(merged(root, "three", METHODS[method], turned)) == read_raw(one)
     assert all(check.outcome == "same" for check in verify(one, replay=True))
-    recipe, table = recipe_of(read_manifest(one), "one")
-    assert read_raw(engine.run(recipe, root / "four", table=table).path) == read_raw(one)
+    recipe = recipe_of(read_manifest(one), "one")
+    assert read_raw(engine.run(recipe, root / "four").path) == read_raw(one)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -540,7 +540,7 @@ def test_a_layer_of_weight_zero_is_left_as_it_is(root, method):
     weights = {t: {n: 0.0 if n == "large" else 1.5 for n in SHAPES} for t in SCALES}
     path = root / f"{method}.yaml"
     merged(root, method, METHODS[method])
-    out = engine.run(load_recipe(path), root / "out", table=table(weights)).path
+    out = engine.run(replace(load_recipe(path), table=table(weights)), root / "out").path
     got, plain = read_checkpoint(out), read_checkpoint(root / method)
     anchor, _ = vectors(root)
     np.testing.assert_array_equal(got["large"], anchor["large"])

@@ -13,15 +13,14 @@ from tests.merging import test_sparsify
 
 from taskvec.checkpoints.views import size
 from taskvec.errors import RecipeError, StaleError
-from taskvec.merging import apply
 from taskvec.merging import stages as stages_module
-from taskvec.merging.deciding import settle
-from taskvec.merging.plan import make_plan, make_stages
+from taskvec.merging.arithmetic import result_of
+from taskvec.merging.prepare import prepare
 from taskvec.outputs import run as engine
-from taskvec.outputs.manifest import read_manifest, recipe_of
 from taskvec.outputs.verify import verify
 from taskvec.recipes.reading import load_recipe
-from taskvec.streaming import CHUNK
+from taskvec.recipes.replay import read_manifest, recipe_of
+from taskvec.streaming import CHUNK, RunOptions
 
 FIRST = {
     "base": "base",
@@ -45,7 +44,7 @@ def write(root: Path, name: str, recipe: dict) -> Path:
 
 
 def merged(path: Path, out: Path, **options: object) -> Path:
-    return engine.run(load_recipe(path), out, options=engine.Options(**options)).path
+    return engine.run(load_recipe(path), out, options=RunOptions(**options)).path
 
 
 @pytest.fixture
@@ -103,9 +102,8 @@ def test_the_manifest_repeats_the_merge_with_the_tables_of_its_stages(root):
     assert all(check.outcome == "same" for check in verify(root / "one", replay=True))
     manifest["stages"]["skills"]["weights"]["math"] = dict.fromkeys(kept, 0.5)
     (root / "one" / "taskvec-manifest.json").write_text(json.dumps(manifest))
-    recipe, table = recipe_of(manifest, "edited")
     with pytest.raises(StaleError, match="stage:skills"):
-        engine.run(recipe, root / "again", table=table)
+        engine.run(recipe_of(manifest, "edited"), root / "again")
     assert not (root / "again").exists()
 
 
@@ -223,8 +221,7 @@ def test_any_part_of_a_tensor_is_that_part_of_the_whole(root, method):
     """Rows of tokens are read from anywhere; in 16 bits many entries equal the cut of `ties`."""
     recipe = wide(root, method, "BF16")
     one = {"target": "stage:s", "method": "passthrough", "stages": {"s": recipe}}
-    stages = make_stages(load_recipe(write(root, "one.yaml", one)))
-    settle(stages)
+    stages = prepare(load_recipe(write(root, "one.yaml", one))).stages
     random = np.random.default_rng(0)
     for name in ("large", "long", "wide", "cube", "scalar", "empty"):
         view = stages["s"].view(name)
@@ -242,7 +239,7 @@ def test_a_whole_tensor_is_worked_out_once_for_readers_of_its_parts(root, monkey
 
     def counted(edit, *rest):
         calls.append(edit.name)
-        return apply.result_of(edit, *rest)
+        return result_of(edit, *rest)
 
     monkeypatch.setattr(stages_module, "result_of", counted)
     # One thread: of two, one may fall so far behind that its stretch is no longer kept.
@@ -255,6 +252,7 @@ def test_a_plan_counts_what_a_stage_must_hold(root):
     peaks = []
     for method in ("ties", "tsv"):
         data = one | {"stages": {"s": wide(root, method)}}
-        peaks.append(make_plan(load_recipe(write(root, "p.yaml", data)), threads=1).peak_bytes)
+        recipe = load_recipe(write(root, "p.yaml", data))
+        peaks.append(prepare(recipe, RunOptions(threads=1)).estimate.peak_bytes)
     largest = 4 * 310 * 431
     assert peaks[1] - peaks[0] > 3 * 22 * largest  # one thread, and two stretches that are kept

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from tests.conftest import read_checkpoint, write_checkpoint
 
-import taskvec.merging.deciding as engine
+import taskvec.merging.decide as engine
 from taskvec.errors import TaskvecError
 from taskvec.family.members import Members
-from taskvec.merging.deciding import MAX_PASSES, Options, decide
-from taskvec.merging.plan import make_plan
+from taskvec.merging.decide import MAX_PASSES, decide_from_headers, decide_table
+from taskvec.merging.estimate import reading_bytes
+from taskvec.merging.prepare import prepare
 from taskvec.methods.method import Method, Need
 from taskvec.methods.table import Table
 from taskvec.outputs.run import run
 from taskvec.recipes.recipe import Family, Recipe, TaskSpec
+from taskvec.streaming import RunOptions
 
 SCALES = {"a": 0.5}
 
@@ -26,7 +28,7 @@ def asked(monkeypatch):
     """A collector that notes what it is called with and counts its calls."""
     calls = []
 
-    def collect(plan, need, options):
+    def collect(plan, need):
         calls.append((plan.members, need.table))
         return len(calls)
 
@@ -66,8 +68,8 @@ def test_a_method_gets_the_passes_it_asks_for(wanted, recipe_of, asked):
             return Need("count", weighing(inputs, 10.0 + len(inputs.passes)))
         return weighing(inputs, float(sum(inputs.passes)))
 
-    plan = make_plan(recipe_of(toy))
-    table = decide(plan)
+    plan = prepare(recipe_of(toy))
+    table = decide_table(plan)
     assert seen == [tuple(range(1, n + 1)) for n in range(wanted + 1)]
     assert [set(t.weights.ravel()) for _, t in asked] == [{10.0 + i} for i in range(wanted)]
     assert all(isinstance(m, Members) and m is plan.members for m, _ in asked)
@@ -81,7 +83,8 @@ def test_the_scan_is_given_again_at_every_pass(recipe_of, asked):
         scans.append(inputs.scan)
         return weighing(inputs, 1.0) if inputs.passes else Need("count", weighing(inputs, 0.0))
 
-    decide(make_plan(recipe_of(toy, needs_scan=True, needs_base=True)), Options(cache="off"))
+    recipe = recipe_of(toy, needs_scan=True, needs_base=True)
+    decide_table(prepare(recipe, RunOptions(cache="off")))
     assert len(scans) == 2
     assert scans[0] is scans[1]
     assert scans[0].names == ("v", "w")
@@ -89,7 +92,7 @@ def test_the_scan_is_given_again_at_every_pass(recipe_of, asked):
 
 def test_no_scan_is_made_for_a_method_that_needs_none(recipe_of, monkeypatch):
     monkeypatch.setattr(engine, "scan_members", None)  # calling it would be a TypeError
-    table = decide(make_plan(recipe_of(lambda inputs: weighing(inputs, 1.0))))
+    table = decide_table(prepare(recipe_of(lambda inputs: weighing(inputs, 1.0))))
     assert table.names == ("v", "w")
 
 
@@ -119,12 +122,12 @@ def test_a_plan_shows_no_table_that_needs_weights(recipe_of, asked):
     def toy(inputs):
         return Need("count", weighing(inputs, 0.0))
 
-    plan = make_plan(recipe_of(toy))
-    need = plan.without_weights()
-    assert (need.statistic, plan.reading_bytes(need)) == ("count", 2 * 4 * 10)  # anchor and task
+    plan = prepare(recipe_of(toy))
+    need = decide_from_headers(plan)
+    assert (need.statistic, reading_bytes(plan, need)) == ("count", 2 * 4 * 10)  # anchor and task
     assert asked == []
-    assert make_plan(recipe_of(toy, needs_scan=True)).without_weights() is None
-    shown = make_plan(recipe_of(lambda i: weighing(i, 2.0))).without_weights()
+    assert decide_from_headers(prepare(recipe_of(toy, needs_scan=True))) is None
+    shown = decide_from_headers(prepare(recipe_of(lambda i: weighing(i, 2.0))))
     assert set(shown.of("a").values()) == {2}
 
 
@@ -136,4 +139,4 @@ def test_methods_are_frozen():
 def test_a_statistic_that_nobody_collects_is_told(recipe_of):
     made = recipe_of(lambda inputs: Need("curvature", weighing(inputs, 1.0)))
     with pytest.raises(TaskvecError, match="toy asks for statistic 'curvature'; known: "):
-        decide(make_plan(made))
+        decide_table(prepare(made))

@@ -15,7 +15,7 @@ from tests.conftest import family_weights, read_checkpoint, write_family  # noqa
 import taskvec as tv  # noqa: E402
 from taskvec.errors import TaskvecError, UsageError  # noqa: E402
 from taskvec.outputs.candidates import candidates  # noqa: E402
-from taskvec.vectors.api import recipe_of_family  # noqa: E402
+from taskvec.recipes.coerce import as_recipe  # noqa: E402
 
 METHODS: list[Any] = [
     "task_arithmetic",
@@ -71,10 +71,10 @@ def bits(module: Weights) -> dict[str, bytes]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_candidate_has_the_weights_that_merge_writes(family, tmp_path, method, dtype):
     scale = {"math": 0.7, "code": 0.4}
-    recipe = recipe_of_family(family, method, scale, {})
+    recipe = as_recipe(family, {"method": method, "scale": scale})
     module = target_of(family, dtype)
     before = bits(module)
-    tv.merge(family, method, scale=scale, out=tmp_path / "merged")
+    tv.merge(family, tmp_path / "merged", method=method, scale=scale)
     written = read_checkpoint(tmp_path / "merged")
     with candidates(recipe, module) as bench:
         bench.put(recipe)
@@ -87,7 +87,7 @@ def test_a_candidate_has_the_weights_that_merge_writes(family, tmp_path, method,
 def test_candidates_may_be_written_in_other_dtypes(family, tmp_path):
     """One loaded model serves recipes that differ in `out.dtype`, also where nothing is added."""
     scale = {"math": 0.7, "code": 0.4}
-    as_stored = recipe_of_family(family, "task_arithmetic", scale, {})
+    as_stored = as_recipe(family, {"method": "task_arithmetic", "scale": scale})
     narrow = replace(as_stored, out=replace(as_stored.out, dtype="float16"))
     unmerged = narrow.with_scales({"math": 0.0, "code": 0.0})
     module = target_of(family)
@@ -97,9 +97,9 @@ def test_candidates_may_be_written_in_other_dtypes(family, tmp_path):
             out = tmp_path / str(number)
             tv.merge(
                 family,
-                "task_arithmetic",
+                out,
+                method="task_arithmetic",
                 scale=dict(recipe.scales),
-                out=out,
                 dtype=recipe.out.dtype,
             )
             written = read_checkpoint(out)
@@ -113,7 +113,7 @@ def test_candidates_may_be_written_in_other_dtypes(family, tmp_path):
 def test_one_candidate_after_another_leaves_nothing_of_the_first(family):
     module = target_of(family)
     both = {"math": 0.7, "code": 0.4}
-    one = recipe_of_family(family, "task_arithmetic", both, {})
+    one = as_recipe(family, {"method": "task_arithmetic", "scale": both})
     only_math = one.with_scales({"math": 0.7, "code": 0.0})
     with candidates(one, module) as bench:
         bench.put(only_math)
@@ -129,10 +129,10 @@ def test_one_candidate_after_another_leaves_nothing_of_the_first(family):
 def test_another_method_may_need_the_base(family, tmp_path):
     """The bench was opened for a method that does not read it."""
     scale = {"math": 0.7, "code": 0.4}
-    plain = recipe_of_family(family, "task_arithmetic", scale, {})
-    lata = recipe_of_family(family, "lata", scale, {})
+    plain = as_recipe(family, {"method": "task_arithmetic", "scale": scale})
+    lata = as_recipe(family, {"method": "lata", "scale": scale})
     module = target_of(family)
-    tv.merge(family, "lata", scale=scale, out=tmp_path / "merged")
+    tv.merge(family, tmp_path / "merged", method="lata", scale=scale)
     with candidates(plain, module) as bench:
         bench.put(lata)
         written = read_checkpoint(tmp_path / "merged")
@@ -142,20 +142,18 @@ def test_another_method_may_need_the_base(family, tmp_path):
 
 def test_a_table_takes_the_place_of_the_methods(family):
     module = target_of(family)
-    recipe = recipe_of_family(family, "task_arithmetic", {"math": 1.0, "code": 1.0}, {})
+    recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": 1.0, "code": 1.0}})
     table = tv.lata(tv.scan(family))
     zero = replace(table, weights=0 * table.weights)
     with candidates(recipe, module) as bench:
-        assert bench.put(recipe, zero) is zero
+        assert bench.put(replace(recipe, table=zero)) is zero
         assert bits(module) == bits(target_of(family))
 
 
 def test_a_failed_candidate_leaves_the_target(family):
     module = target_of(family, torch.float16)
     before = bits(module)
-    recipe = recipe_of_family(
-        family, "task_arithmetic", {"math": 1.0, "code": 1.0}, {"dtype": "float16"}
-    )
+    recipe = as_recipe(family, {"method": "task_arithmetic", "scale": 1.0, "dtype": "float16"})
     with candidates(recipe, module) as bench:
         bench.put(recipe)
         with pytest.raises(TaskvecError, match="overflows float16"):
@@ -169,7 +167,7 @@ def test_strided_and_shared_parameters(family):
     strided = module.tensors[name].detach().t().contiguous().t()
     assert not strided.is_contiguous()
     module.tensors[name] = strided
-    recipe = recipe_of_family(family, "task_arithmetic", {"math": 1.0, "code": 0.0}, {})
+    recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": 1.0, "code": 0.0}})
     with candidates(recipe, module) as bench:
         bench.put(recipe)
         expected = torch.from_numpy(np.array(family_weights()["math"][name])).bfloat16().float()
@@ -179,7 +177,7 @@ def test_strided_and_shared_parameters(family):
 
 
 def test_what_is_not_the_target_is_refused(family):
-    recipe = recipe_of_family(family, "task_arithmetic", {"math": 1.0, "code": 1.0}, {})
+    recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": 1.0, "code": 1.0}})
     module = target_of(family)
     with torch.no_grad():
         module.tensors["odd"][3] += 1
@@ -197,9 +195,9 @@ def test_what_is_not_the_target_is_refused(family):
 
 
 def test_other_members_are_refused(family):
-    recipe = recipe_of_family(family, "task_arithmetic", {"math": 1.0, "code": 1.0}, {})
+    recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": 1.0, "code": 1.0}})
     fewer = replace(family, tasks={"math": family.tasks["math"]})
-    other = recipe_of_family(fewer, "task_arithmetic", {"math": 1.0}, {})
+    other = as_recipe(fewer, {"method": "task_arithmetic", "scale": {"math": 1.0}})
     with (
         candidates(recipe, target_of(family)) as bench,
         pytest.raises(UsageError, match="must have the members of the recipe that it began with"),

@@ -40,9 +40,8 @@ def refusal(
 ) -> str:
     """The message; nothing may have been written."""
     before = {name: raw(value) for name, value in contents(out).items()}
-    method = options.pop("method", "task_arithmetic")
     with pytest.raises(error) as caught:
-        tv.merge(family, method, **{"scale": SCALE, "out": out} | options)
+        tv.merge(family, out, **{"scale": SCALE, "method": "task_arithmetic"} | options)
     assert {name: raw(value) for name, value in contents(out).items()} == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -61,10 +60,12 @@ def contents(out: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_same_bits_as_in_a_folder(tmp_path, family, kind, threads):
     dtype = "float32" if kind == "numpy" else None
-    expected = tv.merge(family_of(family), "lata", scale=SCALE, out=tmp_path / "out", dtype=dtype)
+    expected = tv.merge(
+        family_of(family), tmp_path / "out", method="lata", scale=SCALE, dtype=dtype
+    )
     zeros = {n: np.zeros_like(w) for n, w in read_checkpoint(tmp_path / "out").items()}
     out = zeros if kind == "numpy" else tensors_of(zeros)
-    merged = tv.merge(family_of(family), "lata", scale=SCALE, out=out, threads=threads)
+    merged = tv.merge(family_of(family), out, method="lata", scale=SCALE, threads=threads)
     assert {n: raw(v) for n, v in out.items()} == {
         n: data for n, (_, _, data) in read_raw(tmp_path / "out").items()
     }
@@ -74,10 +75,11 @@ def test_same_bits_as_in_a_folder(tmp_path, family, kind, threads):
 
 
 def test_forgetting(tmp_path, family):
-    options: dict[str, Any] = {"scale": {"math": 0.5, "code": 1.0}, "threshold": 0.999}
-    tv.forget(family_of(family), out=tmp_path / "out", **options)
+    options: dict[str, Any] = {"scale": {"math": 0.5, "code": 1.0}}
+    options["method"] = tv.method("lata", scheme="threshold", threshold=0.999)
+    tv.forget(family_of(family), tmp_path / "out", **options)
     out = tensors_of(family_weights()["instruct"])
-    tv.forget(family_of(family), out=out, **options)
+    tv.forget(family_of(family), out, **options)
     assert {n: raw(v) for n, v in out.items()} == {
         n: data for n, (_, _, data) in read_raw(tmp_path / "out").items()
     }
@@ -87,7 +89,7 @@ def test_result_is_the_formula():
     weights = family_weights()
     out = {name: array.copy() for name, array in weights["base"].items() if array.ndim}
     members = {who: {n: w for n, w in given.items() if n in out} for who, given in weights.items()}
-    tv.merge(family_of(members), "task_arithmetic", scale=SCALE, out=out)
+    tv.merge(family_of(members), out, method="task_arithmetic", scale=SCALE)
     for name, got in out.items():
         start = weights["instruct"][name].astype(np.float64)
         steps = sum(SCALE[t] * (weights[t][name] - start) for t in SCALE)
@@ -98,7 +100,7 @@ def test_parameters_keep_their_dtype(family):
     out = tensors_of(family_weights()["instruct"])
     out[NORM] = out[NORM].double()
     out["odd"] = out["odd"].to(torch.float16)
-    tv.merge(family_of(family), "task_arithmetic", scale=SCALE, out=out)
+    tv.merge(family_of(family), out, method="task_arithmetic", scale=SCALE)
     members = {who: read_checkpoint(folder) for who, folder in family.items()}
     for name, dtype, digits in ((NORM, torch.float64, 1e-7), ("odd", torch.float16, 1e-3)):
         start = members["instruct"][name].astype(np.float64)
@@ -111,10 +113,10 @@ def test_parameters_keep_their_dtype(family):
 
 
 def test_target_is_edited_in_place(tmp_path, family):
-    expected = tv.merge(family_of(family), "lata", scale=SCALE, out=tmp_path / "out")
+    expected = tv.merge(family_of(family), tmp_path / "out", method="lata", scale=SCALE)
     target = tensors_of(family_weights()["instruct"])
     given = family_of(family | {"instruct": target})
-    merged = tv.merge(given, "lata", scale=SCALE, out=target)
+    merged = tv.merge(given, target, method="lata", scale=SCALE)
     assert merged.fingerprint == expected.fingerprint
     assert {n: raw(v) for n, v in target.items()} == {
         n: data for n, (_, _, data) in read_raw(tmp_path / "out").items()
@@ -126,7 +128,7 @@ def test_scale_of_zero_leaves_the_bytes(family):
     target["odd"][0] = -0.0
     before = {n: raw(v) for n, v in target.items()}
     given = family_of(family | {"instruct": target})
-    tv.merge(given, "task_arithmetic", scale=dict.fromkeys(SCALE, 0.0), out=target)
+    tv.merge(given, target, method="task_arithmetic", scale=dict.fromkeys(SCALE, 0.0))
     assert {n: raw(v) for n, v in target.items()} == before
 
 
@@ -135,9 +137,9 @@ def test_adding_and_forgetting_in_place_returns(family):
     target = {name: np.array(array, np.float64) for name, array in weights["instruct"].items()}
     members = {who: weights[who] for who in ("base", "instruct", *SCALE)}
     given = family_of(members, target=target)
-    tv.merge(given, "task_arithmetic", scale=SCALE, out=target)
+    tv.merge(given, target, method="task_arithmetic", scale=SCALE)
     assert not np.allclose(target[NORM], weights["instruct"][NORM], atol=1e-4)
-    tv.merge(given, "task_arithmetic", scale={t: -s for t, s in SCALE.items()}, out=target)
+    tv.merge(given, target, method="task_arithmetic", scale={t: -s for t, s in SCALE.items()})
     for name, array in target.items():
         np.testing.assert_allclose(array, weights["instruct"][name], rtol=0, atol=1e-15)
 
@@ -145,7 +147,7 @@ def test_adding_and_forgetting_in_place_returns(family):
 def test_excluded_tensors_are_the_target_s(family):
     weights = family_weights()
     out = tensors_of(weights["base"])
-    tv.merge(family_of(family, exclude=(NORM,)), "task_arithmetic", scale=SCALE, out=out)
+    tv.merge(family_of(family, exclude=(NORM,)), out, method="task_arithmetic", scale=SCALE)
     assert raw(out[NORM]) == read_raw(family["instruct"])[NORM][2]
 
 
@@ -156,7 +158,7 @@ def test_strides_of_parameters(family):
     assert not turned[name].is_contiguous()
     array = {n: np.zeros(v.shape, np.float32, order="F") for n, v in plain.items()}
     for out in (plain, turned, array):
-        tv.merge(family_of(family), "task_arithmetic", scale=SCALE, out=out)
+        tv.merge(family_of(family), out, method="task_arithmetic", scale=SCALE)
     assert torch.equal(plain[name], turned[name])
     rounded = torch.from_numpy(array[name]).to(torch.bfloat16)
     assert torch.equal(rounded, plain[name])
@@ -172,9 +174,9 @@ def test_transformers_model_equals_the_folder_loaded(tmp_path, tie):
     before.save_pretrained(tmp_path / "before")
     after.save_pretrained(tmp_path / "after")
     family = tv.Family(anchor=tmp_path / "before", tasks={"t": tmp_path / "after"})
-    tv.merge(family, "task_arithmetic", scale={"t": 0.5}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"t": 0.5})
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
-    merged = tv.merge(family, "task_arithmetic", scale={"t": 0.5}, out=into)
+    merged = tv.merge(family, into, method="task_arithmetic", scale={"t": 0.5})
     expected = loaded.state_dict()
     assert expected.keys() == into.state_dict().keys()
     assert all(torch.equal(expected[n], value) for n, value in into.state_dict().items())
@@ -190,7 +192,7 @@ def test_gradients_know_that_a_parameter_changed():
     loss = linear(torch.ones(1, 3, requires_grad=True)).sum()
     start, end = ({"weight": np.full((2, 3), value, np.float32)} for value in (0, 1))
     tv.merge(
-        tv.Family(anchor=start, tasks={"t": end}), "task_arithmetic", scale={"t": 1}, out=linear
+        tv.Family(anchor=start, tasks={"t": end}), linear, method="task_arithmetic", scale={"t": 1}
     )
     assert linear.weight.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert linear.weight.requires_grad
@@ -218,11 +220,11 @@ def shared_family(first: float, second: float) -> tv.Family:
 
 def test_shared_parameters_are_written_once():
     module = Shared()
-    merged = tv.merge(shared_family(1, 1), "task_arithmetic", scale={"t": 0.5}, out=module)
+    merged = tv.merge(shared_family(1, 1), module, method="task_arithmetic", scale={"t": 0.5})
     assert module.one.weight.tolist() == [[0.5] * 3] * 2
     assert module.two.weight is module.one.weight
     separate = {n: np.zeros((2, 3), np.float32) for n in ("one.weight", "two.weight")}
-    other = tv.merge(shared_family(1, 1), "task_arithmetic", scale={"t": 0.5}, out=separate)
+    other = tv.merge(shared_family(1, 1), separate, method="task_arithmetic", scale={"t": 0.5})
     assert merged.fingerprint == other.fingerprint
 
 
@@ -232,7 +234,7 @@ def test_shared_parameters_in_place():
         module.one.weight.fill_(1.0)
     family = shared_family(1, 1)
     family = tv.Family(anchor=family.anchor, target=module, tasks=family.tasks)
-    tv.merge(family, "task_arithmetic", scale={"t": 0.5}, out=module)
+    tv.merge(family, module, method="task_arithmetic", scale={"t": 0.5})
     assert module.one.weight.tolist() == [[1.5] * 3] * 2  # and not 2.0
 
 
@@ -334,7 +336,7 @@ def test_weights_that_changed_since_the_scan(family):
     given = family_of(family | {"math": math})
     table = tv.lata(tv.scan(given))
     math[NORM] += 1
-    told = refusal(given, tensors_of(weights["base"]), StaleError, method=table)
+    told = refusal(given, tensors_of(weights["base"]), StaleError, table=table)
     assert told.startswith(f"task 'math' (<in memory>): weights of tensor {NORM!r} are not")
 
 
@@ -349,7 +351,9 @@ def test_what_is_read_elsewhere_is_not_written_over(family):
         f"out: tensor {name!r} of target is made of other tensors of out, which are written over; "
         "give a copy as out"
     )
-    tv.merge(given, "task_arithmetic", scale=SCALE, out={n: v.clone() for n, v in target.items()})
+    tv.merge(
+        given, {n: v.clone() for n, v in target.items()}, method="task_arithmetic", scale=SCALE
+    )
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -363,13 +367,13 @@ def test_adapters_over_the_model_that_is_edited(tmp_path, family, dora):
     adapter = write_adapter(tmp_path / "adapter", factors, use_dora=dora)
     options: dict[str, Any] = {"scale": {"t": 0.5}}
     given = tv.Family(instruct=family["instruct"], tasks={"t": adapter})
-    tv.merge(given, "task_arithmetic", out=tmp_path / "out", **options)
+    tv.merge(given, tmp_path / "out", method="task_arithmetic", **options)
     model = tensors_of(weights)
     itself = tv.Family(instruct=model, tasks={"t": adapter})
     out = {n: v.clone() for n, v in model.items()} if dora else model
     if dora:  # reads norms of rows of the weights that would be written over
         assert "made of other tensors of out" in refusal(itself, model, **options)
-    tv.merge(itself, "task_arithmetic", out=out, **options)
+    tv.merge(itself, out, method="task_arithmetic", **options)
     assert {n: raw(v) for n, v in out.items()} == {
         n: data for n, (_, _, data) in read_raw(tmp_path / "out").items()
     }

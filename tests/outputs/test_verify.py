@@ -16,7 +16,8 @@ import taskvec as tv
 from taskvec.checkpoints.folder import FileIdentity
 from taskvec.errors import CheckpointError, StaleError
 from taskvec.merging import scans
-from taskvec.outputs.manifest import MANIFEST_FILE, RECIPE_FILE, read_manifest
+from taskvec.outputs.manifest import RECIPE_FILE
+from taskvec.recipes.replay import MANIFEST_FILE, read_manifest
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -28,9 +29,11 @@ Check = tuple[str, str, str]
 def made(tmp_path: Path, family: dict[str, Path]) -> Path:
     """A folder merged by LATA from both tasks; the head is only copied."""
     tv.merge(
-        whole(family), {"name": "lata", "scheme": "linear"}, scale={"math": 0.5, "code": -0.25},
-        out=tmp_path / "out",
-    )  # fmt: skip
+        whole(family),
+        tmp_path / "out",
+        method={"name": "lata", "scheme": "linear"},
+        scale={"math": 0.5, "code": -0.25},
+    )
     return tmp_path / "out"
 
 
@@ -67,10 +70,11 @@ def test_all_is_the_same(made):
     assert found.pop("output") == ("same", "32 tensors")
     assert found.pop("target") == ("same", "32 tensors")
     assert found.pop("replay") == ("same", "32 tensors")
+    assert found.pop("files") == ("same", "1 files")
     assert found == dict.fromkeys(
         ["anchor", "base", "task:code", "task:math"], ("same", "31 tensors")
     )
-    assert list(checks(made, inputs=False)) == ["output"]
+    assert list(checks(made, inputs=False)) == ["output", "files"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ def test_input_is_gone(made, family, cli):
     assert cli("verify", made, "--no-inputs")[0] == 0
     code, out, _ = cli("verify", made, "--no-inputs", "--replay", "--json")
     assert code == 3
-    assert json.loads(out)[1]["outcome"] == "absent"
+    assert [check["outcome"] for check in json.loads(out)] == ["same", "same", "absent"]
     gone.rename(family["code"])
     assert cli("verify", made, "--replay")[0] == 0
 
@@ -357,10 +361,10 @@ def test_table_of_an_earlier_scan_is_stale(tmp_path, family, member, role):
     alter(family[member], name, 1)
     scale = {"math": 0.5, "code": 0.5}
     if role is None:  # the merge does not read the base; it only said what the weights are
-        tv.merge(members, table, scale=scale, out=tmp_path / "out")
+        tv.merge(members, tmp_path / "out", table=table, scale=scale)
         return
     with pytest.raises(StaleError) as caught:
-        tv.merge(members, table, scale=scale, out=tmp_path / "out")
+        tv.merge(members, tmp_path / "out", table=table, scale=scale)
     assert str(caught.value) == (
         f"{role} ({family[member]}): weights of tensor {name!r} are not those that were "
         "measured before; scan again (--rescan)"

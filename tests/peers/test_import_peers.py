@@ -21,6 +21,7 @@ from taskvec.outputs import run as engine
 from taskvec.recipes.located import parse_yaml
 from taskvec.recipes.mergekit.convert import convert
 from taskvec.recipes.reading import read_recipe
+from taskvec.streaming import RunOptions
 
 PYTHON = Path(__file__).resolve().parents[2] / ".venv-mergekit" / "bin" / "python"
 HIDDEN, BLOCKS, VOCAB = 32, 3, 128
@@ -275,7 +276,7 @@ def imported(root: Path, name: str, *, faithful: bool) -> dict[str, Any]:
     file = root / f"{name}-{kind}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     out = root / f"ours-{name}-{kind}"
-    options = engine.Options(force=True, cache="off", threads=2)
+    options = RunOptions(force=True, cache="off", threads=2)
     engine.run(read_recipe(parse_yaml(file.read_text(), ""), root), out, options=options)
     return _load(out)
 

@@ -172,7 +172,7 @@ def test_a_task_with_scale_1_is_the_merged_model(case: str, dtype: Any, tmp_path
         narrow(tmp_path / "lora" / "adapter_model.safetensors", dtype)
     expected = weights(adapted.merge_and_unload())
     family = tv.Family({"a": tmp_path / "lora"}, tmp_path / "base")
-    tv.merge(family, "task_arithmetic", scale={"a": 1.0}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"a": 1.0})
     got = load(tmp_path / "out")
     assert_same(got, expected)
     before = load(tmp_path / "base")
@@ -207,7 +207,7 @@ def test_tied_models_answer_as_the_adapted_model(settings: dict[str, Any], tmp_p
     adapted = train(copy.deepcopy(model), r=4, **settings)
     adapted.save_pretrained(tmp_path / "lora")
     family = tv.Family({"a": tmp_path / "lora"}, tmp_path / "base")
-    tv.merge(family, "task_arithmetic", scale={"a": 1.0}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"a": 1.0})
     ours = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
     tokens = torch.tensor([[1, 3, 17, 9, 30]])
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_several_adapters_are_added_as_their_weighted_sum(tmp_path: Path) -> Non
     adapted, change = two_adapters(tmp_path)
     scale = {"a": 0.7, "b": -0.4}
     family = tv.Family({"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path / "base")
-    tv.merge(family, "task_arithmetic", scale=scale, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale=scale)
     before = load(tmp_path / "base")
     expected = {
         name: before[name] + sum(scale[t] * change[t][name] for t in scale) for name in before

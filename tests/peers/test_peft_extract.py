@@ -93,7 +93,7 @@ def best(tau: np.ndarray[Any, Any], rank: int) -> np.ndarray[Any, Any]:
 def test_peft_gives_the_best_approximation(
     family: tv.Family, tmp_path: Path, shape: dict[str, Any]
 ) -> None:
-    done = tv.extract(family, out=tmp_path / "lora", form="lora", rest="drop", **shape)
+    done = tv.extract(family, tmp_path / "lora", form="lora", rest="drop", **shape)
     anchor, tuned, got = state(tmp_path / "anchor"), state(tmp_path / "math"), merged(tmp_path)
     ranks = {row.name: row.rank for row in done.factored if row.kept == "lora"}
     assert len(ranks) >= 8
@@ -105,7 +105,7 @@ def test_peft_gives_the_best_approximation(
 
 
 def test_peft_loads_modules_that_are_saved_whole(family: tv.Family, tmp_path: Path) -> None:
-    done = tv.extract(family, out=tmp_path / "lora", form="lora", rest="save", rank=64)
+    done = tv.extract(family, tmp_path / "lora", form="lora", rest="save", rank=64)
     tuned, got = state(tmp_path / "math"), merged(tmp_path)
     assert done.lost < 1e-9
     assert {row.kept for row in done.factored} >= {"saved"}

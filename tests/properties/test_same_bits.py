@@ -15,13 +15,12 @@ from tests.properties.families import SHAPES, contents, even, family, members, w
 
 import taskvec as tv
 from taskvec.family.members import open_members
-from taskvec.merging.deciding import Options
 from taskvec.merging.scans import scan_members
-from taskvec.outputs.manifest import read_manifest, recipe_of
 from taskvec.outputs.run import run
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
-from taskvec.streaming import BLOCK, CHUNK
+from taskvec.recipes.replay import read_manifest, recipe_of
+from taskvec.streaming import BLOCK, CHUNK, RunOptions
 
 SCALES = {"code": 0.4, "math": 0.9}
 LARGE = SHAPES | {"model.layers.0.mlp.down_proj.weight": (3 * CHUNK + 1_000,), "empty": (0, 3)}
@@ -58,7 +57,7 @@ def scan(root, tasks=("code", "math"), **options):
 def expected(root, tmp_path_factory):
     """Scan and merge as one thread with large blocks gives them."""
     out = tmp_path_factory.mktemp("expected") / "out"
-    run(recipe(root), out, options=Options(cache="off", threads=1, block=BLOCK))
+    run(recipe(root), out, options=RunOptions(cache="off", threads=1, block=BLOCK))
     return scan(root, threads=1, block=BLOCK).to_json(), contents(out)
 
 
@@ -68,7 +67,11 @@ WAYS = [(1, CHUNK), (2, CHUNK), (2, BLOCK), (3, 2 * CHUNK)]
 @pytest.mark.parametrize(("threads", "block"), WAYS)
 def test_threads_and_blocks(root, expected, tmp_path, threads, block):
     assert scan(root, threads=threads, block=block).to_json() == expected[0]
-    run(recipe(root), tmp_path / "out", options=Options(cache="off", threads=threads, block=block))
+    run(
+        recipe(root),
+        tmp_path / "out",
+        options=RunOptions(cache="off", threads=threads, block=block),
+    )
     assert contents(tmp_path / "out") == expected[1]
 
 
@@ -100,9 +103,11 @@ def test_order_of_tasks(root, expected, tmp_path):
     run(turned, tmp_path / "out")
     assert contents(tmp_path / "out") == expected[1]
     tv.merge(
-        family(root, ("math", "code")), {"name": "lata", "granularity": "module"},
-        scale=dict(reversed(SCALES.items())), out=tmp_path / "api",
-    )  # fmt: skip
+        family(root, ("math", "code")),
+        tmp_path / "api",
+        method={"name": "lata", "granularity": "module"},
+        scale=dict(reversed(SCALES.items())),
+    )
     assert contents(tmp_path / "api") == expected[1]
 
 
@@ -116,7 +121,7 @@ family = tv.Family(base=root + "/base", instruct=root + "/anchor",
                    tasks={"math": root + "/math", "code": root + "/code"})
 scan = tv.scan(family, cache="off")
 table = tv.lata(scan, granularity="module")
-tv.merge(family, table, scale={"code": 0.4, "math": 0.9}, out=out)
+tv.merge(family, out, table=table, scale={"code": 0.4, "math": 0.9})
 print(json.dumps(scan.to_json()))
 """
     done = subprocess.run(
@@ -156,11 +161,11 @@ def test_a_manifest_replays_bit_for_bit(root, tmp_path, name):
         entries["target"] = str(root / entries["target"])
     first = run(recipe(root, **entries), tmp_path / "first")
     manifest = read_manifest(tmp_path / "first")
-    again, weights = recipe_of(manifest, "manifest")
+    again = recipe_of(manifest, "manifest")
     np.testing.assert_array_equal(
-        weights.weights.view(np.uint64), first.table.weights.view(np.uint64)
+        again.table.weights.view(np.uint64), first.table.weights.view(np.uint64)
     )
-    second = run(again, tmp_path / "second", table=weights)
+    second = run(again, tmp_path / "second")
     assert second.fingerprint == first.fingerprint
     assert contents(tmp_path / "second") == contents(tmp_path / "first")
     checks = tv.verify(tmp_path / "first", replay=True)
@@ -174,17 +179,17 @@ def test_a_manifest_replays_bit_for_bit(root, tmp_path, name):
 
 def test_the_manifest_of_a_given_table_names_the_base_it_rests_on(root, tmp_path):
     weights = tv.lata(tv.scan(family(root)))
-    tv.merge(family(root), weights, scale=SCALES, out=tmp_path / "out")
+    tv.merge(family(root), tmp_path / "out", table=weights, scale=SCALES)
     members = read_manifest(tmp_path / "out")["members"]
     assert members["base"]["path"] == str(root / "base")
     assert set(members) == {"anchor", "base", "target", "task:code", "task:math"}
     assert {check.outcome for check in tv.verify(tmp_path / "out", replay=True)} == {"same"}
     by_hand = replace(weights, digests={})
-    tv.merge(family(root), by_hand, scale=SCALES, out=tmp_path / "hand")
+    tv.merge(family(root), tmp_path / "hand", table=by_hand, scale=SCALES)
     assert contents(tmp_path / "hand") == contents(tmp_path / "out")
 
 
 def test_a_table_of_ones_is_task_arithmetic(root, tmp_path):
-    tv.merge(family(root), even(1.0, names=LARGE), scale=SCALES, out=tmp_path / "table")
-    tv.merge(family(root), "task_arithmetic", scale=SCALES, out=tmp_path / "method")
+    tv.merge(family(root), tmp_path / "table", table=even(1.0, names=LARGE), scale=SCALES)
+    tv.merge(family(root), tmp_path / "method", method="task_arithmetic", scale=SCALES)
     assert contents(tmp_path / "table") == contents(tmp_path / "method")

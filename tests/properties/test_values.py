@@ -57,8 +57,13 @@ def test_scale_zero_copies_the_target(dtype, target, tmp_path):
     write(tmp_path, with_odd_bits(dtype), dtype)
     for weights in (even(1.0), "task_arithmetic", {"name": "lata", "scheme": "linear"}):
         out = tmp_path / "out"
-        tv.merge(family(tmp_path, target=tmp_path / target), weights, out=out, force=True,
-                 scale={"code": 0.0, "math": -0.0})  # fmt: skip
+        tv.merge(
+            family(tmp_path, target=tmp_path / target),
+            out,
+            table=weights,
+            force=True,
+            scale={"code": 0.0, "math": -0.0},
+        )
         assert contents(out) == contents(tmp_path / target)
 
 
@@ -70,7 +75,7 @@ def test_layers_of_weight_zero_are_the_targets_bytes(target, root):
         "code": {n: 0.0 if n in off else 0.7 for n in names},
         "math": {n: 0.0 if n in off else 1.3 for n in names},
     })  # fmt: skip
-    tv.merge(family(root, target=root / target), weights, scale=HALF, out=root / "out")
+    tv.merge(family(root, target=root / target), root / "out", table=weights, scale=HALF)
     before, after = contents(root / target), contents(root / "out")
     assert {n for n in names if before[n] == after[n]} == off
 
@@ -81,7 +86,7 @@ def test_lata_leaves_the_most_similar_layer_and_those_a_task_did_not_touch(root)
     write(root, models)
     only_math = family(root, ("math",))
     weights = tv.lata(tv.scan(only_math), scheme="linear")
-    tv.merge(only_math, weights, scale={"math": 1.0}, out=root / "out")
+    tv.merge(only_math, root / "out", table=weights, scale={"math": 1.0})
     before, after = contents(root / "anchor"), contents(root / "out")
     zero = {name for name, weight in weights.of("math").items() if weight == 0}
     assert "temperature" in zero
@@ -91,7 +96,7 @@ def test_lata_leaves_the_most_similar_layer_and_those_a_task_did_not_touch(root)
 
 def test_excluded_tensors_are_the_targets_bytes(root):
     chosen = family(root, target=root / "other", exclude=("*.mlp.*", "temperature"))
-    tv.merge(chosen, "task_arithmetic", scale=HALF, out=root / "out")
+    tv.merge(chosen, root / "out", method="task_arithmetic", scale=HALF)
     before, after = contents(root / "other"), contents(root / "out")
     for name in SHAPES:
         assert (before[name] == after[name]) == (".mlp." in name or name == "temperature")
@@ -104,7 +109,9 @@ def test_integer_tensors_are_copied(tmp_path):
     }
     for name, model in models.items():
         write_checkpoint(tmp_path / name, model, "BF16")
-    tv.merge(family(tmp_path), "task_arithmetic", scale=HALF, out=tmp_path / "out", dtype="float32")
+    tv.merge(
+        family(tmp_path), tmp_path / "out", method="task_arithmetic", scale=HALF, dtype="float32"
+    )
     before, after = read_raw(tmp_path / "anchor"), read_raw(tmp_path / "out")
     for name in ("ids", "mask"):
         assert after[name] == before[name]
@@ -118,9 +125,14 @@ def test_integer_tensors_are_copied(tmp_path):
 def test_one_task_at_scale_one_is_the_fine_tune_exactly_one_dtype_wider(dtype, wider, tmp_path):
     models = members()
     write(tmp_path, models, dtype)
-    tv.merge(family(tmp_path, ("math",)), even(1.0, ("math",)), scale={"math": 1.0},
-             out=tmp_path / "out", dtype=WORDS[wider],
-             precision="float64" if wider == "F64" else "float32")  # fmt: skip
+    tv.merge(
+        family(tmp_path, ("math",)),
+        tmp_path / "out",
+        table=even(1.0, ("math",)),
+        scale={"math": 1.0},
+        dtype=WORDS[wider],
+        precision="float64" if wider == "F64" else "float32",
+    )
     got = values(tmp_path / "out")
     for name, expected in stored(models["math"], dtype).items():
         np.testing.assert_array_equal(got[name], expected)
@@ -130,8 +142,12 @@ def test_one_task_at_scale_one_is_the_fine_tune_exactly_one_dtype_wider(dtype, w
 def test_one_task_at_scale_one_is_the_fine_tune_within_a_step(dtype, tmp_path):
     models = members()
     write(tmp_path, models, dtype)
-    tv.merge(family(tmp_path, ("math",)), even(1.0, ("math",)), scale={"math": 1.0},
-             out=tmp_path / "out")  # fmt: skip
+    tv.merge(
+        family(tmp_path, ("math",)),
+        tmp_path / "out",
+        table=even(1.0, ("math",)),
+        scale={"math": 1.0},
+    )
     got = values(tmp_path / "out")
     for name, expected in stored(models["math"], dtype).items():
         if dtype in ("BF16", "F16"):  # exact in float32, so rounding to the stored type is, too
@@ -153,10 +169,14 @@ def test_adding_then_forgetting_returns_exactly_one_dtype_wider(dtype, scale, tm
     models = {name: stored(model, dtype) for name, model in members().items()}
     write(tmp_path, models, "F32")
     only_math = family(tmp_path, ("math",))
-    tv.merge(only_math, even(1.0, ("math",)), scale={"math": scale}, out=tmp_path / "more")
+    tv.merge(only_math, tmp_path / "more", table=even(1.0, ("math",)), scale={"math": scale})
     assert contents(tmp_path / "more") != contents(tmp_path / "anchor")
-    tv.forget(family(tmp_path, ("math",), target=tmp_path / "more"), scale={"math": scale},
-              threshold=1.0, out=tmp_path / "back")  # fmt: skip
+    tv.forget(
+        family(tmp_path, ("math",), target=tmp_path / "more"),
+        tmp_path / "back",
+        scale={"math": scale},
+        threshold=1.0,
+    )
     assert contents(tmp_path / "back") == contents(tmp_path / "anchor")
 
 
@@ -165,9 +185,13 @@ def test_adding_then_forgetting_returns_within_the_roundings(dtype, tmp_path):
     models = members()
     write(tmp_path, models, dtype)
     only_math = family(tmp_path, ("math",))
-    tv.merge(only_math, even(1.0, ("math",)), scale={"math": 0.7}, out=tmp_path / "more")
-    tv.forget(family(tmp_path, ("math",), target=tmp_path / "more"), scale={"math": 0.7},
-              threshold=1.0, out=tmp_path / "back")  # fmt: skip
+    tv.merge(only_math, tmp_path / "more", table=even(1.0, ("math",)), scale={"math": 0.7})
+    tv.forget(
+        family(tmp_path, ("math",), target=tmp_path / "more"),
+        tmp_path / "back",
+        scale={"math": 0.7},
+        threshold=1.0,
+    )
     got, between = values(tmp_path / "back"), values(tmp_path / "more")
     for name, expected in stored(models["anchor"], dtype).items():
         # One rounding to the stored type each way; the difference and the product round alike both
@@ -180,19 +204,19 @@ def test_adding_then_forgetting_returns_within_the_roundings(dtype, tmp_path):
 
 def test_forgetting_is_merging_with_a_negative_scale(root):
     scale = {"code": 0.3, "math": 0.8}
-    tv.forget(family(root), scale=scale, threshold=0.97, out=root / "forgotten")
+    tv.forget(family(root), root / "forgotten", scale=scale, threshold=0.97)
     weights = tv.lata(tv.scan(family(root)), scheme="threshold", threshold=0.97)
     negative = {task: -value for task, value in scale.items()}
-    tv.merge(family(root), weights, scale=negative, out=root / "merged")
+    tv.merge(family(root), root / "merged", table=weights, scale=negative)
     method = {"name": "lata", "scheme": "threshold", "threshold": 0.97}
-    tv.merge(family(root), method, scale=negative, out=root / "by_recipe")
+    tv.merge(family(root), root / "by_recipe", method=method, scale=negative)
     assert contents(root / "forgotten") == contents(root / "merged") == contents(root / "by_recipe")
     assert contents(root / "forgotten") != contents(root / "anchor")
 
 
 def test_forgetting_takes_positive_scales_only(root):
     with pytest.raises(UsageError, match=r"scale of task 'math' must be positive; got -0\.5"):
-        tv.forget(family(root), scale={"code": 0.1, "math": -0.5}, out=root / "out")
+        tv.forget(family(root), root / "out", scale={"code": 0.1, "math": -0.5})
     assert not (root / "out").exists()
 
 
@@ -211,16 +235,23 @@ def test_scaling_a_task_vector_scales_its_share(factor, tmp_path):
     models["math"] = {n: anchor[n] + 2 * factor * change[n] for n in SHAPES}
     write(tmp_path / "other", models)
     weights = table({"code": dict.fromkeys(SHAPES, 0.3), "math": dict.fromkeys(SHAPES, 0.9)})
-    tv.merge(family(tmp_path / "one"), weights, out=tmp_path / "a",
-             scale={"code": 0.4, "math": 0.7 * factor})  # fmt: skip
-    tv.merge(family(tmp_path / "other"), weights, out=tmp_path / "b",
-             scale={"code": 0.4, "math": 0.7})  # fmt: skip
+    tv.merge(
+        family(tmp_path / "one"),
+        tmp_path / "a",
+        table=weights,
+        scale={"code": 0.4, "math": 0.7 * factor},
+    )
+    tv.merge(
+        family(tmp_path / "other"), tmp_path / "b", table=weights, scale={"code": 0.4, "math": 0.7}
+    )
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_weights_and_scales_multiply(root):
-    halves = tv.merge(family(root), even(0.5), scale={"code": 1.0, "math": 0.25}, out=root / "a")
-    quarters = tv.merge(family(root), even(0.25), scale={"code": 2.0, "math": 0.5}, out=root / "b")
+    halves = tv.merge(family(root), root / "a", table=even(0.5), scale={"code": 1.0, "math": 0.25})
+    quarters = tv.merge(
+        family(root), root / "b", table=even(0.25), scale={"code": 2.0, "math": 0.5}
+    )
     assert halves.fingerprint == quarters.fingerprint
     assert contents(root / "a") == contents(root / "b")
 
@@ -237,8 +268,14 @@ def test_every_dtype_against_numpy(dtype, out, precision, tmp_path):
     rng = np.random.default_rng(1)
     weights = {task: {n: rng.uniform(0, 1.5) for n in SHAPES} for task in HALF}
     scale = {"code": 0.6, "math": -0.9}
-    tv.merge(family(tmp_path, target=tmp_path / "other"), table(weights), scale=scale,
-             out=tmp_path / "out", dtype=WORDS[out], precision=precision)  # fmt: skip
+    tv.merge(
+        family(tmp_path, target=tmp_path / "other"),
+        tmp_path / "out",
+        table=table(weights),
+        scale=scale,
+        dtype=WORDS[out],
+        precision=precision,
+    )
     got = values(tmp_path / "out")
     assert {about[0] for about in read_raw(tmp_path / "out").values()} == {out}
     on_disk = {name: stored(model, dtype) for name, model in models.items()}
@@ -271,8 +308,14 @@ def test_any_family_any_weights(tmp_path, data):
     }
     scale = {task: data.draw(weight, f"scale of {task}") for task in HALF}
     write(tmp_path, models, dtype)
-    tv.merge(family(tmp_path), table(weights), scale=scale, out=tmp_path / "out",
-             dtype=WORDS[out], force=True)  # fmt: skip
+    tv.merge(
+        family(tmp_path),
+        tmp_path / "out",
+        table=table(weights),
+        scale=scale,
+        dtype=WORDS[out],
+        force=True,
+    )
     got = values(tmp_path / "out")
     on_disk = {name: stored(model, dtype) for name, model in models.items()}
     for name in SHAPES:
@@ -288,7 +331,7 @@ def test_average(dtype, tmp_path):
     models = members(seed=3)
     write(tmp_path, models, dtype)
     pair = tv.Family(tasks={"code": tmp_path / "code", "math": tmp_path / "math"})
-    tv.merge(pair, "average", scale={"code": 1.0, "math": 3.0}, out=tmp_path / "out")
+    tv.merge(pair, tmp_path / "out", method="average", scale={"code": 1.0, "math": 3.0})
     got = values(tmp_path / "out")
     code, math = stored(models["code"], dtype), stored(models["math"], dtype)
     for name in SHAPES:
@@ -299,13 +342,13 @@ def test_average(dtype, tmp_path):
 
 
 def test_average_of_one_model_is_that_model(root):
-    tv.merge(tv.Family(tasks={"math": root / "math"}), "average", scale={}, out=root / "out")
+    tv.merge(tv.Family(tasks={"math": root / "math"}), root / "out", method="average", scale={})
     assert contents(root / "out") == contents(root / "math")
 
 
 def test_average_takes_no_negative_scale(root):
     with pytest.raises(UsageError, match=r"average takes no negative scale; got -1.* task 'math'"):
-        tv.merge(family(root), "average", scale={"math": -1.0}, out=root / "out")
+        tv.merge(family(root), root / "out", method="average", scale={"math": -1.0})
 
 
 # --- lata from the weights to the file ----------------------------------------------------------
@@ -336,7 +379,7 @@ def test_lata_from_weights_to_file(scheme, tmp_path):
         }[scheme]
         coefficients[task] = {n: scale[task] * weight(n) for n in names}
     method = {"name": "lata", "scheme": scheme, "threshold": 0.9}
-    tv.merge(family(tmp_path), method, scale=scale, out=tmp_path / "out")
+    tv.merge(family(tmp_path), tmp_path / "out", method=method, scale=scale)
     got = values(tmp_path / "out")
     for name in names:
         anchor = on_disk["anchor"][name]
@@ -348,13 +391,14 @@ def test_lata_from_weights_to_file(scheme, tmp_path):
 def test_a_table_from_lata_can_be_given_to_merge(root):
     """The example of the README: the table rests on a base that merging itself does not read."""
     weights = tv.lata(tv.scan(family(root)), scheme="linear")
-    by_table = tv.merge(family(root), weights, scale=HALF, out=root / "a")
-    by_name = tv.merge(family(root), {"name": "lata", "scheme": "linear"}, scale=HALF,
-                       out=root / "b")  # fmt: skip
+    by_table = tv.merge(family(root), root / "a", table=weights, scale=HALF)
+    by_name = tv.merge(
+        family(root), root / "b", method={"name": "lata", "scheme": "linear"}, scale=HALF
+    )
     assert by_table.fingerprint == by_name.fingerprint
     assert contents(root / "a") == contents(root / "b")
     without_base = tv.Family(instruct=root / "anchor", tasks={t: root / t for t in HALF})
-    tv.merge(without_base, weights, scale=HALF, out=root / "c")
+    tv.merge(without_base, root / "c", table=weights, scale=HALF)
     assert contents(root / "c") == contents(root / "b")
 
 
@@ -373,10 +417,20 @@ def test_overflow_names_the_tensor(dtype, tmp_path):
     write(tmp_path, models, dtype)
     text = rf"^tensor '{name}' overflows float16; lower the scale or choose a wider out\.dtype$"
     with pytest.raises(OutputError, match=text):
-        tv.merge(family(tmp_path, ("math",)), even(1.0, ("math",)), scale={"math": 2.0},
-                 out=tmp_path / "out", dtype="float16")  # fmt: skip
+        tv.merge(
+            family(tmp_path, ("math",)),
+            tmp_path / "out",
+            table=even(1.0, ("math",)),
+            scale={"math": 2.0},
+            dtype="float16",
+        )
     assert not (tmp_path / "out").exists()
-    tv.merge(family(tmp_path, ("math",)), even(1.0, ("math",)), scale={"math": 2.0},
-             out=tmp_path / "out", dtype="float32")  # fmt: skip
+    tv.merge(
+        family(tmp_path, ("math",)),
+        tmp_path / "out",
+        table=even(1.0, ("math",)),
+        scale={"math": 2.0},
+        dtype="float32",
+    )
     expected = 80_000.0 if dtype == "F32" else 68_000.0
     assert values(tmp_path / "out")[name][4, 3] == expected

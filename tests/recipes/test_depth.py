@@ -12,14 +12,15 @@ from tests.conftest import read_checkpoint, read_raw, run_cli, write_family
 from tests.test_docs import DOCS, rows, sections
 
 from taskvec.errors import ParameterError, RecipeError, UsageError
-from taskvec.merging.plan import make_plan
+from taskvec.merging.prepare import prepare
 from taskvec.outputs import run as engine
+from taskvec.outputs.merge import negated
 from taskvec.outputs.verify import verify
 from taskvec.recipes.depth import interpolated
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Family
 from taskvec.recipes.schema import ByLayer
-from taskvec.vectors.api import negated
+from taskvec.streaming import RunOptions
 
 SCALE = {
     "depth": [0.25, 0.75],
@@ -73,7 +74,7 @@ def write(root: Path, name: str, scale: object, method: object = "task_arithmeti
 
 def merged(root: Path, name: str, scale: object, method: object = "task_arithmetic", **more):
     recipe = load_recipe(write(root, name, scale, method, **more))
-    return engine.run(recipe, root / name, options=engine.Options(threads=1))
+    return engine.run(recipe, root / name, options=RunOptions(threads=1))
 
 
 def by_hand(root: Path, factor: float = 1.0) -> dict[str, np.ndarray]:
@@ -162,19 +163,19 @@ def test_a_value_that_lacks_is_an_error_and_never_the_first(root, without, says)
     scale["patterns"] = {**SCALE["patterns"], "temperature": 1} if without != "outside" else {}
     recipe = load_recipe(write(root, "out", scale))
     with pytest.raises(UsageError, match=says):
-        make_plan(recipe)
+        prepare(recipe)
 
 
 def test_a_list_at_a_pattern_is_of_blocks_alone(root):
     scale = {"depth": 1, "outside": 1, "patterns": {"*norm*": [0, 1]}}
     with pytest.raises(UsageError, match=r"pattern '\*norm\*' of scale .* give outside: NUMBER"):
-        make_plan(load_recipe(write(root, "out", scale)))
+        prepare(load_recipe(write(root, "out", scale)))
 
 
 def test_a_pattern_that_fits_nothing_is_an_error(root):
     scale = {"depth": 1, "outside": 1, "patterns": {"*.attn_x.*": 2}}
     with pytest.raises(UsageError, match=r"pattern '\*.attn_x.\*' fits no tensor"):
-        make_plan(load_recipe(write(root, "out", scale)))
+        prepare(load_recipe(write(root, "out", scale)))
 
 
 @pytest.mark.parametrize(
@@ -225,11 +226,16 @@ def test_command_line_says_that_it_differs_by_layer(root):
 
 
 def test_merging_in_python_takes_one(root):
-    from taskvec.vectors.api import merge
+    from taskvec.outputs.merge import merge
 
     family = Family({"math": root / "math", "code": root / "code"}, instruct=root / "instruct")
-    done = merge(family, "task_arithmetic", scale={"math": SCALE, "code": 1}, out=root / "python",
-                 dtype="float32")  # fmt: skip
+    done = merge(
+        family,
+        root / "python",
+        method="task_arithmetic",
+        scale={"math": SCALE, "code": 1},
+        dtype="float32",
+    )
     assert read_raw(done.path) == read_raw(merged(root, "out", SCALE).path)
 
 

@@ -14,6 +14,7 @@ from taskvec.dtypes import DTYPES, DType
 from taskvec.layers import classify
 from taskvec.statistics.collect import Collected, Sources, collect
 from taskvec.statistics.scan import Member, Scan
+from taskvec.streaming import RunOptions
 
 Array = np.ndarray[Any, Any]
 Weights = Mapping[str, Mapping[str, Array]]  # by role (anchor, base, task:NAME), then by tensor
@@ -55,7 +56,10 @@ def tasks_of(weights: Weights) -> tuple[str, ...]:
 
 def collected(weights: Weights, dtype: str = "BF16", **options: Any) -> Collected:
     return collect(
-        sources(weights, dtype), tasks_of(weights), with_base="base" in weights, **options
+        sources(weights, dtype),
+        tasks_of(weights),
+        with_base="base" in weights,
+        options=RunOptions(**options),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.statistics.in_memory import as_stored, scanned, small_family
 
 from taskvec.layers import GRANULARITIES, classify
-from taskvec.merging.layer_report import layer_rows, rank_correlation, summary
+from taskvec.merging.layer_report import rank_correlation, summary, weighed_rows
 from taskvec.statistics.scan import layer_statistics
 
 
@@ -30,7 +30,7 @@ def test_rows(granularity):
     weights = small_family(seed=3)
     weights["task:a"]["model.norm.weight"] = weights["anchor"]["model.norm.weight"]
     scan = scanned(weights)
-    rows = layer_rows(scan, granularity, threshold)
+    rows = weighed_rows(scan, granularity, threshold)
     sizes = dict(zip(scan.names, scan.sizes.tolist(), strict=True))
     for task in scan.tasks:
         mine = [row for row in rows if row["task"] == task]
@@ -64,7 +64,7 @@ def test_infinite_ratio_is_none():
     """JSON knows no infinity: a layer without an instruction vector shows no ρ."""
     weights = small_family()
     weights["base"]["model.norm.weight"] = weights["anchor"]["model.norm.weight"]
-    for row in layer_rows(scanned(weights), "tensor", 0.95):
+    for row in weighed_rows(scanned(weights), "tensor", 0.95):
         if row["layer"] == "model.norm.weight":
             assert row["norm_ratio"] is None
             assert row["similarity"] == 0

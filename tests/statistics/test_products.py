@@ -11,7 +11,7 @@ from taskvec.dtypes import DTYPES
 from taskvec.errors import CheckpointError
 from taskvec.statistics.collect import Sources
 from taskvec.statistics.products import products_of_models, products_of_vectors
-from taskvec.streaming import CHUNK
+from taskvec.streaming import CHUNK, RunOptions
 
 TASKS = ("x", "y", "z")
 SHAPES = {"a": (3,), "b": (2 * CHUNK + 4_321,), "c": (40, 30), "d": (), "e": (0, 5)}
@@ -43,7 +43,7 @@ def sources(weights, dtype):
 def test_products_of_models(dtype, size):
     """Also where squares are too large for the stored type, or for float32."""
     weights = models(size)
-    got = products_of_models(sources(weights, dtype), TASKS, threads=1)
+    got = products_of_models(sources(weights, dtype), TASKS, options=RunOptions(threads=1))
     stored = as_stored(weights, dtype)
     assert not got.of_vectors
     assert got.digests.keys() == set(weights)
@@ -54,8 +54,8 @@ def test_products_of_models(dtype, size):
 
 def test_threads_and_blocks_change_no_bit():
     given = sources(models(), "BF16")
-    one = products_of_models(given, TASKS, threads=1)
-    other = products_of_models(given, TASKS, threads=3, block=CHUNK)
+    one = products_of_models(given, TASKS, options=RunOptions(threads=1))
+    other = products_of_models(given, TASKS, options=RunOptions(threads=3, block=CHUNK))
     assert one.gram.tobytes() == other.gram.tobytes()
     assert one.digests == other.digests
 
@@ -72,4 +72,4 @@ def test_broken_weights_are_told():
     weights = models()
     weights["task:y"]["c"][3, 4] = np.inf
     with pytest.raises(CheckpointError, match="task 'y': tensor 'c' holds inf at element 94"):
-        products_of_models(sources(weights, "F32"), TASKS, threads=1)
+        products_of_models(sources(weights, "F32"), TASKS, options=RunOptions(threads=1))

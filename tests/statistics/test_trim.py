@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.statistics.in_memory import sources
 
-from taskvec.statistics.trim import Counting, thresholds
-from taskvec.streaming import CHUNK
+from taskvec.statistics.trim import thresholds
+from taskvec.streaming import CHUNK, RunOptions
 
 SIZES = {"a": 3 * CHUNK + 11, "b": 40, "c": CHUNK, "d": 1}
 WEIGHTS = {"a": 0.5, "b": 2.0, "c": 1.0, "d": 1.0}
@@ -22,7 +22,7 @@ def family(step: float = 1 / 512) -> dict[str, dict[str, np.ndarray]]:
 
 def found(weights, density, scope, dtype="BF16", **how):
     return thresholds(
-        sources(weights, dtype), {"x": WEIGHTS}, {"x": density}, scope, Counting(**how)
+        sources(weights, dtype), {"x": WEIGHTS}, {"x": density}, scope, RunOptions(**how)
     )["x"]
 
 

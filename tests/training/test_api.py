@@ -31,7 +31,7 @@ def run(model, data, out=None, **more):
 
 def merged(model, trained, out, scale=1.0):
     family = tv.Family(anchor=model, tasks={"t": trained.path})
-    tv.merge(family, "task_arithmetic", scale={"t": scale}, out=out, dtype="float32")
+    tv.merge(family, out, method="task_arithmetic", scale={"t": scale}, dtype="float32")
     (file,) = Path(out).glob("*.safetensors")
     return load_file(file)
 

@@ -53,7 +53,7 @@ def test_all_trains_what_the_folder_holds(which: str, tmp_path: Any) -> None:
     assert load_file(tmp_path / "a/vector.safetensors").keys() <= start.keys()
     assert load_file(tmp_path / "a/model/model.safetensors").keys() == start.keys()
     family = tv.Family(anchor=model, tasks=tasks)
-    tv.merge(family, "ties", scale=dict.fromkeys(tasks, 0.5), out=tmp_path / "merged")
+    tv.merge(family, tmp_path / "merged", method="ties", scale=dict.fromkeys(tasks, 0.5))
     assert load_file(tmp_path / "merged/model.safetensors").keys() == start.keys()
     transformers.AutoModel.from_pretrained(tmp_path / "merged")
     part = PARTIAL[which][1]

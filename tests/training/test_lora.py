@@ -86,7 +86,7 @@ def test_the_vector_is_what_the_factors_make(which, tmp_path):
 def assert_same_task(folder: Path) -> None:
     """The adapter as a task gives what the vector gives."""
     family = tv.Family(anchor=folder / "start", tasks={"t": folder / "adapter"})
-    tv.extract(family, out=folder / "u.safetensors")
+    tv.extract(family, folder / "u.safetensors")
     one, other = load_file(folder / "t.safetensors"), load_file(folder / "u.safetensors")
     assert one.keys() == other.keys()
     for name in one:
@@ -106,7 +106,7 @@ def test_an_adapter_of_a_model_of_images_is_a_task(which, tmp_path):
 
     tasks = {"t": str(tmp_path / "adapter")}
     family = tv.Family(anchor=tmp_path / "start", tasks=tasks)
-    tv.merge(family, "task_arithmetic", scale={"t": 1.0}, out=tmp_path / "merged")
+    tv.merge(family, tmp_path / "merged", method="task_arithmetic", scale={"t": 1.0})
 
     start, tuned, merged = (weights(tmp_path / name) for name in ("start", "tuned", "merged"))
     assert tuned.keys() == merged.keys()

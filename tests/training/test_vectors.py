@@ -60,7 +60,7 @@ def test_the_start_and_its_vector_are_the_fine_tune(which, train, tmp_path):
 
     written = save_vector(module, tmp_path / "start", selection, tmp_path / "t.safetensors")
     family = tv.Family(anchor=tmp_path / "start", tasks={"t": tmp_path / "t.safetensors"})
-    merged = tv.merge(family, "task_arithmetic", scale={"t": 1.0}, out=tmp_path / "merged")
+    merged = tv.merge(family, tmp_path / "merged", method="task_arithmetic", scale={"t": 1.0})
 
     assert not merged.warnings
     start, tuned, result = (weights(tmp_path / n) for n in ("start", "tuned", "merged"))
@@ -84,7 +84,7 @@ def test_bfloat16_gives_the_same_bits(tmp_path):
 
     save_vector(module, tmp_path / "start", selection, tmp_path / "t.safetensors")
     family = tv.Family(anchor=tmp_path / "start", tasks={"t": tmp_path / "t.safetensors"})
-    tv.merge(family, "task_arithmetic", scale={"t": 1.0}, out=tmp_path / "merged")
+    tv.merge(family, tmp_path / "merged", method="task_arithmetic", scale={"t": 1.0})
 
     tuned, result = weights(tmp_path / "tuned"), weights(tmp_path / "merged")
     assert all(torch.equal(result[name], tuned[name]) for name in tuned)
@@ -123,7 +123,8 @@ def test_what_the_file_says(tmp_path):
     tune(other, select(other, "all"))
     other.save_pretrained(tmp_path / "other")
     family = tv.Family(anchor=tmp_path / "other", tasks={"t": tmp_path / "m.safetensors"})
-    merged = tv.merge(family, "task_arithmetic", scale={"t": 1.0}, out=tmp_path / "merged")
+    with pytest.warns(tv.TaskvecWarning, match="another model than the anchor"):
+        merged = tv.merge(family, tmp_path / "merged", method="task_arithmetic", scale={"t": 1.0})
     assert "another" in merged.warnings[0]
 
 

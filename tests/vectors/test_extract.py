@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from tests.properties.families import SHAPES, contents, stored, values
 import taskvec as tv
 from taskvec.checkpoints.vectors import KIND, open_vector
 from taskvec.errors import CheckpointError, FamilyError, OutputError, UsageError
-from taskvec.merging.deciding import Options
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
+from taskvec.streaming import RunOptions
 from taskvec.vectors.difference import Wanted
-from taskvec.vectors.extract import extract_vector
+from taskvec.vectors.vector_file import extract_vector
 
 # Norm and scalar stay as they are in the fine-tune.
 KEPT = ("model.layers.0.input_layernorm.weight", "temperature")
@@ -44,7 +45,7 @@ def vector(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 @pytest.mark.parametrize("dtype", families.DTYPES)
 def test_a_vector_is_the_difference_of_the_tensors_that_differ(tmp_path, dtype):
     models = written(tmp_path, dtype)
-    done = tv.extract(families.family(tmp_path), task="math", out=tmp_path / "math.safetensors")
+    done = tv.extract(families.family(tmp_path), tmp_path / "math.safetensors", task="math")
     found = vector(tmp_path / "math.safetensors")
     assert set(found) == set(SHAPES) - set(KEPT) == set(done.tensors)
     assert set(done.zero) == set(KEPT)
@@ -61,10 +62,10 @@ def test_a_vector_is_the_difference_of_the_tensors_that_differ(tmp_path, dtype):
 def test_merging_the_vector_is_merging_the_fine_tune_bit_for_bit(tmp_path, dtype, scale):
     models = written(tmp_path, dtype)
     whole = families.family(tmp_path, tasks=("math",))
-    tv.extract(whole, out=tmp_path / "math.safetensors")
+    tv.extract(whole, tmp_path / "math.safetensors")
     apart = replace(whole, tasks={"math": tmp_path / "math.safetensors"})
     for family, out in ((whole, "a"), (apart, "b")):
-        tv.merge(family, "task_arithmetic", scale={"math": scale}, out=tmp_path / out)
+        tv.merge(family, tmp_path / out, method="task_arithmetic", scale={"math": scale})
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     if scale == 1 and dtype in ("BF16", "F16"):  # the differences are exact: nothing is lost
         for name, w in values(tmp_path / "b").items():
@@ -75,15 +76,20 @@ def test_merging_the_vector_is_merging_the_fine_tune_bit_for_bit(tmp_path, dtype
 def test_lata_weighs_and_forgets_by_the_vector_as_by_the_fine_tune(tmp_path, dtype):
     written(tmp_path, dtype)
     whole = families.family(tmp_path, target=tmp_path / "other")
-    tv.extract(whole, task="math", out=tmp_path / "math.safetensors")
+    tv.extract(whole, tmp_path / "math.safetensors", task="math")
     apart = replace(whole, tasks={**whole.tasks, "math": tmp_path / "math.safetensors"})
     scales = {"math": 0.7, "code": 0.4}
     tables = [tv.lata(tv.scan(family)) for family in (whole, apart)]
     assert np.array_equal(tables[0].weights, tables[1].weights)
     assert len(np.unique(tables[0].weights)) > 3
     for family, name in ((whole, "a"), (apart, "b")):
-        tv.merge(family, "lata", scale=scales, out=tmp_path / f"merged-{name}")
-        tv.forget(family, scale=scales, scheme="linear", out=tmp_path / f"forgot-{name}")
+        tv.merge(family, tmp_path / f"merged-{name}", method="lata", scale=scales)
+        tv.forget(
+            family,
+            tmp_path / f"forgot-{name}",
+            scale=scales,
+            method=tv.method("lata", scheme="linear"),
+        )
     assert contents(tmp_path / "merged-a") == contents(tmp_path / "merged-b")
     assert contents(tmp_path / "forgot-a") == contents(tmp_path / "forgot-b")
     assert contents(tmp_path / "merged-a") != contents(tmp_path / "forgot-a")
@@ -92,12 +98,12 @@ def test_lata_weighs_and_forgets_by_the_vector_as_by_the_fine_tune(tmp_path, dty
 def test_what_is_merged_with_a_vector_can_be_verified(tmp_path):
     written(tmp_path, "BF16")
     family = families.family(tmp_path, tasks=("math",))
-    tv.extract(family, out=tmp_path / "math.safetensors")
+    tv.extract(family, tmp_path / "math.safetensors")
     apart = replace(family, tasks={"math": tmp_path / "math.safetensors"})
-    tv.merge(apart, "task_arithmetic", scale={"math": 1.0}, out=tmp_path / "out")
+    tv.merge(apart, tmp_path / "out", method="task_arithmetic", scale={"math": 1.0})
     checks = tv.verify(tmp_path / "out", replay=True)
     assert {check.what: check.outcome for check in checks} == dict.fromkeys(
-        ("output", "anchor", "target", "task:math", "replay"), "same"
+        ("output", "files", "anchor", "target", "task:math", "replay"), "same"
     )
 
 
@@ -107,9 +113,9 @@ def test_a_pure_vector_is_weights_times_the_difference(tmp_path):
     weights = dict(zip(SHAPES, (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0), strict=True))
     table = families.table({"code": dict.fromkeys(SHAPES, 9.0), "math": weights})
     plain, scaled = tmp_path / "plain.safetensors", tmp_path / "scaled.safetensors"
-    tv.extract(family, task="math", what="pure", table=table, out=plain)
+    tv.extract(family, plain, task="math", what="pure", table=table)
     scale = {"math": 0.5, "code": 7.0}
-    tv.extract(family, task="math", what="pure", table=table, scale=scale, out=scaled)
+    tv.extract(family, scaled, task="math", what="pure", table=table, scale=scale, scaled=True)
     found, halved = vector(plain), vector(scaled)
     first = "model.embed_tokens.weight"  # of weight 0
     assert set(found) == set(halved) == set(SHAPES) - set(KEPT) - {first}
@@ -126,9 +132,9 @@ def test_a_pure_vector_by_a_method_is_by_its_table(tmp_path):
     family = families.family(tmp_path)
     table = tv.lata(tv.scan(family), scheme="linear")
     out = [tmp_path / "by-table.safetensors", tmp_path / "by-method.safetensors"]
-    tv.extract(family, task="math", what="pure", table=table, out=out[0])
+    tv.extract(family, out[0], task="math", what="pure", table=table)
     method = {"name": "lata", "scheme": "linear"}
-    tv.extract(family, task="math", what="pure", table=method, out=out[1])
+    tv.extract(family, out[1], task="math", what="pure", method=method)
     assert read_file(out[0])[1] == read_file(out[1])[1]
 
 
@@ -136,8 +142,8 @@ def test_a_pure_vector_by_a_method_is_by_its_table(tmp_path):
 def test_complex_and_instruction_vectors(tmp_path, dtype):
     models = written(tmp_path, dtype)
     family = families.family(tmp_path)
-    tv.extract(family, task="math", what="complex", out=tmp_path / "c.safetensors")
-    tv.extract(family, what="instruction", out=tmp_path / "i.safetensors")
+    tv.extract(family, tmp_path / "c.safetensors", task="math", what="complex")
+    tv.extract(family, tmp_path / "i.safetensors", what="instruction")
     for path, end in (("c", "math"), ("i", "anchor")):
         found = vector(tmp_path / f"{path}.safetensors")
         assert set(found) == set(SHAPES)
@@ -149,9 +155,9 @@ def test_complex_and_instruction_vectors(tmp_path, dtype):
 def test_a_complex_vector_of_a_vector_is_that_of_its_fine_tune(tmp_path):
     models = written(tmp_path, "BF16")
     family = families.family(tmp_path, tasks=("math",))
-    tv.extract(family, out=tmp_path / "math.safetensors")
+    tv.extract(family, tmp_path / "math.safetensors")
     apart = replace(family, tasks={"math": tmp_path / "math.safetensors"})
-    tv.extract(apart, what="complex", out=tmp_path / "c.safetensors")
+    tv.extract(apart, tmp_path / "c.safetensors", what="complex")
     found = vector(tmp_path / "c.safetensors")
     assert set(found) == set(SHAPES)
     for name, tau in found.items():
@@ -163,7 +169,7 @@ def test_a_complex_vector_of_a_vector_is_that_of_its_fine_tune(tmp_path):
 def test_another_dtype_is_one_rounding(tmp_path, word):
     models = written(tmp_path, "F32")
     family = families.family(tmp_path, tasks=("math",))
-    tv.extract(family, dtype=word, out=tmp_path / "v.safetensors")
+    tv.extract(family, tmp_path / "v.safetensors", dtype=word)
     name = "model.layers.0.mlp.up_proj.weight"
     header, data = read_file(tmp_path / "v.safetensors")
     kind = {word: dtype for dtype, word in families.WORDS.items()}[word]
@@ -193,14 +199,14 @@ def test_threads_and_blocks_change_no_bit(tmp_path):
     found = set()
     for threads, block in ((1, 65_536), (2, 131_072), (2, 2**20)):
         out = tmp_path / f"{threads}-{block}.safetensors"
-        extract_vector(recipe, out, Wanted(), Options(threads=threads, block=block))
+        extract_vector(recipe, out, Wanted(), RunOptions(threads=threads, block=block))
         found.add(out.read_bytes())
     assert len(found) == 1
 
 
 def test_what_the_file_says(tmp_path):
     written(tmp_path, "BF16")
-    done = tv.extract(families.family(tmp_path), task="math", out=tmp_path / "math.safetensors")
+    done = tv.extract(families.family(tmp_path), tmp_path / "math.safetensors", task="math")
     header, _ = read_file(tmp_path / "math.safetensors")
     said = header["__metadata__"]
     assert said["format"] == "pt"
@@ -218,12 +224,18 @@ def test_what_the_file_says(tmp_path):
 def test_a_vector_of_another_anchor_is_told(tmp_path):
     written(tmp_path, "BF16")
     family = families.family(tmp_path, tasks=("math",))
-    tv.extract(family, out=tmp_path / "math.safetensors")
+    tv.extract(family, tmp_path / "math.safetensors")
     told = {}
     for anchor in ("anchor", "other"):
         apart = tv.Family(anchor=tmp_path / anchor, tasks={"math": tmp_path / "math.safetensors"})
         out = tmp_path / f"on-{anchor}"
-        told[anchor] = tv.merge(apart, "task_arithmetic", scale={"math": 1.0}, out=out).warnings
+        with warnings.catch_warnings(record=True) as issued:
+            warnings.simplefilter("always")
+            merged = tv.merge(apart, out, method="task_arithmetic", scale=1.0)
+        told[anchor] = merged.warnings
+        assert tuple(str(each.message) for each in issued) == merged.warnings
+        assert {each.category for each in issued} <= {tv.TaskvecWarning}
+        assert {Path(each.filename).name for each in issued} <= {Path(__file__).name}
     assert told["anchor"] == ()
     assert told["other"] == (
         "task 'math' is a vector that was taken from another model than the anchor (anchor)",
@@ -234,7 +246,7 @@ def test_a_vector_is_no_model(tmp_path):
     written(tmp_path, "BF16")
     family = families.family(tmp_path, tasks=("math",))
     path = tmp_path / "math.safetensors"
-    tv.extract(family, out=path)
+    tv.extract(family, path)
     with pytest.raises(UsageError) as caught:
         tv.scan(tv.Family(anchor=path, tasks={"math": tmp_path / "math"}))
     assert str(caught.value) == (
@@ -244,7 +256,7 @@ def test_a_vector_is_no_model(tmp_path):
     with pytest.raises(
         UsageError, match=r"task 'math' .* is a task vector where a model is needed"
     ):
-        tv.merge(averaged, "average", scale={}, out=tmp_path / "out")
+        tv.merge(averaged, tmp_path / "out", method="average", scale={})
 
 
 def refusal(error: type[Exception], root: Path, **options: Any) -> str:
@@ -301,12 +313,11 @@ def test_a_difference_that_overflows(tmp_path):
         ({"task": None}, "tasks are code, math; name the one that is wanted"),
         ({"task": "mth"}, "task 'mth' is not one of this family; did you mean 'math'?"),
         ({"what": "tau"}, "what must be in task | pure | complex | instruction; got 'tau'"),
-        ({"what": "pure"}, "a pure vector needs a table, or a method that makes one; got neither"),
-        ({"scale": {"math": 1, "code": 1}},
-         "layer weights and scaled go with a pure vector; got task"),
-        ({"what": "pure", "table": "average"},
+        ({"what": "pure"}, 'method is missing; for example: method="lata"'),
+        ({"scaled": True}, "scaled goes with a pure vector; got task"),
+        ({"what": "pure", "method": "average"},
          "average gives no layer weights to task vectors; use task_arithmetic or lata"),
-        ({"what": "pure", "table": "magnitude"},
+        ({"what": "pure", "method": "magnitude"},
          "magnitude gives no layer weights to task vectors; use task_arithmetic or lata"),
         ({"form": "zip"}, "form must be in vector | lora; got 'zip'"),
         ({"rank": 4}, "rank goes with the form lora; got 4 for a vector"),
@@ -323,7 +334,7 @@ def test_the_place_of_the_file(tmp_path):
     there.write_bytes(b"mine")
     assert refusal(OutputError, tmp_path) == f"{there}: is there already; --force replaces it"
     assert there.read_bytes() == b"mine"
-    tv.extract(families.family(tmp_path), task="math", out=there, force=True)
+    tv.extract(families.family(tmp_path), there, task="math", force=True)
     assert set(vector(there)) == set(SHAPES) - set(KEPT)
     assert refusal(UsageError, tmp_path, out=tmp_path / "v") == (
         f"{tmp_path}/v: a vector is one file; give a name that ends in .safetensors"

@@ -128,8 +128,8 @@ def test_vectors_adapters_and_single_files(tmp_path, weights):
     write_checkpoint(tmp_path / "anchor", weights, "F32")
     write_checkpoint(tmp_path / "math", tuned, "F32")
     family = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
-    tv.extract(family, out=tmp_path / "math.safetensors")
-    tv.extract(family, out=tmp_path / "lora", form="lora", rank=1)
+    tv.extract(family, tmp_path / "math.safetensors")
+    tv.extract(family, tmp_path / "lora", form="lora", rank=1)
 
     vector = inspect(tmp_path / "math.safetensors")
     assert (vector.kind, list(vector.tensors)) == ("vector", [Q])

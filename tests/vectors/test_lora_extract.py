@@ -71,7 +71,7 @@ def config_of(adapter: Path) -> dict[str, Any]:
 
 def test_a_difference_of_exact_rank_is_recovered(tmp_path):
     family = write(tmp_path, low_rank(3))
-    done = tv.extract(family, out=tmp_path / "lora", form="lora", rank=3)
+    done = tv.extract(family, tmp_path / "lora", form="lora", rank=3)
     config, tau = config_of(tmp_path / "lora"), difference(tmp_path)
     assert config["target_modules"] == sorted(LINEAR)
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (3, 3, {})
@@ -96,7 +96,7 @@ def test_a_difference_of_exact_rank_is_recovered(tmp_path):
 @pytest.mark.parametrize(("rank", "least", "most"), [(4, 0.1, 0.9), (9, 1e-4, 0.01)])
 def test_reported_errors_are_those_of_the_stored_factors(tmp_path, rank, least, most):
     family = write(tmp_path, low_rank(9))  # under rank 9, all of the error is bfloat16's
-    done = tv.extract(family, out=tmp_path / "lora", form="lora", rank=rank, dtype="bfloat16")
+    done = tv.extract(family, tmp_path / "lora", form="lora", rank=rank, dtype="bfloat16")
     tau = difference(tmp_path)
     import torch
     from safetensors.torch import load_file as load_torch
@@ -119,7 +119,7 @@ def test_energy_gives_each_matrix_its_rank(tmp_path):
     q = f"{BLOCK}self_attn.q_proj.weight"
     changes[q] = 0.05 * np.random.default_rng(5).normal(size=LINEAR[q.removesuffix(".weight")])
     family = write(tmp_path, changes)
-    done = tv.extract(family, out=tmp_path / "lora", form="lora", energy=0.9)
+    done = tv.extract(family, tmp_path / "lora", form="lora", energy=0.9)
     tau, config = difference(tmp_path), config_of(tmp_path / "lora")
     for row in done.factored:
         values = np.linalg.svd(tau[row.name], compute_uv=False) ** 2
@@ -143,14 +143,14 @@ def test_what_is_no_linear_weight_is_refused_dropped_or_saved(tmp_path):
         "--rest drop leaves them out, --rest save keeps their modules whole"
     )
     tau = difference(tmp_path)
-    done = tv.extract(family, out=tmp_path / "dropped", form="lora", rank=2, rest="drop")
+    done = tv.extract(family, tmp_path / "dropped", form="lora", rank=2, rest="drop")
     norms = {name: float((t**2).sum()) for name, t in tau.items()}
     share = sum(norms[name] for name in rest) / sum(norms.values())
     assert done.lost == pytest.approx(share, rel=1e-6)
     assert {row.name for row in done.factored if row.kept == "dropped"} == set(rest)
     assert set(done.tensors) == set(tau) - set(rest)
 
-    saved = tv.extract(family, out=tmp_path / "saved", form="lora", rank=2, rest="save")
+    saved = tv.extract(family, tmp_path / "saved", form="lora", rank=2, rest="save")
     q = f"{BLOCK}self_attn.q_proj"
     modules = [EMBEDDING.removesuffix(".weight"), NORM.removesuffix(".weight"), q]
     config = config_of(tmp_path / "saved")
@@ -173,7 +173,7 @@ def test_conv1d_of_gpt2_is_stored_the_other_way_round(tmp_path):
     write_checkpoint(tmp_path / "anchor", weights, "F32", config=config)
     write_checkpoint(tmp_path / "math", {name: weights[name] + tau}, "F32", config=config)
     family = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
-    tv.extract(family, out=tmp_path / "lora", form="lora", rank=2)
+    tv.extract(family, tmp_path / "lora", form="lora", rank=2)
     assert config_of(tmp_path / "lora")["fan_in_fan_out"] is True
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert tensors[f"{PREFIX}transformer.h.0.mlp.c_fc.lora_A.weight"].shape == (2, 16)
@@ -183,9 +183,9 @@ def test_conv1d_of_gpt2_is_stored_the_other_way_round(tmp_path):
 
 def test_an_adapter_is_a_task_again(tmp_path):
     family = write(tmp_path, low_rank(3))
-    tv.extract(family, out=tmp_path / "lora", form="lora", rank=3)
+    tv.extract(family, tmp_path / "lora", form="lora", rank=3)
     apart = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "lora"})
-    tv.merge(apart, "task_arithmetic", scale={"math": 1.0}, out=tmp_path / "out")
+    tv.merge(apart, tmp_path / "out", method="task_arithmetic", scale={"math": 1.0})
     tuned = load_file(tmp_path / "math" / "model.safetensors")
     for name, w in load_file(tmp_path / "out" / "model.safetensors").items():
         assert np.allclose(w, tuned[name], rtol=0, atol=2e-6), name
@@ -200,7 +200,7 @@ def test_a_seed_and_nothing_else_changes_the_factors(tmp_path):
     family = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
 
     def made(out: str, **options: Any) -> bytes:
-        tv.extract(family, out=tmp_path / out, form="lora", rank=2, **options)
+        tv.extract(family, tmp_path / out, form="lora", rank=2, **options)
         return (tmp_path / out / "adapter_model.safetensors").read_bytes()
 
     first = made("a")
@@ -251,7 +251,8 @@ def test_an_embedding_that_is_tied_to_the_head(tmp_path):
     changes = {n: t for n, t in low_rank(2).items() if n != "lm_head.weight"}
     changes[EMBEDDING] = np.ones((80, 64))
     family = write(tmp_path, changes, CONFIG | {"tie_word_embeddings": True})
-    done = tv.extract(family, out=tmp_path / "lora", form="lora", rank=2, rest="save")
+    with pytest.warns(tv.TaskvecWarning, match="tied to the head"):
+        done = tv.extract(family, tmp_path / "lora", form="lora", rank=2, rest="save")
     assert config_of(tmp_path / "lora")["ensure_weight_tying"] is True
     assert done.warnings == (
         "the saved embedding is tied to the head: load the adapter with a PEFT that knows "

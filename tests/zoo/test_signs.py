@@ -11,10 +11,11 @@ pytest.importorskip("transformers")
 
 from taskvec import zoo
 from taskvec.evaluation.signs import find_signs
+from taskvec.merging.preview import scan
 from taskvec.methods.lata import lata
+from taskvec.outputs.merge import merge
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import load, open_stored
-from taskvec.vectors.api import merge, scan
 from taskvec.zoo.tasks import scored
 
 SKILLS = ("say", "find", "howto", "code")
@@ -46,7 +47,7 @@ def gibberish(instruct, mine):
 
 def merged(tmp_path, method, scale):
     table = lata(scan(FAMILY)) if method == "lata" else method
-    merge(FAMILY, table, scale=dict.fromkeys(FAMILY.tasks, scale), out=tmp_path / "merged")
+    merge(FAMILY, tmp_path / "merged", table=table, scale=dict.fromkeys(FAMILY.tasks, scale))
     return results(tmp_path / "merged")
 
 

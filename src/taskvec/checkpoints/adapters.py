@@ -19,7 +19,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -28,16 +28,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from taskvec import documents
-from taskvec.checkpoints.folder import INDEX, SINGLE, Checkpoint, identify
+from taskvec.checkpoints.folder import INDEX, PICKLED_REMEDY, SINGLE, Checkpoint, identify
 from taskvec.checkpoints.low_rank import Decomposed, LowRank, Moved, Replaced, ScaledChange
+from taskvec.checkpoints.memory import Held
 from taskvec.checkpoints.names import Names
+from taskvec.checkpoints.pickled import open_pickled_adapter
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
-from taskvec.checkpoints.source import Derived, Source
+from taskvec.checkpoints.source import Derived, Source, Sum
 from taskvec.checkpoints.views import View
 from taskvec.errors import CheckpointError, FamilyError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
@@ -93,7 +96,7 @@ class Adapter:
     """
 
     where: str
-    stored: Checkpoint
+    stored: Checkpoint | Held
     config: Mapping[str, Any]
     modules: Mapping[str, Mapping[str, str]]
     whole: Mapping[str, str]
@@ -101,7 +104,9 @@ class Adapter:
 
     def tokenizer(self) -> dict[str, bytes]:
         """Tokenizer and chat template, which training leaves beside an adapter; may be none."""
-        folder = self.stored.path
+        folder = self.stored.folder
+        if folder is None:
+            return {}
         found = {path for pattern in _TOKENIZER for path in folder.glob(pattern)}
         return {
             path.name: documents.read_bytes(path, documents.TOKENIZER, of=folder)
@@ -117,8 +122,12 @@ def is_adapter(path: str | os.PathLike[str]) -> bool:
     return (folder / CONFIG).exists() and not is_model
 
 
-def open_adapter(path: str | os.PathLike[str]) -> Adapter:
+def open_adapter(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapter:
     """Open an adapter folder and check what can be checked without the model that it is over.
+
+    Args:
+        path: The folder.
+        allow_pickle: Whether `adapter_model.bin` may be read where there is no other file.
 
     Raises:
         CheckpointError: broken files, or a kind of adapter that is not supported.
@@ -126,32 +135,53 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     folder = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
     config = documents.read_object(folder / CONFIG, documents.CONFIG, of=folder, non_finite=True)
     _check_kind(str(folder), config)
-    if not (folder / WEIGHTS).exists():
-        others = sorted(p.name for p in folder.glob("adapter_model*"))
-        got = f"got {others[0]}; save it as one safetensors file" if others else "download it again"
-        raise CheckpointError(f"{folder}: holds no {WEIGHTS}; {got}")
-    identity = identify(folder / WEIGHTS)
-    infos = {info.name: info for info in read_header(folder / WEIGHTS)}
-    if not infos:
-        raise CheckpointError(f"{folder}: {WEIGHTS} holds no tensors; is the download complete?")
-    stored = Checkpoint(
-        path=folder,
-        tensors={name: infos[name] for name in sorted(infos)},
-        config={},
-        stored=(identity,),
-        _file_of=dict.fromkeys(infos, WEIGHTS),
-    )
+    stored = _stored(folder, allow_pickle=allow_pickle)
     modules, whole = _sorted_parts(str(folder), stored.tensors)
     return Adapter(str(folder), stored, config, modules, whole)
 
 
-def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -> Derived:
+def _stored(folder: Path, *, allow_pickle: bool) -> Checkpoint | Held:
+    """The tensors of an adapter folder."""
+    if (folder / WEIGHTS).exists():
+        identity = identify(folder / WEIGHTS)
+        infos = {info.name: info for info in read_header(folder / WEIGHTS)}
+        if not infos:
+            raise CheckpointError(
+                f"{folder}: {WEIGHTS} holds no tensors; is the download complete?"
+            )
+        return Checkpoint(
+            path=folder,
+            tensors={name: infos[name] for name in sorted(infos)},
+            config={},
+            stored=(identity,),
+            _file_of=dict.fromkeys(infos, WEIGHTS),
+        )
+    if not (folder / PICKLED).exists():
+        others = sorted(p.name for p in folder.glob("adapter_model*"))
+        got = f"got {others[0]}; save it as one safetensors file" if others else "download it again"
+        raise CheckpointError(f"{folder}: holds no {WEIGHTS}; {got}")
+    if not allow_pickle:
+        raise CheckpointError(f"{folder / PICKLED}: {PICKLED_REMEDY}")
+    return open_pickled_adapter(folder / PICKLED)
+
+
+def difference(
+    adapter: Adapter,
+    over: Source,
+    *,
+    exclude: Sequence[str] = (),
+    token_rows: tuple[str, ...] = (),
+) -> Derived:
     """What an adapter changes in the model that it is put over.
+
+    Tensors of tokens that the adapter brings along whole may have other rows than the model's, as
+    where tokens were added in training: what their rows are for is then for the family to say.
 
     Args:
         adapter: As opened.
         over: The model that it was trained over, or another of the same shapes.
         exclude: Shell patterns of tensors that may be missing there, such as a new classifier.
+        token_rows: Ends of names of tensors whose rows are tokens.
 
     Returns:
         A source that is a difference: views are τ where a module was adapted, and weights where the
@@ -181,7 +211,9 @@ def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -
         shape = adapter.stored.tensors[stored].shape
         if 0 in shape and 0 not in over.tensors[name].shape:
             _fail(adapter, f"tensor {stored!r} has shape {list(shape)}", _NOT_GATHERED)
-        if shape != over.tensors[name].shape:
+        may_grow = name.endswith(token_rows) and bool(shape) if token_rows else False
+        expected = over.tensors[name].shape
+        if shape != expected and not (may_grow and shape[1:] == expected[1:]):
             _misfit(adapter, over, stored, shape, name)
         add(name, stored, shape, partial(adapter.stored.view, stored))
     for module, parts in adapter.modules.items():
@@ -190,8 +222,8 @@ def difference(adapter: Adapter, over: Source, *, exclude: Sequence[str] = ()) -
         if not is_there and any(fnmatchcase(called, pattern) for pattern in exclude):
             left_out.append(called)
             continue
-        for name, stored, make in _of_module(adapter, over, module, parts):
-            add(name, stored, over.tensors[name].shape, make)
+        for name, stored, shape, make in _of_module(adapter, over, module, parts):
+            add(name, stored, shape, make)
     return Derived(
         parts=(adapter.stored, over),
         how=f"adapter {json.dumps(adapter.config, sort_keys=True)}",
@@ -283,8 +315,8 @@ def _sorted_parts(
 
 def _of_module(
     adapter: Adapter, over: Source, module: str, parts: Mapping[str, str]
-) -> Iterator[tuple[str, str, Callable[[], View]]]:
-    """What an adapted module changes: name in the model, a stored name, and how to view it."""
+) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], View]]]:
+    """What an adapted module changes: name in the model, a stored name, shape, how to view it."""
     view = adapter.stored.view
     name = _present(adapter, over, f"{module}.weight", _adapted(adapter, f"{module}.weight", over))
     if "token_adapter.trainable_tokens_delta" in parts:
@@ -292,7 +324,8 @@ def _of_module(
         which = _token_rows(adapter, over, module, stored, name)
         order = np.argsort(which)
         known = {"which": which[order], "order": order}
-        yield name, stored, lambda: Replaced(over.view(name), view(stored), **known)
+        shape = over.tensors[name].shape
+        yield name, stored, shape, lambda: Replaced(over.view(name), view(stored), **known)
         parts = {part: stored for part, stored in parts.items() if not part.startswith("token_")}
         if not parts:
             return
@@ -305,30 +338,39 @@ def _of_module(
             _fail(adapter, f"has no {kind} of module {module!r}", "the file is incomplete")
     a, b = parts[kinds[0]], parts[kinds[1]]
     scaling, rank = scaling_of(adapter.config, module)
-    transposed = _check_shapes(adapter, over, (a, b), rank, name, is_embedding)
-    make = partial(_product, adapter, (a, b), over.tensors[name].shape, scaling, transposed)
+    weight = over.tensors[name]
+    base = parts.get("base_layer.weight")
+    brought = adapter.stored.tensors[base] if base is not None else weight
+    grown = brought.shape != weight.shape and brought.shape[1:] == weight.shape[1:]
+    if grown:  # rows of tokens were added: what is adapted is the weight that was brought along
+        weight = replace(brought, name=name)
+    transposed = _check_shapes(adapter, over, (a, b), rank, weight, is_embedding)
+    shape = weight.shape
+    make = partial(_product, adapter, (a, b), shape, scaling, transposed)
     if "lora_magnitude_vector" in parts:
         m = parts["lora_magnitude_vector"]
         if transposed or len(over.tensors[name].shape) != 2:
             _fail(adapter, f"uses DoRA on {name!r}, which is no plain linear layer", _MERGE)
         if adapter.stored.tensors[m].shape != over.tensors[name].shape[:1]:
             _misfit(adapter, over, m, adapter.stored.tensors[m].shape, name)
-        yield name, a, lambda: Decomposed(over.view(name), make(), view(m))
+        yield name, a, shape, lambda: Decomposed(over.view(name), make(), view(m))
     elif adapter.config.get("use_dora"):
         _fail(adapter, f"uses DoRA and has no lora_magnitude_vector of {module!r}", _MERGE)
-    elif "base_layer.weight" in parts:
-        base = parts["base_layer.weight"]
-        if adapter.stored.tensors[base].shape != over.tensors[name].shape:
-            _misfit(adapter, over, base, adapter.stored.tensors[base].shape, name)
-        yield name, a, lambda: Moved(make(), view(base), over.view(name))
+    elif base is not None and grown:
+        yield name, a, shape, lambda: Sum(view(base), make())
+    elif base is not None:
+        if brought.shape != shape:
+            _misfit(adapter, over, base, brought.shape, name)
+        yield name, a, shape, lambda: Moved(make(), view(base), over.view(name))
     else:
-        yield name, a, make
+        yield name, a, shape, make
     if "lora_B.bias" in parts:
         bias, called = parts["lora_B.bias"], f"{name.removesuffix('weight')}bias"
         called = _present(adapter, over, called, _adapted(adapter, called, over))
         if adapter.stored.tensors[bias].shape != over.tensors[called].shape:
             _misfit(adapter, over, bias, adapter.stored.tensors[bias].shape, called)
-        yield called, bias, lambda: ScaledChange(view(bias), scaling)
+        shape = over.tensors[called].shape
+        yield called, bias, shape, lambda: ScaledChange(view(bias), scaling)
 
 
 def _product(
@@ -347,10 +389,11 @@ def _check_shapes(
     over: Source,
     stored: tuple[str, str],
     rank: int,
-    name: str,
+    weight: TensorInfo,
     is_embedding: bool,
 ) -> bool:
     """Whether the weight is stored as (in, out); anything that does not fit is an error."""
+    name = weight.name
     a, b = (adapter.stored.tensors[n] for n in stored)
     for info in (a, b):
         if not info.dtype.is_float:
@@ -368,7 +411,6 @@ def _check_shapes(
             f"the rank is {rank}",
             "use the config that was saved with the weights",
         )
-    weight = over.tensors[name]
     if not weight.dtype.is_float:
         _fail(adapter, f"tensor {name!r} that it is over is {weight.dtype.name}", _MERGE)
     outs, ins = b.shape[0], a.shape[1:]

@@ -88,13 +88,10 @@ def _files(model: Path) -> tuple[dict[str, bytes], list[str]]:
     """Files of a model folder that belong to its weights, by relative name; and warnings."""
     if not model.is_dir():
         return {}, []
-    names, left_out = belongings(model)
     found: dict[str, bytes] = {}
     warnings: list[str] = []
-    if left_out:
-        warnings.append(f"not copied from the target's folder: {', '.join(left_out)}")
     room = _ALL_BYTES
-    for name in names:
+    for name in belongings(model)[0]:
         try:
             found[name] = documents.read_bytes(model / name, documents.TOKENIZER, of=model)
         except CheckpointError as error:

@@ -31,7 +31,7 @@ _COPY = re.compile(
     r"consolidated.*|.*\.(fp16|fp32|bf16|int8|non_ema|ema)[.-].*|mtp.*|adapter_model.*|.*original.*"
 )
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-_PICKLED_REMEDY = (
+PICKLED_REMEDY = (
     "holds only pickled weights, which can run code when loaded; allow_pickle: true "
     "(--allow-pickle) reads them without running what is in them; or convert them to safetensors"
 )
@@ -125,6 +125,38 @@ class Checkpoint:
         check_files(self.path, self.stored)
 
 
+_CONVERT = (
+    "merge it into its model with the tool that made it and give the whole model, or convert it to "
+    "a PEFT folder"
+)
+# Names of the factors of adapters, what those are, and what to do.
+_FACTORS = (
+    (
+        re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)"),
+        "LoRA factors as PEFT or diffusers name them",
+        "put the adapter_config.json that was saved with them beside them, call the file "
+        f"adapter_model.safetensors and give the folder, or {_CONVERT}",
+    ),
+    (
+        re.compile(r"(^lora_(unet|te\d?|transformer)_.*)|\.lora_(down|up|mid)(\.|$)|\.dora_scale$"),
+        "LoRA factors as kohya's scripts name them",
+        _CONVERT,
+    ),
+    (
+        re.compile(r"\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\."),
+        "LoRA factors as diffusers named them",
+        _CONVERT,
+    ),
+    (
+        re.compile(
+            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
+        ),
+        "factors of a LyCORIS adapter",
+        _CONVERT,
+    ),
+)
+
+
 def check_files(folder: Path, stored: Iterable[FileIdentity]) -> None:
     """Raise `StaleError` if a file is not what it was."""
     for opened in stored:
@@ -182,7 +214,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         folder, single = folder.parent, folder.name
     elif not folder.is_dir():
         if folder.suffix in _PICKLED_SUFFIXES and folder.is_file():
-            raise CheckpointError(f"{folder}: {_PICKLED_REMEDY}")
+            raise CheckpointError(f"{folder}: {PICKLED_REMEDY}")
         kind = "is a file of another kind" if folder.exists() else "no such folder or file"
         raise CheckpointError(
             f"{path}: {kind}; a model is a folder, a .safetensors file, or org/name on the hub"
@@ -199,6 +231,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{folder / (single or '')}: holds no tensors; is the download complete?"
         )
+    refuse_factors(folder / (single or ""), infos)
     config = read_config(folder) if single is None else {}
     config, notes = plain_config(folder / (single or ""), config, infos)
     return Checkpoint(
@@ -276,7 +309,7 @@ def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
         raise CheckpointError(f"{folder}: is an adapter, not a whole model; {USE_ADAPTER}")
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED_SUFFIXES)
     if pickled:
-        raise CheckpointError(f"{folder / pickled[0]}: {_PICKLED_REMEDY}")
+        raise CheckpointError(f"{folder / pickled[0]}: {PICKLED_REMEDY}")
     raise CheckpointError(f"{folder}: holds no safetensors file; expected {SINGLE} or {INDEX}")
 
 
@@ -320,6 +353,16 @@ def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: S
             f"{folder}: {shard} holds {name!r}, which {index} does not list there "
             f"({len(found - listed)} such tensors); {remedy}"
         )
+
+
+def refuse_factors(where: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Raise `CheckpointError` if tensors are those of an adapter that is in no folder of PEFT."""
+    for name in names:
+        for pattern, kind, remedy in _FACTORS:
+            if pattern.search(name):
+                raise CheckpointError(
+                    f"{where}: holds {kind} ({name!r}), not a whole model; {remedy}"
+                )
 
 
 def plain_config(

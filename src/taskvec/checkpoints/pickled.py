@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskvec.checkpoints.folder import check_index, identify, read_config, read_index
+from taskvec.checkpoints.folder import (
+    check_index,
+    identify,
+    read_config,
+    read_index,
+    refuse_factors,
+)
 from taskvec.checkpoints.memory import Held, is_torch, view_of
 from taskvec.errors import CheckpointError, MissingExtraError
 from taskvec.extras import require
@@ -74,6 +80,7 @@ def open_pickled(path: Path) -> Held:
         if name in listed:
             check_index(folder, INDEX, name, listed[name], found.keys())
         tensors |= found
+    refuse_factors(path, tensors)
     return Held(
         where=str(path),
         views={name: view_of(name, tensors[name], str(path)) for name in sorted(tensors)},
@@ -83,6 +90,27 @@ def open_pickled(path: Path) -> Held:
         inputs=(path,),
         place=folder,
         read_from=identities,
+    )
+
+
+def open_pickled_adapter(path: Path) -> Held:
+    """The tensors of one pickled file of an adapter, without running what is in it.
+
+    Raises:
+        CheckpointError: a damaged file, or one that holds more than weights.
+        MissingExtraError: torch is not installed, or too old to be safe.
+    """
+    identity = identify(path)
+    tensors = _load(path)
+    return Held(
+        where=str(path.parent),
+        views={name: view_of(name, tensors[name], str(path)) for name in sorted(tensors)},
+        config={},
+        identity=(str(path), identity),
+        folder=path.parent,
+        inputs=(path.parent,),
+        place=path.parent,
+        read_from=(identity,),
     )
 
 

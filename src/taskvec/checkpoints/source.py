@@ -9,7 +9,7 @@ knows which it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -204,10 +204,16 @@ def added(weights: Source, difference: Source) -> Derived:
         change = difference.view(name)
         return Sum(weights.view(name), change) if change.is_difference else change
 
+    shapes = {
+        name: replace(info, shape=difference.tensors[name].shape)
+        for name, info in weights.tensors.items()
+        if name in difference.tensors and difference.tensors[name].shape != info.shape
+    }
     return derived(
         weights,
         "added",
         parts=(difference,),
+        tensors={**weights.tensors, **shapes} if shapes else None,
         make_view=view,
         where=difference.where,
         files=difference.files,

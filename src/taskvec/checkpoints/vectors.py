@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
 from taskvec.checkpoints.safetensors import TensorInfo, read_metadata
-from taskvec.checkpoints.views import StoredTensor
+from taskvec.checkpoints.views import StoredTensor, View
 from taskvec.dtypes import DType
 from taskvec.errors import CheckpointError
 
 KIND = "task vector"  # what the metadata of such a file says under `taskvec`
+# Tensors with rows of tokens that the anchor lacks: weights, not differences. Their names begin so.
+NEW_ROWS = "taskvec.new_rows."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +67,14 @@ class Vector:
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """See `Source`."""
-        return self.stored.tensors
+        if not self.metadata.get("new_tokens"):
+            return self.stored.tensors
+        return {n: t for n, t in self.stored.tensors.items() if not n.startswith(NEW_ROWS)}
+
+    def new_rows(self, name: str) -> View | None:
+        """Rows of new tokens in a tensor, in the order in which the metadata lists the tokens."""
+        stored = NEW_ROWS + name
+        return self.stored.view(stored) if stored in self.stored.tensors else None
 
     @property
     def where(self) -> str:

@@ -39,7 +39,7 @@ def run(args: Arguments) -> int:
     _check(args, measures, vectors, data, validation)
 
     from taskvec.disentanglement.opening import open_vectors
-    from taskvec.evaluation.records import write_whole
+    from taskvec.files import write_text
 
     module, tasks, chosen_on = _opened(args, vectors, data, validation)
     models = open_vectors(args.model, module, vectors, Path(args.out))
@@ -52,7 +52,7 @@ def run(args: Arguments) -> int:
     for measure in measures:
         told[measure] = _MEASURED[measure](args, module, models, tasks, chosen_on)
     folder = Path(args.out)
-    write_whole(folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     if args.json:
         answer(told)
     else:
@@ -127,7 +127,7 @@ def _opened(
 
 def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> dict[str, Any]:
     from taskvec.disentanglement import disentanglement_error
-    from taskvec.evaluation.records import write_whole
+    from taskvec.files import write_text
 
     found = disentanglement_error(
         module,
@@ -138,7 +138,7 @@ def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> 
         **_common(args),
     )
     told, folder = found.to_json(), Path(args.out)
-    write_whole(folder / "error.csv", found.to_csv())
+    write_text(folder / "error.csv", found.to_csv())
     _draw(told, folder / "error.png")
     if not args.json:
         tables.print_error(found)

@@ -30,6 +30,7 @@ def run(args: Arguments) -> int:
         return _list(as_json=args.json)
     models = _named(args.models)
     singles = dict(evaluating.pair(text, "--single", "TASK=NAME") for text in args.single)
+    said = dict(evaluating.pair(text, "--expect", "TASK=up|down|keep") for text in args.expect)
     names = [name for text in args.tasks for name in text.split(",") if name]
     reference = args.reference or next(iter(models))
     for name in (reference, *singles.values()):
@@ -43,17 +44,25 @@ def run(args: Arguments) -> int:
 
     from taskvec.evaluation.comparison import compare
     from taskvec.evaluation.evaluate import prepare
+    from taskvec.evaluation.expectations import expect, merges_among
     from taskvec.evaluation.results import about, evaluate_models, write_results
     from taskvec.evaluation.signs import find_signs
 
     options = evaluating.options_from(args, limit=args.limit)
     prepared = prepare(names, options)
+    merges = merges_among(specs)
+    others = models.keys() - {reference, *singles.values()}
+    asked = [each.task for each in prepared]
+    expected = expect(merges, others, said, asked, reference=specs[reference])
     results = evaluate_models(specs, prepared, options)
     compared = compare(results, reference=reference, singles=singles)
-    findings = find_signs(results, reference=reference, singles=singles)
+    findings = find_signs(
+        results, reference=reference, singles=singles, merges=merges, expected=expected
+    )
     told = {
         "reference": reference,
         "tasks": {task: [each.to_json() for each in row] for task, row in compared.items()},
+        "expected": {name: expected[name] for name in models if expected.get(name)},
         "findings": [finding.to_json() for finding in findings],
         **about(),
     }
@@ -93,7 +102,7 @@ def _spec(args: Arguments, path: str) -> Spec:
         return path
     is_recipe = Path(path).name != MANIFEST_FILE  # a manifest is replayed as it is
     flags = Arguments(task=(), settings=args.settings if is_recipe else (), quiet=args.quiet)
-    return recipe_from(flags, path)
+    return recipe_from(flags, path), None
 
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:
@@ -127,9 +136,11 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
 
 def _print_findings(findings: Sequence[Finding]) -> None:
     """Signs of failure, a paragraph each."""
+    from taskvec.evaluation.signs import fold
+
     print("Findings:" if findings else "Findings: none")
-    for finding in findings:
-        print(textwrap.fill(f"- {finding.text}", 100, subsequent_indent="  "))
+    for text in fold(findings):
+        print(textwrap.fill(f"- {text}", 100, subsequent_indent="  "))
     print()
 
 
@@ -189,6 +200,9 @@ VERB = Verb(
         Option("--single", metavar="TASK=NAME", multiple=True, heading=COMPARISON_HEAD,
                help="the model that was tuned for a task alone; scores are also shown as shares of "
                "its score; repeatable"),
+        Option("--expect", metavar="TASK=up|down|keep", multiple=True, heading=COMPARISON_HEAD,
+               show_default="down for tasks with a negative scale in the recipe or manifest",
+               help="where a score should move; repeatable"),
         evaluating.LIMIT, evaluating.SEED, *evaluating.DATA, *evaluating.ASKING,
         *evaluating.SCORING,
         Option("--set", "settings", metavar="NAME=VALUE", multiple=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +14,18 @@ from taskvec.cli.options import FAMILY, FORCE, OUT, OUT_DTYPE, PRECISION, RUNNIN
 from taskvec.cli.printing import answer, gigabytes, show
 from taskvec.cli.recipe import has_family, recipe_from, running
 from taskvec.cli.streams import warn
+from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.vectors.extract import Extracted
+    from taskvec.vectors.vector_file import Extracted
 
 
 def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec.methods.table import load_table
     from taskvec.vectors.difference import Wanted
-    from taskvec.vectors.extract import extract_vector
-    from taskvec.vectors.lora import extract_lora, shape_of
+    from taskvec.vectors.extract import write_difference
+    from taskvec.vectors.lora import shape_of
 
     path, out_path = split_paths(args.paths, args.out, has_family=has_family(args))
     out = Path(out_path)
@@ -35,17 +36,15 @@ def run(args: Arguments) -> int:
         args.task = (f"instruct={args.instruct or args.anchor}",)  # a family needs a task
     # Only a pure vector asks the method for weights.
     method = {"name": "lata" if args.what == "pure" else "task_arithmetic"}
-    recipe, table = recipe_from(args, path, needs_scales=False, method=method)
+    recipe = recipe_from(args, path, needs_scales=False, method=method)
     if args.table is not None:
-        table = load_table(args.table)
-    table = table if args.what == "pure" or args.table is not None else None
-    wanted = Wanted(args.what, task, args.scaled, table)
+        if args.what != "pure":
+            raise UsageError(f"layer weights go with a pure vector; got {args.what}")
+        recipe = replace(recipe, table=load_table(args.table))
+    wanted = Wanted(args.what, task, args.scaled)
     started = time.monotonic()
     options = running(args, out.name)
-    if shape is None:
-        extracted = extract_vector(recipe, out, wanted, options)
-    else:
-        extracted = extract_lora(recipe, out, wanted, shape, options)
+    extracted = write_difference(recipe, out, wanted, shape, options)
     warn(extracted.warnings)
     result = _result(extracted, time.monotonic() - started)
     if args.json:

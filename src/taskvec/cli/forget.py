@@ -11,11 +11,11 @@ from taskvec.cli.recipe import has_family, recipe_from
 
 def run(args: Arguments) -> int:
     """Run this verb: a merge with scales negated; LATA by threshold where no method is named."""
-    from taskvec.vectors.api import negated
+    from taskvec.outputs.merge import negated
 
     path, out = split_paths(args.paths, args.out, has_family=has_family(args))
-    recipe, table = recipe_from(args, path, method={"name": "lata", "scheme": "threshold"})
-    return merge.execute(args, negated(recipe), table, Path(out), keeps_nothing_ok=args.force)
+    recipe = recipe_from(args, path, method={"name": "lata", "scheme": "threshold"})
+    return merge.execute(args, negated(recipe), Path(out), keeps_nothing_ok=args.force)
 
 
 VERB = Verb(

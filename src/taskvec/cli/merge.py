@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from taskvec.cli.recipe import has_family, merge_to, recipe_from, running, warn_
 from taskvec.cli.streams import say, warn
 
 if TYPE_CHECKING:
-    from taskvec.methods.table import Table
     from taskvec.recipes.recipe import Recipe
 
 PARAMS = (PATHS, *OUTPUT, *FAMILY, *RUNNING, JSON)
@@ -22,22 +22,19 @@ PARAMS = (PATHS, *OUTPUT, *FAMILY, *RUNNING, JSON)
 def run(args: Arguments) -> int:
     """Run this verb."""
     path, out = split_paths(args.paths, args.out, has_family=has_family(args))
-    recipe, table = recipe_from(args, path)
-    return execute(args, recipe, table, Path(out), keeps_nothing_ok=True)
+    return execute(args, recipe_from(args, path), Path(out), keeps_nothing_ok=True)
 
 
-def execute(
-    args: Arguments, recipe: Recipe, table: Table | None, out: Path, *, keeps_nothing_ok: bool
-) -> int:
+def execute(args: Arguments, recipe: Recipe, out: Path, *, keeps_nothing_ok: bool) -> int:
     """Merge and print what was done; 3 if every weight is 0 and that is not wanted."""
     from taskvec.methods.table import load_table
 
     if args.table is not None:
-        table = load_table(args.table)
+        recipe = replace(recipe, table=load_table(args.table))
     warn_of_scales(recipe)
     started = time.monotonic()
     options = running(args, out.name)
-    merged = merge_to(recipe, out, table, options, keeps_nothing_ok=keeps_nothing_ok)
+    merged = merge_to(recipe, out, options, keeps_nothing_ok=keeps_nothing_ok)
     if merged is None:
         say(
             f"error: {out}: not written: every layer has weight 0, so nothing would be forgotten. "

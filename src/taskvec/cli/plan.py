@@ -25,16 +25,18 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     from taskvec.checkpoints.source import nbytes
     from taskvec.layers import module_order
-    from taskvec.merging.plan import make_plan
-    from taskvec.outputs.place import check_output
+    from taskvec.merging.prepare import prepare
+    from taskvec.outputs.place import check_place
     from taskvec.outputs.staging import free_bytes
     from taskvec.statistics.collect import describe
+    from taskvec.streaming import RunOptions
 
-    recipe, _ = recipe_from(args, args.recipe, needs_scales=False)
+    recipe = recipe_from(args, args.recipe, needs_scales=False)
     warn_of_scales(recipe)
-    plan = make_plan(recipe, threads=args.threads)
+    plan = prepare(recipe, RunOptions(threads=args.threads))
+    cost = plan.estimate
     if args.out is not None:
-        check_output(plan, Path(args.out), force=True)
+        check_place(plan.members, cost.write_bytes, Path(args.out), force=True)
     members = plan.members
     decided, asks_for = _decided(plan) if len(recipe.scales) == len(members.tasks) else (None, None)
     modules = Counter(members.keys[name].module for name in members.merged)
@@ -64,11 +66,11 @@ def run(args: Arguments) -> int:
         "shards": [
             {"file": s.file, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards
         ],
-        "scan_bytes": plan.scan_bytes,
-        "merge_bytes": plan.merge_bytes,
-        "write_bytes": plan.write_bytes,
+        "scan_bytes": cost.scan_bytes,
+        "merge_bytes": cost.merge_bytes,
+        "write_bytes": cost.write_bytes,
         "free_bytes": free_bytes(Path(args.out or ".").absolute()),
-        "peak_memory_bytes": plan.peak_bytes,
+        "peak_memory_bytes": cost.peak_bytes,
         "notes": list(members.notes),
         "warnings": list(members.warnings),
     }
@@ -96,16 +98,18 @@ def _unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[st
 
 def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
     """Coefficient of each task where no weights are needed to know it, or what is read for it."""
+    from taskvec.merging.decide import decide_from_headers
     from taskvec.merging.edits import layer_scales
+    from taskvec.merging.estimate import reading_bytes
     from taskvec.methods.method import READINGS, Need
 
-    outcome = plan.without_weights()
+    outcome = decide_from_headers(plan)
     if outcome is None:
         return None, None
     if isinstance(outcome, Need):
-        times, nbytes = READINGS.get(outcome.statistic, ""), plan.reading_bytes(outcome)
+        times, nbytes = READINGS.get(outcome.statistic, ""), reading_bytes(plan, outcome)
         return None, {"statistic": outcome.statistic, "bytes": nbytes, "times": times}
-    coefficients = layer_scales(plan, outcome) * outcome.weights
+    coefficients = layer_scales(plan.recipe, plan.members, outcome) * outcome.weights
     means = {t: float(c.mean()) for t, c in zip(outcome.tasks, coefficients, strict=True)}
     return {task: means[task] for task in plan.recipe.family.tasks if task in means}, None
 

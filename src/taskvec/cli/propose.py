@@ -35,17 +35,15 @@ def run(args: Arguments) -> int:
 
     from taskvec.coefficients.closed_form import FORMULAS, propose
     from taskvec.coefficients.schemes import suggest_scheme
-    from taskvec.merging.deciding import settled_members
+    from taskvec.merging.prepare import open_with_base
     from taskvec.merging.scans import scan_members
 
     if args.proposal not in FORMULAS:
         raise UsageError(f"--proposal: {nearest(args.proposal, list(FORMULAS))}")
     _check(recipe)
     options = running(args)
-    members = settled_members(recipe, options)
-    scan = scan_members(
-        members, cache=options.cache, threads=options.threads, progress=options.progress
-    )
+    members = open_with_base(recipe, options)
+    scan = scan_members(members, options)
     weights = _decided(recipe, members, scan)
     proposals = propose(scan, weights)
     granularity = next(iter(recipe.parameters.values())).get("granularity", "tensor")
@@ -63,7 +61,7 @@ def run(args: Arguments) -> int:
 
 def _decided(recipe: Recipe, members: Members, scan: Scan) -> Table:
     """The method's own table; λ = 1 stands for what is not decided yet."""
-    from taskvec.merging.plan import inputs_of
+    from taskvec.merging.decide import inputs_of
     from taskvec.methods.table import Table
 
     scaled = recipe.with_scales(dict.fromkeys(scan.tasks, 1.0))

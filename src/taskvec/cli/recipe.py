@@ -15,10 +15,10 @@ from taskvec.cli.streams import say, warn
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.merging.deciding import Options
-    from taskvec.methods.table import Table
+    from taskvec.outputs.run import Merged
     from taskvec.recipes.mergekit.work import Note
     from taskvec.recipes.recipe import Recipe
+    from taskvec.streaming import RunOptions
 
 # Options of a recipe's keys, by key; what they hold is a word.
 _KEYS = {
@@ -48,7 +48,7 @@ def recipe_from(
     *,
     needs_scales: bool = True,
     method: Mapping[str, Any] | None = None,
-) -> tuple[Recipe, Table | None]:
+) -> Recipe:
     """The recipe of a command: a file, a manifest (with its table), or flags.
 
     Args:
@@ -61,12 +61,11 @@ def recipe_from(
         RecipeError: anything wrong in it; about a flag, it names the flag.
         UsageError: neither a recipe nor tasks, or a flag that does not go with it.
     """
-    from taskvec.outputs.manifest import MANIFEST_FILE, read_manifest, recipe_of
     from taskvec.recipes.located import Document, parse_yaml
     from taskvec.recipes.mergekit import is_config
-    from taskvec.recipes.mergekit.convert import convert
     from taskvec.recipes.overrides import with_overrides
     from taskvec.recipes.reading import read_recipe, read_text
+    from taskvec.recipes.replay import MANIFEST_FILE, read_manifest, recipe_of
 
     flags = _flags(args)
     is_faithful = getattr(args, "faithful", False)
@@ -82,6 +81,8 @@ def recipe_from(
     else:
         document, folder = parse_yaml(read_text(recipe), recipe), Path(recipe).absolute().parent
     if is_config(document.data):
+        from taskvec.recipes.mergekit.convert import convert
+
         imported = convert(document, Path.cwd(), faithful=is_faithful)
         if not getattr(args, "quiet", False):
             show_differences(str(recipe), imported.notes)
@@ -95,7 +96,7 @@ def recipe_from(
         {key: value for key, (value, _) in flags.items()},
         flags={key: flag for key, (_, flag) in flags.items()},
     )
-    return read_recipe(document, folder, needs_scales=needs_scales), None
+    return read_recipe(document, folder, needs_scales=needs_scales)
 
 
 def recipe_only(args: Arguments, recipe: str | None, **options: Any) -> Recipe:
@@ -104,11 +105,11 @@ def recipe_only(args: Arguments, recipe: str | None, **options: Any) -> Recipe:
     Raises:
         UsageError: it is a manifest, whose weights are fixed.
     """
-    from taskvec.outputs.manifest import MANIFEST_FILE
+    from taskvec.recipes.replay import MANIFEST_FILE
 
     if recipe is not None and Path(recipe).name == MANIFEST_FILE:
         raise UsageError(f"{recipe}: the weights of a manifest are fixed; give a recipe")
-    return recipe_from(args, recipe, **options)[0]
+    return recipe_from(args, recipe, **options)
 
 
 def _is_taskless(args: Arguments) -> bool:
@@ -167,12 +168,12 @@ def _model(path: str) -> str:
     return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 (leaves ~nobody)
 
 
-def running(args: Arguments, name: str = "") -> Options:
+def running(args: Arguments, name: str = "") -> RunOptions:
     """How to run; `name` is the model that bars name."""
-    from taskvec.merging.deciding import Options
+    from taskvec.streaming import RunOptions
 
     announce_compiling()
-    return Options(
+    return RunOptions(
         force=getattr(args, "force", False),
         copy_code=getattr(args, "copy_code", False),
         cache="off" if args.no_cache else "renew" if args.rescan else "use",
@@ -194,23 +195,20 @@ def warn_of_scales(recipe: Recipe) -> None:
 
 
 def merge_to(
-    recipe: Recipe, out: Path, table: Table | None, options: Options, *, keeps_nothing_ok: bool
-) -> Any:
+    recipe: Recipe, out: Path, options: RunOptions, *, keeps_nothing_ok: bool
+) -> Merged | None:
     """Merge and write the folder; None if every weight is 0 and that is not wanted."""
-    from taskvec.merging.deciding import decided, settle
-    from taskvec.merging.plan import make_plan
-    from taskvec.outputs import run
-    from taskvec.outputs.place import check_output
+    from taskvec.merging.decide import decide
+    from taskvec.merging.prepare import prepare
+    from taskvec.outputs.place import check_place
+    from taskvec.outputs.run import run
 
-    if not keeps_nothing_ok and (table is not None or recipe.method.needs_scan):
-        run.check_scales(recipe)
-        plan = make_plan(recipe, threads=options.threads)
-        check_output(plan, out, force=options.force)
-        settle(plan.stages, options)
-        made = decided(plan, table, options)
-        if not made.weights.any():
+    if not keeps_nothing_ok and (recipe.table is not None or recipe.method.needs_scan):
+        prepared = prepare(recipe, options)
+        check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
+        if not decide(prepared).table.weights.any():
             return None
-    return run.run(recipe, out, table=table, options=options)
+    return run(recipe, out, options)
 
 
 def show_differences(source: str, notes: list[Note] | tuple[Note, ...]) -> None:

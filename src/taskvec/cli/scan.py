@@ -38,21 +38,19 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     if args.json and args.csv == "-":
         raise UsageError("--json and --csv - both write to standard output; give --csv a file")
-    from taskvec.merging.deciding import settled_members
+    from taskvec.merging.prepare import open_with_base
     from taskvec.merging.scans import save_scan, scan_members
 
     if args.plot:
         from taskvec.reporting.figures import check_figure
 
         check_figure(Path(args.plot))
-    recipe, _ = recipe_from(args, args.recipe, needs_scales=False, method={"name": "lata"})
+    recipe = recipe_from(args, args.recipe, needs_scales=False, method={"name": "lata"})
     if args.save_table and recipe.method.needs_base and recipe.family.base is None:
         raise UsageError(f"base is missing: the table of {recipe.method.name} rests on it")
     options = running(args)
-    members = settled_members(recipe, options)
-    scan = scan_members(
-        members, cache=options.cache, threads=options.threads, progress=options.progress
-    )
+    members = open_with_base(recipe, options)
+    scan = scan_members(members, options)
     if args.save_scan:
         with writing(args.save_scan):
             save_scan(scan, Path(args.save_scan))
@@ -85,7 +83,7 @@ def _table(recipe: Recipe, scan: Scan) -> Table | None:
 
 
 def _result(recipe: Recipe, scan: Scan, warnings: Sequence[str]) -> dict[str, Any]:
-    from taskvec.merging.layer_report import layer_rows, summary
+    from taskvec.merging.layer_report import summary, weighed_rows
 
     tasks = list(recipe.family.tasks)
     parameters = [recipe.parameters[task] for task in scan.tasks]
@@ -98,7 +96,7 @@ def _result(recipe: Recipe, scan: Scan, warnings: Sequence[str]) -> dict[str, An
     return {
         "granularity": granularity,
         "threshold": threshold,
-        "layers": _by_task(layer_rows(scan, granularity, threshold), tasks),
+        "layers": _by_task(weighed_rows(scan, granularity, threshold), tasks),
         "summary": _summary_by_task(summary(scan, granularity, threshold), tasks),
         "other": [n for n, key in zip(scan.names, scan.keys, strict=True) if key.module == "other"],
         "members": {
@@ -123,7 +121,7 @@ def _summary_by_task(summary: dict[str, Any], tasks: Sequence[str]) -> dict[str,
 
 
 def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> None:
-    from taskvec.merging.plan import inputs_of
+    from taskvec.merging.decide import inputs_of
     from taskvec.methods.table import Table
 
     scaled = recipe.with_scales(dict.fromkeys(scan.tasks, 1.0) | recipe.scales)
@@ -156,9 +154,9 @@ def _rows(
     if is_full:
         rows: list[Row] = result["layers"]
         return rows
-    from taskvec.merging.layer_report import layer_rows
+    from taskvec.merging.layer_report import weighed_rows
 
-    rows = layer_rows(scan, "block", result["threshold"])
+    rows = weighed_rows(scan, "block", result["threshold"])
     if table is not None:
         layers = [key.at("block", name) for name, key in zip(scan.names, scan.keys, strict=True)]
         for row in rows:

@@ -75,17 +75,17 @@ def write(
     Raises:
         OutputError: they cannot be written.
     """
-    from taskvec.evaluation.records import write_whole
     from taskvec.evaluation.results import about
+    from taskvec.files import write_text
 
     everything = {**told, "recipe": recipe.to_dict(), **about()}
     text = json.dumps(everything, indent=1, ensure_ascii=False)
-    write_whole(path.with_name(path.name + ".json"), text + "\n")
+    write_text(path.with_name(path.name + ".json"), text + "\n")
     out = io.StringIO()
     writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    write_whole(path.with_name(path.name + ".csv"), out.getvalue())
+    write_text(path.with_name(path.name + ".csv"), out.getvalue())
 
 
 def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:

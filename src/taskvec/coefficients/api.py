@@ -19,7 +19,8 @@ from taskvec.coefficients.study_files import told, write
 from taskvec.coefficients.study_locks import alone, worker
 from taskvec.coefficients.winner import Choice, choose, tested, trials_of
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions
+from taskvec.evaluation.evaluate import Asked, EvaluationOptions
+from taskvec.evaluation.task import Task, task_of
 from taskvec.extras import require
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Recipe
@@ -37,7 +38,7 @@ def silent(total: int) -> AbstractContextManager[Callable[[int], object]]:
     return nullcontext(lambda done: None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SearchResult:
     """What a search found.
 
@@ -51,14 +52,29 @@ class SearchResult:
     choice: Choice
     told: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        trials = self.told["tried"]
+        winner = self.choice.winner
+        found = "no winner" if winner is None else f"winner {dict(winner.point)} {winner.values}"
+        return f"<SearchResult: {trials} candidates, {found}>"
+
+    def to_pandas(self) -> Any:
+        """A row for each candidate: its point, its values, and its error if it failed."""
+        rows = [
+            {**trial["point"], **trial["values"], "error": trial["error"]}
+            for trial in self.told["trials"]
+        ]
+        index = [trial["number"] for trial in self.told["trials"]]
+        return require("pandas", "report").DataFrame(rows, index=index)
+
 
 def search(
     recipe: Recipe | str | os.PathLike[str],
     *,
     vary: Mapping[str, str] | Sequence[str] = (),
-    maximize: Sequence[str] = (),
-    minimize: Sequence[str] = (),
-    keep: Sequence[str] = (),
+    maximize: Sequence[Asked] = (),
+    minimize: Sequence[Asked] = (),
+    keep: Sequence[Asked] = (),
     keep_share: float = 0.95,
     single: Mapping[str, str] | None = None,
     aggregate: str = "mean",
@@ -78,7 +94,8 @@ def search(
         recipe: What is merged, or the file of a recipe; λ that it lacks must be varied.
         vary: Axes, as on the command line: `{"scale.math": "0:1", "scheme": "linear,threshold"}`;
             none: λ of each task from 0 to 1.5.
-        maximize: Tasks of the evaluation, `TASK` or `TASK@METRIC`, to be good at.
+        maximize: Tasks of the evaluation to be good at: `TASK` or `TASK@METRIC`, tasks, or
+            functions of model and tokenizer that return a number, of which more is better.
         minimize: To be bad at.
         keep: In which at least `keep_share` of the target's value is kept.
         keep_share: In (0, 1].
@@ -93,21 +110,25 @@ def search(
         out: Folder of the study; the same search goes on from it, and may share it.
         options: How candidates are evaluated; the seed is that of the search too.
         executor: Who scores candidates.
-        progress: Told the candidates done.
+        progress: Called with the candidates done.
 
     Returns:
         What was found; it lies in `out` too.
 
     Raises:
-        UsageError: what is asked for cannot be meant, or the folder has a study of something else.
+        UsageError: the arguments are contradictory or incomplete, or the folder has a study of
+            something else.
         TaskvecError: anything else foreseen, such as that every candidate failed.
     """
     given = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, needs_scales=False)
     axes = [f"{key}={said}" for key, said in vary.items()] if isinstance(vary, Mapping) else vary
+    asked = (*maximize, *minimize, *keep)
+    own = {task.name: task for task in (task_of(a) for a in asked if not isinstance(a, str))}
     goals = make_goals(
-        maximize,
-        minimize,
-        keep,
+        *(
+            [a if isinstance(a, str) else task_of(a).name for a in way]
+            for way in (maximize, minimize, keep)
+        ),
         single=single,
         tasks=list(given.family.tasks),
         aggregate=aggregate,
@@ -121,6 +142,7 @@ def search(
         options,
         Splitting(select_n, test_n),
         sampler=sampler,
+        own=own,
     )
     return run_search(job, Path(out), trials=trials, executor=executor, progress=progress)
 
@@ -133,19 +155,22 @@ def make_job(
     splitting: Splitting,
     *,
     sampler: str = "auto",
+    own: Mapping[str, Task] | None = None,
 ) -> SearchJob:
     """All that makes up a search, checked as far as it can be without weights.
 
     Raises:
-        UsageError: what is asked for cannot be meant.
+        UsageError: the arguments are contradictory or incomplete.
         TaskvecError: data are missing.
     """
     require("optuna", "search")
     space = make_space(recipe, axes)
     chosen = find_sampler(sampler, space, goals)
-    names = list(dict.fromkeys(goal.task for goal in goals.goals))
-    parts = split(names, options, splitting)
-    return SearchJob(space, goals, options, splitting, parts, chosen, options.settings.seed)
+    own = own or {}
+    names = dict.fromkeys(goal.task for goal in goals.goals)
+    parts = split([own.get(name, name) for name in names], options, splitting)
+    seed = options.settings.seed
+    return SearchJob(space, goals, options, splitting, parts, chosen, seed, own)
 
 
 def run_search(

@@ -39,16 +39,16 @@ from taskvec.evaluation.evaluate import EvaluationOptions, Result
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
-from taskvec.merging.deciding import settled_members
+from taskvec.merging.decide import check_scales
 from taskvec.merging.layer_report import rank_correlation, sign_conflicts
+from taskvec.merging.prepare import open_with_base
 from taskvec.merging.scans import scan_members
 from taskvec.methods.method import Inputs
 from taskvec.methods.table import Table
-from taskvec.outputs.run import check_scales
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.scan import Scan
-from taskvec.vectors.api import recipe_of_family
 
 Array = np.ndarray[Any, Any]
 Ask = Callable[[Recipe, str, Sequence[str]], dict[str, Result]]  # by task, for those named
@@ -209,7 +209,7 @@ def measure_pairs(
     goals = make_goals(keys, trade_off=len(keys) > 1)
     asked = {task: measure[task].partition("@")[0] for task in tasks}
     by_name = {each.task.name: each for each in prepare_each(list(asked.values()), options)}
-    scan = scan_members(settled_members(recipe))
+    scan = scan_members(open_with_base(recipe))
     weights = pure_weights(recipe, scan)
     granularity = str(recipe.parameters[tasks[0]].get("granularity", "tensor"))
 
@@ -260,13 +260,13 @@ def only(recipe: Recipe, tasks: Sequence[str]) -> Recipe:
 def _whole(recipe: Recipe, task: str) -> Recipe:
     """The fine-tune of a task: all of its vector, added to where it starts from."""
     family = replace(only(recipe, (task,)).family, target=None)
-    return replace(recipe_of_family(family, "task_arithmetic", {task: 1.0}, {}), out=recipe.out)
+    return replace(as_recipe(family, {"method": "task_arithmetic", "scale": 1.0}), out=recipe.out)
 
 
 def _untouched(recipe: Recipe, task: str) -> Recipe:
     """The target with nothing of a task's vector."""
     family = only(recipe, (task,)).family
-    return replace(recipe_of_family(family, "task_arithmetic", {task: 0.0}, {}), out=recipe.out)
+    return replace(as_recipe(family, {"method": "task_arithmetic", "scale": 0.0}), out=recipe.out)
 
 
 def _alone(recipe: Recipe, task: str, metric: Metric, target: Result, ask: Ask) -> Alone:

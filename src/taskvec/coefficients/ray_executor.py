@@ -21,7 +21,7 @@ from taskvec.coefficients.scoring import Ask, CandidateOutcome, Executor, Local,
 from taskvec.coefficients.splits import Split, split
 from taskvec.coefficients.study import members_of
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import silent
+from taskvec.evaluation.evaluate import Asked, silent
 from taskvec.extras import require
 
 TRIES = 2  # workers that may end over one candidate
@@ -41,9 +41,9 @@ class Worker:
     """
 
     def __init__(
-        self, job: SearchJob, names: list[str], local: Callable[[SearchJob], Executor]
+        self, job: SearchJob, asked: list[Asked], local: Callable[[SearchJob], Executor]
     ) -> None:
-        parts = split(names, job.options, job.splitting)
+        parts = split(asked, job.options, job.splitting)
         self._executor = local(replace(job, split=parts))
         self.about = {"members": members_of(job), "samples": parts.to_json()}
         self.where = f"process {os.getpid()} on {socket.gethostname()}"
@@ -152,10 +152,11 @@ class RayExecutor:
         options = replace(self._job.options, progress=silent)
         job = replace(self._job, options=options, split=Split((), ()))
         names = [each.task.name for each in self._job.split.select]
+        asked = [self._job.own.get(name, name) for name in names]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = self._ray.remote(Worker).options(num_cpus=1, num_gpus=needs.get("GPU", 0.0))
-            return made.remote(job, names, self._local)
+            return made.remote(job, asked, self._local)
 
     def _check(self, worker: Any) -> None:
         """Refuse a worker that sees other files than we do."""

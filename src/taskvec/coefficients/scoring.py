@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -19,6 +19,7 @@ from taskvec.coefficients.splits import Split, Splitting
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, evaluate_with, silent
 from taskvec.evaluation.loading import Models
+from taskvec.evaluation.task import Task
 from taskvec.recipes.recipe import Recipe
 
 SELECT, TEST = "select", "test"
@@ -36,6 +37,7 @@ class SearchJob:
         split: The samples.
         sampler: Who proposes candidates; see `sampling.SAMPLERS`.
         seed: Of the sampler, the division of samples, and intervals.
+        own: Tasks that were given as such or as functions, by name.
     """
 
     space: Space
@@ -45,6 +47,7 @@ class SearchJob:
     split: Split
     sampler: str
     seed: int
+    own: Mapping[str, Task] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, pre
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
-from taskvec.merging.deciding import settled_members
+from taskvec.merging.decide import check_scales
+from taskvec.merging.prepare import open_with_base
 from taskvec.merging.scans import scan_members
 from taskvec.methods.lata import drop_above
-from taskvec.outputs.run import check_scales
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.scan import Scan, layer_statistics
@@ -307,7 +307,7 @@ def blank_points(recipe: Recipe, sweep: Sweep) -> list[Point]:
     """The points of a sweep with what they keep; a threshold reads the scan."""
     scan = None
     if drops_layers(recipe, sweep):
-        scan = scan_members(settled_members(recipe))
+        scan = scan_members(open_with_base(recipe))
     return [Point(value, kept_of(recipe, sweep, value, scan)) for value in sweep.values]
 
 

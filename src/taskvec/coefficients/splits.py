@@ -15,7 +15,7 @@ from typing import Any
 
 from taskvec.errors import UsageError
 from taskvec.evaluation.data import DataPlaces
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, prepare
+from taskvec.evaluation.evaluate import Asked, EvaluationOptions, Prepared, prepare
 from taskvec.evaluation.task import Sample
 
 SELECT_N = 100  # samples of a task, or half of what there is
@@ -66,11 +66,11 @@ def digest(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def split(names: Sequence[str], options: EvaluationOptions, how: Splitting) -> Split:
+def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) -> Split:
     """Samples of tasks, divided by the seed.
 
     Args:
-        names: Tasks, each once.
+        asked: Tasks, each once. One without samples, a function, is asked as it is in both parts.
         options: How to evaluate; its limit is not used.
         how: How many, and from where.
 
@@ -79,11 +79,11 @@ def split(names: Sequence[str], options: EvaluationOptions, how: Splitting) -> S
         TaskvecError: whatever `prepare` raises.
     """
     options = replace(options, limit=None)
-    here = prepare(names, options)
+    here = prepare(asked, options)
     apart = None
     if how.test_data is not None:
-        apart = prepare(names, replace(options, data=how.test_data))
-    if [each.task.name for each in here] != list(names):
+        apart = prepare(asked, replace(options, data=how.test_data))
+    if len(here) != len(asked):
         raise UsageError("a group of tasks cannot be a goal; name the tasks themselves")
     pairs = [
         _divided(each, None if apart is None else apart[i], how, options.settings.seed)
@@ -95,6 +95,8 @@ def split(names: Sequence[str], options: EvaluationOptions, how: Splitting) -> S
 def _divided(
     here: Prepared, apart: Prepared | None, how: Splitting, seed: int
 ) -> tuple[Prepared, Prepared]:
+    if here.task.measure is not None:
+        return here, here
     task = here.task.name
     shuffled = _shuffled(here.samples, f"{seed}:{task}:select")
     half = len(shuffled) if apart is not None else len(shuffled) // 2

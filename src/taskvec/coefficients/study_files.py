@@ -22,8 +22,9 @@ from typing import Any
 from taskvec.coefficients.space import Space
 from taskvec.coefficients.study import Study, definition
 from taskvec.coefficients.winner import Choice, Trial, trials_of
-from taskvec.evaluation.records import write_whole
 from taskvec.evaluation.results import about
+from taskvec.files import write_text
+from taskvec.journal import finite
 from taskvec.recipes.writing import SCHEMA_FILE, recipe_text, schema_text
 
 FEWEST = 20  # scored candidates that importances are told from
@@ -59,7 +60,7 @@ def told(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[s
         **machine,
         "versions": machine["versions"] | optuna,
     }
-    plain: dict[str, Any] = _plain(everything)
+    plain: dict[str, Any] = finite(everything)
     return plain
 
 
@@ -96,14 +97,14 @@ def write(folder: Path, study: Study, choice: Choice, all_of_it: Mapping[str, An
     """
     space = study.job.space
     if choice.winner is not None:
-        write_whole(folder / "recipe.yaml", candidate_text(space, choice.winner))
-        write_whole(folder / SCHEMA_FILE, schema_text())
+        write_text(folder / "recipe.yaml", candidate_text(space, choice.winner))
+        write_text(folder / SCHEMA_FILE, schema_text())
     for trial in choice.front:
-        write_whole(folder / "front" / f"{trial.number}.yaml", candidate_text(space, trial))
-        write_whole(folder / "front" / SCHEMA_FILE, schema_text())
-    write_whole(folder / "trials.csv", table(study))
+        write_text(folder / "front" / f"{trial.number}.yaml", candidate_text(space, trial))
+        write_text(folder / "front" / SCHEMA_FILE, schema_text())
+    write_text(folder / "trials.csv", table(study))
     text = json.dumps(all_of_it, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "trials.json", text + "\n")
+    write_text(folder / "trials.json", text + "\n")
 
 
 def candidate_text(space: Space, trial: Trial) -> str:
@@ -138,14 +139,3 @@ def table(study: Study) -> str:
              f"{trial.switching_s:.4f}", f"{trial.scoring_s:.4f}", trial.error]
         )  # fmt: skip
     return out.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value

@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from taskvec.errors import OutputError
+from taskvec.files import writing
+from taskvec.journal import cut_unfinished_line
 
 JOURNAL, LOCK, WORKERS = "study.jsonl", ".lock", ".workers"
 
@@ -78,10 +79,7 @@ class JournalLock:
         """Wait for the lock."""
         self._fd = _opened(self._journal)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            whole = self._journal.read_bytes().rfind(b"\n") + 1
-            os.ftruncate(self._fd, whole)
+        cut_unfinished_line(self._journal)
         return True
 
     def release(self) -> None:
@@ -90,8 +88,6 @@ class JournalLock:
 
 
 def _opened(path: Path) -> int:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

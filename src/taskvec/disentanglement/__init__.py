@@ -1,7 +1,7 @@
 """Weight disentanglement: its error, task addition and negation, where linearity sits.
 
-`tasks` says what models are asked, `weights` puts them at points of weight space, `intervals` and
-`records` serve all measurements.
+`tasks` says what models are asked, `weights` puts them at points of weight space, `records` stores
+measurements.
 """
 
 from __future__ import annotations

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from taskvec.disentanglement.intervals import Bootstrap, percentiles, ratio
 from taskvec.disentanglement.records import Records
 from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points
 from taskvec.errors import DataError
-from taskvec.evaluation.intervals import Figure
+from taskvec.evaluation.intervals import Bootstrap, Figure, percentiles, ratio
 
 Array = np.ndarray[Any, Any]
 Methods = Mapping[str, str | Mapping[str, Any]]  # by label: a name, or as in a recipe
@@ -71,13 +70,13 @@ class Accuracies:
         found, is_there = {}, False
         for name, task in self.tasks[split].items():
             key = f"{split} {name!r} {how}"
-            if key not in self.records.kept:
+            if key not in self.records.known:
                 if not is_there:
                     self.space.put(self.space.by(method), scales)
                     is_there = True
                 counts = _asked(task, self.space.module)
                 self.records.add(key, {"right": counts.right.tolist(), "of": counts.of.tolist()})
-            kept = self.records.kept[key]
+            kept = self.records.known[key]
             found[name] = Counts(np.array(kept["right"]), np.array(kept["of"]))
         return found
 

@@ -31,15 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.disentanglement.intervals import Bootstrap, ratio, total
-from taskvec.disentanglement.records import Records, finite, key_of, open_records
+from taskvec.disentanglement.records import Records, key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
-from taskvec.errors import OutputError, UsageError
+from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
-from taskvec.evaluation.intervals import Figure
+from taskvec.evaluation.intervals import Bootstrap, Figure, ratio, total
 from taskvec.extras import require
-from taskvec.files import write_whole
+from taskvec.files import write_whole, writing
+from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
 
 Array = np.ndarray[Any, Any]
@@ -193,8 +193,8 @@ def disentanglement_error(
             for a, b in sorted(todo, key=lambda cell: (cell[0] != 0) + (cell[1] != 0)):
                 grid.measure(a, b)
                 advance(1)
-    cells = [[_cell(names, a, b, records.kept[_name(a, b)]) for b in places] for a in places]
-    first = records.kept[_name(places[0], places[0])]["terms"]
+    cells = [[_cell(names, a, b, records.known[_name(a, b)]) for b in places] for a in places]
+    first = records.known[_name(places[0], places[0])]["terms"]
     return Disentanglement(
         names,
         places,
@@ -301,7 +301,7 @@ class _Grid:
 
     def measure(self, a: float, b: float) -> None:
         """Measure a cell, unless it is kept."""
-        if _name(a, b) in self.records.kept:
+        if _name(a, b) in self.records.known:
             return
         one, two = self.names
         alone = {t: self.single(t, x) for t, x, other in ((one, a, b), (two, b, a)) if other != 0}
@@ -344,12 +344,9 @@ class _Grid:
             raw = io.BytesIO()
             np.save(raw, values)
             path = self.folder / self.file(task, alpha)
-            try:
+            with writing(path):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_whole(path, raw.getvalue())
-            except OSError as error:
-                text = error.strerror or error
-                raise OutputError(f"{path}: cannot be written: {text}") from error
         return values
 
     def file(self, task: str, alpha: float) -> str:

@@ -20,12 +20,13 @@ import numpy as np
 
 from taskvec.disentanglement.accuracy import PLAIN, Accuracies, Methods
 from taskvec.disentanglement.error import coefficients
-from taskvec.disentanglement.records import finite, key_of, open_records
+from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Figure
+from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
 
 SPLITS = ("validation", "test")

@@ -21,12 +21,13 @@ from taskvec.disentanglement.texts import Conversation, Pair, language
 from taskvec.errors import DataError, UsageError
 from taskvec.extras import require
 from taskvec.family.opening import open_model
+from taskvec.outputs.run import run
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family, Model
 from taskvec.running.loading import find_folder
 from taskvec.running.model import find_device, load, open_stored
 from taskvec.training.data import Classified, Conversations, Data, Documents
 from taskvec.training.loop import Examples
-from taskvec.vectors.api import merge
 
 BATCH = 64  # examples of a classifier at once
 
@@ -155,7 +156,8 @@ def open_vectors(
         with TemporaryDirectory(dir=scratch, prefix=".tuned-") as place:
             folder = Path(place) / "model"
             family = Family(anchor=str(find_folder(model)), tasks={task: vector})
-            merge(family, "task_arithmetic", scale={task: 1.0}, out=folder, dtype="float32")
+            whole = {"method": "task_arithmetic", "scale": 1.0, "dtype": "float32"}
+            run(as_recipe(family, whole), folder)
             found[task] = _loaded_like(module, folder, str(vector))
     return found
 

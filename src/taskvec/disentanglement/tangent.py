@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taskvec.disentanglement.error import check_tasks, coefficients
-from taskvec.disentanglement.intervals import Bootstrap, percentiles, ratio
-from taskvec.disentanglement.records import finite, key_of, open_records
+from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import SampleProgress, silent
-from taskvec.evaluation.intervals import Figure
+from taskvec.evaluation.intervals import Bootstrap, Figure, percentiles, ratio
 from taskvec.extras import require
+from taskvec.journal import finite
 from taskvec.layers import MODULES
 from taskvec.recipes.recipe import Model
 
@@ -132,11 +132,11 @@ def linearity(
         with progress("linearity", len(todo)) as advance:
             for task, part, _, alpha, own in todo:
                 name = f"{task!r} {part!r} {alpha!r}"
-                if name not in records.kept:
+                if name not in records.known:
                     records.add(name, _measured(module, tasks[task], own, alpha, seed))
                 advance(1)
     return [
-        _departure(task, part, share, alpha, records.kept[f"{task!r} {part!r} {alpha!r}"])
+        _departure(task, part, share, alpha, records.known[f"{task!r} {part!r} {alpha!r}"])
         for task, part, share, alpha, _ in todo
     ]
 
@@ -173,8 +173,8 @@ def linearised(
 
 def _parts(space: Points, parts: str) -> dict[str, list[str]]:
     """Names of the tensors of each part."""
-    keys = space.bench.plan.members.keys
-    names = list(space.bench.plan.members.merged)
+    keys = space.bench.prepared.members.keys
+    names = list(space.bench.prepared.members.merged)
     found: dict[tuple[int, str], list[str]] = {}
     for name in names:
         key = keys[name]

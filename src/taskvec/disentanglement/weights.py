@@ -20,12 +20,12 @@ from taskvec.checkpoints.memory import open_memory, view_of
 from taskvec.checkpoints.views import size
 from taskvec.errors import UsageError
 from taskvec.family.members import open_members
-from taskvec.merging.deciding import Options
 from taskvec.methods.table import Table
 from taskvec.outputs.candidates import Bench, candidates
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family, Model, Recipe
 from taskvec.running.model import preserve_modes
-from taskvec.vectors.api import recipe_of_family
+from taskvec.streaming import RunOptions
 
 BLOCK = 1 << 22  # elements that a digest reads at once
 
@@ -67,7 +67,7 @@ class Points:
         """
         scales = {task: float(scales.get(task, 0.0)) for task in self.tasks}
         if any(scales.values()):
-            self.bench.put(recipe.with_scales(scales), table)
+            self.bench.put(replace(recipe.with_scales(scales), table=table))
         else:
             self.bench.restore()
 
@@ -80,9 +80,8 @@ class Points:
         Raises:
             UsageError: there is no such method, or it needs what is not given.
         """
-        recipe = recipe_of_family(
-            self.recipe.family, method, dict.fromkeys(self.tasks, 1.0), _output(self.module)
-        )
+        options = {"method": method, "scale": 1.0, **_output(self.module)}
+        recipe = as_recipe(self.recipe.family, options)
         if recipe.needs_base and recipe.family.base is None:
             raise UsageError(
                 f"{recipe.method.name} compares with the step from base to instruct; give base"
@@ -143,9 +142,9 @@ def points(
     if not vectors:
         raise UsageError("there are no task vectors; give at least one")
     family = Family(tasks=dict(vectors), anchor=_kept(module), base=base)
-    ones = dict.fromkeys(vectors, 1.0)
-    recipe = recipe_of_family(family, "task_arithmetic", ones, _output(module))
-    with preserve_modes(module), candidates(recipe, module, Options(cache="off")) as bench:
+    options = {"method": "task_arithmetic", "scale": 1.0, **_output(module)}
+    recipe = as_recipe(family, options)
+    with preserve_modes(module), candidates(recipe, module, RunOptions(cache="off")) as bench:
         module.eval()
         yield Points(module, tuple(sorted(vectors)), recipe, bench)
 

@@ -11,8 +11,9 @@ from taskvec.checkpoints.memory import Module
 from taskvec.errors import UsageError
 from taskvec.evaluation.data import DataPlaces
 from taskvec.evaluation.evaluate import (
+    Asked,
     EvaluationOptions,
-    Result,
+    Results,
     SampleProgress,
     evaluate_with,
     prepare,
@@ -21,16 +22,16 @@ from taskvec.evaluation.evaluate import (
 from taskvec.evaluation.judges import parse_judge
 from taskvec.evaluation.judges.verdict import Judge
 from taskvec.evaluation.loading import Models
-from taskvec.evaluation.task import SampleSettings, Tools
+from taskvec.evaluation.task import SampleSettings, Task, Tools, task_of
 from taskvec.methods.table import Table
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import preserve_modes, wrap
-from taskvec.vectors.api import recipe_of_family
 
 
 def evaluate(
     model: str | os.PathLike[str] | Module | Family | Recipe,
-    tasks: Sequence[str],
+    tasks: Sequence[Asked],
     *,
     tokenizer: Any = None,
     table: Table | str | Mapping[str, object] | None = None,
@@ -54,14 +55,15 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     name: str | None = None,
     progress: SampleProgress = silent,
-) -> dict[str, Result]:
+) -> Results:
     """Measure what a model can do.
 
     Args:
         model: A folder or a name on the hub; a loaded causal language model of transformers (left
             in the mode, of training or evaluation, that it was in); a recipe, or a family with
             `table` and `scale`, which are merged in memory.
-        tasks: Names; `taskvec eval --list` shows them.
+        tasks: Names, which `taskvec eval --list` shows; tasks; or functions of model and tokenizer
+            that return a number, or numbers by name.
         tokenizer: Of a loaded model.
         table: Of a family: layer weights, or a method, as in `merge`.
         scale: Of a family: λ by task.
@@ -85,13 +87,13 @@ def evaluate(
         out: Folder for records, from which an interrupted run goes on; None: nothing is written.
         name: What the model is called in results, and in `out`; default: as it is given, and
             `candidate` for what is merged in memory.
-        progress: Told the samples done.
+        progress: Called with the samples done.
 
     Returns:
         The result of each task, by name; a group of the harness has several.
 
     Raises:
-        UsageError: what is asked for cannot be meant.
+        UsageError: the arguments are contradictory or incomplete.
         DataError: data are missing or malformed.
         TaskvecError: anything else foreseen.
     """
@@ -122,24 +124,25 @@ def evaluate(
             results = evaluate_with(
                 lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where
             )
-        return {result.task: result for result in results}
+        return Results(results)
     given = table if isinstance(table, Table) else None
     with Models(options) as models:
         if isinstance(model, Family):
             method = "task_arithmetic" if table is None or given is not None else table
-            recipe = recipe_of_family(model, method, scale or {}, {})
+            recipe = as_recipe(model, {"method": method, "scale": scale or {}})
             results = models.evaluate((recipe, given), prepared, name or "candidate")
         elif isinstance(model, Recipe):
             results = models.evaluate((model, given), prepared, name or "candidate")
         else:
             results = models.evaluate(model, prepared, name or os.fspath(model))
-    return {result.task: result for result in results}
+    return Results(results)
 
 
 def _check_arguments(model: Any, tasks: Any, tokenizer: Any, table: Any, scale: Any) -> None:
     """Refuse what does not go together, rather than pass over some of it."""
-    if isinstance(tasks, str):
-        raise UsageError(f"tasks must be a list of names; give [{tasks!r}]")
+    if isinstance(tasks, (str, Task)) or callable(tasks):
+        shown = repr(tasks) if isinstance(tasks, str) else task_of(tasks).name
+        raise UsageError(f"tasks must be a list; give [{shown}]")
     if not isinstance(model, (str, os.PathLike, Module, Family, Recipe)):
         raise UsageError(
             "the model must be a folder, a name on the hub, a module, a family or a recipe; "

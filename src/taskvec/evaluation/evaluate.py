@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -23,15 +23,28 @@ from taskvec.errors import DataError, TaskvecError, UsageError
 from taskvec.evaluation import intervals
 from taskvec.evaluation.data import DataPlaces, rows_of
 from taskvec.evaluation.harness import PREFIX, harness_tasks
-from taskvec.evaluation.intervals import Figure
-from taskvec.evaluation.records import journal, read_replies, write_records
+from taskvec.evaluation.intervals import Figure, span
+from taskvec.evaluation.records import begin_replies, read_replies, write_records
 from taskvec.evaluation.replies import ReplyOptions, encode, replies_to
-from taskvec.evaluation.task import Metric, Replies, Sample, SampleSettings, Score, Task, Tools
+from taskvec.evaluation.task import (
+    Metric,
+    MetricFunction,
+    Replies,
+    Sample,
+    SampleSettings,
+    Score,
+    Task,
+    Tools,
+    measure,
+    task_of,
+)
 from taskvec.evaluation.tasks import task as find_task
+from taskvec.extras import require
 from taskvec.running.encoding import Encoder, Windows
-from taskvec.running.model import DTYPES, Model
+from taskvec.running.model import DTYPES, Model, preserve_modes
 from taskvec.sandbox.programs import require_permission
 
+Asked = str | Task | MetricFunction
 CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
 
 
@@ -125,7 +138,7 @@ class Prepared:
     available: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """What one task says of one model.
 
@@ -151,10 +164,20 @@ class Result:
     replies: Sequence[Replies]
     about: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {span(figure)}" for name, figure in self.figures.items())
+        return f"<Result of {self.task}: {self.model}: {shown}, n = {len(self.samples)}>"
+
     @property
     def main(self) -> Figure:
         """The figure of the main metric."""
         return self.figures[self.metrics[0].name]
+
+    def to_pandas(self) -> Any:
+        """A row for each sample, with its scores."""
+        rows = [dict(score.values) for score in self.scores]
+        index = [sample.id for sample in self.samples] or None
+        return require("pandas", "report").DataFrame(rows, index=index)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, without samples."""
@@ -168,20 +191,55 @@ class Result:
         }
 
 
-def prepare(names: Sequence[str], options: EvaluationOptions) -> list[Prepared]:
+class Results(Mapping[str, Result]):
+    """Results of one model by task."""
+
+    def __init__(self, results: Iterable[Result]) -> None:
+        self._results = {result.task: result for result in results}
+
+    def __getitem__(self, task: str) -> Result:
+        return self._results[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self._results.values()))
+
+    def to_pandas(self) -> Any:
+        """A row for each task and metric: value, 95 % interval, number of samples."""
+        columns = ("task", "metric", "value", "low", "high", "n")
+        rows = [
+            (task, name, figure.value, figure.low, figure.high, figure.n)
+            for task, result in self._results.items()
+            for name, figure in result.figures.items()
+        ]
+        return require("pandas", "report").DataFrame(rows, columns=columns)
+
+
+def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[Prepared]:
     """Find the tasks and make their samples.
+
+    Args:
+        asked: Names, tasks, or functions; see `task_of`.
+        options: How to evaluate.
 
     Raises:
         UsageError: there is no such task, it is named twice, or a limit is not positive.
         DataError: data are missing or malformed.
         TaskvecError: a task runs programs, and may not or cannot.
     """
+    tasks = [each if isinstance(each, str) else task_of(each) for each in asked]
+    names = [each if isinstance(each, str) else each.name for each in tasks]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice or not names:
         raise UsageError(
             f"task {twice[0]!r} is named twice" if twice else "no task is named; see --list"
         )
-    found = _found(names, options)
+    found = _found(tasks, options)
     for name in options.data.by_task:
         if name not in (*names, *(task.name for task in found)):
             raise UsageError(f"data are given for {name!r}, which is none of the tasks")
@@ -192,9 +250,9 @@ def prepare(names: Sequence[str], options: EvaluationOptions) -> list[Prepared]:
     return [_prepared(task, options) for task in found]
 
 
-def _found(names: Sequence[str], options: EvaluationOptions) -> list[Task]:
+def _found(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task]:
     """The tasks of these names, in their order; a group of the harness gives several."""
-    of_harness = [name for name in names if name.startswith(PREFIX)]
+    of_harness = [name for name in tasks if isinstance(name, str) and name.startswith(PREFIX)]
     theirs = {}
     if of_harness:
         theirs = harness_tasks(
@@ -203,10 +261,18 @@ def _found(names: Sequence[str], options: EvaluationOptions) -> list[Task]:
             include_path=options.include_path,
             allow_code_execution=options.tools.allow_code_execution,
         )
-    return [task for name in names for task in theirs.get(name) or [find_task(name)]]
+    found: list[Task] = []
+    for each in tasks:
+        if isinstance(each, Task):
+            found.append(each)
+        else:
+            found += theirs.get(each) or [find_task(each)]
+    return found
 
 
 def _prepared(task: Task, options: EvaluationOptions) -> Prepared:
+    if task.measure is not None:
+        return Prepared(task, [], 0)
     rows = rows_of(task.name, task.files, options.data)
     samples = task.samples(rows, options.settings)
     available = len(samples)
@@ -316,15 +382,20 @@ def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
     header = {"task": task.name, "version": task.version, "model": run.where, **about}
     header["key"] = _key(run, header, samples)
     path = None
-    if options.out is not None:
+    if options.out is not None and task.measure is None:
         path = options.out / file_name(run.where) / f"{file_name(task.name)}.jsonl"
     started = time.monotonic()
     replies, kept = _asked(run, samples, path, header)
-    with options.progress(f"{task.name}: scores", len(samples)) as advance:
-        folder = path.parent if path is not None else None
-        seed = options.settings.seed
-        tools = replace(options.tools, advance=advance, folder=folder, seed=seed)
-        scores = task.score(samples, replies, tools)
+    if task.measure is not None:
+        model = run.model()
+        with preserve_modes(model.module):
+            scores = [measure(task, model.module, run.encoder.tokenizer)]
+    else:
+        with options.progress(f"{run.where}: {task.name}: scores", len(samples)) as advance:
+            folder = path.parent if path is not None else None
+            seed = options.settings.seed
+            tools = replace(options.tools, advance=advance, folder=folder, seed=seed)
+            scores = task.score(samples, replies, tools)
     if path is not None:
         write_records(path, header, samples, replies, scores)
     metrics = task.metrics if task.late_metrics is None else task.late_metrics(scores)
@@ -355,21 +426,19 @@ def _asked(
         kept = read_replies(path, header["key"])
     missing = [sample for sample in samples if sample.id not in kept]
     found = dict(kept)
-    with run.options.progress(str(header["task"]), len(samples)) as advance:
+    with run.options.progress(f"{run.where}: {header['task']}", len(samples)) as advance:
         advance(len(samples) - len(missing))
         if missing:
-            with journal(path, header, kept) as keep:
+            store = begin_replies(path, header, kept)
 
-                def done(place: int, replies: Replies) -> None:
-                    found[missing[place].id] = replies
-                    keep(missing[place].id, replies)
-                    advance(1)
+            def done(place: int, replies: Replies) -> None:
+                found[missing[place].id] = replies
+                store(missing[place].id, replies)
+                advance(1)
 
-                model = run.model()
-                encoded = encode(run.encoder, missing, run.asking)
-                replies_to(
-                    model, missing, encoded, batch_tokens=run.options.batch_tokens, done=done
-                )
+            model = run.model()
+            encoded = encode(run.encoder, missing, run.asking)
+            replies_to(model, missing, encoded, batch_tokens=run.options.batch_tokens, done=done)
     return [found[sample.id] for sample in samples], len(samples) - len(missing)
 
 

@@ -1,16 +1,22 @@
-"""Figures with intervals: what the scores of n samples say about the model.
+"""Figures with 95 % intervals: what n samples say about a model.
 
 Rates have Wilson's interval. Everything else, and every difference between two models, has the
 percentile interval of a bootstrap over samples: n of them are drawn with replacement, 2,000 times.
 A difference draws the same samples for both models (paired), since what is hard for one is mostly
-hard for the other. All intervals are at 95 %. Samples that lack what a metric needs do not count.
+hard for the other. Samples that lack what a metric needs do not count.
+
+A sum of independent figures has the interval of the method of variance estimates recovery: with x_t
+in [l_t, u_t], the sum is in [Σ x_t − √(Σ (x_t − l_t)²), Σ x_t + √(Σ (u_t − x_t)²)].
+
+Source: Zou and Donner, Construction of confidence limits about effect measures: a general approach,
+Statistics in Medicine 27 (2008), 1693–1702.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,7 +73,9 @@ def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
         return Figure(value, value, value, n)
     if metric.kind == "rate":
         return Figure(value, *wilson(value * n, n), n)
-    return Figure(value, *_percentiles(_values(metric, mine, _resamples(metric, n, seed))), n)
+    if n < 2:
+        return Figure(value, math.nan, math.nan, n)
+    return Figure(value, *percentiles(_values(metric, mine, _resamples(metric, n, seed))), n)
 
 
 def difference(
@@ -107,9 +115,63 @@ def paired(metric: Metric, *runs: Sequence[Score], seed: int = 0) -> tuple[int, 
 def figure_of(values: Array, n: int) -> Figure:
     """The figure of a value (the first) and what resamples give (the others)."""
     value = float(values[0])
+    if math.isnan(value) or n < 2:  # one sample says nothing of how samples differ
+        return Figure(value, math.nan, math.nan, n)
+    return Figure(value, *percentiles(values[1:]), n)
+
+
+@dataclass(slots=True)
+class Bootstrap:
+    """Resamples of a number of samples, the same for everything that is measured on them.
+
+    Attributes:
+        n: Samples.
+        seed: Of the draws.
+        counts: How often each sample is in each resample, float32, shape (resamples, n).
+    """
+
+    n: int
+    seed: int
+    counts: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        picks = resamples(self.n, self.seed)
+        self.counts = np.array([np.bincount(p, minlength=self.n) for p in picks], np.float32)
+
+    def ratios(self, above: Array, below: Array) -> Array:
+        """Σ above / Σ below of each resample, shape (resamples,)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((self.counts @ above) / (self.counts @ below))
+
+
+def ratio(above: Array, below: Array, bootstrap: Bootstrap | None) -> Figure:
+    """Σ above / Σ below over samples, with its interval.
+
+    Args:
+        above: Of each sample, float64, shape (samples,).
+        below: The same.
+        bootstrap: Of so many samples; None: `above` are 0 or 1 and `below` 1, so that Wilson's
+            interval applies.
+    """
+    n = len(above)
+    value = float(above.sum() / below.sum())
     if math.isnan(value):
         return Figure(value, value, value, n)
-    return Figure(value, *_percentiles(values[1:]), n)
+    if bootstrap is None:
+        return Figure(value, *wilson(float(above.sum()), n), n)
+    return Figure(value, *percentiles(bootstrap.ratios(above, below)), n)
+
+
+def total(figures: Sequence[Figure]) -> Figure:
+    """The sum of independent figures.
+
+    >>> total([Figure(0.5, 0.2, 0.8, 10), Figure(0.5, 0.1, 0.9, 10)])
+    Figure(value=1.0, low=0.5, high=1.5, n=20)
+    """
+    value = sum(each.value for each in figures)
+    low = math.hypot(*(each.value - each.low for each in figures))
+    high = math.hypot(*(each.high - each.value for each in figures))
+    return Figure(value, value - low, value + high, sum(each.n for each in figures))
 
 
 def items_of(name: str, notes: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -144,13 +206,17 @@ def _values(metric: Metric, scores: Sequence[Score], picks: Iterable[Array]) -> 
 
 
 def _resamples(metric: Metric, n: int, seed: int) -> Iterator[Array]:
-    """Which samples each resample has; the same at every call."""
+    """Which samples each resample has, for a metric."""
+    return resamples(n, seed, RESAMPLES if metric.aggregate is None else RESAMPLES_OWN)
+
+
+def resamples(n: int, seed: int, count: int = RESAMPLES) -> Iterator[Array]:
+    """Which of n samples each resample has; the same at every call."""
     rng = np.random.default_rng(seed)
-    count = RESAMPLES if metric.aggregate is None else RESAMPLES_OWN
     return (rng.integers(0, n, n) for _ in range(count))
 
 
-def _percentiles(values: Array) -> tuple[float, float]:
+def percentiles(values: Array) -> tuple[float, float]:
     """The 2.5 % and 97.5 % points, never between two values: one of them may be infinite."""
     known = np.sort(values[~np.isnan(values)])
     if not known.size:
@@ -185,6 +251,8 @@ def span(figure: Figure, sign: str = "") -> str:
     >>> span(Figure(1234567.8, 1e6, math.inf, 9))
     '1.23e+06 [1e+06, inf]'
     """
+    if math.isnan(figure.low) and not math.isnan(figure.value):
+        return f"{figure.value:{sign}.4g}"
     form = ".3f" if abs(figure.value) < 10 else ".2f" if abs(figure.value) < 1e5 else ".3g"
     value, low, high = (f"{x:{sign}{form}}" for x in (figure.value, figure.low, figure.high))
     return f"{value} [{low}, {high}]"

@@ -11,14 +11,14 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, check, evaluate_with
-from taskvec.merging.deciding import Options as MergeOptions
-from taskvec.merging.plan import make_plan
-from taskvec.methods.table import Table
+from taskvec.merging.prepare import prepare
+from taskvec.methods.table import Table, load_table
 from taskvec.outputs.candidates import Bench, candidates
 from taskvec.recipes.recipe import Recipe
 from taskvec.running.model import Model, Stored, load, open_stored, stamp_of
@@ -50,7 +50,7 @@ class Models:
         stored, _ = _opened(spec)
         check(stored.encoder, prepared, self.options)
         if isinstance(spec, tuple):
-            make_plan(spec[0])
+            prepare(spec[0])
 
     def evaluate(self, spec: Spec, prepared: Sequence[Prepared], name: str) -> list[Result]:
         """Results of one model, called `name`.
@@ -84,7 +84,7 @@ class Models:
             TaskvecError: it cannot be opened, loaded or merged.
         """
         bench, model = self._bench_of(recipe)
-        bench.put(recipe, table)
+        bench.put(recipe if table is None else replace(recipe, table=table))
         return model
 
     def target(self, recipe: Recipe) -> Model:
@@ -99,12 +99,10 @@ class Models:
 
     def _bench_of(self, recipe: Recipe) -> tuple[Bench, Model]:
         """The bench of a recipe's members, which is kept until another model is loaded."""
-        if (
-            self._bench is None
-            or self._bench[0].plan.recipe.family.members != recipe.family.members
-        ):
+        members = recipe.family.members
+        if self._bench is None or self._bench[0].prepared.recipe.family.members != members:
             model = self._load(_target(recipe))
-            bench = self._stack.enter_context(candidates(recipe, model.module, MergeOptions()))
+            bench = self._stack.enter_context(candidates(recipe, model.module))
             self._bench = bench, model
         return self._bench
 
@@ -142,6 +140,8 @@ def _stamp(recipe: Recipe, table: Table | None) -> str:
         return ""
     # What is not there is on the hub, and the recipe says its commit.
     files = sorted({stamp_of(path) for path in paths if path.exists()})
-    told = table.to_json() if table is not None else None
+    given = recipe.table if table is None else table
+    given = load_table(given) if isinstance(given, Path) else given
+    told = given.to_json() if given is not None else None
     text = json.dumps([recipe.to_dict(), files, told], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from typing import Any
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, file_name
 from taskvec.evaluation.loading import Models, Spec
-from taskvec.evaluation.records import write_whole
+from taskvec.files import write_text
 
 PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "numpy")
 RESULTS_FILE = "results.json"
@@ -79,4 +79,4 @@ def write_results(folder: Path, told: Mapping[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     text = json.dumps(told, indent=1, ensure_ascii=False)
-    write_whole(folder / RESULTS_FILE, text + "\n")
+    write_text(folder / RESULTS_FILE, text + "\n")

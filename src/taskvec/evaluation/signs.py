@@ -8,7 +8,8 @@ words.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ SIGNS = (
     "endless_answers",
     "below_reference",
     "below_single",
+    "not_as_expected",
 )
 
 PERPLEXITY = 15.0  # per token; models of a billion parameters and more are below it on plain text
@@ -38,6 +40,9 @@ MOST = 0.5  # share of empty or endless answers that is too high by itself
 
 TOO_FAR = "the weights have moved too far: λ too large, or few entries kept and scaled up for it"
 SMALLER_STEP = "a lower λ, a higher density where the method has one, or another scheme"
+SIDES = {"up": (1,), "down": (-1,), "not up": (-1, 0), "not down": (0, 1)}
+WAYS = {"up": "above", "down": "below", "not up": "not above", "not down": "not below"}
+MANY = 3  # findings of one model, above which they are one line
 DAMAGED = "the model is damaged as a whole; see its other findings"
 
 
@@ -90,10 +95,11 @@ class _Case:
     """A model in a task.
 
     Attributes:
-        role: `reference`, `single` (tuned for one of the tasks) or `merge`.
+        role: `reference`, `single` (tuned for one of the tasks), `merge` or `other`.
         result: Of the model.
         other: Of the reference; None if there is none, or this is it.
         alone: Of the model that was tuned for this task alone; None if none was named.
+        expected: Where the main metric should move, as `expectations` has it; None: not known.
         damaged: Whether other signs say that the model is damaged as a whole.
     """
 
@@ -101,7 +107,13 @@ class _Case:
     result: Result
     other: Result | None
     alone: Result | None
+    expected: str | None = None
     damaged: bool = False
+
+    @property
+    def too_far(self) -> str:
+        """The cause where weights of a merge have moved too far; a fine-tune has no λ."""
+        return TOO_FAR if self.role == "merge" else ""
 
     def finding(
         self, sign: str, what: str, cause: str, advice: str, figures: Mapping[str, Figure]
@@ -116,6 +128,8 @@ def find_signs(
     *,
     reference: str | None = None,
     singles: Mapping[str, str] | None = None,
+    merges: Collection[str] = (),
+    expected: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Finding]:
     """Signs of failure of every model, in the order of the models; of each, in that of `SIGNS`.
 
@@ -124,18 +138,22 @@ def find_signs(
         reference: The target, such as the instruction-tuned model. Without one only signs that need
             no comparison are looked for.
         singles: The model that was tuned for a task alone, by task.
+        merges: Models that are merges; causes and advice name λ for these only.
+        expected: Where main metrics should move, by model and task; see `expectations`.
     """
-    singles = singles or {}
+    singles, expected = singles or {}, expected or {}
     found: list[Finding] = []
     for model, mine in results.items():
         theirs = results[reference] if reference is not None and model != reference else None
-        role = "single" if model in singles.values() else "merge"
+        role = "merge" if model in merges else "other"
+        role = "single" if model in singles.values() else role
         cases = [
             _Case(
                 "reference" if model == reference else role,
                 result,
                 theirs[place] if theirs is not None else None,
                 results[singles[result.task]][place] if result.task in singles else None,
+                expected.get(model, {}).get(result.task),
             )
             for place, result in enumerate(mine)
         ]
@@ -150,7 +168,24 @@ def _of_model(cases: Sequence[_Case]) -> list[Finding]:
     found = [*each(_broken), *_gibberish(cases), *each(_perplexity)]
     damaged = any(finding.sign != "perplexity" for finding in found)
     cases = [replace(case, damaged=damaged) for case in cases]
-    return [*found, *each(_empty, _endless, _below_reference, _below_single)]
+    scores = (_below_reference, _below_single, _not_as_expected)
+    return [*found, *each(_empty, _endless, *scores)]
+
+
+def fold(findings: Sequence[Finding]) -> list[str]:
+    """Findings in words; those of a model that has many are one line."""
+    by_model: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_model.setdefault(finding.model, []).append(finding)
+    lines = []
+    for model, mine in by_model.items():
+        if len(mine) <= MANY:
+            lines += [finding.text for finding in mine]
+            continue
+        counts = Counter(finding.sign for finding in mine)
+        signs = ", ".join(f"{sign} ({n} tasks)" if n > 1 else sign for sign, n in counts.items())
+        lines.append(f"{model}: {len(mine)} findings: {signs}. First: {mine[0].what}.")
+    return lines
 
 
 # Logits and perplexity
@@ -200,9 +235,11 @@ def _perplexity(case: _Case) -> Iterator[Finding]:
         elif theirs.value > PERPLEXITY:
             compared += ", above it as well"
         else:
-            cause, advice = TOO_FAR, SMALLER_STEP
+            cause, advice = case.too_far, SMALLER_STEP
         what = f"{metric.name} {span(mine)} is above {PERPLEXITY:g}{compared}"
         yield case.finding("perplexity", what, cause, advice, figures)
+    if metric is result.metrics[0] and case.expected in ("up", "not down"):
+        return
     if other is None or theirs is None or not mine.value > theirs.value * (1 + PERPLEXITY_RISE):
         return
     apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
@@ -211,7 +248,7 @@ def _perplexity(case: _Case) -> Iterator[Finding]:
         by = f"{rise:.0%} above" if rise < 10 else f"{rise + 1:.3g} times"
         what = f"{metric.name} {span(mine)} is {by} {other.model}'s, {span(theirs)}"
         figures = figures | {"difference": apart}
-        yield case.finding("perplexity_rise", what, TOO_FAR, SMALLER_STEP, figures)
+        yield case.finding("perplexity_rise", what, case.too_far, SMALLER_STEP, figures)
 
 
 # Answers
@@ -274,10 +311,17 @@ def _endless(case: _Case) -> Iterator[Finding]:
 
 
 def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
-    """Answers that do not read like language: see `writing`."""
-    mine = [case.result for case in cases]
-    theirs = [case.other for case in cases if case.other is not None] or None
-    found = gibberish.odd(mine, theirs)
+    """Answers that do not read like language.
+
+    Where a score should move, answers are not compared with the reference's: a refusal does not
+    have the words of what it refuses.
+    """
+    compared = [case for case in cases if case.expected in (None, "keep")]
+    theirs = [case.other for case in compared if case.other is not None] or None
+    found = gibberish.odd([case.result for case in compared], theirs)
+    if found is None and len(compared) < len(cases):
+        theirs = None
+        found = gibberish.odd([c.result for c in cases if c.expected not in (None, "keep")], None)
     if found is None:
         return
     shown = []
@@ -290,7 +334,7 @@ def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
     figures = dict(found.figures) | {f"reference_{k}": v for k, v in found.reference.items()}
     merged = cases[0].role == "merge"
     yield Finding(
-        mine[0].model,
+        cases[0].result.model,
         None,
         "gibberish",
         f"the answers are gibberish: {reasons} ({'; '.join(shown)})",
@@ -305,14 +349,20 @@ def _gibberish(cases: Sequence[_Case]) -> Iterator[Finding]:
 
 def _worse(case: _Case, other: Result) -> tuple[Metric, Figure] | None:
     """The main metric and how far it is on the wrong side of another's, if beyond the interval."""
-    metric, result = case.result.metrics[0], case.result
+    metric = case.result.metrics[0]
     if metric.kind == "perplexity" or metric.higher_is_better is None:
         return None
-    if not _changed(metric, result.scores, other.scores):
-        return None
+    apart, side = _side(case.result, other)
+    return (metric, apart) if side == (-1 if metric.higher_is_better else 1) else None
+
+
+def _side(result: Result, other: Result) -> tuple[Figure, int]:
+    """The difference of the main metric to another's; -1 below, 1 above, 0 within the interval."""
+    metric = result.metrics[0]
     apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
-    is_worse = apart.high < 0 if metric.higher_is_better else apart.low > 0
-    return (metric, apart) if is_worse else None
+    if not _changed(metric, result.scores, other.scores):
+        return apart, 0
+    return apart, int(apart.low > 0) - int(apart.high < 0)
 
 
 def _changed(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> bool:
@@ -322,7 +372,7 @@ def _changed(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> 
     return sum(a.values.get(key) != b.values.get(key) for a, b in pairs) >= FEWEST_CHANGED
 
 
-def _told(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
+def _compared(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
     side = "below" if metric.higher_is_better else "above"
     mine, theirs = case.result.main, other.main
     return (
@@ -332,23 +382,29 @@ def _told(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
 
 def _below_reference(case: _Case) -> Iterator[Finding]:
     """The main metric worse than the reference's."""
+    if case.expected not in (None, "keep"):
+        return  # see `_not_as_expected`
     if case.other is None or (found := _worse(case, case.other)) is None:
         return
-    cause = "what was added displaces what the model could do"
+    merged = case.role == "merge"
+    cause = f"what was {'added' if merged else 'learned'} displaces what the model could do"
     advice = "a lower λ, or a method that leaves out small or opposed changes (lata, ties)"
     if case.damaged:
         cause, advice = DAMAGED, ""
-    elif case.alone is not None and _better(case.alone, case.other):
+    elif merged and case.alone is not None and _better(case.alone, case.other):
         cause = f"the task is subtracted: {case.alone.model} is better at it, not worse"
         advice = "its `scale` with the other sign, unless it is to be forgotten"
     figures = {found[0].name: case.result.main, "reference": case.other.main}
-    what = _told(case, case.other, *found)
+    what = _compared(case, case.other, *found)
     figures["difference"] = found[1]
     yield case.finding("below_reference", what, cause, advice, figures)
 
 
 def _below_single(case: _Case) -> Iterator[Finding]:
     """The main metric of a merge worse than that of the model tuned for the task alone."""
+    better = "up" if case.result.metrics[0].higher_is_better else "down"
+    if case.expected not in (None, "keep", better):
+        return
     if case.alone is None or case.role != "merge" or (found := _worse(case, case.alone)) is None:
         return
     metric, apart = found
@@ -358,8 +414,27 @@ def _below_single(case: _Case) -> Iterator[Finding]:
     if case.damaged:
         cause, advice = DAMAGED, ""
     yield case.finding(
-        "below_single", _told(case, case.alone, metric, apart), cause, advice, figures
+        "below_single", _compared(case, case.alone, metric, apart), cause, advice, figures
     )
+
+
+def _not_as_expected(case: _Case) -> Iterator[Finding]:
+    """A main metric that should move, and did not, or to the other side."""
+    if case.other is None or case.expected in (None, "keep"):
+        return
+    apart, side = _side(case.result, case.other)
+    if side in SIDES[case.expected]:
+        return
+    metric, mine, theirs = case.result.metrics[0], case.result.main, case.other.main
+    what = (
+        f"{metric.name} {span(mine)} should be {WAYS[case.expected]} {case.other.model}'s, "
+        f"{span(theirs)}, and is not: {span(apart, '+')}"
+    )
+    figures = {metric.name: mine, "reference": theirs, "difference": apart}
+    cause = "λ of this task too small, or layers that hold it are left out" if not side else ""
+    cause = cause if case.role == "merge" else ""
+    advice = "a λ that is further from 0, or a higher threshold of lata"
+    yield case.finding("not_as_expected", what, cause, advice, figures)
 
 
 def _better(one: Result, other: Result) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskvec.errors import UsageError
 from taskvec.running.requests import Reply, Request
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class Tools:
 
 RowsByRole = Mapping[str, Sequence["DataRow"]]  # by the role of their file
 Replies = Sequence[Reply]
+MetricFunction = Callable[[Any, Any], Any]  # of model and tokenizer: a number, or several by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class Task:
         source: Paper or project that the protocol is from.
         late_metrics: The metrics by the scores, where only these say which there are.
         about: What results say besides.
+        measure: Measures the loaded model itself, without samples; see `task_of`.
     """
 
     name: str
@@ -146,6 +149,51 @@ class Task:
     source: str = ""
     late_metrics: Callable[[Sequence[Score]], tuple[Metric, ...]] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    measure: MetricFunction | None = None
+
+
+def task_of(asked: Task | MetricFunction) -> Task:
+    """A task as it is, or one that a function `metric(model, tokenizer)` stands for.
+
+    The function returns a number, or numbers by name, of which the first is the main one. More is
+    taken to be better. There are no samples, so figures have no interval.
+    """
+    if isinstance(asked, Task):
+        return asked
+    name = getattr(asked, "__name__", type(asked).__name__)
+    return Task(
+        name=name,
+        summary=(asked.__doc__ or "").strip().partition("\n")[0],
+        files=(),
+        samples=lambda rows, settings: [],
+        score=lambda samples, replies, tools: [],
+        metrics=(),
+        late_metrics=lambda scores: tuple(Metric(key, "mean") for key in scores[0].values),
+        measure=asked,
+    )
+
+
+def measure(task: Task, model: Any, tokenizer: Any) -> Score:
+    """What the function of a task measures.
+
+    Raises:
+        UsageError: it returns neither a number nor numbers by name.
+    """
+    assert task.measure is not None
+    found = task.measure(model, tokenizer)
+    named = found if isinstance(found, Mapping) else {task.name: found}
+    try:
+        values = {
+            str(name): float(value.item() if hasattr(value, "item") else value)
+            for name, value in named.items()
+        }
+    except (TypeError, ValueError, RuntimeError):
+        values = {}
+    if not values:
+        raise UsageError(
+            f"{task.name}: must return a number, or numbers by name; got {type(found).__name__}"
+        )
+    return Score(values)
 
 
 def each(

@@ -32,7 +32,8 @@ from taskvec.family.copies import (
 )
 from taskvec.family.matching import with_names_of_target
 from taskvec.family.stacking import stacked
-from taskvec.family.vocabulary import align
+from taskvec.family.tokens import TOKEN_ROWS
+from taskvec.family.vocabulary import align, with_rows
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS
 from taskvec.recipes.recipe import STAGE, Family
 from taskvec.recipes.stack import Stack
@@ -207,16 +208,25 @@ def _put_on(
                     f"{apart} is tied to the embedding in the model that the adapter of "
                     f"{describe(role)} is over, which changes one of them: the result is untied"
                 )
-            change = difference(given, ready[under], exclude=family.exclude)
+            change = difference(given, ready[under], exclude=family.exclude, token_rows=TOKEN_ROWS)
             if whole:
                 change.files = given.tokenizer()
-            made[id(given), under, whole] = added(ready[under], change) if whole else change
+            made[id(given), under, whole] = _put(ready[under], change) if whole else change
         return made[id(given), under, whole]
 
     for role in sorted(found):  # anchor, base, target, tasks
         if role not in ready:
             ready[role] = put(role, found[role])
     return {role: ready[role] for role in found}
+
+
+def _put(weights: Source, change: Source) -> Source:
+    """The whole model that an adapter makes; its config says how many rows of tokens it has."""
+    model = added(weights, change)
+    for name, info in model.tensors.items():
+        if name.endswith(TOKEN_EMBEDDINGS) and info.shape != weights.tensors[name].shape:
+            return derived(model, "rows", config=with_rows(model.config, info.shape[0]))
+    return model
 
 
 def _check_over(found: Mapping[str, Source | Adapter], family: Family) -> None:
@@ -285,7 +295,9 @@ def _open_path(path: str | os.PathLike[str], allow_pickle: bool) -> Source | Ada
         return open_pickled(there)
     if is_vector(there):
         return open_vector(there)
-    return open_adapter(path) if is_adapter(path) else open_checkpoint(path)
+    if is_adapter(path):
+        return open_adapter(path, allow_pickle=allow_pickle)
+    return open_checkpoint(path)
 
 
 def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[str]]:

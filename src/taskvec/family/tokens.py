@@ -45,6 +45,10 @@ def tokenizer_source(sources: Mapping[str, Source], name: str | None) -> Source 
     return source
 
 
+# Ends of the names of tensors with a row for each token.
+TOKEN_ROWS: Final = (*TOKEN_EMBEDDINGS, *LANGUAGE_HEADS, *_BIASES)
+
+
 def token_tensors(sources: Mapping[str, Source]) -> list[str]:
     """Names of the tensors whose rows are tokens, where the members have them in a shape that fits.
 
@@ -84,7 +88,12 @@ def _fitting_policy(member: Source, target: Source) -> str:
             "are for: put its files there, or exclude the tensor"
         )
     names = token_tensors({"target": target, "member": member})
-    rows = min(source.tensors[n].shape[0] for source in (target, member) for n in names)
+    rows = min(
+        source.tensors[n].shape[0]
+        for source in (target, member)
+        for n in names
+        if n in source.tensors
+    )
     if max(own.used_rows, theirs.used_rows) <= rows and not _conflicts(own, theirs):
         return "no token uses the rows that only one has: set vocabulary: truncate-padding"
     new = [token for token in own.tokens if token not in theirs.tokens]

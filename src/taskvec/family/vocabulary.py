@@ -17,6 +17,7 @@ the members read the same elements, so that τ_t = 0 (and τ_instr = 0 where the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +35,7 @@ from taskvec.checkpoints.tokenizers import (
     read_tokenizer,
     with_added_tokens,
 )
+from taskvec.checkpoints.vectors import Vector
 from taskvec.checkpoints.views import View
 from taskvec.errors import FamilyError
 from taskvec.family.tokens import some, token_tensors
@@ -141,13 +143,17 @@ def _members(
     found: dict[int, _Member] = {}
     for role, source in sources.items():
         rows = {n: source.tensors[n].shape[0] for n in names if n in source.tensors}
+        vector = vector_in(source) if source.is_difference else None
+        if not rows and vector is not None and vector.metadata.get("new_tokens", "[]") != "[]":
+            raise FamilyError(
+                f"{describe(role)} ({source.where}): has new tokens and changes no others; "
+                "give the fine-tune itself"
+            )
         if id(source) in found or not rows:
             continue
         tokenizer = read_tokenizer(source)
-        if tokenizer is None and source.is_difference:  # trained over the rows of the anchor
-            tokenizer = read_tokenizer(start)
-            if any(start.tensors[n].shape[0] != count for n, count in rows.items()):
-                tokenizer = None
+        if tokenizer is None and source.is_difference:
+            tokenizer = _of_difference(role, source, start, rows)
         if tokenizer is None:
             raise FamilyError(
                 f"{describe(role)} ({source.where}): no tokenizer says what its rows of tokens are "
@@ -156,6 +162,73 @@ def _members(
         same = [m.tokenizer for m in found.values() if m.tokenizer.agrees(tokenizer)]
         found[id(source)] = _Member(describe(role), source, same[0] if same else tokenizer, rows)
     return found
+
+
+def _of_difference(
+    role: str, source: Source, start: Source, rows: Mapping[str, int]
+) -> Tokenizer | None:
+    """The tokenizer of a difference without one: it was taken over the rows of the anchor.
+
+    A vector that was extracted under a policy says which tokens it has besides the anchor's.
+    """
+    tokenizer = read_tokenizer(start)
+    vector = vector_in(source)
+    told = vector.metadata if vector is not None else {}
+    if tokenizer is None or "new_tokens" not in told:
+        fit = all(start.tensors[n].shape[0] == count for n, count in rows.items())
+        return tokenizer if fit else None
+    if told.get("tokens_digest") != _digest(tokenizer):
+        raise FamilyError(
+            f"{describe(role)} ({source.where}): was extracted over a model with other tokens than "
+            f"the anchor ({start.where}); extract it over this anchor"
+        )
+    new = {text: Added(row, flags) for text, row, flags in json.loads(told["new_tokens"])}
+    if not new:
+        return tokenizer
+    files = with_added_tokens(start, tokenizer, new)
+    return read_tokenizer(derived(start, "new tokens", files=files))
+
+
+def vector_in(source: Source) -> Vector | None:
+    """The extracted vector that a source is made of, if it is."""
+    if isinstance(source, Vector):
+        return source
+    return vector_in(source.parts[0]) if source.parts and source.is_difference else None
+
+
+def told_tokens(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
+    """What a vector must say of tokens, where its anchor was given other rows than it has.
+
+    Returns:
+        Metadata, empty where the rows are the anchor's own; and by tensor the rows of new tokens.
+    """
+    original: Source = start
+    while original.parts:
+        original = original.parts[0]
+    names = token_tensors({"target": start})
+    same = all(
+        name in original.tensors and original.tensors[name].shape == start.tensors[name].shape
+        for name in names
+    )
+    own, given = read_tokenizer(original), read_tokenizer(start)
+    if original is start or own is None or given is None or (same and own.agrees(given)):
+        return {}, {}
+    new = sorted(
+        (about.row, text, about.flags)
+        for text, about in given.added.items()
+        if text not in own.tokens
+    )
+    told = {
+        "new_tokens": json.dumps([[text, row, dict(flags)] for row, text, flags in new]),
+        "tokens_digest": _digest(own),
+    }
+    rows = np.array([row for row, _, _ in new], np.int64)
+    return told, dict.fromkeys(names, rows) if len(rows) else {}
+
+
+def _digest(tokenizer: Tokenizer) -> str:
+    """Identity of which token has which row."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(sorted(tokenizer.tokens.items())).encode())
 
 
 def _truncate(
@@ -306,7 +379,7 @@ def _new_tokens(
                 "tasks have: vocabulary: by-token"
             )
         for name in target.rows if rows else ():
-            if name not in member.rows or member.source.view(name).is_difference:
+            if not _has_new_rows(member, name):
                 raise FamilyError(
                     f"{member.who} ({member.source.where}): has {some([t for _, t in rows])} that "
                     f"the target lacks, but no rows of {name!r} for that; leave new tokens out "
@@ -316,6 +389,14 @@ def _new_tokens(
             before = found.get(token, _New(token, added[token].flags, ()))
             found[token] = replace(before, members=(*before.members, member))
     return list(found.values())
+
+
+def _has_new_rows(member: _Member, name: str) -> bool:
+    """Whether a member has weights, and no differences, of its new tokens in a tensor."""
+    vector = vector_in(member.source)
+    if vector is not None:
+        return vector.new_rows(name) is not None
+    return name in member.rows and not member.source.view(name).is_difference
 
 
 def _first_new_row(target: _Member, new: Sequence[_New]) -> int:
@@ -380,7 +461,7 @@ def _with_rows(member: _Member, picked: Mapping[str, _Picked], change: _Change) 
         parts=tuple({id(s): s for s in (anchor, target, *givers) if s is not source}.values()),
         tensors={**source.tensors, **shapes},
         make_view=view,
-        config=source.config if source.is_difference else _config(source.config, rows),
+        config=source.config if source.is_difference else with_rows(source.config, rows),
         files=change.files if source is target else None,
     )
 
@@ -390,11 +471,19 @@ def _new_rows(name: str, group: Sequence[_Member], tokens: Sequence[str]) -> Vie
     views = []
     for member in group:
         rows = np.array([member.tokenizer.tokens[token] for token in tokens], np.int64)
-        views.append(gather([member.source.view(name)], np.zeros(len(rows), np.int16), rows))
+        vector = vector_in(member.source)
+        view = vector.new_rows(name) if vector is not None else None
+        if view is None:
+            view = member.source.view(name)
+        else:  # its rows are those of its new tokens alone
+            assert vector is not None
+            listed = [row for _, row, _ in json.loads(vector.metadata["new_tokens"])]
+            rows = np.array([listed.index(row) for row in rows.tolist()], np.int64)
+        views.append(gather([view], np.zeros(len(rows), np.int16), rows))
     return views[0] if len(views) == 1 else Mean(tuple(views))
 
 
-def _config(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+def with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The config of a model with this many rows of tokens."""
     text = config.get("text_config")
     changed = dict(config)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from taskvec.layers import model_order
 from taskvec.methods.lata import drop_above, linear, logarithmic, rank
-from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
+from taskvec.statistics.scan import Scan, known_statistics, layer_rows
 
 Row = dict[str, Any]
+COLUMNS = ("task", "layer", "tower", "block", "module", "elements", "similarity", "rank",
+           "norm_ratio", "task_cosine", "linear", "logarithmic", "threshold", "task_norm",
+           "instruction_norm", "anchor_norm")  # fmt: skip
 QUANTILES = {"min": 0.0, "25%": 0.25, "50%": 0.5, "75%": 0.75, "max": 1.0}
 
 
-def layer_rows(scan: Scan, granularity: str, threshold: float) -> list[Row]:
-    """One row for each task and layer.
+def weighed_rows(scan: Scan, granularity: str, threshold: float) -> list[Row]:
+    """One row for each task and layer, as `layer_rows`, with its rank and weights.
 
     Args:
         scan: Of a family with a base.
@@ -25,71 +26,24 @@ def layer_rows(scan: Scan, granularity: str, threshold: float) -> list[Row]:
         threshold: σ of the column `threshold`.
 
     Returns:
-        Mappings with task, layer, tower, block, module, elements, similarity, rank, norm_ratio,
-        task_cosine, linear, logarithmic, threshold, task_norm, instruction_norm, anchor_norm;
-        the layers of a task are in the order of the model. Layers that the task did not touch have
-        None for similarity, rank and weights; without a base, everything that is measured from it
-        is None.
+        As from `layer_rows`, with rank, linear, logarithmic and threshold; None for layers that the
+        task did not touch, and without a base.
     """
-    rows: list[Row] = []
+    rows = layer_rows(scan, granularity)
     for task in scan.tasks:
-        of_task: list[Row] = []
-        statistics = _statistics(scan, task, granularity)
-        ranked = ~np.isnan(statistics.similarity)
-        columns: dict[str, Any] = {
-            "similarity": statistics.similarity,
-            "norm_ratio": statistics.norm_ratio,
-            "task_cosine": statistics.task_cosine,
-            "task_norm": statistics.task_norm,
-            "instruction_norm": statistics.instruction_norm,
-            "anchor_norm": statistics.anchor_norm,
-        }
-        similarity = statistics.similarity[ranked]
-        for name, values in (
-            ("rank", rank(similarity)),
-            ("linear", linear(similarity) if len(similarity) else similarity),
-            ("logarithmic", logarithmic(similarity) if len(similarity) else similarity),
-            ("threshold", drop_above(similarity, threshold)),
-        ):
-            column = np.full(len(ranked), np.nan)
-            column[ranked] = values
-            columns[name] = column
-        first = {
-            layer: i for i, layer in reversed(list(enumerate(statistics.tensor_layer.tolist())))
-        }
-        for i, layer in enumerate(statistics.layers):
-            key = scan.keys[first[i]]
-            row: Row = {"task": task, "layer": layer, "tower": key.tower, "block": key.block}
-            row["module"] = key.module if granularity != "block" or key.block is None else None
-            row["elements"] = int(statistics.sizes[i])
-            for name in ("similarity", "rank", "norm_ratio", "task_cosine", "linear", "logarithmic",
-                         "threshold", "task_norm", "instruction_norm", "anchor_norm"):  # fmt: skip
-                value = float(columns[name][i])
-                row[name] = value if np.isfinite(value) else None
-            of_task.append(row)
-        of_task.sort(key=lambda r: model_order(r["tower"], r["block"], r["module"], r["layer"]))
-        rows += of_task
-    return rows
-
-
-def _statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics:
-    """Statistics of a task; what is measured from the base is NaN if there is none."""
-    statistics = layer_statistics(scan, task, granularity)
-    if scan.has_base:
-        return statistics
-    unknown = np.full(len(statistics.layers), np.nan)
-    return replace(
-        statistics,
-        similarity=unknown,
-        norm_ratio=unknown,
-        task_cosine=unknown,
-        instruction_norm=unknown,
-    )
+        ranked = [row for row in rows if row["task"] == task and row["similarity"] is not None]
+        similarity = np.array([row["similarity"] for row in ranked])
+        columns = {"rank": rank(similarity), "threshold": drop_above(similarity, threshold)}
+        for name, weights in (("linear", linear), ("logarithmic", logarithmic)):
+            columns[name] = weights(similarity) if len(similarity) else similarity
+        for i, row in enumerate(ranked):
+            row |= {name: float(values[i]) for name, values in columns.items()}
+    return [dict.fromkeys(COLUMNS) | row for row in rows]
 
 
 def rank_correlation(scan: Scan, granularity: str) -> dict[str, dict[str, float | None]]:
     """Spearman's correlation of similarity between tasks, over the layers that both touched."""
-    columns = {task: _statistics(scan, task, granularity).similarity for task in scan.tasks}
+    columns = {task: known_statistics(scan, task, granularity).similarity for task in scan.tasks}
     return {a: {b: _spearman(columns[a], columns[b]) for b in scan.tasks} for a in scan.tasks}
 
 
@@ -107,7 +61,7 @@ def summary(scan: Scan, granularity: str, threshold: float) -> dict[str, Any]:
     """Quantiles of similarity, share kept by σ, whole-model ρ and c by task; sign conflicts."""
     out: dict[str, Any] = {"tasks": {}, "rank_correlation": rank_correlation(scan, granularity)}
     for task in scan.tasks:
-        statistics = _statistics(scan, task, granularity)
+        statistics = known_statistics(scan, task, granularity)
         ranked = ~np.isnan(statistics.similarity)
         similarity = statistics.similarity[ranked]
         out["tasks"][task] = {

@@ -24,7 +24,7 @@ from taskvec.files import write_whole
 from taskvec.layers import classify, override
 from taskvec.statistics.collect import Sources, collect, roles_of
 from taskvec.statistics.scan import FORMAT, Member, Scan, read_scan
-from taskvec.streaming import BLOCK, Progress, silent
+from taskvec.streaming import RunOptions
 
 
 def cache_folder() -> Path | None:
@@ -53,32 +53,22 @@ def _is_in_memory(members: Members) -> bool:
     return any(MARK in repr(source.identity) for source in members.distinct)
 
 
-def scan_members(
-    members: Members,
-    *,
-    cache: str = "use",
-    threads: int | None = None,
-    block: int = BLOCK,
-    progress: Progress = silent,
-) -> Scan:
+def scan_members(members: Members, options: RunOptions = RunOptions()) -> Scan:
     """The scan of an opened family.
 
     Args:
         members: Opened with the base, if there is one.
-        cache: `use` a kept scan and keep this one; `renew`: only keep; `off`: neither.
-        threads: Default: the processors there are, at most 8.
-        block: Elements worked on at once; changes no bit of the result.
-        progress: Told the bytes read.
+        options: How to run.
 
     Raises:
         CheckpointError: NaN or infinite weights.
     """
     with_base = "base" in members.sources
     roles = roles_of(members.tasks, with_base)
-    folder = cache_folder() if cache != "off" and not _is_in_memory(members) else None
+    folder = cache_folder() if options.cache != "off" and not _is_in_memory(members) else None
     kept = folder and folder / f"scan-{_identity(members, roles)}.json"
     keys = [members.keys[name] for name in members.merged]
-    if kept is not None and cache == "use":
+    if kept is not None and options.cache == "use":
         with contextlib.suppress(
             TaskvecError, OSError, LookupError, AttributeError, TypeError, ValueError
         ):
@@ -92,9 +82,7 @@ def scan_members(
             members.tasks,
             with_base=with_base,
             named=members.named,
-            threads=threads,
-            block=block,
-            progress=progress,
+            options=options,
         )
     scan = Scan(
         tasks=members.tasks,

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.companions import with_dtype
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.views import size
-from taskvec.dtypes import FLOATS, DType
-from taskvec.merging.apply import Edit, result_of
-from taskvec.recipes.recipe import STAGE
-
-if TYPE_CHECKING:
-    from taskvec.merging.plan import Plan
-
+from taskvec.dtypes import DType
+from taskvec.family.members import Members
+from taskvec.merging.arithmetic import result_of
+from taskvec.merging.edits import Edit
+from taskvec.methods.table import Table
+from taskvec.recipes.recipe import Recipe
 
 Array = np.ndarray[Any, Any]
 
@@ -92,38 +90,56 @@ class Computed:
         return result_of(self.edit, blocks, start, self.precision)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Stage:
-    """A source whose tensors are worked out by a recipe; made by `as_source`.
+    """A source whose tensors are the result of a recipe.
+
+    Its table is decided when it is first needed, and once.
 
     Attributes:
-        plan: The stage's own plan.
-        edits: What becomes of each tensor; empty until the stage's table is decided.
+        where: `stage:NAME`.
+        recipe: The stage's own.
+        members: The models that the stage reads.
+        tensors: What the stage's result holds.
+        config: The config of the result.
+        read_bytes: What is read for the whole of it.
+        decide: Gives the stage's table and what becomes of each tensor under it.
     """
 
     where: str
-    plan: Plan
+    recipe: Recipe
+    members: Members
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
-    edits: Mapping[str, Edit] = field(default_factory=dict)
+    read_bytes: int
+    decide: Callable[[], tuple[Table, Mapping[str, Edit]]]
     is_difference: bool = False
     _views: dict[str, Computed] = field(default_factory=dict)
     _recent: Recent = field(default_factory=Recent)
 
+    @cached_property
+    def _decided(self) -> tuple[Table, Mapping[str, Edit]]:
+        return self.decide()
+
+    @property
+    def table(self) -> Table:
+        """What was decided."""
+        return self._decided[0]
+
     @property
     def folder(self) -> Path | None:
         """See `Source`."""
-        return self.plan.members.target.folder
+        return self.members.target.folder
 
     @property
     def files(self) -> Mapping[str, bytes]:
         """See `Source`."""
-        return self.plan.members.target.files
+        return self.members.target.files
 
     @property
     def parts(self) -> tuple[Source, ...]:
         """See `Source`."""
-        return tuple(self.plan.members.distinct)
+        return tuple(self.members.distinct)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -133,27 +149,17 @@ class Stage:
     @property
     def identity(self) -> object:
         """See `Source`."""
-        members = self.plan.members.sources.items()
-        return (self.plan.recipe.to_dict(), [(role, source.identity) for role, source in members])
+        members = self.members.sources.items()
+        return (self.recipe.to_dict(), [(role, source.identity) for role, source in members])
 
     def view(self, name: str) -> Computed:
         """See `Source`."""
         if name not in self._views:
-            precision = self.plan.recipe.out.precision
-            self._views[name] = Computed(self.edits[name], precision, self._recent)
+            edit, precision = self._decided[1][name], self.recipe.out.precision
+            self._views[name] = Computed(edit, precision, self._recent)
         return self._views[name]
 
     def check_unchanged(self) -> None:
         """See `Source`."""
         for source in self.parts:
             source.check_unchanged()
-
-
-def as_source(name: str, plan: Plan) -> Stage:
-    """The result of a plan as a model."""
-    outputs = {tensor.name: tensor for shard in plan.shards for tensor in shard.tensors}
-    tensors = {n: TensorInfo(n, outputs[n].dtype, outputs[n].shape, 0) for n in sorted(outputs)}
-    dtype, config = plan.recipe.out.dtype, plan.members.target.config
-    if dtype is not None:
-        config = with_dtype(config, FLOATS[dtype])
-    return Stage(f"{STAGE}{name}", plan, tensors, config)

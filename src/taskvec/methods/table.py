@@ -22,6 +22,7 @@ from taskvec.errors import UsageError, nearest
 from taskvec.files import write_whole
 from taskvec.layers import classify, model_order
 from taskvec.methods.selection import Selection, selection_from_json
+from taskvec.tables import frame, html_table
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +42,8 @@ class Table:
         origin: How it was made, in words for cards and manifests.
         selection: What is kept of each pure vector and how tasks are combined; None: everything is
             kept, and tasks are added.
+        is_final: Whether it is used as it is, as one from a manifest; if not, a method that
+            sparsifies or combines takes it as layer weights.
     """
 
     tasks: tuple[str, ...]
@@ -51,10 +54,67 @@ class Table:
     warnings: tuple[str, ...] = ()
     origin: str = "table"
     selection: Selection | None = None
+    is_final: bool = False
 
     def of(self, task: str) -> dict[str, float]:
         """Weight by tensor name of one task."""
         return dict(zip(self.names, self.weights[self.tasks.index(task)].tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        return f"<Table of {', '.join(self.tasks)}: {len(self.names)} tensors, {self.origin}>"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each task and tensor."""
+        return [
+            {"task": task, "tensor": name, "weight": weight}
+            for task in self.tasks
+            for name, weight in self.of(task).items()
+        ]
+
+    def to_pandas(self) -> Any:
+        """Weights as a DataFrame; one row a task and tensor.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return frame(self.rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), repr(self))
+
+    def scale_adapter(self, model: Any, scale: float = 1.0, *, task: str | None = None) -> None:
+        """Multiply the LoRA adapter of a loaded PEFT model with λ and the layer weights, in place.
+
+        B of every layer becomes λ w_t B, so that the adapter, also when it is saved, is λ τ'_t.
+
+        Args:
+            model: With one active LoRA adapter.
+            scale: λ.
+            task: Whose weights; not needed if the table has one task.
+
+        Raises:
+            UsageError: the table has several tasks or no weight for a layer; the model has no LoRA
+                adapter, or one that is not a sum of matrices (DoRA).
+        """
+        if task is None and len(self.tasks) > 1:
+            raise UsageError(f"the table has tasks {', '.join(self.tasks)}; give task")
+        if task is not None and task not in self.tasks:
+            raise UsageError(f"unknown task {task!r}; {nearest(task, self.tasks)}")
+        weights, todo = self.of(task or self.tasks[0]), []
+        for path, module in model.named_modules():
+            factors = {**getattr(module, "lora_B", {}), **getattr(module, "lora_embedding_B", {})}
+            name = f"{path.removeprefix('base_model.model.')}.weight"
+            for adapter in getattr(module, "active_adapters", ()) if factors else ():
+                if getattr(module, "use_dora", {}).get(adapter):
+                    raise UsageError(f"{path}: is a DoRA layer, which a weight cannot scale")
+                if name not in weights:
+                    raise UsageError(f"the table has no weight for {name!r}")
+                factor = factors[adapter]
+                todo.append((getattr(factor, "weight", factor), scale * weights[name]))
+        if not todo:
+            raise UsageError("the model has no active LoRA adapter; load one with PEFT first")
+        for factor, share in todo:
+            factor.data.mul_(share)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: task → tensor → weight, and the target's factors where there are any."""

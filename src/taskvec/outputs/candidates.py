@@ -18,22 +18,22 @@ from taskvec.checkpoints.memory import Module, dtype_of, is_torch, stored, view_
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DType
 from taskvec.errors import UsageError
-from taskvec.merging.apply import Array, Edit, result_of
-from taskvec.merging.deciding import Options, decided
-from taskvec.merging.edits import edits_of
-from taskvec.merging.plan import Plan, make_plan
+from taskvec.merging.arithmetic import Array, result_of
+from taskvec.merging.decide import decide
+from taskvec.merging.edits import Edit
+from taskvec.merging.prepare import prepare
+from taskvec.merging.steps import Prepared
 from taskvec.methods.table import Table
 from taskvec.outputs.live import Parameters, parameters_of
-from taskvec.outputs.run import check_scales
 from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.collect import address
-from taskvec.streaming import CHUNK, Unit, cut, default_threads, stream
+from taskvec.streaming import CHUNK, RunOptions, Unit, cut, stream
 
 BLOCK = 16 * CHUNK  # elements worked on at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
+class HeldView:
     """A view whose elements are in memory, in order.
 
     Attributes:
@@ -58,25 +58,22 @@ class Bench:
     """A loaded model whose parameters candidates are put into.
 
     Attributes:
-        plan: Of the recipe whose members are held.
+        prepared: The recipe whose members are held.
         parameters: Tensors of the model by name, as they are written.
-        kept: Views that were read into memory, by role and name.
+        held: Views that were read into memory, by role and name.
         changed: Tensors that differ from the target's.
-        options: How to run.
     """
 
-    plan: Plan
+    prepared: Prepared
     parameters: Mapping[str, Any]
-    options: Options
-    kept: dict[tuple[str, str], Kept] = field(default_factory=dict)
+    held: dict[tuple[str, str], HeldView] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
 
-    def put(self, recipe: Recipe, table: Table | None = None) -> Table:
+    def put(self, recipe: Recipe) -> Table:
         """Put a candidate into the model.
 
         Args:
-            recipe: With the members that the bench holds; method, parameters and scales may differ.
-            table: Layer weights that take the place of the method's own.
+            recipe: With the members that the bench holds; all else may differ.
 
         Returns:
             The table that was applied.
@@ -85,44 +82,45 @@ class Bench:
             UsageError: the recipe has other members.
             TaskvecError: whatever a merge of it raises; the model is the target again then.
         """
-        if recipe.family.members != self.plan.recipe.family.members:
+        mine = self.prepared.recipe
+        if recipe.family.members != mine.family.members:
             raise UsageError("a candidate must have the members of the recipe that it began with")
         try:
-            check_scales(recipe)
-            if _planned(recipe) != _planned(self.plan.recipe):
-                self.plan = make_plan(recipe, threads=self.options.threads)
-            plan = replace(self.plan, recipe=recipe)
-            table = decided(plan, table, self.options)
-            stored_as = plan.members.target.tensors
+            if _needs(recipe) != _needs(mine):
+                self.prepared = prepare(recipe, self.prepared.options)
+            options = replace(self.prepared.options, precision=recipe.out.precision)
+            decided = decide(replace(self.prepared, recipe=recipe, options=options))
+            stored_as = self.prepared.members.target.tensors
             todo = [
                 edit
-                for edit in edits_of(plan, table).values()
+                for edit in decided.edits.values()
                 if edit.terms
                 or edit.target_factor != 1
                 or edit.dtype != stored_as[edit.name].dtype
                 or edit.name in self.changed
             ]
             self.changed |= {edit.name for edit in todo}
-            self._write(todo, recipe.out.precision)
+            self._write(todo, options)
         except BaseException:
             self.restore()
             raise
-        return table
+        return decided.table
 
     def restore(self) -> None:
         """Make the model the target again, bit for bit."""
         targets = [
             Edit(name, view.dtype, {"target": view})
             for name in sorted(self.changed)
-            for view in [self.plan.members.target.view(name)]
+            for view in [self.prepared.members.target.view(name)]
         ]
-        self._write(targets, "float32")
+        self._write(targets, self.prepared.options)
         self.changed.clear()
 
-    def _write(self, edits: Sequence[Edit], precision: str) -> None:
+    def _write(self, edits: Sequence[Edit], options: RunOptions) -> None:
         held = [self._in_memory(edit) for edit in edits]
         sink = Parameters([self.parameters[edit.name] for edit in edits])
         into = [dtype_of(edit.name, self.parameters[edit.name], "out") for edit in edits]
+        precision = options.precision
         flats = [_flat(self.parameters[edit.name]) for edit in edits]
 
         def work(unit: Unit) -> list[int]:
@@ -137,32 +135,32 @@ class Bench:
             return [i for i, _, _ in unit]
 
         units = cut([size(e.like) for e in held], BLOCK, [edit.step for edit in held])
-        for _ in stream(units, lambda: work, self.options.threads or default_threads()):
+        for _ in stream(units, lambda: work, options.workers):
             pass
         for i in range(len(held)):
             sink.complete(i, {})
 
     def _in_memory(self, edit: Edit) -> Edit:
         views: dict[str, View] = {}
-        same: dict[View, Kept] = {}
+        same: dict[View, HeldView] = {}
         for role, view in edit.views.items():
             key = role, edit.name
-            if key not in self.kept:
+            if key not in self.held:
                 if view not in same:
                     block = np.ascontiguousarray(view.read(0, size(view)))
-                    same[view] = Kept(view.dtype, view.shape, view.is_difference, block)
-                self.kept[key] = same[view]
-            views[role] = same.setdefault(view, self.kept[key])
+                    same[view] = HeldView(view.dtype, view.shape, view.is_difference, block)
+                self.held[key] = same[view]
+            views[role] = same.setdefault(view, self.held[key])
         return replace(edit, views=views, expected={})
 
 
-def _planned(recipe: Recipe) -> tuple[object, ...]:
-    """What a plan depends on besides the members."""
+def _needs(recipe: Recipe) -> tuple[object, ...]:
+    """What preparing depends on besides the members."""
     return recipe.needs_base, recipe.needs_anchor, recipe.out.dtype
 
 
 @contextmanager
-def candidates(recipe: Recipe, into: Module, options: Options = Options()) -> Iterator[Bench]:
+def candidates(recipe: Recipe, into: Module, options: RunOptions = RunOptions()) -> Iterator[Bench]:
     """A bench over a loaded model, which is the target again when the context ends.
 
     Args:
@@ -177,26 +175,25 @@ def candidates(recipe: Recipe, into: Module, options: Options = Options()) -> It
     """
     if recipe.stages:
         raise UsageError("a candidate cannot have stages; merge the recipe and evaluate the folder")
-    plan = make_plan(recipe, threads=options.threads)
+    prepared = prepare(recipe, options)
     parameters = parameters_of(into)
-    names = [tensor.name for shard in plan.shards for tensor in shard.tensors]
-    _check_is_target(plan, parameters, names)
-    bench = Bench(plan, parameters, options)
+    _check_is_target(prepared, parameters)
+    bench = Bench(prepared, parameters)
     try:
         yield bench
     finally:
         bench.restore()
 
 
-def _check_is_target(plan: Plan, parameters: Mapping[str, Any], names: list[str]) -> None:
-    for name in names:
+def _check_is_target(prepared: Prepared, parameters: Mapping[str, Any]) -> None:
+    for name in [tensor.name for shard in prepared.shards for tensor in shard.tensors]:
         if name not in parameters:
             raise UsageError(
                 f"the loaded model has no tensor {name!r} of the target; "
                 "merge the recipe and evaluate the folder"
             )
         there = view_of(name, parameters[name], "the loaded model")
-        target = plan.members.target.view(name)
+        target = prepared.members.target.view(name)
         if there.shape != target.shape or not _equal(there, target):
             raise UsageError(
                 f"the loaded model is not the target: tensor {name!r} differs; "

@@ -28,14 +28,16 @@ from taskvec.dtypes import DType
 from taskvec.errors import UsageError
 from taskvec.extras import require
 from taskvec.family.members import is_cache
-from taskvec.merging.apply import Array, Edit, Nowhere, Record, apply
-from taskvec.merging.deciding import Options, decided, settle
-from taskvec.merging.edits import edits_of
-from taskvec.merging.plan import Plan, make_plan
-from taskvec.methods.table import Table
-from taskvec.outputs.run import Merged, check_scales, identical, other_anchors
+from taskvec.merging.apply import Nowhere, Record, apply, apply_edits
+from taskvec.merging.arithmetic import Array
+from taskvec.merging.decide import decide
+from taskvec.merging.edits import Edit
+from taskvec.merging.prepare import prepare
+from taskvec.merging.steps import Decided, Prepared
+from taskvec.outputs.run import Merged, warnings_of
 from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.collect import describe
+from taskvec.streaming import RunOptions
 
 
 class Extent(NamedTuple):
@@ -79,11 +81,7 @@ class Parameters:
 
 
 def run_into(
-    recipe: Recipe,
-    into: Module | Mapping[str, Any],
-    *,
-    table: Table | None = None,
-    options: Options,
+    recipe: Recipe, into: Module | Mapping[str, Any], options: RunOptions = RunOptions()
 ) -> Merged:
     """Merge by a recipe into a model in memory.
 
@@ -92,7 +90,6 @@ def run_into(
     Args:
         recipe: Checked recipe.
         into: A module, or tensors or arrays by name; they keep dtype and device.
-        table: Layer weights that take the place of the method's own.
         options: How to run.
 
     Raises:
@@ -100,52 +97,47 @@ def run_into(
         TaskvecError: anything else foreseen; nothing was written then, unless a member changed
             between the two readings.
     """
-    check_scales(recipe)
     if recipe.out.dtype is not None:
         raise UsageError("dtype is for a folder; parameters in memory keep theirs: remove it")
-    plan = make_plan(recipe, threads=options.threads)
+    prepared = prepare(recipe, options)
     tensors = dict(sorted(parameters_of(into).items()))
-    plan = replace(plan, shards=[Shard("", b"", tuple(_outputs(plan, tensors)))])
+    shard = Shard("", b"", tuple(_outputs(prepared, tensors)))
     extents = {name: _extent(tensor) for name, tensor in tensors.items()}
     first = _first_names(extents)
-    settle(plan.stages, options)
-    table = decided(plan, table, options)
-    edits = edits_of(plan, table)
-    _check_reading(edits, extents)
-    _check_names(plan, edits, tensors, first)
-
-    def work(todo: list[Edit], sink: Nowhere | Parameters, label: str) -> dict[str, Record]:
-        return apply(
-            todo,
-            sink,
-            precision=recipe.out.precision,
-            threads=options.threads,
-            block=options.block,
-            progress=lambda _, total_bytes: options.progress(label, total_bytes),
-        )
-
-    with plan.members.at_rest():
-        records = work(list(edits.values()), Nowhere(), "check")
+    decided = decide(replace(prepared, shards=[shard]))
+    _check_reading(decided.edits, extents)
+    _check_names(decided.edits, tensors, first)
+    records = apply(decided, Nowhere(), label="check")
     for name, record in records.items():
         if record["output"] != records.get(first[name], record)["output"]:
             raise UsageError(
                 f"out: {name!r} and {first[name]!r} share their memory, but the results differ; "
                 "untie them first"
             )
+    _write(decided, records, tensors, first)
+    outputs = {t.name: (t.dtype.name, t.shape) for t in shard.tensors}
+    identity = fingerprint({name: r["output"] for name, r in records.items()}, outputs)
+    anchor = {name: record["anchor"] for name, record in records.items() if "anchor" in record}
+    known = {"anchor": {"digests": {**decided.table.digests.get("anchor", {}), **anchor}}}
+    return Merged(None, identity, decided.table, warnings_of(decided, records, known))
+
+
+def _write(
+    decided: Decided,
+    records: Mapping[str, Record],
+    tensors: Mapping[str, Any],
+    first: Mapping[str, str],
+) -> None:
+    """Work out everything once more, into the parameters; each memory is written once."""
+    edits = decided.edits
     todo = [
         replace(edit, expected={k: v for k, v in records[name].items() if k != "output"})
         for name, edit in edits.items()
         if first[name] == name or first[name] not in edits
     ]
-    with plan.members.at_rest():
-        work(todo, Parameters([tensors[edit.name] for edit in todo]), "merge")
-    outputs = {t.name: (t.dtype.name, t.shape) for t in plan.shards[0].tensors}
-    identity = fingerprint({name: r["output"] for name, r in records.items()}, outputs)
-    warnings = [*plan.members.warnings, *table.warnings, *identical(records, plan.members)]
-    digests = {name: record["anchor"] for name, record in records.items() if "anchor" in record}
-    known = {"anchor": {"digests": {**table.digests.get("anchor", {}), **digests}}}
-    warnings += other_anchors(plan.members, known)
-    return Merged(None, identity, table, tuple(dict.fromkeys(warnings)))
+    with decided.prepared.members.at_rest():
+        sink = Parameters([tensors[edit.name] for edit in todo])
+        apply_edits(todo, sink, decided.prepared.options)
 
 
 def parameters_of(into: Module | Mapping[str, Any]) -> dict[str, Any]:
@@ -167,9 +159,9 @@ def parameters_of(into: Module | Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _outputs(plan: Plan, tensors: Mapping[str, Any]) -> Iterator[OutputTensor]:
+def _outputs(prepared: Prepared, tensors: Mapping[str, Any]) -> Iterator[OutputTensor]:
     """The tensors of the result, each in the dtype of the parameter that it goes to."""
-    wanted = [tensor for shard in plan.shards for tensor in shard.tensors]
+    wanted = [tensor for shard in prepared.shards for tensor in shard.tensors]
     missing = sorted(t.name for t in wanted if t.name not in tensors)
     if missing:
         raise UsageError(
@@ -195,7 +187,7 @@ def _outputs(plan: Plan, tensors: Mapping[str, Any]) -> Iterator[OutputTensor]:
 
 
 def _check_names(
-    plan: Plan, edits: Mapping[str, Edit], tensors: Mapping[str, Any], first: Mapping[str, str]
+    edits: Mapping[str, Edit], tensors: Mapping[str, Any], first: Mapping[str, str]
 ) -> None:
     """Refuse parameters that the result says nothing of, unless they share what is written."""
     written = {first[name] for name in edits}

@@ -8,24 +8,25 @@ from pathlib import Path
 
 from taskvec.errors import OutputError
 from taskvec.family.members import Members
-from taskvec.merging.plan import Plan
-from taskvec.outputs.staging import free_bytes, in_words, staging_folder
+from taskvec.outputs.staging import free_bytes, in_words, refuse_occupied, staging_folder
 from taskvec.statistics.collect import describe
-
-
-def check_output(plan: Plan, out: Path, *, force: bool) -> None:
-    """Refuse an output that would harm an input or somebody's folder, or that the disk cannot hold.
-
-    Raises:
-        OutputError: overlaps an input, is a file, is not empty, cannot be written, or does not fit.
-    """
-    check_place(plan.members, plan.write_bytes, out, force=force)
 
 
 def check_place(
     members: Members, needed_bytes: int, out: Path, *, force: bool, is_file: bool = False
 ) -> None:
-    """As `check_output`, for what is not a whole model; `is_file` if it is one file."""
+    """Refuse an output that would harm an input or somebody's folder, or that the disk cannot hold.
+
+    Args:
+        members: What is read.
+        needed_bytes: Of what is written.
+        out: Where.
+        force: Whether something that is there may be replaced.
+        is_file: Whether it is one file.
+
+    Raises:
+        OutputError: overlaps an input, is a file, is not empty, cannot be written, or does not fit.
+    """
     real = Path(os.path.realpath(out))
     with in_words(out):
         _check_overlap(members, out, real)
@@ -52,12 +53,9 @@ def _check_overlap(members: Members, out: Path, real: Path) -> None:
 def _check_place(out: Path, real: Path, *, force: bool, is_file: bool) -> None:
     if is_file and real.is_dir():
         raise OutputError(f"{out}: is a folder; give the name of a file")
-    if is_file and real.exists() and not force:
-        raise OutputError(f"{out}: is there already; --force replaces it")
     if not is_file and real.exists() and not real.is_dir():
         raise OutputError(f"{out}: is a file; give a folder")
-    if not is_file and real.is_dir() and any(real.iterdir()) and not force:
-        raise OutputError(f"{out}: is not empty; --force replaces the whole folder")
+    refuse_occupied(out, force=force)
     if real.is_dir() and real.is_mount():
         raise OutputError(f"{out}: is where a disk is mounted; give a folder inside it")
     parent = real.parent

@@ -1,4 +1,4 @@
-"""Running a recipe: plan, collect, decide, apply, publish."""
+"""Merging into a folder: prepare, decide, apply, publish."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from taskvec.checkpoints.companions import companions
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
-from taskvec.errors import UsageError
 from taskvec.family.loads import check_loads
 from taskvec.family.members import Members
 from taskvec.family.tokens import tokenizer_source
 from taskvec.merging.apply import Record, apply
-from taskvec.merging.deciding import Options, decided, settle
-from taskvec.merging.edits import edits_of
-from taskvec.merging.plan import Plan, make_plan
+from taskvec.merging.decide import decide
+from taskvec.merging.prepare import prepare
+from taskvec.merging.stages import Stage
+from taskvec.merging.steps import Decided, Prepared
 from taskvec.methods.table import Table
 from taskvec.outputs.card import model_card
-from taskvec.outputs.manifest import MANIFEST_FILE, RECIPE_FILE, make_manifest
-from taskvec.outputs.place import check_output
-from taskvec.outputs.staging import Staging, staged
+from taskvec.outputs.manifest import RECIPE_FILE, make_manifest
+from taskvec.outputs.place import check_place
+from taskvec.outputs.staging import staged
 from taskvec.recipes.recipe import Recipe
+from taskvec.recipes.replay import MANIFEST_FILE
 from taskvec.recipes.stack import Stack
 from taskvec.statistics.collect import describe
+from taskvec.streaming import RunOptions
+from taskvec.tables import html_table
 
 _RECIPE_HEAD = f"""\
 # What this folder was made from. A table that was given, from Python or by --table, is not in here.
@@ -56,69 +59,60 @@ class Merged:
     table: Table
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        where = "a model in memory" if self.path is None else str(self.path)
+        return f"<Merged {where}: {self.table.origin}, fingerprint {self.fingerprint[:8]}…>"
 
-def run(
-    recipe: Recipe, out: Path, *, table: Table | None = None, options: Options = Options()
-) -> Merged:
+    def _repr_html_(self) -> str:
+        rows = [
+            {
+                "task": task,
+                "mean weight": float(row.mean()),
+                "tensors touched": int((row != 0).sum()),
+            }
+            for task, row in zip(self.table.tasks, self.table.weights, strict=True)
+        ]
+        return html_table(rows, repr(self))
+
+
+def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged:
     """Merge by a recipe and publish the folder.
 
     Args:
         recipe: Checked recipe.
         out: Folder to appear.
-        table: Layer weights that take the place of the method's own.
         options: How to run.
 
     Raises:
         TaskvecError: anything foreseen; no output is left, and an output that was there is
             untouched.
     """
-    check_scales(recipe)
-    plan = make_plan(recipe, threads=options.threads)
-    check_output(plan, out, force=options.force)
+    prepared = prepare(recipe, options)
+    check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
     out = Path(os.path.realpath(out))
-    files, left_out = companions(
-        plan.members.target,
-        FLOATS.get(recipe.out.dtype or ""),
-        tokenizer=tokenizer_source(plan.members.sources, recipe.out.tokenizer),
-        chat_template=recipe.out.chat_template,
-    )
-    code = sorted(name for name in files if name.endswith(".py"))
-    if not options.copy_code:
-        files = {name: content for name, content in files.items() if name not in code}
-    about_code = code_warnings(files, code if options.copy_code else ())
-    _check_stacks(plan)
-    stage_tables = settle(plan.stages, options)
-    table = decided(plan, table, options)
-    edits = edits_of(plan, table)
-    with staged(out, plan.shards, _job(plan, table), force=options.force) as staging:
-        left_out += _add_companions(staging, plan, table, files, about_code)
-        del files
-        with plan.members.at_rest():
-            records = apply(
-                [edits[t.name] for t in staging.tensors],
-                staging,
-                skip=staging.verified(options.progress),
-                precision=recipe.out.precision,
-                threads=options.threads,
-                block=options.block,
-                progress=options.progress,
-            )
-        manifest = make_manifest(plan, table, stage_tables, records)
+    files, warnings = _companions(prepared)
+    _check_stacks(prepared.recipe, prepared.members, prepared.stages)
+    decided = decide(prepared)
+    about, more = _about(decided, out.name, warnings)
+    with staged(out, prepared.shards, _job(decided), force=options.force) as staging:
+        for name, content in {**files, **about}.items():
+            staging.add(name, content)
+        records = apply(decided, staging, skip=staging.verified(options.progress))
+        manifest = make_manifest(decided, records, files)
         staging.add(MANIFEST_FILE, json.dumps(manifest).encode() + b"\n")
         staging.publish()
-    warnings = [*plan.members.warnings, *table.warnings, *left_out, *about_code]
-    warnings += identical(records, plan.members)
-    warnings += other_anchors(plan.members, manifest["members"])
-    return Merged(out, manifest["output"]["fingerprint"], table, tuple(dict.fromkeys(warnings)))
+    found = [*warnings_of(decided, records, manifest["members"]), *warnings, *more]
+    return Merged(
+        out, manifest["output"]["fingerprint"], decided.table, tuple(dict.fromkeys(found))
+    )
 
 
-def _check_stacks(plan: Plan) -> None:
+def _check_stacks(recipe: Recipe, members: Members, stages: Mapping[str, Stage]) -> None:
     """Raise `FamilyError` if the result is a stack that transformers, if installed, cannot load."""
-    if isinstance(plan.recipe.family.edited, Stack):
-        target = plan.members.target
-        check_loads(target, _first_of(target))
-    for stage in plan.stages.values():
-        _check_stacks(stage.plan)
+    if isinstance(recipe.family.edited, Stack):
+        check_loads(members.target, _first_of(members.target))
+    for stage in stages.values():
+        _check_stacks(stage.recipe, stage.members, {})
 
 
 def _first_of(source: Source) -> Source:
@@ -126,7 +120,72 @@ def _first_of(source: Source) -> Source:
     return _first_of(source.parts[0]) if source.parts else source
 
 
-def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _job(decided: Decided) -> str:
+    """Identity of a job: recipe, table, inputs as they look, layout of the output."""
+    prepared = decided.prepared
+    parts: list[Any] = [
+        prepared.recipe.to_dict(),
+        decided.table.to_json(),
+        [(role, source.identity) for role, source in prepared.members.sources.items()],
+        [shard.header for shard in prepared.shards],
+    ]
+    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+
+def _companions(prepared: Prepared) -> tuple[dict[str, bytes], list[str]]:
+    """Config, tokenizer and whatever else lies beside the weights, by name; warnings."""
+    recipe, members = prepared.recipe, prepared.members
+    files, warnings = companions(
+        members.target,
+        FLOATS.get(recipe.out.dtype or ""),
+        tokenizer=tokenizer_source(members.sources, recipe.out.tokenizer),
+        chat_template=recipe.out.chat_template,
+    )
+    code = sorted(name for name in files if name.endswith(".py"))
+    if not prepared.options.copy_code:
+        files = {name: content for name, content in files.items() if name not in code}
+        code = []
+    return files, [*warnings, *code_warnings(files, code)]
+
+
+def _about(
+    decided: Decided, name: str, warnings: Sequence[str]
+) -> tuple[dict[str, bytes], list[str]]:
+    """Model card and recipe, by name; warnings."""
+    recipe, members = decided.prepared.recipe, decided.prepared.members
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    card, more = model_card(
+        name,
+        {describe(role): source for role, source in members.sources.items()},
+        method=recipe.method.name,
+        formula=f"{recipe.method.formula} ({decided.table.origin})",
+        scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
+    )
+    card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in warnings).encode()
+    return {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}, more
+
+
+def warnings_of(
+    decided: Decided, records: Mapping[str, Record], known: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """What a user should know about a merge that was applied.
+
+    Args:
+        decided: What was decided.
+        records: See `apply`.
+        known: Digests of members by role, under `digests`.
+    """
+    members = decided.prepared.members
+    found = [
+        *members.warnings,
+        *decided.table.warnings,
+        *_identical(records, members),
+        *_other_anchors(members, known),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Tasks that are vectors taken from another model than the anchor, as far as that is known."""
     digests = known["anchor"]["digests"] if "anchor" in known else {}
     vectors = {task: members.sources[f"task:{task}"] for task in members.tasks}
@@ -137,50 +196,6 @@ def other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> l
         if isinstance(vector, Vector)
         and not vector.starts_from(digests, members.sources["anchor"].tensors)
     ]
-
-
-def check_scales(recipe: Recipe) -> None:
-    """Raise `UsageError` if a task has no λ."""
-    missing = sorted(recipe.tasks.keys() - recipe.scales.keys())
-    if missing:
-        raise UsageError(
-            f"scale of task {missing[0]!r} is missing; {recipe.method.name} has no default λ"
-        )
-
-
-def _job(plan: Plan, table: Table) -> str:
-    """Identity of a job: recipe, table, inputs as they look, layout of the output."""
-    parts: list[Any] = [
-        plan.recipe.to_dict(),
-        table.to_json(),
-        [(role, source.identity) for role, source in plan.members.sources.items()],
-        [shard.header for shard in plan.shards],
-    ]
-    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
-
-
-def _add_companions(
-    staging: Staging,
-    plan: Plan,
-    table: Table,
-    files: Mapping[str, bytes],
-    about_code: Sequence[str],
-) -> list[str]:
-    """Write all but weights and manifest, before the first weight; warnings."""
-    recipe, members = plan.recipe, plan.members
-    card, warnings = model_card(
-        staging.out.name,
-        {describe(role): source for role, source in members.sources.items()},
-        method=recipe.method.name,
-        formula=f"{recipe.method.formula} ({table.origin})",
-        scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
-    )
-    card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in about_code).encode()
-    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    own = {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}
-    for name, content in {**files, **own}.items():
-        staging.add(name, content)
-    return warnings
 
 
 def code_warnings(files: Mapping[str, bytes], copied: Sequence[str]) -> list[str]:
@@ -226,7 +241,7 @@ def _code_named(content: bytes) -> set[str]:
     return found
 
 
-def identical(records: Mapping[str, Record], members: Members) -> list[str]:
+def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
     """Tasks whose every tensor that was read is the anchor's."""
     anchor = members.sources.get("anchor")
     found = []

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from taskvec.checkpoints.adapters import Adapter
 from taskvec.checkpoints.fingerprint import fingerprint
@@ -14,13 +14,19 @@ from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.family.opening import open_model
-from taskvec.merging.apply import Edit, Nowhere, apply
-from taskvec.merging.deciding import settle
-from taskvec.merging.edits import edits_of
-from taskvec.merging.plan import make_plan
-from taskvec.methods.table import check_table
-from taskvec.outputs.manifest import read_manifest, recipe_of
-from taskvec.streaming import Progress, silent
+from taskvec.keywords import takes
+from taskvec.merging.apply import Nowhere, apply, apply_edits
+from taskvec.merging.decide import decide
+from taskvec.merging.edits import Edit
+from taskvec.merging.prepare import prepare
+from taskvec.outputs.manifest import file_digest
+from taskvec.recipes.coerce import RunKeywords, run_options
+from taskvec.recipes.replay import read_manifest, recipe_of
+from taskvec.streaming import RunOptions
+
+# Files that change what a model does when one is put beside it.
+_LOADED = ("chat_template.jinja", "chat_template.json", "generation_config.json",
+           "tokenizer.json", "tokenizer_config.json")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +44,13 @@ class Check:
     detail: str
 
 
+@takes(RunKeywords)
 def verify(
     folder: str | os.PathLike[str],
     *,
     inputs: bool = True,
     replay: bool = False,
-    threads: int | None = None,
-    progress: Progress = silent,
+    **options: Unpack[RunKeywords],
 ) -> list[Check]:
     """Check a folder that taskvec wrote.
 
@@ -52,33 +58,60 @@ def verify(
         folder: With a manifest.
         inputs: Whether to read the members too.
         replay: Whether to work out the merge again (nothing is written) and compare.
-        threads: Default: the processors there are, at most 8.
-        progress: Told the bytes read.
+        {options}
+
+    Returns:
+        What was checked: the weights (`output`), the files beside them (`files`, where the manifest
+        has their digests), each member, and the merge done again (`replay`).
 
     Raises:
         CheckpointError: no manifest, or the folder cannot be read at all.
     """
-    path = Path(folder)
+    path, how = Path(folder), run_options(options)
     manifest = read_manifest(path)
-
-    allow_pickle = manifest["recipe"].get("allow_pickle") is True
-
-    def compare(what: str, checkpoint: Source, expected: Mapping[str, Any]) -> Check:
-        return _compare(what, checkpoint, expected, threads, progress)
-
-    output = open_checkpoint(path)
-    checks = [compare("output", output, manifest["output"])]
-    extra = sorted(output.tensors.keys() - manifest["output"]["digests"].keys())
+    expected, output = manifest["output"], open_checkpoint(path)
+    checks = [_compare("output", output, expected, how)]
+    extra = sorted(output.tensors.keys() - expected["digests"].keys())
     if extra:
         checks = [
             Check("output", "different", f"has {extra[0]!r}, which the manifest does not know")
         ]
-    members = manifest["members"] if inputs else {}
-    family = _family(manifest, str(path)) if any(m.get("derived") for m in members.values()) else {}
+    if "files" in expected:
+        checks.append(_compare_files(path, expected["files"]))
+    if inputs:
+        checks += _members(manifest, path, how)
+    if replay:
+        checks.append(_replay(manifest, path, how))
+    return checks
+
+
+def _compare_files(folder: Path, expected: Mapping[str, str]) -> Check:
+    """Config, tokenizer and chat template against their digests."""
+    missing = [name for name in expected if not (folder / name).is_file()]
+    changed = [
+        name
+        for name in expected
+        if name not in missing and file_digest((folder / name).read_bytes()) != expected[name]
+    ]
+    extra = [name for name in _LOADED if name not in expected and (folder / name).is_file()]
+    for names, what in ((missing, "missing"), (changed, "changed"), (extra, "added")):
+        if names:
+            return Check("files", "different", f"{what}: {', '.join(names)}")
+    return Check("files", "same", f"{len(expected)} files")
+
+
+def _members(manifest: Mapping[str, Any], path: Path, options: RunOptions) -> list[Check]:
+    """Every member that can be opened, against what the manifest says of it."""
+    members = manifest["members"]
+    allow_pickle = manifest["recipe"].get("allow_pickle") is True
+    made: Mapping[str, Source] | str = {}
+    if any(member.get("derived") for member in members.values()):
+        made = _family(manifest, path)
+    checks = []
     for role, member in members.items():
         source: Source | Adapter | str | None = None
         if member.get("derived"):
-            source = family if isinstance(family, str) else family.get(role)
+            source = made if isinstance(made, str) else made.get(role)
         else:
             try:
                 source = open_model(member["path"], allow_pickle=allow_pickle)
@@ -88,43 +121,34 @@ def verify(
             detail = source if isinstance(source, str) else f"{member['path']}: is something else"
             checks.append(Check(role, "absent", detail))
         else:
-            checks.append(compare(role, source, member))
-    if replay:
-        checks.append(_replay(manifest, path, threads, progress))
+            checks.append(_compare(role, source, member, options))
     return checks
 
 
-def _family(manifest: Mapping[str, Any], path: str) -> Mapping[str, Source] | str:
+def _family(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Source] | str:
     """Sources by role, made as the recipe says; a text if that cannot be done.
 
-    A member that was made of others (an adapter on its model, a stage, rows of a vocabulary) cannot
-    be told from the files of one of them.
+    The files of a member that was made of others (an adapter on its model, a stage, rows of a
+    vocabulary) do not say by themselves what it was.
     """
     try:
-        recipe, _ = recipe_of(manifest, path)
-        plan = make_plan(recipe)
-        settle(plan.stages)
+        return prepare(recipe_of(manifest, str(path))).members.sources
     except TaskvecError as error:
         return str(error)
-    return plan.members.sources
 
 
 def _compare(
-    what: str,
-    checkpoint: Source,
-    expected: Mapping[str, Any],
-    threads: int | None,
-    progress: Progress,
+    what: str, checkpoint: Source, expected: Mapping[str, Any], options: RunOptions
 ) -> Check:
     """Digests of a folder's tensors, and their dtypes and shapes, against what a manifest says."""
     digests, tensors = expected["digests"], checkpoint.tensors
     missing = sorted(digests.keys() - tensors.keys())
     if missing:
         return Check(what, "different", f"lacks {missing[0]!r} ({len(missing)} tensors missing)")
-    views = {name: checkpoint.view(name) for name in digests}
-    edits = [Edit(name, view.dtype, {"target": view}) for name, view in views.items()]
     try:
-        records = apply(edits, Nowhere(), threads=threads, progress=progress)
+        views = {name: checkpoint.view(name) for name in digests}
+        edits = [Edit(name, view.dtype, {"target": view}) for name, view in views.items()]
+        records = apply_edits(edits, Nowhere(), options, label=what)
     except CheckpointError as error:  # NaN or infinite: not what was read or written
         return Check(what, "different", str(error).removeprefix("target: "))
     got = {name: record["output"] for name, record in records.items()}
@@ -134,23 +158,14 @@ def _compare(
     return _compared(what, got, digests)
 
 
-def _replay(
-    manifest: Mapping[str, Any], path: Path, threads: int | None, progress: Progress
-) -> Check:
-    recipe, table = recipe_of(manifest, str(path))
+def _replay(manifest: Mapping[str, Any], path: Path, options: RunOptions) -> Check:
+    recipe = recipe_of(manifest, str(path))
     try:
-        plan = make_plan(recipe)
-        check_table(table, plan.members.tasks, plan.members.merged, str(path))
-        settle(plan.stages)
-        edits = list(edits_of(plan, table).values())
-        got = apply(
-            edits, Nowhere(), precision=recipe.out.precision, threads=threads, progress=progress
-        )
+        records = apply(decide(prepare(recipe, options)), Nowhere(), label="replay")
     except TaskvecError as error:
         return Check("replay", "absent", str(error))
-    return _compared(
-        "replay", {n: r["output"] for n, r in got.items()}, manifest["output"]["digests"]
-    )
+    got = {name: record["output"] for name, record in records.items()}
+    return _compared("replay", got, manifest["output"]["digests"])
 
 
 def _compared(what: str, got: Mapping[str, str], expected: Mapping[str, str]) -> Check:

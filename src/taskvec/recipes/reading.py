@@ -35,6 +35,7 @@ from taskvec.checkpoints.hub import hub_name
 from taskvec.checkpoints.memory import MARK
 from taskvec.errors import ParameterError, RecipeError, nearest
 from taskvec.methods import find_method
+from taskvec.methods.choice import MethodChoice
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import Parameter, resolve
 from taskvec.recipes.depth import Profile, profile_of
@@ -42,7 +43,6 @@ from taskvec.recipes.located import Document, parse_yaml
 from taskvec.recipes.recipe import (
     STAGE,
     Family,
-    LayerWeights,
     Model,
     Output,
     Recipe,
@@ -242,7 +242,7 @@ def _method(entry: MethodEntry, place: _Place, at: Key) -> tuple[Method, Mapping
     return method, given
 
 
-def _layer_weights(entry: StageRecipe, place: _Place, owner: Method) -> LayerWeights | None:
+def _layer_weights(entry: StageRecipe, place: _Place, owner: Method) -> MethodChoice | None:
     """What a method weighs layers by."""
     at: Key = ("layer_weights",)
     if entry.layer_weights is None:
@@ -255,7 +255,7 @@ def _layer_weights(entry: StageRecipe, place: _Place, owner: Method) -> LayerWei
         place.fail(at, f"{method.name} weighs no layers; for example: lata")
     try:
         values = {k: numeric(v) for k, v in given.items()}
-        return LayerWeights(method, resolve(method.parameters, values, method.name))
+        return MethodChoice(method, resolve(method.parameters, values, method.name))
     except ParameterError as error:
         place.fail(at, str(error))
 

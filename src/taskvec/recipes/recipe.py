@@ -12,6 +12,7 @@ from taskvec.checkpoints.hub import hub_name, resolved
 from taskvec.checkpoints.memory import MARK, Module, described
 from taskvec.checkpoints.source import Source
 from taskvec.errors import UsageError
+from taskvec.methods.choice import MethodChoice
 from taskvec.methods.method import Method
 from taskvec.methods.table import Table
 from taskvec.recipes.depth import Profile
@@ -175,19 +176,6 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """A method whose table another method weighs layers by.
-
-    Attributes:
-        method: Such as LATA.
-        parameters: Of that method, the same for every task.
-    """
-
-    method: Method
-    parameters: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
     """A checked recipe.
 
@@ -205,7 +193,7 @@ class Recipe:
     method: Method
     out: Output = field(default_factory=Output)
     seed: int = 0
-    layer_weights: LayerWeights | None = None
+    layer_weights: MethodChoice | None = None
     table: Path | Table | None = None
     stages: Mapping[str, Recipe] = field(default_factory=dict)
 
@@ -271,6 +259,9 @@ class Recipe:
         }
         return replace(self, family=replace(family, tasks=tasks))
 
+    def __repr__(self) -> str:
+        return f"<Recipe {self.method.name} of {', '.join(self.tasks) or 'no task'}>"
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe with every default filled in, as a mapping that `read_recipe` takes."""
         family, chosen = self.family, self.layer_weights
@@ -282,7 +273,7 @@ class Recipe:
         data["tasks"] = {name: task.to_dict() for name, task in sorted(self.tasks.items())}
         data["method"] = {"name": self.method.name}
         if chosen is not None:
-            data["layer_weights"] = {"name": chosen.method.name, **chosen.parameters}
+            data["layer_weights"] = chosen.to_dict()
         if isinstance(self.table, Path):
             data["table"] = str(self.table)
         data["include"], data["exclude"] = list(family.include), list(family.exclude)

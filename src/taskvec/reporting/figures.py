@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import OutputError, UsageError
+from taskvec.errors import UsageError
 from taskvec.extras import require
-from taskvec.files import write_whole
+from taskvec.files import write_whole, writing
 from taskvec.layers import module_order
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -45,12 +45,10 @@ def save_figure(figure: Any, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     check_figure(path)
-    try:
+    with writing(path):
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=150, format=path.suffix.removeprefix("."))
         write_whole(path, drawn.getvalue())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def draw_similarity(scan: dict[str, Any], path: Path) -> None:

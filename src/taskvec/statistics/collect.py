@@ -12,7 +12,7 @@ from taskvec.checkpoints.fingerprint import chunk_digests, tensor_digest
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.errors import CheckpointError
-from taskvec.streaming import BLOCK, CHUNK, Progress, Unit, cut, default_threads, silent, stream
+from taskvec.streaming import CHUNK, RunOptions, Stretch, gather
 
 Array = np.ndarray[Any, Any]
 
@@ -57,11 +57,8 @@ class Collected:
 
 
 class _Part(NamedTuple):
-    tensor: int
-    start: int
-    elements: int
-    products: Array
-    signs: Array
+    products: Array  # of each chunk
+    signs: Array  # of each chunk
     digests: dict[str, bytes]
 
 
@@ -85,9 +82,7 @@ def collect(
     *,
     with_base: bool,
     named: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    block: int = BLOCK,
-    progress: Progress = silent,
+    options: RunOptions = RunOptions(),
 ) -> Collected:
     """Read every tensor of every member once.
 
@@ -96,9 +91,7 @@ def collect(
         tasks: Task names.
         with_base: Whether the family has a base; without one τ_instr is zero.
         named: Members by role, for messages; default: the roles in words.
-        threads: Default: the processors there are, at most 8.
-        block: Elements worked on at once; changes no bit of the result.
-        progress: Told the bytes read.
+        options: How to run.
 
     Raises:
         CheckpointError: NaN or infinite weights; the tensor and the member are named.
@@ -109,26 +102,17 @@ def collect(
     signs = np.zeros((len(sources), k, k, 2), np.int64)
     digests: dict[str, dict[str, str]] = {role: {} for role in roles}
     sizes = [size(next(iter(s.views.values()))) for s in sources]
-    waiting: dict[int, list[_Part]] = {}
-    total = sum([source.nbytes for source in sources])
-    with progress("scan", total) as advance:
-        worker = _make_worker(sources, roles, k, named or {})
-        for parts in stream(cut(sizes, block), worker, threads or default_threads()):
+    with options.progress("scan", sum([source.nbytes for source in sources])) as advance:
+        make_worker = _make_worker(sources, roles, k, named or {})
+        for tensor, parts in gather(sizes, make_worker, options):
+            source = sources[tensor]
             for part in parts:
-                held = waiting.setdefault(part.tensor, [])
-                held.append(part)
-                if sum([p.elements for p in held]) < sizes[part.tensor]:
-                    continue
-                del waiting[part.tensor]
-                held.sort(key=lambda p: p.start)
-                for p in held:
-                    for products in p.products:  # one by one: the order of adding is fixed
-                        gram[part.tensor] += products
-                    signs[part.tensor] += p.signs.sum(0)
-                source = sources[part.tensor]
-                for role in source.views:
-                    digests[role][source.name] = tensor_digest([p.digests[role] for p in held])
-                advance(source.nbytes)
+                for products in part.products:  # one by one: the order of adding is fixed
+                    gram[tensor] += products
+                signs[tensor] += part.signs.sum(0)
+            for role in source.views:
+                digests[role][source.name] = tensor_digest([p.digests[role] for p in parts])
+            advance(source.nbytes)
     gram += np.triu(gram, 1).transpose(0, 2, 1)
     signs += np.triu(signs.transpose(3, 0, 1, 2), 1).transpose(1, 3, 2, 0)
     return Collected(gram, signs[..., 0], signs[..., 1], digests)
@@ -136,59 +120,50 @@ def collect(
 
 def _make_worker(
     sources: Sequence[Sources], roles: Sequence[str], k: int, named: Mapping[str, str]
-) -> Callable[[], Callable[[Unit], list[_Part]]]:
+) -> Callable[[], Callable[[Stretch], _Part]]:
     from taskvec.kernels.gram import gram, gram_scratch
 
     rows = [0, *([1] if "base" in roles else []), *range(2, 2 + k)]
     row_of = dict(zip(roles, rows, strict=True))  # in the kernel
 
-    def make() -> Callable[[Unit], list[_Part]]:
+    def make() -> Callable[[Stretch], _Part]:
         single = gram_scratch(2 + k, np.float32)
         double = gram_scratch(2 + k, np.float64)
 
-        def work(unit: Unit) -> list[_Part]:
-            chunks = [-(-(stop - start) // CHUNK) for _, start, stop in unit]
-            products = np.empty((sum(chunks), 2 + k, 2 + k))
-            signs = np.empty((sum(chunks), k, k, 2), np.int64)
-            parts = []
-            first = 0
-            for (tensor, start, stop), count in zip(unit, chunks, strict=True):
-                source = sources[tensor]
-                blocks = {role: view.read(start, stop) for role, view in source.views.items()}
-                addresses = np.zeros(2 + k, np.int64)
-                codes = np.zeros(2 + k, np.int64)
-                differences = np.zeros(2 + k, np.bool_)
+        def work(stretch: Stretch) -> _Part:
+            tensor, start, stop = stretch
+            source, chunks = sources[tensor], -(-(stop - start) // CHUNK)
+            blocks = {role: view.read(start, stop) for role, view in source.views.items()}
+            addresses = np.zeros(2 + k, np.int64)
+            codes = np.zeros(2 + k, np.int64)
+            differences = np.zeros(2 + k, np.bool_)
+            for role, view in source.views.items():
+                row = row_of[role]
+                addresses[row] = address(blocks[role])
+                codes[row] = view.dtype.code
+                differences[row] = view.is_difference or "anchor" not in source.views
+            if "anchor" not in source.views:  # the kernel reads some row in its place
+                addresses[0], codes[0] = addresses[2], codes[2]
+            wide = max([view.dtype.itemsize for view in source.views.values()]) == 8
+            given = addresses, codes, differences, stop - start
+            out = np.empty((chunks, 2 + k, 2 + k)), np.empty((chunks, k, k, 2), np.int64)
+            gram(*given, double if wide else single, *out)
+            overflow = ~np.isfinite(out[0]).all((1, 2))
+            if overflow.any():
                 for role, view in source.views.items():
-                    row = row_of[role]
-                    addresses[row] = address(blocks[role])
-                    codes[row] = view.dtype.code
-                    differences[row] = view.is_difference or "anchor" not in source.views
-                if "anchor" not in source.views:  # the kernel reads some row in its place
-                    addresses[0], codes[0] = addresses[2], codes[2]
-                wide = max([view.dtype.itemsize for view in source.views.values()]) == 8
-                given = addresses, codes, differences, stop - start
-                mine = slice(first, first + count)
-                out = products[mine], signs[mine]
-                gram(*given, double if wide else single, *out)
-                overflow = ~np.isfinite(out[0]).all((1, 2))
-                if overflow.any():
-                    for role, view in source.views.items():
-                        who = named.get(role, describe(role))
-                        refuse_non_finite(source.name, who, view, blocks[role], start)
-                    # The weights are finite; their squares overflow float32. Other chunks stay as
-                    # they are, so that no bit depends on what was read together.
-                    again = np.empty_like(out[0])
-                    gram(*given, double, again, out[1])
-                    out[0][overflow] = again[overflow]
-                    if not np.isfinite(again).all():
-                        raise CheckpointError(
-                            f"tensor {source.name!r} holds weights whose squares are too large for "
-                            "float64; exclude the tensor"
-                        )
-                digests = {role: chunk_digests(block) for role, block in blocks.items()}
-                parts.append(_Part(tensor, start, stop - start, *out, digests))
-                first += count
-            return parts
+                    who = named.get(role, describe(role))
+                    refuse_non_finite(source.name, who, view, blocks[role], start)
+                # The weights are finite; their squares overflow float32. Other chunks stay as they
+                # are, so that no bit depends on what was read together.
+                again = np.empty_like(out[0])
+                gram(*given, double, again, out[1])
+                out[0][overflow] = again[overflow]
+                if not np.isfinite(again).all():
+                    raise CheckpointError(
+                        f"tensor {source.name!r} holds weights whose squares are too large for "
+                        "float64; exclude the tensor"
+                    )
+            return _Part(*out, {role: chunk_digests(block) for role, block in blocks.items()})
 
         return work
 

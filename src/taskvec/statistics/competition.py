@@ -14,8 +14,8 @@ import numpy as np
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
 from taskvec.statistics.collect import Sources
-from taskvec.statistics.trim import Counting, place, thresholds
-from taskvec.streaming import Unit, cut, default_threads, stream
+from taskvec.statistics.trim import place, thresholds
+from taskvec.streaming import RunOptions, Stretch, Unit, cut, stream
 
 Array = np.ndarray[Any, Any]
 Weights = Mapping[str, Mapping[str, float]]
@@ -24,7 +24,10 @@ CLIPPED = 1e-4  # share of entries beyond each bound of magnitude
 
 
 def competition(
-    sources: Sequence[Sources], weights: Weights, densities: Mapping[str, float], how: Counting
+    sources: Sequence[Sources],
+    weights: Weights,
+    densities: Mapping[str, float],
+    options: RunOptions,
 ) -> dict[str, dict[str, float]]:
     """`smallest`, `largest`, `cut` and `top` of every task.
 
@@ -33,7 +36,7 @@ def competition(
         weights: By task, then by tensor, what its vector is multiplied with; with −1 for a task
             that is subtracted.
         densities: Share of entries that are kept by task; these tasks, and no other, compete.
-        how: How to run.
+        options: How to run.
 
     Returns:
         By task, those without entries left out. `cut` is the k-th largest score, k = density ×
@@ -42,9 +45,9 @@ def competition(
         largest magnitude.
     """
     densities = {t: d for t, d in sorted(densities.items()) if entries_of(sources, t)}
-    limits = {task: _bounds(sources, weights, task, how) for task in densities}
+    limits = {task: _bounds(sources, weights, task, options) for task in densities}
     found: dict[str, dict[str, float]] = {}
-    for task, (cut_off, top) in _scores(sources, weights, densities, limits, how).items():
+    for task, (cut_off, top) in _scores(sources, weights, densities, limits, options).items():
         smallest, largest = limits[task]
         found[task] = {"smallest": smallest, "largest": largest, "cut": cut_off, "top": top}
     return found
@@ -56,7 +59,7 @@ def entries_of(sources: Sequence[Sources], task: str) -> int:
 
 
 def _bounds(
-    sources: Sequence[Sources], weights: Weights, task: str, how: Counting
+    sources: Sequence[Sources], weights: Weights, task: str, options: RunOptions
 ) -> tuple[float, float]:
     """Magnitudes between which those of a task are held."""
     entries = entries_of(sources, task)
@@ -64,7 +67,7 @@ def _bounds(
     wanted = entries - beyond, max(1, beyond)
     bits = []
     for k in wanted:
-        found = thresholds(sources, weights, {task: k / entries}, "model", how)[task].values()
+        found = thresholds(sources, weights, {task: k / entries}, "model", options)[task].values()
         bits.append(max((t.lower for t in found), default=0))
     smallest, largest = np.array(bits, np.uint32).view(np.float32).tolist()
     return smallest, largest
@@ -75,7 +78,7 @@ def _scores(
     weights: Weights,
     densities: Mapping[str, float],
     limits: Mapping[str, tuple[float, float]],
-    how: Counting,
+    options: RunOptions,
 ) -> dict[str, tuple[float, float]]:
     """The k-th largest score of each task, and the largest."""
     from taskvec.kernels.competition import BINS, count_scores, score, score_of
@@ -101,7 +104,7 @@ def _scores(
 
             return count
 
-        _sweep(sources, tasks, weights, begin, how)
+        _sweep(sources, tasks, weights, begin, options)
         total: Array = np.stack(parts).sum(0)
         return total
 
@@ -126,7 +129,7 @@ def _sweep(
     tasks: Sequence[str],
     weights: Weights,
     begin: Callable[[], Callable[[Sources, Array], None]],
-    how: Counting,
+    options: RunOptions,
 ) -> None:
     """Give every block of all vectors to a function that each thread begins for itself."""
     sizes = [size(source.views["anchor"]) for source in sources]
@@ -136,23 +139,25 @@ def _sweep(
 
         def work(unit: Unit) -> int:
             done = 0
-            for index, start, stop in unit:
-                source = sources[index]
-                count(source, _vectors(source, tasks, weights, start, stop, how.precision))
-                done += source.nbytes * (stop - start) // max(1, sizes[index])
+            for stretch in unit:
+                tensor, start, stop = stretch
+                source = sources[tensor]
+                count(source, _vectors(source, tasks, weights, stretch, options.precision))
+                done += source.nbytes * (stop - start) // max(1, sizes[tensor])
             return done
 
         return work
 
-    with how.progress("score", sum(source.nbytes for source in sources)) as advance:
-        for done in stream(cut(sizes, how.block), make, how.threads or default_threads()):
+    with options.progress("score", sum(source.nbytes for source in sources)) as advance:
+        for done in stream(cut(sizes, options.block), make, options.workers):
             advance(done)
 
 
 def _vectors(
-    source: Sources, tasks: Sequence[str], weights: Weights, start: int, stop: int, precision: str
+    source: Sources, tasks: Sequence[str], weights: Weights, stretch: Stretch, precision: str
 ) -> Array:
     """x_t of a block, shape (N, n), in the arithmetic in which the block is merged."""
+    _, start, stop = stretch
     is_wide = precision == "float64" or 8 in [v.dtype.itemsize for v in source.views.values()]
     kind = np.float64 if is_wide else np.float32
     anchor = source.views["anchor"]

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.views import size
 from taskvec.statistics.collect import Sources
-from taskvec.statistics.trim import Counting, Source, sweep
-from taskvec.streaming import CHUNK
+from taskvec.statistics.trim import PureVector, Source, sweep
+from taskvec.streaming import CHUNK, RunOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +25,7 @@ def kept_sums(
     weights: Mapping[str, Mapping[str, float]],
     bounds: Mapping[str, Mapping[str, int]],
     keys: Mapping[str, Mapping[str, int]],
-    how: Counting,
+    options: RunOptions,
 ) -> Sums:
     """Σ |x| and Σ m |x| of every task in every tensor that it has.
 
@@ -36,7 +35,7 @@ def kept_sums(
         bounds: Below which a draw keeps an entry, by task, then by tensor; see
             `kernels.randomness`.
         keys: What draws depend on besides the entry, likewise.
-        how: How to run.
+        options: How to run.
     """
     from taskvec.kernels.select import sum_magnitudes
 
@@ -44,7 +43,7 @@ def kept_sums(
         given = np.uint64(bounds[task][source.name]), np.uint64(keys[task][source.name])
         sum_magnitudes(*source.block(start, stop), *given, start, source.rows, part)
 
-    return _swept(sources, weights, sorted(bounds), add, how)
+    return _swept(sources, weights, add, options)
 
 
 def kept_by_rank(
@@ -52,7 +51,7 @@ def kept_by_rank(
     weights: Mapping[str, Mapping[str, float]],
     shares: Mapping[str, Mapping[str, tuple[float, float]]],
     keys: Mapping[str, Mapping[str, int]],
-    how: Counting,
+    options: RunOptions,
 ) -> Sums:
     """The same where the larger entries of a row are kept more often; see `kernels.magprune`.
 
@@ -61,7 +60,7 @@ def kept_by_rank(
         weights: See `kept_sums`.
         shares: Density and ε by task, then by tensor.
         keys: See `kept_sums`.
-        how: See `kept_sums`.
+        options: See `kept_sums`.
     """
     from taskvec.kernels.magprune import add_magnitudes, prune
     from taskvec.kernels.select import load_vector
@@ -77,23 +76,23 @@ def kept_by_rank(
         prune(rows[1].reshape(-1, columns), *shares[task][source.name], False, key, start)
         add_magnitudes(rows[1], part[:, 1])
 
-    return _swept(sources, weights, sorted(shares), add, how, by_row=True)
+    return _swept(sources, weights, add, options, by_row=True)
 
 
 def _swept(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
-    tasks: Sequence[str],
     add: Callable[[str, Source, int, int, Array], None],
-    how: Counting,
+    options: RunOptions,
     *,
     by_row: bool = False,
 ) -> Sums:
     """Sums of every task, given what adds those of a block to its chunks, shape (chunks, 2)."""
     found: Sums = {}
-    for task in tasks:
-        mine = [s for s in sources if f"task:{task}" in s.views]
-        sums = {s.name: np.zeros((-(-size(s.views[f"task:{task}"]) // CHUNK), 2)) for s in mine}
+    for task in sorted(weights):
+        vector = PureVector.of(task, sources, weights)
+        names = [each.name for each in vector.sources]
+        sums = {n: np.zeros((-(-k // CHUNK), 2)) for n, k in zip(names, vector.sizes, strict=True)}
 
         def begin(
             task: str = task, sums: dict[str, Array] = sums
@@ -104,7 +103,7 @@ def _swept(
 
             return count
 
-        sweep(mine, task, weights[task], begin, how, "sum", by_row=by_row)
+        sweep(vector, begin, options, "sum", by_row=by_row)
         found[task] = {name: _added(chunks) for name, chunks in sums.items()}
     return found
 

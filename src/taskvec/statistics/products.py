@@ -14,7 +14,7 @@ import numpy as np
 
 from taskvec.statistics.collect import Sources, collect
 from taskvec.statistics.scan import Scan
-from taskvec.streaming import BLOCK, Progress, silent
+from taskvec.streaming import RunOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -45,9 +45,7 @@ def products_of_models(
     tasks: Sequence[str],
     *,
     named: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    block: int = BLOCK,
-    progress: Progress = silent,
+    options: RunOptions = RunOptions(),
 ) -> Products:
     """Products of the task models themselves; reads every tensor of every task once.
 
@@ -55,21 +53,11 @@ def products_of_models(
         sources: Floating-point tensors in name order, with a view for every task and no other.
         tasks: Task names.
         named: Members by role, for messages; default: the roles in words.
-        threads: Default: the processors there are, at most 8.
-        block: Elements worked on at once; changes no bit of the result.
-        progress: Told the bytes read.
+        options: How to run.
 
     Raises:
         CheckpointError: NaN or infinite weights; the tensor and the member are named.
     """
-    collected = collect(
-        sources,
-        tasks,
-        with_base=False,
-        named=named,
-        threads=threads,
-        block=block,
-        progress=progress,
-    )
+    collected = collect(sources, tasks, with_base=False, named=named, options=options)
     digests = {role: mine for role, mine in collected.digests.items() if role != "anchor"}
     return Products(collected.gram[:, 2:, 2:], False, digests)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ import numpy as np
 
 from taskvec import documents
 from taskvec.errors import CheckpointError, UsageError
-from taskvec.layers import LayerKey
+from taskvec.layers import LayerKey, model_order
+from taskvec.tables import frame, html_table
 
 FORMAT = 1
+MEASURED = ("similarity", "norm_ratio", "task_cosine", "task_norm", "instruction_norm",
+            "anchor_norm")  # fmt: skip
 Array = np.ndarray[Any, Any]
 
 
@@ -55,6 +58,7 @@ class Scan:
         agree: shape (N, K, K), int64.
         support: shape (N, K, K), int64.
         members: By role.
+        warnings: What looks odd about the members; not part of a scan file.
     """
 
     tasks: tuple[str, ...]
@@ -66,6 +70,7 @@ class Scan:
     agree: Array
     support: Array
     members: Mapping[str, Member]
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def sizes(self) -> Array:
@@ -81,6 +86,24 @@ class Scan:
         if task not in self.tasks:
             raise UsageError(f"no task {task!r} in this scan; it has {', '.join(self.tasks)}")
         return self.tasks.index(task)
+
+    def __repr__(self) -> str:
+        base = "with" if self.has_base else "without"
+        return f"<Scan of {', '.join(self.tasks)}, {base} base: {len(self.names)} tensors>"
+
+    def to_pandas(self, granularity: str = "tensor") -> Any:
+        """Similarity, ρ, c and norms as a DataFrame; one row a task and layer.
+
+        Args:
+            granularity: `tensor`, `module` or `block`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return frame(layer_rows(self, granularity))
+
+    def _repr_html_(self) -> str:
+        return html_table(layer_rows(self, "block"), repr(self))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` takes; floats keep every bit."""
@@ -217,3 +240,51 @@ def layer_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics
         instruction_norm=np.sqrt(a),
         anchor_norm=np.sqrt(gram[:, 0, 0]),
     )
+
+
+def known_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics:
+    """As `layer_statistics`; without a base, what is measured from it is NaN."""
+    statistics = layer_statistics(scan, task, granularity)
+    if scan.has_base:
+        return statistics
+    unknown = np.full(len(statistics.layers), np.nan)
+    return replace(
+        statistics,
+        similarity=unknown,
+        norm_ratio=unknown,
+        task_cosine=unknown,
+        instruction_norm=unknown,
+    )
+
+
+def layer_rows(scan: Scan, granularity: str) -> list[dict[str, Any]]:
+    """One row for each task and layer.
+
+    Args:
+        scan: Statistics by tensor.
+        granularity: `tensor`, `module` or `block`.
+
+    Returns:
+        Mappings with task, layer, tower, block, module, elements, similarity, norm_ratio,
+        task_cosine, task_norm, instruction_norm, anchor_norm, by task in the order of the model.
+        The similarity of a layer that the task did not touch is None; without a base, everything
+        that is measured from it is.
+    """
+    rows = []
+    for task in scan.tasks:
+        statistics = known_statistics(scan, task, granularity)
+        first = dict(reversed(list(zip(statistics.tensor_layer.tolist(), scan.keys, strict=True))))
+        of_task = []
+        for i, layer in enumerate(statistics.layers):
+            key = first[i]
+            row = {"task": task, "layer": layer, "tower": key.tower, "block": key.block}
+            row["module"] = key.module if granularity != "block" or key.block is None else None
+            row["elements"] = int(statistics.sizes[i])
+            for name in MEASURED:
+                value = float(getattr(statistics, name)[i])
+                row[name] = value if math.isfinite(value) else None
+            of_task.append(row)
+        rows += sorted(
+            of_task, key=lambda r: model_order(r["tower"], r["block"], r["module"], r["layer"])
+        )
+    return rows

@@ -8,24 +8,14 @@ until k are. Tensors are read two or three times; only histograms are held.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from taskvec.checkpoints.views import size
 from taskvec.statistics.collect import Sources, address
-from taskvec.streaming import (
-    BLOCK,
-    CHUNK,
-    Progress,
-    Unit,
-    cut,
-    default_threads,
-    row_step,
-    silent,
-    stream,
-)
+from taskvec.streaming import CHUNK, RunOptions, Unit, cut, row_step, stream
 
 Array = np.ndarray[Any, Any]
 
@@ -52,13 +42,34 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True)
-class Counting:
-    """How to run; see `collect` and `apply`."""
+class PureVector:
+    """w_t τ_t of one task.
 
-    precision: str = "float32"
-    threads: int | None = None
-    block: int = BLOCK
-    progress: Progress = silent
+    Attributes:
+        task: Name.
+        sources: The tensors that the task has.
+        weights: w_t by tensor.
+    """
+
+    task: str
+    sources: Sequence[Sources]
+    weights: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls, task: str, sources: Sequence[Sources], weights: Mapping[str, Mapping[str, float]]
+    ) -> PureVector:
+        """That of a task, from the sources of a family and weights by task."""
+        return cls(task, [s for s in sources if f"task:{task}" in s.views], weights[task])
+
+    def by_tensor(self) -> list[PureVector]:
+        """Each tensor by itself."""
+        return [replace(self, sources=[source]) for source in self.sources]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each tensor."""
+        return [size(source.views[f"task:{self.task}"]) for source in self.sources]
 
 
 def thresholds(
@@ -66,7 +77,7 @@ def thresholds(
     weights: Mapping[str, Mapping[str, float]],
     densities: Mapping[str, float | Mapping[str, float]],
     scope: str,
-    how: Counting = Counting(),
+    options: RunOptions = RunOptions(),
 ) -> dict[str, dict[str, Threshold]]:
     """The threshold of every task in every tensor.
 
@@ -76,33 +87,28 @@ def thresholds(
         densities: Share of entries kept by task, in [0, 1]; one for each tensor where `scope` is
             `tensor` and it differs between them.
         scope: `model`: the largest of all entries of a task; `tensor`: of each tensor.
-        how: How to run.
+        options: How to run.
 
     Returns:
         By task, then by tensor. k is density × entries, rounded to the nearest, half to even.
     """
     found: dict[str, dict[str, Threshold]] = {}
     for task, density in sorted(densities.items()):
-        mine = [s for s in sources if f"task:{task}" in s.views]
-        groups = [mine] if scope == "model" else [[source] for source in mine]
+        whole = PureVector.of(task, sources, weights)
+        groups = [whole] if scope == "model" else whole.by_tensor()
         found[task] = {}
         for group in groups:
-            share = density[group[0].name] if isinstance(density, Mapping) else density
-            found[task] |= _of_group(group, task, weights[task], share, how)
+            first = group.sources[0].name
+            share = density[first] if isinstance(density, Mapping) else density
+            found[task] |= _of_group(group, share, options)
     return found
 
 
-def _of_group(
-    group: Sequence[Sources],
-    task: str,
-    weights: Mapping[str, float],
-    density: float,
-    how: Counting,
-) -> dict[str, Threshold]:
+def _of_group(vector: PureVector, density: float, options: RunOptions) -> dict[str, Threshold]:
     """Thresholds of tensors whose entries are ranked together."""
     from taskvec.kernels.select import LOWER, UPPER, count_equal, count_magnitudes
 
-    entries = sum(size(source.views[f"task:{task}"]) for source in group)
+    group, entries = vector.sources, sum(vector.sizes)
     wanted = round(density * entries)
     if wanted == 0:
         return {source.name: Threshold(0x7FFFFFFF, 0) for source in group}
@@ -121,7 +127,7 @@ def _of_group(
 
             return count
 
-        sweep(group, task, weights, begin, how)
+        sweep(vector, begin, options)
         total: Array = np.stack(parts).sum(0)
         return total
 
@@ -132,7 +138,10 @@ def _of_group(
     kept, equal = wanted - above - higher, int(lower[low])
     if kept == equal:
         return {source.name: Threshold(magnitude, 2**62) for source in group}
-    chunks = {s.name: np.zeros(-(-size(s.views[f"task:{task}"]) // CHUNK), np.int64) for s in group}
+    chunks = {
+        source.name: np.zeros(-(-entries // CHUNK), np.int64)
+        for source, entries in zip(group, vector.sizes, strict=True)
+    }
 
     def begin() -> Callable[[Source, int, int], None]:
         def count(source: Source, start: int, stop: int) -> None:
@@ -141,7 +150,7 @@ def _of_group(
 
         return count
 
-    sweep(group, task, weights, begin, how)
+    sweep(vector, begin, options)
     found = {}
     for source in group:
         here = int(chunks[source.name].sum())
@@ -185,11 +194,9 @@ class Source:
 
 
 def sweep(
-    group: Sequence[Sources],
-    task: str,
-    weights: Mapping[str, float],
+    vector: PureVector,
     begin: Callable[[], Callable[[Source, int, int], None]],
-    how: Counting,
+    options: RunOptions,
     label: str = "rank",
     *,
     by_row: bool = False,
@@ -197,7 +204,7 @@ def sweep(
     """Give every block of every tensor to a function that each thread begins for itself."""
     from taskvec.kernels.gram import STRETCH
 
-    sizes = [size(source.views[f"task:{task}"]) for source in group]
+    sizes, role = vector.sizes, f"task:{vector.task}"
 
     def make() -> Callable[[Unit], int]:
         count = begin()
@@ -206,19 +213,20 @@ def sweep(
 
         def work(unit: Unit) -> int:
             done = 0
-            for index, start, stop in unit:
-                source = group[index]
-                views = source.views["anchor"], source.views[f"task:{task}"]
-                is_wide = how.precision == "float64" or 8 in [v.dtype.itemsize for v in views]
-                rows = double if is_wide else single
-                count(Source(source, task, weights[source.name], rows), start, stop)
-                done += source.nbytes * (stop - start) // max(1, sizes[index])
+            for tensor, start, stop in unit:
+                source = vector.sources[tensor]
+                views = source.views["anchor"], source.views[role]
+                is_wide = options.precision == "float64" or 8 in [v.dtype.itemsize for v in views]
+                weight = vector.weights[source.name]
+                mine = Source(source, vector.task, weight, double if is_wide else single)
+                count(mine, start, stop)
+                done += source.nbytes * (stop - start) // max(1, sizes[tensor])
             return done
 
         return work
 
-    total = sum(source.nbytes for source in group)
-    steps = [row_step(source.views[f"task:{task}"].shape) for source in group] if by_row else None
-    with how.progress(f"{label} {task}", total) as advance:
-        for done in stream(cut(sizes, how.block, steps), make, how.threads or default_threads()):
+    total = sum(source.nbytes for source in vector.sources)
+    steps = [row_step(source.views[role].shape) for source in vector.sources] if by_row else None
+    with options.progress(f"{label} {vector.task}", total) as advance:
+        for done in stream(cut(sizes, options.block, steps), make, options.workers):
             advance(done)

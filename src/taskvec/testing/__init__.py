@@ -22,6 +22,7 @@ import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 from unittest import mock
@@ -29,24 +30,22 @@ from unittest import mock
 import numpy as np
 
 from taskvec.checkpoints.source import widened
-from taskvec.checkpoints.views import size
 from taskvec.errors import OutputError, UsageError
-from taskvec.merging.apply import Record, apply
-from taskvec.merging.deciding import Options, decided
-from taskvec.merging.edits import edits_of
-from taskvec.merging.plan import make_plan
+from taskvec.merging.apply import InMemory, apply
+from taskvec.merging.decide import decide
+from taskvec.merging.prepare import prepare
 from taskvec.methods import METHODS
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.plugins import flaw_of, guarded
-from taskvec.methods.table import Table, load_table
-from taskvec.outputs.manifest import read_manifest, recipe_of
+from taskvec.methods.table import load_table
 from taskvec.outputs.run import run
 from taskvec.outputs.verify import verify
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
 from taskvec.recipes.recipe import Recipe
-from taskvec.streaming import BLOCK, CHUNK
+from taskvec.recipes.replay import read_manifest, recipe_of
+from taskvec.streaming import BLOCK, CHUNK, RunOptions
 from taskvec.testing.families import (
     FLOATS,
     STILL,
@@ -64,7 +63,7 @@ __all__ = ["MethodConformance"]
 
 OURS = dict(METHODS)
 REFUSALS = (UsageError, OutputError)  # a crash inside a method is neither, see `guarded`
-OFF = Options(cache="off", threads=1)
+OFF = RunOptions(cache="off", threads=1)
 _NUMBERS: dict[tuple[Method, tuple[float, ...]], list[int]] = {}  # see `_numbers`
 INFINITE = 1_000.0  # what stands for the end of a range that has none
 
@@ -166,8 +165,8 @@ class MethodConformance:
     def test_threads_and_blocks(self) -> None:
         """How a tensor is cut and how many threads there are changes no bit."""
         recipe = self._recipe("BF16", max(self._numbers()), shapes="long")
-        one = self._stored(recipe, Options(cache="off", threads=1, block=BLOCK))
-        other = self._stored(recipe, Options(cache="off", threads=3, block=CHUNK))
+        one = self._stored(recipe, RunOptions(cache="off", threads=1, block=BLOCK))
+        other = self._stored(recipe, RunOptions(cache="off", threads=3, block=CHUNK))
         self._same(one, other, "three threads and small blocks (is its alignment right?)")
 
     @_promise
@@ -241,16 +240,16 @@ class MethodConformance:
         recipe = self._recipe("BF16", max(self._numbers()))
         with tempfile.TemporaryDirectory(prefix="taskvec-testing-") as folder:
             out = Path(folder) / "out"
-            table = run(recipe, out, options=OFF).table
+            table = run(recipe, out, OFF).table
             for check in verify(out, replay=True, threads=1):
                 self._hold(check.outcome == "same", f"verify {check.what}: {check.detail}")
             first = self._stored(recipe)
-            again, known = recipe_of(read_manifest(out), "manifest")
-            self._same(self._stored(again, table=known), first, "replayed from the manifest")
+            again = recipe_of(read_manifest(out), "manifest")
+            self._same(self._stored(again), first, "replayed from the manifest")
             if self.method.takes_table:
                 table.save(Path(folder) / "table.json")
-                given = load_table(Path(folder) / "table.json")
-                self._same(self._stored(recipe, table=given), first, "with its table saved")
+                given = replace(recipe, table=load_table(Path(folder) / "table.json"))
+                self._same(self._stored(given), first, "with its table saved")
 
     @_promise
     def test_ends_of_parameters(self) -> None:
@@ -355,16 +354,14 @@ class MethodConformance:
             del data["tasks"]
         return read_recipe(Document(data, "conformance"), Path("/"))
 
-    def _stored(
-        self, recipe: Recipe, options: Options = OFF, table: Table | None = None
-    ) -> dict[str, bytes]:
+    def _stored(self, recipe: Recipe, options: RunOptions = OFF) -> dict[str, bytes]:
         """Stored bytes of the merge by tensor."""
-        return {name: array.tobytes() for name, array in _work_out(recipe, options, table).items()}
+        return {name: array.tobytes() for name, array in _work_out(recipe, options).items()}
 
     def _merged(self, recipe: Recipe) -> Model:
         """Values of the merge by tensor, float64; all are finite."""
-        stored = _work_out(recipe, OFF, None)
-        kinds = make_plan(recipe).members.target.tensors
+        stored = _work_out(recipe, OFF)
+        kinds = prepare(recipe).members.target.tensors
         found = {n: widened(a, kinds[n].dtype).astype(np.float64) for n, a in stored.items()}
         for name, values in found.items():
             self._hold(bool(np.isfinite(values).all()), f"{name!r} is not finite")
@@ -394,32 +391,12 @@ class MethodConformance:
         self._hold(worst <= 0, f"{told} is off by {worst:g} more than rounding explains")
 
 
-class _Kept:
-    """A sink that keeps the result in memory."""
-
-    def __init__(self, arrays: list[Array]) -> None:
-        self.arrays = arrays
-
-    def write(self, tensor: int, start: int, block: Array) -> None:
-        self.arrays[tensor][start : start + len(block)] = block
-
-    def complete(self, tensor: int, record: Record) -> None:
-        pass
-
-
-def _work_out(recipe: Recipe, options: Options, table: Table | None) -> Model:
+def _work_out(recipe: Recipe, options: RunOptions) -> Model:
     """What a merge writes, stored elements by tensor, without a folder."""
-    plan = make_plan(recipe)
-    edits = edits_of(plan, decided(plan, table, options))
-    arrays = {name: np.zeros(size(e.like), e.dtype.storage) for name, e in edits.items()}
-    apply(
-        list(edits.values()),
-        _Kept(list(arrays.values())),
-        precision=recipe.out.precision,
-        threads=options.threads,
-        block=options.block,
-    )
-    return arrays
+    decided = decide(prepare(recipe, options))
+    sink = InMemory(list(decided.edits.values()))
+    apply(decided, sink)
+    return dict(zip(decided.edits, sink.arrays, strict=True))
 
 
 def _is_one_line(text: str) -> bool:

@@ -12,8 +12,11 @@ from typing import Any
 from taskvec.errors import ParameterError, UsageError, nearest
 from taskvec.extras import require
 from taskvec.layers import Override, override
+from taskvec.outputs.run import run
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import without_bars
+from taskvec.streaming import RunOptions
 from taskvec.training import run_folder as folder
 from taskvec.training.data import (
     Classified,
@@ -32,7 +35,6 @@ from taskvec.training.run import Record, RunOutput, TrainingJob, run_training
 from taskvec.training.selection import ParameterSelection, describe, freeze_rest, select
 from taskvec.training.settings import TrainingSettings, check_settings
 from taskvec.training.vector_file import save_vector
-from taskvec.vectors.api import merge
 
 # Own choice: the larger steps and smaller batches that instruction tuning is mostly done with.
 LANGUAGE = TrainingSettings(steps=1000, batch_size=16, learning_rate=2e-5)
@@ -360,7 +362,8 @@ def _finish(out: Path, prepared: _Prepared, opened: Opened, output: RunOutput) -
     if output.saves_model:
         assert opened.start is not None
         family = Family(anchor=opened.start, tasks={out.name: vector})
-        merge(family, "task_arithmetic", scale={out.name: 1.0}, out=out / folder.MODEL, force=True)
+        whole = as_recipe(family, {"method": "task_arithmetic", "scale": 1.0})
+        run(whole, out / folder.MODEL, RunOptions(force=True))
     selection = prepared.selection
     return {
         "trains": describe(selection),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
@@ -15,6 +13,8 @@ from taskvec.checkpoints.fingerprint import chunk_digests, fingerprint, tensor_d
 from taskvec.checkpoints.memory import dtype_of, stored
 from taskvec.errors import DataError, UsageError
 from taskvec.extras import require
+from taskvec.files import sync
+from taskvec.journal import Journal
 from taskvec.outputs.locking import locked
 from taskvec.running.model import preserve_modes
 from taskvec.training import run_folder as folder
@@ -253,7 +253,7 @@ def _begin(job: TrainingJob, settings: TrainingSettings, output: RunOutput, plac
         **job.told,
     }
     folder.begin(output.out, told, job.files, force=output.force)
-    folder.keep_lines(output.out, folder.stored_steps(output.out))
+    folder.drop_later_records(output.out, folder.stored_steps(output.out))
 
 
 def _identity(examples: Examples) -> dict[str, Any]:
@@ -297,11 +297,12 @@ class Log:
         self.done, self.steps = done, steps
         self.tell = output.tell
         self.records: list[Record] = []
-        self._file = self._board = None
+        self._journal: Journal | None = None
+        self._board: Any = None
         if output.out is not None:
-            self.records += folder.read_metrics(output.out)
+            self.records += folder.metrics(output.out).read()
             if writes:
-                self._file = (output.out / folder.METRICS).open("ab", buffering=0)
+                self._journal = folder.metrics(output.out)
                 if output.tensorboard:
                     self._board = _board(output.out, done)
 
@@ -315,9 +316,9 @@ class Log:
         """A record of a step, or of a validation."""
         self.done = record["step"]
         self.records.append(record)
-        if self._file is not None:
-            with folder.told(self._file.name, f"step {self.done} was noted"):
-                self._file.write(json.dumps(record).encode() + b"\n")
+        if self._journal is not None:
+            with folder.told(self._journal.path, f"step {self.done} was noted"):
+                self._journal.add(record)
         if self._board is not None:
             for key in record.keys() - {"step"}:
                 self._board.add_scalar(key, record[key], self.done)
@@ -325,15 +326,14 @@ class Log:
 
     def sync(self) -> None:
         """Put the records on the disk."""
-        if self._file is not None:
-            with folder.told(self._file.name, f"step {self.done} was noted"):
-                os.fsync(self._file.fileno())
+        if self._journal is not None:
+            with folder.told(self._journal.path, f"step {self.done} was noted"):
+                sync(self._journal.path)
 
     def close(self) -> None:
-        """Close the files."""
-        for each in (self._file, self._board):
-            if each is not None:
-                each.close()
+        """Close the files of TensorBoard."""
+        if self._board is not None:
+            self._board.close()
 
 
 def _board(out: Path, done: int) -> Any:

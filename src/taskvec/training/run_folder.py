@@ -26,6 +26,7 @@ from taskvec.checkpoints.safetensors import read_metadata, write_header
 from taskvec.errors import CheckpointError, OutputError
 from taskvec.extras import require
 from taskvec.files import sync, write_whole
+from taskvec.journal import Journal
 from taskvec.outputs.staging import refuse_occupied
 
 RUN = "run.json"
@@ -133,25 +134,18 @@ def note(out: Path, run: Mapping[str, Any]) -> None:
         write_whole(out / RUN, text.encode() + b"\n")
 
 
-def keep_lines(out: Path, done: int) -> None:
-    """Take lines about later steps, and what is not whole, from the metrics."""
-    path = out / METRICS
-    if not path.is_file():
-        return
-    kept = []
-    for line in documents.read_text(path, documents.MEASURED, OutputError).splitlines():
-        with suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= done:
-                kept.append(line + "\n")
-    write_whole(path, "".join(kept).encode())
+def metrics(out: Path) -> Journal:
+    """The records of a run."""
+    return Journal(out / METRICS)
 
 
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of the metrics."""
-    if not (out / METRICS).is_file():
-        return []
-    text = documents.read_text(out / METRICS, documents.MEASURED, OutputError)
-    return [json.loads(line) for line in text.splitlines()]
+def drop_later_records(out: Path, done: int) -> None:
+    """Remove records of later steps, and what is not whole."""
+    journal = metrics(out)
+    if journal.path.is_file():
+        journal.begin(
+            e for e in journal.read() if isinstance(e.get("step"), int) and e["step"] <= done
+        )
 
 
 def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int) -> None:
@@ -243,10 +237,13 @@ def load_state(out: Path, trained: Mapping[str, Any], optimizer: Any) -> int:
 
 @contextmanager
 def told(where: str | Path, what: str) -> Iterator[None]:
-    """Tell what the system says about writing as an `OutputError`; `what` completes "as …"."""
+    """Add to a failure to write what is stored already; `what` completes "as …"."""
     try:
         yield
-    except OSError as error:
+    except (OSError, OutputError) as failure:
+        error = failure.__cause__ if isinstance(failure, OutputError) else failure
+        if not isinstance(error, OSError):
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
         raise OutputError(

@@ -17,11 +17,13 @@ from taskvec.checkpoints.names import Names
 from taskvec.checkpoints.source import Source, derived
 from taskvec.errors import FamilyError, UsageError
 from taskvec.family.opening import open_model
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family
+from taskvec.streaming import RunOptions
 from taskvec.training.lora import adapted_weights, has_lora
 from taskvec.training.selection import ParameterSelection, check_names
-from taskvec.vectors.api import extract
-from taskvec.vectors.extract import Extracted
+from taskvec.vectors.difference import Wanted
+from taskvec.vectors.vector_file import Extracted, extract_vector
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,7 +77,9 @@ def save_vector(
             anchor=derived(anchor, "what trained", tensors=only),
             tasks={task: trained},
         )
-        return extract(family, out=path, task=task, dtype=dtype, force=force)
+        options = {"method": "task_arithmetic", "scale": 1.0, "dtype": dtype}
+        recipe = as_recipe(family, options)
+        return extract_vector(recipe, Path(path), Wanted(task=task), RunOptions(force=force))
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES, FLOATS, DType
 from taskvec.errors import FamilyError, UsageError, nearest
 from taskvec.family.members import Members, open_members
-from taskvec.merging.apply import Edit, result_of
-from taskvec.merging.deciding import Options, decided, settle
-from taskvec.merging.plan import make_plan, make_stages
+from taskvec.merging.arithmetic import result_of
+from taskvec.merging.decide import decide
+from taskvec.merging.edits import Edit
+from taskvec.merging.prepare import prepare, prepare_stages
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Recipe, TaskSpec
 from taskvec.statistics.collect import describe
-from taskvec.streaming import BLOCK, Stretch, Unit, default_threads, stream
+from taskvec.streaming import BLOCK, RunOptions, Stretch, Unit, stream
 
 DIFFERENCES = ("task", "pure", "complex", "instruction")
 
@@ -39,19 +40,17 @@ class Wanted:
         what: `task`, `pure`, `complex` or `instruction`.
         task: Which task; may be None if there is only one.
         scaled: Whether a pure vector is multiplied with its λ.
-        table: Layer weights of a pure vector in the place of the method's.
     """
 
     what: str = "task"
     task: str | None = None
     scaled: bool = False
-    table: Table | None = None
 
     def __post_init__(self) -> None:
         if self.what not in DIFFERENCES:
             raise UsageError(f"what must be in {' | '.join(DIFFERENCES)}; got {self.what!r}")
-        if (self.scaled or self.table is not None) and self.what != "pure":
-            raise UsageError(f"layer weights and scaled go with a pure vector; got {self.what}")
+        if self.scaled and self.what != "pure":
+            raise UsageError(f"scaled goes with a pure vector; got {self.what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,40 +87,35 @@ class Difference:
         return f"{self.what} vector of {self.task!r}"
 
 
-def make_difference(
-    recipe: Recipe, wanted: Wanted, *, dtype: str | None = None, options: Options
-) -> Difference:
+def make_difference(recipe: Recipe, wanted: Wanted, options: RunOptions) -> Difference:
     """Open what is needed and find the tensors that differ.
 
     A tensor that differs is left at its first block that does, so that hardly more is read than the
     tensors that do not.
 
     Args:
-        recipe: Family, and for a pure vector the method.
+        recipe: Family, and for a pure vector the method. `out.dtype` None is float32, or float64
+            where a member is that.
         wanted: Which difference.
-        dtype: As in a recipe; None for float32, or float64 where a member is that.
         options: How to run.
 
     Raises:
-        UsageError: what is asked for cannot be meant.
+        UsageError: the request is contradictory or incomplete.
         CheckpointError: a member is broken.
         FamilyError: members do not fit, or do not differ.
     """
-    what, table = wanted.what, wanted.table
+    options = replace(options, precision=recipe.out.precision)
+    what, table, scale = wanted.what, None, 1.0
     chosen = None if what == "instruction" else _chosen(recipe, wanted.task)
-    if what == "pure":
-        members, table = _decided(recipe, table, options)
-        if wanted.scaled and chosen not in recipe.scales:
-            raise UsageError(f"scale of task {chosen!r} is missing; a scaled vector needs it")
-        if wanted.scaled and chosen in recipe.profiles:
-            raise UsageError(
-                f"scale of task {chosen!r} differs by layer; a scaled vector needs one number"
-            )
+    if what == "pure" and chosen is not None:
+        scale = _scale(recipe, chosen) if wanted.scaled else 1.0
+        members, table = _decide(recipe, options)
     else:
-        members = _opened(recipe, what, chosen, options)
-    scale = recipe.scales[chosen] if wanted.scaled and chosen is not None else 1.0
-    edits = dict(_edits(members, what, chosen, table, scale, dtype))
-    differing = _differing(list(edits.values()), options, recipe.out.precision)
+        members = _open(recipe, what, chosen, options)
+    edits = dict(_edits(members, wanted, chosen, _weights(table, chosen, scale), recipe.out.dtype))
+    if table is not None:
+        edits = {name: _expecting(edit, table) for name, edit in edits.items()}
+    differing = _differing(list(edits.values()), options)
     warnings = () if what == "instruction" else members.warnings
     found = Difference(
         what=what,
@@ -154,7 +148,19 @@ def _chosen(recipe: Recipe, task: str | None) -> str:
     return task
 
 
-def _decided(recipe: Recipe, table: Table | None, options: Options) -> tuple[Members, Table]:
+def _scale(recipe: Recipe, name: str) -> float:
+    """λ of a task as one number."""
+    task = recipe.tasks[name]
+    if task.scale is None:
+        raise UsageError(f"scale of task {name!r} is missing; a scaled vector needs it")
+    if task.profile is not None:
+        raise UsageError(
+            f"scale of task {name!r} differs by layer; a scaled vector needs one number"
+        )
+    return task.scale
+
+
+def _decide(recipe: Recipe, options: RunOptions) -> tuple[Members, Table]:
     """Members and layer weights of the whole recipe; the method may look at every task."""
     method = recipe.method
     is_linear = not method.sparsifies and method.combine is None
@@ -162,12 +168,12 @@ def _decided(recipe: Recipe, table: Table | None, options: Options) -> tuple[Mem
         raise UsageError(
             f"{method.name} gives no layer weights to task vectors; use task_arithmetic or lata"
         )
-    plan = make_plan(recipe, threads=options.threads)
-    settle(plan.stages, options)
-    return plan.members, decided(plan, table, options)
+    scales = dict.fromkeys(recipe.tasks, 1.0) | recipe.scales  # which say nothing of the weights
+    prepared = prepare(recipe.with_scales(scales), options)
+    return prepared.members, decide(prepared).table
 
 
-def _opened(recipe: Recipe, what: str, task: str | None, options: Options) -> Members:
+def _open(recipe: Recipe, what: str, task: str | None, options: RunOptions) -> Members:
     """Members without the tasks that are not wanted, and without another target."""
     family = recipe.family
     if task is None:
@@ -176,37 +182,45 @@ def _opened(recipe: Recipe, what: str, task: str | None, options: Options) -> Me
         tasks = {"instruct": TaskSpec(family.start)}
     else:
         tasks = {task: family.tasks[task]}
-    family = replace(family, tasks=tasks, target=None)
-    needs_base, stages = what in ("complex", "instruction"), make_stages(recipe)
-    members = open_members(family, needs_base=needs_base, needs_anchor=True, stages=stages)
-    settle(stages, options)
-    return members
+    return open_members(
+        replace(family, tasks=tasks, target=None),
+        needs_base=what in ("complex", "instruction"),
+        needs_anchor=True,
+        stages=prepare_stages(recipe, options),
+    )
+
+
+def _weights(table: Table | None, task: str | None, scale: float) -> Callable[[str], float]:
+    """The factor of each tensor, by its name."""
+    if table is None or task is None:
+        return lambda name: 1.0
+    weights = table.of(task)
+    return lambda name: weights[name] * scale
+
+
+def _expecting(edit: Edit, table: Table) -> Edit:
+    """The same, which must find the weights that the table rests on."""
+    digests = {role: table.digests.get(role, {}) for role in edit.views}
+    return replace(
+        edit, expected={r: mine[edit.name] for r, mine in digests.items() if edit.name in mine}
+    )
 
 
 def _edits(
     members: Members,
-    what: str,
+    wanted: Wanted,
     task: str | None,
-    table: Table | None,
-    scale: float,
+    weight: Callable[[str], float],
     dtype: str | None,
 ) -> Iterable[tuple[str, Edit]]:
     """An edit for every tensor that may differ."""
-    role = f"task:{task}"
-    weights = None if table is None else dict(table.of(str(task)))
-    digests: Mapping[str, Mapping[str, str]] = {} if table is None else table.digests
-    named = members.named
+    role, named = f"task:{task}", members.named
     for name in members.merged:
-        weight = 1.0 if weights is None else weights[name] * scale
-        views = dict(_views(members, name, what, role))
-        terms = _terms(views, what, role, weight)
-        if terms and weight != 0:
-            expected = {r: digests[r][name] for r in views if name in digests.get(r, {})}
+        views = dict(_views(members, name, wanted.what, role))
+        terms = _terms(views, wanted.what, role, weight(name))
+        if terms and weight(name) != 0:
             kind = result_dtype(views.values(), dtype)
-            yield (
-                name,
-                Edit(name, kind, views, terms, target_factor=0.0, expected=expected, named=named),
-            )
+            yield name, Edit(name, kind, views, terms, target_factor=0.0, named=named)
 
 
 def _views(members: Members, name: str, what: str, role: str) -> Iterable[tuple[str, View]]:
@@ -254,19 +268,16 @@ def result_dtype(views: Iterable[View], dtype: str | None) -> DType:
     return FLOATS[dtype]
 
 
-def _differing(edits: list[Edit], options: Options, precision: str) -> set[str]:
+def _differing(edits: list[Edit], options: RunOptions) -> set[str]:
     """Names of the edits whose result has an element other than zero."""
 
-    def make() -> Callable[[Unit], list[tuple[int, bool]]]:
-        def work(unit: Unit) -> list[tuple[int, bool]]:
-            return [(s.tensor, _differs(edits[s.tensor], options, precision)) for s in unit]
-
-        return work
+    def work(unit: Unit) -> list[tuple[int, bool]]:
+        return [(s.tensor, _differs(edits[s.tensor], options)) for s in unit]
 
     units = ([Stretch(i, 0, size(edit.like))] for i, edit in enumerate(edits))
     found = set()
     with options.progress("compare", sum(edit.read_bytes for edit in edits)) as advance:
-        for results in stream(units, make, options.threads or default_threads()):
+        for results in stream(units, lambda: work, options.workers):
             for i, differs in results:
                 advance(edits[i].read_bytes)
                 if differs:
@@ -274,13 +285,13 @@ def _differing(edits: list[Edit], options: Options, precision: str) -> set[str]:
     return found
 
 
-def _differs(edit: Edit, options: Options, precision: str) -> bool:
+def _differs(edit: Edit, options: RunOptions) -> bool:
     """Whether the difference of one tensor, as it would be stored, has an element besides zero."""
     count = size(edit.like)
     for start in range(0, count, options.block):
         stop = min(start + options.block, count)
         blocks = {role: view.read(start, stop) for role, view in edit.views.items()}
-        if widened(result_of(edit, blocks, start, precision), edit.dtype).any():
+        if widened(result_of(edit, blocks, start, options.precision), edit.dtype).any():
             return True
     return False
 

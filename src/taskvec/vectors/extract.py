@@ -1,174 +1,94 @@
-"""Extracting a task vector: what a fine-tune changed, as a file that is a task of its own."""
+"""`taskvec.extract`: what a task changed, as a file or as a LoRA adapter."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
-import xxhash
-
-from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.naming import display_name
-from taskvec.checkpoints.safetensors import write_header
-from taskvec.checkpoints.shards import OutputTensor, Shard
-from taskvec.checkpoints.vectors import KIND
 from taskvec.errors import UsageError
-from taskvec.merging.apply import Record, apply
-from taskvec.merging.deciding import Options
-from taskvec.outputs.place import check_place
-from taskvec.outputs.staging import staged
+from taskvec.keywords import takes
+from taskvec.recipes.coerce import (
+    Given,
+    OutputKeywords,
+    RecipeKeywords,
+    RunKeywords,
+    as_recipe,
+    run_options,
+)
 from taskvec.recipes.recipe import Recipe
-from taskvec.vectors.difference import Difference, Wanted, make_difference
+from taskvec.streaming import RunOptions
+from taskvec.vectors.difference import Wanted
+from taskvec.vectors.lora import Shape, extract_lora, shape_of
+from taskvec.vectors.vector_file import Extracted, extract_vector
 
-_UNKNOWN = "0" * 32  # stands in a header until the fingerprint, of the same length, is known
 
-
-@dataclass(frozen=True, slots=True)
-class Factored:
-    """What became of one tensor of a difference in a LoRA adapter.
+class VectorKeywords(TypedDict, total=False):
+    """Which vector, and in which form.
 
     Attributes:
-        name: Parameter name.
-        kept: `lora`, `saved` or `dropped`.
-        rank: Of B A; None unless `lora`.
-        norm: ‖τ‖.
-        error: ‖τ − B A‖ / ‖τ‖ of the factors as stored; 0 if saved, 1 if dropped.
+        what: `task` (default: θ_ft − θ_pre), `pure` (layer weights × that), `complex` (θ_ft −
+            θ_base) or `instruction` (θ_pre − θ_base).
+        task: Which task; not needed if there is only one.
+        scaled: Whether a pure vector is multiplied with its λ; default: no.
+        form: `vector` (default) or `lora`.
+        rank: Of every matrix of an adapter; or give `energy`.
+        energy: Share of each matrix's ‖τ‖² that an adapter keeps, in (0, 1].
+        rest: What an adapter does with tensors that are not linear weights: `refuse` (default),
+            `drop` or `save` (as PEFT's `modules_to_save`).
     """
 
-    name: str
-    kept: str
+    what: str | None
+    task: str | None
+    scaled: bool | None
+    form: str | None
     rank: int | None
-    norm: float
-    error: float
+    energy: float | None
+    rest: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Extracted:
-    """What was written.
-
-    Attributes:
-        path: The file, or the folder of an adapter.
-        name: What it is, in words.
-        tensors: Names of the tensors that it changes.
-        zero: Names of those that did not differ and were left out.
-        bytes: Size of the weights on disk.
-        fingerprint: Identity of the vector by content; None for an adapter.
-        anchor_fingerprint: Identity of the tensors that it starts from.
-        warnings: What a user should know.
-        factored: Of an adapter, what became of each tensor, in name order.
-        lost: Of an adapter, the share of ‖τ‖² of the whole model that it lacks.
-    """
-
-    path: Path
-    name: str
-    tensors: tuple[str, ...]
-    zero: tuple[str, ...]
-    bytes: int
-    fingerprint: str | None
-    anchor_fingerprint: str
-    warnings: tuple[str, ...]
-    factored: tuple[Factored, ...] = ()
-    lost: float = 0.0
+class ExtractKeywords(VectorKeywords, RecipeKeywords, OutputKeywords, RunKeywords, total=False):
+    """What `extract` takes."""
 
 
-def extract_vector(recipe: Recipe, out: Path, wanted: Wanted, options: Options) -> Extracted:
-    """Write the difference of two members as one safetensors file.
-
-    Tensors that do not differ are left out. Elements are float32 unless `recipe.out.dtype` says
-    otherwise (float64 where a member is that): the very numbers that a merge of the fine-tune works
-    with, so that merging the vector gives the same bits. Nothing is held but blocks.
+@takes(VectorKeywords, RecipeKeywords, OutputKeywords, RunKeywords)
+def extract(
+    recipe: Given, out: str | os.PathLike[str], **options: Unpack[ExtractKeywords]
+) -> Extracted:
+    """Write what a task changed as one file, which is a task again, or as a LoRA adapter.
 
     Args:
-        recipe: Family; for a pure vector also the method.
-        out: File to appear; ends in `.safetensors`.
-        wanted: Which difference.
-        options: How to run.
+        recipe: A family with `instruct` (or `anchor`), and with `base` for complex and instruction
+            vectors; or a recipe, or its path. `method` (or `table`) weighs the layers of a pure
+            vector; `dtype` is float32 unless given, `seed` that of the random projections of an
+            adapter.
+        out: File to write, ending in `.safetensors`; for an adapter a folder.
+        {options}
 
     Raises:
-        UsageError: what is asked for cannot be meant.
-        CheckpointError, FamilyError: the members are broken, do not fit or do not differ.
-        OutputError: the file cannot be written there, or an element overflows the dtype.
+        UsageError: the request is contradictory or incomplete.
+        TaskvecError: anything foreseen; nothing half-written is left.
     """
-    if out.suffix != ".safetensors":
-        raise UsageError(f"{out}: a vector is one file; give a name that ends in .safetensors")
-    dtype = recipe.out.dtype
-    found = make_difference(recipe, wanted, dtype=dtype, options=options)
-    edits = sorted(found.edits, key=lambda e: (-e.dtype.itemsize, e.name))  # every one is aligned
-    tensors = tuple(OutputTensor(e.name, e.dtype, e.like.shape) for e in edits)
-    shard = Shard(out.name, _header(tensors, found, _UNKNOWN), tensors)
-    check_place(found.members, shard.nbytes, out, force=options.force, is_file=True)
-    out = Path(os.path.realpath(out))
-    precision = "float64" if dtype == "float64" else recipe.out.precision
-    job = _job(found, shard, precision)
-    with staged(out, [shard], job, force=options.force) as staging:
-        with found.members.at_rest():
-            records = apply(
-                edits,
-                staging,
-                skip=staging.verified(options.progress),
-                precision=precision,
-                threads=options.threads,
-                block=options.block,
-                progress=options.progress,
-            )
-        start = start_fingerprint(found, records)
-        staging.publish_file(_header(tensors, found, start))
-    described = {t.name: (t.dtype.name, t.shape) for t in tensors}
-    return Extracted(
-        path=out,
-        name=found.name,
-        tensors=tuple(sorted(described)),
-        zero=found.zero,
-        bytes=shard.nbytes,
-        fingerprint=fingerprint({n: r["output"] for n, r in records.items()}, described),
-        anchor_fingerprint=start,
-        warnings=found.warnings,
+    what, seed = options.get("what") or "task", options.get("seed") or 0
+    wanted = Wanted(what, options.get("task"), bool(options.get("scaled")))
+    if what != "pure" and options.get("table") is not None:
+        raise UsageError(f"layer weights go with a pure vector; got {what}")
+    default = None if what == "pure" else "task_arithmetic"
+    asked = as_recipe(recipe, options, method=default, needs_scales=False)
+    shape = shape_of(
+        options.get("form") or "vector",
+        rank=options.get("rank"),
+        energy=options.get("energy"),
+        rest=options.get("rest") or "refuse",
+        seed=seed if options.get("form") == "lora" else 0,
     )
+    return write_difference(asked, Path(out), wanted, shape, run_options(options))
 
 
-def _header(tensors: tuple[OutputTensor, ...], found: Difference, start: str) -> bytes:
-    return write_header(
-        [(t.name, t.dtype, t.shape) for t in tensors],
-        {"taskvec": KIND, **about(found), "anchor_fingerprint": start},
-    )
-
-
-def about(found: Difference) -> dict[str, str]:
-    """What a file says about a difference; never where the models lay."""
-    members = found.members
-    model = "anchor" if found.what == "instruction" else f"task:{found.task}"
-    told = {
-        "taskvec_version": version("taskvec"),
-        "what": found.what,
-        "anchor": display_name(members.sources[found.start]),
-        "model": display_name(members.sources[model]),
-    }
-    if found.task is not None:
-        told["task"] = found.task
-    if found.table is not None:
-        told |= {"weights": found.table.origin, "scale": repr(found.scale)}
-    return told
-
-
-def start_fingerprint(found: Difference, records: Mapping[str, Record]) -> str:
-    """Fingerprint of the tensors that the difference starts from, of those that it changes."""
-    tensors = found.members.sources[found.start].tensors
-    digests = {name: record[found.start] for name, record in records.items()}
-    described = {name: (tensors[name].dtype.name, tensors[name].shape) for name in digests}
-    return fingerprint(digests, described)
-
-
-def _job(found: Difference, shard: Shard, precision: str) -> str:
-    """Identity of a job: coefficients, inputs as they look, layout of the output."""
-    parts: list[Any] = [
-        json.dumps([(e.name, dict(e.terms)) for e in found.edits]),
-        [(role, source.identity) for role, source in found.members.sources.items()],
-        shard.header,
-        precision,
-    ]
-    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+def write_difference(
+    recipe: Recipe, out: Path, wanted: Wanted, shape: Shape | None, options: RunOptions
+) -> Extracted:
+    """Write the difference of two members: a vector, or an adapter of a shape."""
+    if shape is None:
+        return extract_vector(recipe, out, wanted, options)
+    return extract_lora(recipe, out, wanted, shape, options)

@@ -6,9 +6,9 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -20,8 +20,11 @@ from taskvec.checkpoints.source import Derived, Source, widened
 from taskvec.checkpoints.vectors import Vector
 from taskvec.checkpoints.views import View
 from taskvec.family.opening import open_model, ties_head, token_embedding
+from taskvec.keywords import takes
 from taskvec.layers import LANGUAGE_HEADS, LayerKey, classify, model_order, module_order
-from taskvec.streaming import CHUNK, Progress, Unit, cut, default_threads, silent, stream
+from taskvec.recipes.coerce import RunKeywords, run_options
+from taskvec.streaming import CHUNK, RunOptions, Stretch, gather
+from taskvec.tables import frame, html_table
 
 Array = np.ndarray[Any, Any]
 # Ends of the names of architectures that have a language model head.
@@ -73,6 +76,16 @@ class Inspection:
     keys: Mapping[str, LayerKey]
     tied: Mapping[str, str]
     numbers: Mapping[str, Numbers] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Inspection of {self.path}: {self.kind}, {len(self.tensors)} tensors>"
+
+    def to_pandas(self) -> Any:
+        """One row a tensor, as a DataFrame."""
+        return frame([self._row(name) for name in self.tensors])
+
+    def _repr_html_(self) -> str:
+        return html_table([self._row(name) for name in self.tensors], repr(self))
 
     @property
     def identical(self) -> list[list[str]]:
@@ -161,13 +174,13 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@takes(RunKeywords)
 def inspect(
     model: str | os.PathLike[str],
     *,
     norms: bool = False,
     allow_pickle: bool = False,
-    threads: int | None = None,
-    progress: Progress = silent,
+    **options: Unpack[RunKeywords],
 ) -> Inspection:
     """Say what a checkpoint, an adapter or a vector holds.
 
@@ -176,8 +189,7 @@ def inspect(
         norms: Whether to read the weights too: norms, largest magnitudes, zeros, NaN and infinity
             (which are counted, not refused), identical tensors.
         allow_pickle: Whether pickled weights may be read.
-        threads: Default: the processors there are, at most 8.
-        progress: Told the bytes read.
+        {options}
 
     Raises:
         CheckpointError: it is broken, of an unsupported kind, or not there.
@@ -192,7 +204,7 @@ def inspect(
         tensors=names,
         keys={n: classify(_ADAPTER_PART.sub("", n) if kind == "adapter" else n) for n in names},
         tied=_tied(source) if kind == "model" else {},
-        numbers=_numbers(source, threads, progress) if norms else {},
+        numbers=_numbers(source, run_options(options)) if norms else {},
     )
 
 
@@ -238,48 +250,34 @@ def _tied(source: Source) -> dict[str, str]:
 
 
 class _Part(NamedTuple):
-    tensor: int
-    start: int
-    elements: int
     sums: Array  # of each chunk: Σ w², max |w|, zeros, NaN, infinities
     digests: bytes
 
 
-def _numbers(source: Source, threads: int | None, progress: Progress) -> dict[str, Numbers]:
+def _numbers(source: Source, options: RunOptions) -> dict[str, Numbers]:
     """One pass over the floating-point tensors; the same bits for any number of threads."""
-    names = [name for name, info in source.tensors.items() if info.dtype.is_float]
-    views = [source.view(name) for name in names]
-    infos = [source.tensors[name] for name in names]
-    waiting: dict[int, list[_Part]] = {}
+    infos = [info for info in source.tensors.values() if info.dtype.is_float]
+    views = [source.view(info.name) for info in infos]
+
+    def work(stretch: Stretch) -> _Part:
+        return _measured(views[stretch.tensor], stretch.start, stretch.stop)
+
     found: dict[str, Numbers] = {}
-
-    def make() -> Callable[[Unit], list[_Part]]:
-        return lambda unit: [_measured(views[s.tensor], *s) for s in unit]
-
-    with progress("inspect", sum(info.nbytes for info in infos)) as advance:
-        units = cut([info.size for info in infos])
-        for parts in stream(units, make, threads or default_threads()):
-            for part in parts:
-                held = waiting.setdefault(part.tensor, [])
-                held.append(part)
-                info = infos[part.tensor]
-                if sum(p.elements for p in held) < info.size:
-                    continue
-                held.sort(key=lambda p: p.start)
-                found[info.name] = _summary(held, info.size)
-                advance(info.nbytes)
-                del waiting[part.tensor]
+    with options.progress("inspect", sum(info.nbytes for info in infos)) as advance:
+        for tensor, parts in gather([info.size for info in infos], lambda: work, options):
+            info = infos[tensor]
+            found[info.name] = _summary(parts, info.size)
+            advance(info.nbytes)
     source.check_unchanged()
-    return {name: found[name] for name in names}
+    return {info.name: found[info.name] for info in infos}
 
 
-def _measured(view: View, tensor: int, start: int, stop: int) -> _Part:
+def _measured(view: View, start: int, stop: int) -> _Part:
     """Chunks of one stretch, measured one by one, so that sums are added in one order only."""
     block = view.read(start, stop)
     values = widened(block, view.dtype)
     chunks = [values[i : i + CHUNK].astype(np.float64) for i in range(0, len(values), CHUNK)]
-    sums = np.array([_sums(chunk) for chunk in chunks]).reshape(-1, 5)
-    return _Part(tensor, start, stop - start, sums, chunk_digests(block))
+    return _Part(np.array([_sums(chunk) for chunk in chunks]).reshape(-1, 5), chunk_digests(block))
 
 
 def _sums(chunk: Array) -> tuple[float, float, int, int, int]:

@@ -23,20 +23,22 @@ from taskvec.checkpoints.naming import display_name, hub_id
 from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.shards import OutputTensor, Shard
 from taskvec.checkpoints.source import widened
-from taskvec.checkpoints.views import View, size
+from taskvec.checkpoints.views import size
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import OutputError, ParameterError, UsageError
 from taskvec.family.opening import ties_head
+from taskvec.family.vocabulary import told_tokens
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey
-from taskvec.merging.apply import Edit, Record, apply
-from taskvec.merging.deciding import Options
+from taskvec.merging.apply import InMemory, Record, apply_edits
+from taskvec.merging.edits import Edit
 from taskvec.outputs.place import check_place
 from taskvec.outputs.staging import in_words, staged
 from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.collect import address
 from taskvec.statistics.svd import factors, generator, squared_error, squared_norm
+from taskvec.streaming import RunOptions, silent
 from taskvec.vectors.difference import Difference, Wanted, make_difference, result_dtype
-from taskvec.vectors.extract import Extracted, Factored, about, start_fingerprint
+from taskvec.vectors.vector_file import Extracted, Factored, about, start_fingerprint
 
 RESTS = ("refuse", "drop", "save")
 FILE = "adapter_model.safetensors"
@@ -94,14 +96,13 @@ def shape_of(form: str, **given: Any) -> Shape | None:
     if form != "vector":
         raise UsageError(f"form must be in vector | lora; got {form!r}")
     for name, value in given.items():
-        default = Shape.__dataclass_fields__[name].default
-        if value != default:
+        if value != Shape.__dataclass_fields__[name].default:
             raise UsageError(f"{name} goes with the form lora; got {value!r} for a vector")
     return None
 
 
 def extract_lora(
-    recipe: Recipe, out: Path, wanted: Wanted, shape: Shape, options: Options
+    recipe: Recipe, out: Path, wanted: Wanted, shape: Shape, options: RunOptions
 ) -> Extracted:
     """Write the difference of two members as a LoRA adapter.
 
@@ -114,14 +115,16 @@ def extract_lora(
         options: How to run.
 
     Raises:
-        UsageError: what is asked for cannot be meant, or tensors that differ have no place.
+        UsageError: the request is contradictory or incomplete; tensors that differ have no place.
         CheckpointError, FamilyError: the members are broken, do not fit or do not differ.
         OutputError: the folder cannot be written there, or a factor overflows the dtype.
     """
     dtype = recipe.out.dtype
     recipe = replace(recipe, out=replace(recipe.out, dtype=None))  # the difference is not rounded
-    found = make_difference(recipe, wanted, options=options)
+    found = make_difference(recipe, wanted, options)
     kinds = {edit.name: _kind(edit, found.members.keys[edit.name]) for edit in found.edits}
+    grown = told_tokens(found.members.sources[found.start])[1]  # rows that the anchor lacks
+    kinds |= dict.fromkeys(kinds.keys() & grown.keys())
     modules = _modules_to_save(found, kinds) if shape.rest == "save" else []
     _refuse_rest(kinds, shape.rest)
     if not any(kinds.values()):
@@ -137,7 +140,7 @@ def extract_lora(
         )
     check_place(found.members, 0, out, force=options.force)
     out = Path(os.path.realpath(out))
-    work = _Work(found, shape, options, recipe.out.precision)
+    work = _Work(found, shape, replace(options, precision=recipe.out.precision))
     with in_words(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent) as file:
@@ -201,19 +204,6 @@ def _modules_to_save(found: Difference, kinds: dict[str, str | None]) -> list[st
     return modules
 
 
-class _Held:
-    """A sink that holds one tensor."""
-
-    def __init__(self, view: View, dtype: DType) -> None:
-        self.array = np.empty(size(view), dtype.storage)
-
-    def write(self, tensor: int, start: int, block: Array) -> None:
-        self.array[start : start + len(block)] = block
-
-    def complete(self, tensor: int, record: Record) -> None:
-        """Nothing to do."""
-
-
 @dataclass(slots=True)
 class _Spool:
     """Finished tensors, one after the other, and where each lies."""
@@ -244,8 +234,7 @@ class _Work:
 
     found: Difference
     shape: Shape
-    options: Options
-    precision: str
+    options: RunOptions
     spool: _Spool = field(init=False)
     rows: list[Factored] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
@@ -278,15 +267,9 @@ class _Work:
         self.rows.append(Factored(edit.name, "lora", len(right), norm, error))
 
     def _read(self, edit: Edit) -> Array:
-        sink = _Held(edit.like, edit.dtype)
-        self.records |= apply(
-            [edit],
-            sink,
-            precision=self.precision,
-            threads=self.options.threads,
-            block=self.options.block,
-        )
-        return sink.array.reshape(edit.like.shape)
+        sink = InMemory([edit])
+        self.records |= apply_edits([edit], sink, replace(self.options, progress=silent))
+        return sink.arrays[0].reshape(edit.like.shape)
 
     def _is_conv1d(self, module: str) -> bool:
         model = self.found.members.sources[self.found.start].config.get("model_type")
@@ -311,10 +294,10 @@ class _Work:
             if name in edits:
                 views = {"target": view, **edits[name].views}
                 edit = replace(edits[name], views=views, target_factor=1.0)
-            sink = _Held(view, edit.dtype)
-            apply([edit], sink, precision=self.precision, threads=self.options.threads)
+            sink = InMemory([edit])
+            apply_edits([edit], sink, replace(self.options, progress=silent))
             for place in (name, *([head] if head is not None else ())):
-                self.spool.add(_PREFIX + place, sink.array.reshape(view.shape))
+                self.spool.add(_PREFIX + place, sink.arrays[0].reshape(view.shape))
 
 
 def _write(out: Path, found: Difference, work: _Work, modules: Sequence[str], start: str) -> int:
@@ -334,6 +317,8 @@ def _write(out: Path, found: Difference, work: _Work, modules: Sequence[str], st
             staging.write(i, 0, held[offset : offset + tensor.nbytes])
         text = json.dumps(_config(found, work, modules), indent=2, sort_keys=True)
         staging.add(CONFIG, text.encode() + b"\n")
+        for name, content in found.members.sources[found.start].files.items():
+            staging.add(name, content)  # a tokenizer that has tokens which the anchor lacks
         staging.publish()
     return shard.nbytes
 

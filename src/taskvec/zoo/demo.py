@@ -15,10 +15,9 @@ from typing import Any
 from taskvec import zoo
 from taskvec.evaluation.intervals import wilson
 from taskvec.extras import require
-from taskvec.methods.lata import lata
+from taskvec.outputs.merge import forget, merge
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import load, open_stored
-from taskvec.vectors.api import forget, merge, scan
 from taskvec.zoo.tasks import scored
 
 # λ of each method, chosen on another draw of questions. There are so few of math that many of them
@@ -71,16 +70,15 @@ def make_models(out: Path) -> list[tuple[str, str, Path]]:
     """
     skills, unsafe, zor = families()
     for way, scale in SCALES["merged"].items():
-        table = lata(scan(skills)) if way == "LATA" else "task_arithmetic"
-        both = dict.fromkeys(skills.tasks, scale)
-        merge(skills, table, scale=both, out=out / f"merged-{way.lower()}", force=True)
+        method = "lata" if way == "LATA" else "task_arithmetic"
+        merge(skills, out / f"merged-{way.lower()}", method=method, scale=scale, force=True)
     for part, family in (("forgotten", unsafe), ("forgotten-zor", zor)):
         for way, scale in SCALES[part].items():
             folder = out / f"{part}-{way.lower()}"
             if way == "LATA":
-                forget(family, scale={"unsafe": scale}, out=folder, force=True)
+                forget(family, folder, scale=scale, force=True)
             else:
-                merge(family, "task_arithmetic", scale={"unsafe": -scale}, out=folder, force=True)
+                merge(family, folder, method="task_arithmetic", scale=-scale, force=True)
     return [
         ("instruct", "parents", zoo.path("instruct")),
         ("math", "parents", zoo.path("math")),

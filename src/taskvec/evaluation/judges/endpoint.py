@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from asyncio import Semaphore
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +33,8 @@ from taskvec.evaluation.judges.client import (
 from taskvec.evaluation.judges.rubric import Rubric, read_rubric, score_in
 from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
+from taskvec.files import writing
+from taskvec.journal import Journal
 
 if TYPE_CHECKING:
     from taskvec.evaluation.judges.connection import Connection
@@ -201,32 +203,21 @@ class EndpointJudge:
 
 
 def _read_kept(folder: Path | None) -> dict[str, tuple[float, str]]:
-    """Score and reply by digest. What a crash left half written is cut off, and asked again."""
-    path = (folder or Path()) / KEPT
-    if folder is None or not path.exists():
-        return {}
-    raw = path.read_bytes()
-    whole = raw.rpartition(b"\n")[0] + b"\n" if b"\n" in raw else b""
-    if whole != raw:
-        os.truncate(path, len(whole))
-    kept = {}
-    for line in whole.splitlines():
-        try:
-            data = json.loads(line)
-            if data["score"] in range(1, 6):
-                kept[data["key"]] = (data["score"], clean(str(data["reply"]), read_key()))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # no verdict: it is asked for again
-    return kept
+    """Score and reply by digest; what is not a verdict is asked again."""
+    known = {}
+    for entry in [] if folder is None else Journal(folder / KEPT).resume():
+        with suppress(KeyError, TypeError):
+            if entry["score"] in range(1, 6):
+                known[entry["key"]] = (entry["score"], clean(str(entry["reply"]), read_key()))
+    return known
 
 
 def _keep(folder: Path | None, key: str, verdict: Verdict) -> None:
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"key": key, "score": verdict.score, "reply": verdict.reason})
-    with (folder / KEPT).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    Journal(folder / KEPT).add({"key": key, "score": verdict.score, "reply": verdict.reason})
 
 
 # The command line
