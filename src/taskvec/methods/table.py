@@ -126,7 +126,7 @@ class Table:
         return out
 
     def save(self, path: str | Path) -> None:
-        """Write as CSV (`tensor`, one column for each task), or as JSON if the name ends in `.json`."""
+        """Write as CSV (`tensor`, one column per task), or as JSON if the name ends in `.json`."""
         path = Path(path)
         if path.suffix == ".json":
             write_whole(path, json.dumps(self.to_json(), indent=1).encode() + b"\n")
