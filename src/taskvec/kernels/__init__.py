@@ -1,1 +1,1 @@
-"""Element-wise maths over blocks of plain arrays, compiled by numba; knows nothing of files."""
+"""Element-wise maths over blocks of plain arrays, compiled by numba; independent of files."""

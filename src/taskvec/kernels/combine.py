@@ -1,8 +1,8 @@
 """The merged block: θ = c_target θ_target + Σ_t c_t (θ_ft,t − θ_pre), rounded once.
 
 c_t is the scaling coefficient times the layer weight, λ_t w_t. Without an anchor the sum is over
-θ_ft,t themselves, which is a weighted average of models. Arithmetic is float32 (or float64 where
-the scratch is), in the order written, so that neither threads nor block sizes change a bit.
+the θ_ft,t themselves, which gives a weighted average of models. Arithmetic is float32 (or float64
+if the scratch is), in the written order, so threads and block sizes do not change a bit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def combine(
     out_code: int,
     stored_as: int,
 ) -> bool:
-    """One block of the merged tensor; False if an element of it is not finite.
+    """Compute one block of the merged tensor; return False if an element is not finite.
 
     Args:
         addresses: Where the block begins in target, anchor (0: none), tasks: shape (2 + T,), int64.
@@ -99,8 +99,8 @@ def begin(
 ) -> None:
     """Anchor + coefficient · (x − anchor) as the total, for elements [first, first + count) of x.
 
-    Not `add_difference` with a row to choose: that made both twice as slow, since rows could then
-    be one and the same.
+    This is not `add_difference` with an argument for the row: that made both twice as slow, because
+    the compiler must then assume that rows may be the same.
     """
     total, anchor, task = scratch[0], scratch[1], scratch[2]
     if code == BF16:

@@ -1,12 +1,12 @@
-"""Scores of PCB-Merging: how much an entry matters to its task, times how well tasks agree on it.
+"""Scores of PCB-Merging: importance of an entry to its task, times agreement between tasks.
 
     a_t = |x_t| held between two bounds,  ν_t = (a_t − smallest_t) / (largest_t − smallest_t)
     β_t = exp(N ν_t²) · tanh(x_t Σ_u x_u)
     σ_t = (β_t − cut_t) / (top_t − cut_t), at least 0
     θ = θ_target + Σ_t |λ_t| σ_t sgn(x_t) a_t / Σ_t σ_t
 
-Scores are worked out in float64 and rounded to float32, whose bits, with the sign turned round, are
-ordered as the scores are; so two counts find the k-th largest of them.
+Scores are computed in float64 and rounded to float32. With the sign bit flipped, the bits of a
+float32 have the order of the scores, so two counts find the k-th largest score.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def score(vectors: Array, smallest: Array, largest: Array, out: Array) -> None:
     Args:
         vectors: x_t, shape (N, n), float32 or float64.
         smallest: Lower bound of magnitude of each task, shape (N,), float64.
-        largest: Upper bound, likewise.
+        largest: Upper bound of magnitude of each task, shape (N,), float64.
         out: Receives β_t, shape (N, n), float32.
     """
     tasks, count = vectors.shape
@@ -68,8 +68,8 @@ def weigh(
         scales: |λ_t|, shape (N,), type of the vectors.
         smallest: See `score`.
         largest: See `score`.
-        cut: Score from which on entries are kept, shape (N,), float64.
-        top: Largest score, likewise; where it is the cut, what is kept has weight 1.
+        cut: Smallest score of kept entries, shape (N,), float64.
+        top: Largest score, shape (N,), float64; if it equals the cut, kept entries have weight 1.
         merged: θ_target, shape (n,), type of the vectors; receives θ.
     """
     tasks, count = vectors.shape
@@ -108,7 +108,7 @@ def count_scores(scores: Array, upper: int, histogram: Array) -> None:
 
 
 def score_of(upper: int, lower: int) -> float:
-    """The score with these ordered bits.
+    """The score that has these ordered bits.
 
     >>> score_of(0x8000, 0), score_of(0xBF80, 0), score_of(0x407F, 0xFFFF)
     (0.0, 1.0, -1.0)

@@ -1,8 +1,8 @@
 """Stored bits to floating point and back: bfloat16, float16, float32, float64.
 
-Everything here is a loop over one block. Widening is exact; narrowing rounds once, to nearest, ties
-to even. Blocks are given as addresses so that one compiled kernel serves every mixture of element
-types; whoever calls keeps the arrays alive.
+Every kernel is a loop over one block. Widening is exact; narrowing rounds once, to nearest, ties to
+even. Blocks are given as addresses, so one compiled kernel serves every mixture of dtypes. The
+caller keeps the arrays alive.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def narrow(code: int, values: np.ndarray[Any, Any], address: int, first: int, co
 def all_finite(code: int, address: int, first: int, count: int) -> bool:
     """Whether none of elements [first, first + count) of the block at `address` is NaN or infinite.
 
-    The exponents of those, and no others, are all ones; what is not the sign sorts as magnitude.
+    Only NaN and infinity have an exponent of all ones; the bits without the sign sort as magnitude.
     """
     if code in (BF16, F16):
         half = carray(pointer(address + 2 * first), (count,), np.uint16)
@@ -217,11 +217,11 @@ def settle(
     first: int,
     count: int,
 ) -> bool:
-    """Round `values`, shape (≥ count,), to one type, store them as another; are all finite?
+    """Round `values`, shape (≥ count,), to one dtype and store them as another; True if all finite.
 
     The result is what `narrow` to `code` and then `recast` to `stored_as` give, as elements
-    [first, first + count) of the block at `address`. `values` are changed where the types differ.
-    Finite is meant as rounded: float16 overflows.
+    [first, first + count) of the block at `address`. `values` are changed if the dtypes differ.
+    Finite refers to the rounded values, because float16 overflows.
     """
     if code == stored_as:
         narrow(code, values, address, first, count)
@@ -253,7 +253,7 @@ def settle(
 def recast(
     code: int, address: int, out_code: int, out_address: int, count: int, row: np.ndarray[Any, Any]
 ) -> None:
-    """A block in another element type, rounded once; by way of `row`, in whose type it fits."""
+    """Convert a block to another dtype, rounded once, through `row`, whose dtype holds both."""
     for start in range(0, count, len(row)):
         length = min(len(row), count - start)
         widen(code, address, start, length, row)

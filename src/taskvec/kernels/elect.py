@@ -7,15 +7,15 @@ For every task, with the pure vector x_t = w_t (θ_ft,t − θ_pre) and a mask m
     m_t keeps an entry if lower_t ≤ |x_t| ≤ upper_t and its draw is below a bound
 
     sign  = sgn(Σ_t y_t)  (mass)   or   sgn(Σ_t sgn(y_t))  (count)   or none
-    agree = {t : y_t ≠ 0 and sgn(y_t) = sign}, all tasks where no sign is elected
+    agree = {t : y_t ≠ 0 and sgn(y_t) = sign}, all tasks if no sign is elected
 
     θ = θ_target + Σ_{t ∈ agree} y_t          (sum)
     θ = θ_target + Σ_{t ∈ agree} y_t / |agree|   (mean, where |agree| > 0)
-    θ = θ_target + Σ_{t ∈ agree} y_t / Σ_{t ∈ agree, y_t ≠ 0} |λ_t|   (weighted, likewise)
+    θ = θ_target + Σ_{t ∈ agree} y_t / Σ_{t ∈ agree, y_t ≠ 0} |λ_t|   (weighted, where |agree| > 0)
 
-Ties of magnitude at the lower bound are kept from the first entry of the tensor on, as many as
-`ties` says. Arithmetic is float32 (or float64 where the working space is), in the order written,
-tasks by name, one rounding at the end.
+Of the entries with exactly the lower magnitude, the first `ties` of the tensor are kept. Arithmetic
+is float32 (or float64 if the working space is), in the written order, tasks by name, with one
+rounding at the end.
 Sources: TIES, arXiv:2306.01708, algorithm 1; DARE, arXiv:2311.03099, section 3.2; Model
 Breadcrumbs, arXiv:2312.06795, section 3.
 """
@@ -52,17 +52,17 @@ def mask(
     key: np.uint64,
     first: int,
 ) -> int:
-    """Set what is not kept of a row to zero; gives the ties that are left to keep.
+    """Set the entries of a row that are not kept to zero; return the ties that remain to keep.
 
     Args:
-        rows: Float32 or float64; magnitudes are of the nearest float32 in any case.
-        row: Which row.
-        length: Entries of it.
+        rows: Float32 or float64; magnitudes are always those of the nearest float32.
+        row: Index of the row.
+        length: Number of its entries.
         lower: Bits of the smallest magnitude that is kept.
-        upper: Bits of the largest.
+        upper: Bits of the largest magnitude that is kept.
         ties: How many entries of magnitude `lower` may still be kept.
-        bound: An entry is kept if its draw is below.
-        key: What draws depend on besides the entry's index.
+        bound: An entry is kept if its draw is below this bound.
+        key: Key of the draws, which also depend on the entry's index.
         first: Index of the first entry in its tensor.
     """
     none = rows.dtype.type(0)
@@ -106,19 +106,19 @@ def elect(
     out_code: int,
     stored_as: int,
 ) -> bool:
-    """One block of the merged tensor; False if an element of it or of a task is not finite.
+    """Compute one block of the merged tensor; return False if a result or input is not finite.
 
     Args:
         addresses: Where the block begins in target, anchor, tasks: shape (2 + T,), int64.
         codes: Element types (`taskvec.dtypes`), shape (2 + T,), int64.
         differences: Whether a task's block holds τ_t itself, shape (2 + T,), bool.
         weights: w_t, shape (T,), type of the rows.
-        scales: λ_t · rescale_t, type of the rows, shape (T,); where merge is WEIGHTED, |λ_t| after
-            them, shape (2 T,).
+        scales: λ_t · rescale_t, type of the rows, shape (T,); if merge is WEIGHTED, followed by
+            |λ_t|, shape (2 T,).
         bounds: Lower and upper magnitude (bits), bound of the draw: shape (T, 3), uint64.
         ties: Entries of the lower magnitude still to be kept when the block begins, shape (T,),
             int64; not changed.
-        keys: What draws depend on, shape (T,), uint64.
+        keys: Keys of the draws, shape (T,), uint64.
         election: NONE, MASS or COUNT.
         merge: SUM, MEAN or WEIGHTED.
         first: Index of the block's first element in its tensor.
@@ -167,11 +167,11 @@ def elect(
 def combine_rows(
     rows: Array, scales: Array, tasks: int, length: int, election: int, merge: int
 ) -> None:
-    """Add what agrees to the last row; the row before it holds what signs are elected by.
+    """Add the entries that agree to the last row; the row before it has the votes.
 
     Args:
         rows: y_t in rows 1 to T, shape (3 + T, ≥ length); the first row is working space.
-        scales: |λ_t| from T on, where merge is WEIGHTED.
+        scales: From index T on |λ_t|, if merge is WEIGHTED.
         tasks: T.
         length: Entries of each row.
         election: NONE, MASS or COUNT.

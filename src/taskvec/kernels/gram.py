@@ -6,11 +6,10 @@ With the vectors v = (θ_pre, τ_instr, τ_1 … τ_K), where τ_instr = θ_pre 
     G[i, j] = Σ_x v_i[x] v_j[x]
     agree[s, t] = #{x : τ_s[x] τ_t[x] > 0}      support[s, t] = #{x : τ_s[x] ≠ 0 and τ_t[x] ≠ 0}
 
-This basis avoids the cancellation of ⟨τ_instr + τ_t, τ_instr⟩ computed from the complex vector
-(DESIGN §2). Sums run over `CHUNK` elements counted from the start of the tensor, so that neither
-threads nor block sizes change a bit: within a chunk in stretches of `STRETCH` elements held in the
-first-level cache, and there over pairs of rows at once, so that a row is loaded once for several
-products.
+This basis avoids the cancellation of ⟨τ_instr + τ_t, τ_instr⟩ computed from the complex vector.
+Sums run over `CHUNK` elements counted from the start of the tensor, so threads and block sizes do
+not change a bit. Within a chunk they run over `STRETCH` elements that fit the first-level cache,
+and there over pairs of rows, so a row is loaded once for several products.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 
 def gram_scratch(members: int, dtype: type[np.floating[Any]]) -> Array:
-    """Working space of `gram`: a row a member, and one of zeros where that is an odd number."""
+    """Working space of `gram`: one row for each member, and a row of zeros if the number is odd."""
     return np.zeros((members + members % 2, STRETCH), dtype)
 
 
@@ -65,10 +64,10 @@ def between(rows: Array, v: int, w: int, count: int) -> Any:
 
 @jit_reduction
 def count_signs(rows: Array, v: int, w: int, count: int) -> Any:
-    """Elements in which both rows are non-zero, and how many more agree in sign than do not.
+    """Elements in which both rows are non-zero, and how many more agree in sign than disagree.
 
-    Counted in float32, which is exact up to 2^24: LLVM turns this into half the instructions that
-    it makes of integer counters.
+    Counted in float32, which is exact up to 2^24: LLVM needs half as many instructions for this as
+    for integer counters.
     """
     one, none = np.float32(1), np.float32(0)
     support = none
@@ -85,7 +84,7 @@ def count_signs(rows: Array, v: int, w: int, count: int) -> Any:
 
 @jit_reduction
 def count_nonzero(rows: Array, v: int, count: int) -> Any:
-    """Elements of a row that are not zero; counted as `count_signs` does."""
+    """Elements of a row that are not zero, counted as in `count_signs`."""
     one, none = np.float32(1), np.float32(0)
     total = none
     for i in range(count):
@@ -106,15 +105,15 @@ def gram(
     """Gram matrices and sign counts of a block that starts at a multiple of `CHUNK` elements.
 
     Args:
-        addresses: Where the block begins in θ_pre, θ_base, θ_ft,1 …; 0 where there is no base, or
-            where a task leaves the tensor as it is: shape (2 + K,), int64.
+        addresses: Where the block begins in θ_pre, θ_base, θ_ft,1 …; 0 if there is no base, or if a
+            task does not change the tensor: shape (2 + K,), int64.
         codes: Element types (`taskvec.dtypes`), shape (2 + K,), int64.
         differences: Whether a task's block holds τ_t itself, shape (2 + K,), bool.
         count: Elements in the block.
         scratch: From `gram_scratch`; float64 for float64 accuracy.
-        products: Receives one Gram matrix a chunk, shape (chunks, 2 + K, 2 + K), float64, upper
+        products: Receives one Gram matrix per chunk, shape (chunks, 2 + K, 2 + K), float64, upper
             triangles.
-        signs: Receives agreement and support a chunk, shape (chunks, K, K, 2), int64, upper
+        signs: Receives agreement and support per chunk, shape (chunks, K, K, 2), int64, upper
             triangles.
     """
     members = addresses.shape[0]

@@ -1,7 +1,7 @@
-"""Compilation of the kernels: numba, cached on disk, loudly only once.
+"""Compilation of the kernels with numba, cached on disk, with a note when it compiles.
 
-numba keeps compiled code beside the module, or in the user's cache folder where the package folder
-is read-only; a machine compiles once for each release of taskvec.
+numba stores compiled code beside the module, or in the user's cache folder if the package folder is
+read-only. A machine compiles once for each release of taskvec.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _compile(function: F, **flags: Any) -> F:
 
 
 def jit(function: F) -> F:
-    """Compile with IEEE arithmetic in the order written; releases the GIL; cached on disk."""
+    """Compile with IEEE arithmetic in the written order; releases the GIL; cached on disk."""
     return _compile(function)
 
 
@@ -40,7 +40,7 @@ def jit_reduction(function: F) -> F:
 
 
 def when_compiling(tell: Callable[[], object]) -> None:
-    """Call `tell` once, when a kernel has to be compiled because the cache does not hold it."""
+    """Call `tell` once, when a kernel must be compiled because the cache does not have it."""
 
     class Listener(event.Listener):  # type: ignore[misc]
         told = False
@@ -59,9 +59,8 @@ def when_compiling(tell: Callable[[], object]) -> None:
 def discard_stale() -> None:
     """Drop compiled code older than any kernel's source.
 
-    numba notices a change of the file that a function stands in, but not of the files that it takes
-    inlined functions from; without this an edit of `convert.py` would leave the old code inside
-    `gram`.
+    numba detects a change of the file with the function, but not of the files of inlined functions.
+    Without this, `gram` would still contain old code after an edit of `convert.py`.
     """
     folder = Path(__file__).parent
     newest = max(source.stat().st_mtime for source in folder.glob("*.py"))

@@ -1,14 +1,14 @@
-"""A stretch of s · B A, or of its transpose: the difference that a LoRA adapter makes to a weight.
+"""A range of s · B A, or of its transpose: the change that a LoRA adapter makes to a weight.
 
     out[i, j] = s · (… ((L[i, 0] R[0, j]) + L[i, 1] R[1, j]) + … + L[i, r − 1] R[r − 1, j])
 
-L is B and R is A for a weight stored as (out, in); where it is stored the other way round, as in an
-embedding or in GPT-2, L is Aᵀ and R is Bᵀ. Each element is summed over k in that order, every step
-a fused multiply-add, and then multiplied by s once: no bit depends on which stretch is asked for,
-on threads, or on the width of a machine's vectors.
+For a weight stored as (out, in), L is B and R is A. For a weight stored as (in, out), as in an
+embedding or in GPT-2, L is Aᵀ and R is Bᵀ. Each element is summed over k in that order, with a
+fused multiply-add at each step, and then multiplied by s once. So no bit depends on the requested
+range, on threads, or on the vector width of the machine.
 
-`WIDTH` columns of R and `PANEL` rows of L are widened into scratch that stays in the second-level
-cache. Four rows of the result take four steps of k at once, so that what is loaded serves sixteen
+`WIDTH` columns of R and `PANEL` rows of L are widened into scratch that fits the second-level
+cache. Four rows of the result take four steps of k at once, so loaded values serve sixteen
 multiply-adds.
 """
 
@@ -49,7 +49,7 @@ def fused(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
 def low_rank_scratch(
     rank: int, columns: int, dtype: type[np.floating[Any]]
 ) -> tuple[Array, Array, Array]:
-    """Working space of `low_rank`: rows of L, columns of R, and a line of either as stored."""
+    """Working space of `low_rank`: rows of L, columns of R, and one stored row or column."""
     steps = -(-rank // STEPS) * STEPS
     width = (
         min(columns, WIDTH) + TILE
@@ -62,7 +62,7 @@ def low_rank_scratch(
 def four_rows(
     left: Array, i: int, right: Array, scaling: Any, out: Array, at: int, stride: int, width: int
 ) -> None:
-    """Rows i … i + 3 of the product in the first `width` columns, to `out[at]` and strides on."""
+    """Rows i … i + 3 of the product in the first `width` columns, to `out[at]` in strides."""
     o0 = out[at : at + width]
     o1 = out[at + stride : at + stride + width]
     o2 = out[at + 2 * stride : at + 2 * stride + width]
@@ -91,7 +91,7 @@ def four_rows(
 
 @jit
 def one_row(line: Array, right: Array, first: int, scaling: Any, out: Array) -> None:
-    """One row of the product in the columns from `first` on that `out` has room for."""
+    """One row of the product, from the column `first`, as many columns as `out` has."""
     out[:] = 0
     for k in range(right.shape[0]):
         x, row = line[k], right[k, first:]
@@ -151,8 +151,8 @@ def low_rank(
 
     Args:
         a: Element type (`taskvec.dtypes`) and address of A, shape (rank, columns), or (rank, rows)
-            where transposed.
-        b: The same of B, shape (rows, rank), or (columns, rank) where transposed.
+            if transposed.
+        b: Element type and address of B, shape (rows, rank), or (columns, rank) if transposed.
         sizes: rank, and rows and columns of the result.
         transposed: Whether the weight is stored as (in, out).
         scaling: s, of the type of `out`.

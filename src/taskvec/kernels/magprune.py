@@ -4,8 +4,8 @@ The entry of rank r (from 0, by growing magnitude) among the n of its row is kep
 
     q = density + ε (r / (n − 1) − 1/2)
 
-and is then divided by q, so that its expectation stays. Equal entries share the mean of their
-ranks, a row of one entry is kept with probability `density`.
+and is then divided by q, which preserves its expectation. Equal entries share the mean of their
+ranks. The entry of a row with one entry is kept with probability `density`.
 Source: DELLA-Merging, arXiv:2406.11617, which gives the drop probability 1 − q.
 """
 
@@ -29,7 +29,7 @@ CACHED = 131_072  # entries worked on at once, so that what is made of them stay
 def prune(
     values: Array, density: float, epsilon: float, rescale: bool, key: np.uint64, first: int
 ) -> None:
-    """As `magprune`, ranks included, some rows at a time."""
+    """As `magprune`, including the ranks, in groups of rows."""
     columns = values.shape[1]
     step = max(1, CACHED // max(1, columns))
     for row in range(0, len(values), step):
@@ -38,10 +38,10 @@ def prune(
 
 
 def growing(values: Array) -> Array:
-    """Columns of each row by growing magnitude, in the lower half of uint64.
+    """Columns of each row by increasing magnitude, in the lower half of uint64.
 
-    Of equal entries any is first. A float32's magnitude grows as its bits do: sorting them with the
-    column below is two and a half times as fast as `argsort`.
+    Equal entries may have any order. The magnitude of a float32 increases with its bits; sorting
+    the bits with the column in the lower half is two and a half times as fast as `argsort`.
 
     >>> (growing(np.array([[0.5, -2.0, 1.0]], np.float32)) & COLUMN).tolist()
     [[0, 2, 1]]
@@ -77,12 +77,12 @@ def magprune(
 
     Args:
         values: Shape (rows, columns), float32 or float64.
-        order: What `growing` gives for them.
+        order: The result of `growing` for them.
         density: Mean probability of being kept.
-        epsilon: Difference of the probabilities of the largest and the smallest entry of a row; a
-            density of 1 keeps all, whatever it is.
-        rescale: Whether what is kept is divided by its probability.
-        key: What draws depend on besides the entry's index.
+        epsilon: Difference in probability between the largest and the smallest entry of a row; a
+            density of 1 keeps all entries for any epsilon.
+        rescale: Whether kept entries are divided by their probability.
+        key: Key of the draws, which also depend on the entry's index.
         first: Index of the first entry in its tensor.
     """
     rows, columns = values.shape
@@ -105,10 +105,10 @@ def magprune(
 
 @jit
 def _rank(line: Array, order: Array, begins: Array, doubled: Array) -> None:
-    """Twice the rank of each column of a row; equal entries have the mean of theirs.
+    """Twice the rank of each column of a row; equal entries share the mean of their ranks.
 
-    Values are chosen, not paths: where many entries are equal, as many of 16 bits are, no branch
-    could be foretold.
+    The code selects values instead of branching: with many equal entries, as in 16 bits, branches
+    could not be predicted.
     """
     count = len(line)
     begin, before = np.int32(0), line.dtype.type(-1)

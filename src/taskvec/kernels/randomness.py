@@ -1,9 +1,9 @@
 """Random masks without a generator: element x is kept if a hash of (key, x) is below a bound.
 
-The key stands for seed, task and tensor, so that a mask does not depend on threads, blocks, the
-order of tensors or what was drawn before. The hash is the finaliser of splitmix64 (Steele, Lea and
-Flood, 2014) on key + x · golden ratio: every element's 32 bits are uniform, and those of different
-elements and keys independent as far as tests can tell.
+The key represents seed, task and tensor, so a mask does not depend on threads, blocks, the order of
+tensors or earlier draws. The hash is the finalizer of splitmix64 (Steele, Lea and Flood, 2014) on
+key + x · golden ratio. The 32 bits of every element are uniform, and tests find those of different
+elements and keys independent.
 """
 
 from __future__ import annotations

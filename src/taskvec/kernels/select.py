@@ -1,9 +1,9 @@
-"""Selection by magnitude: how large the k-th largest entry of a vector is, without sorting it.
+"""Selection by magnitude: the magnitude of the k-th largest entry of a vector, without sorting.
 
-The magnitude of a float32 is ordered as its bits without the sign are. Two counts over the vector
-find the k-th largest exactly: of the upper 16 of these 31 bits, then of the lower 15 among those
-entries whose upper bits are the k-th largest's. A third count, of entries equal to it in every
-chunk, says which of them to keep where not all may be: those that stand first.
+The magnitudes of float32 have the order of their bits without the sign. Two counts over the vector
+find the k-th largest exactly: first of the upper 16 of these 31 bits, then of the lower 15 bits
+among entries with the upper bits of the k-th largest. A third count, of the entries in every chunk
+that equal it, selects which of them to keep if not all may be kept: the first ones.
 
 A vector is w (θ_ft − θ_pre), in float32: differences are rounded once, then multiplied.
 """
@@ -42,12 +42,12 @@ def load_vector(
     Args:
         addresses: Where the block begins in θ_pre and θ_ft (or τ), shape (2,), int64.
         codes: Element types, shape (2,), int64.
-        is_difference: Whether the second is τ already.
+        is_difference: Whether the second address is τ itself.
         weight: w, in the type of the rows.
         start: First element.
-        length: How many, at most STRETCH.
+        length: Number of elements, at most STRETCH.
         rows: Shape (> row, STRETCH), float32 or float64.
-        row: Which row, not 0.
+        row: Index of the row, not 0.
     """
     if is_difference:
         widen(codes[1], addresses[1], start, length, rows[row])
@@ -105,7 +105,7 @@ def count_equal(
     rows: Array,
     equal: Array,
 ) -> None:
-    """How many entries of each chunk of a block have exactly this magnitude.
+    """Count the entries with exactly this magnitude in each chunk of a block.
 
     Args:
         addresses: See `load_vector`.
@@ -140,7 +140,7 @@ def sum_magnitudes(
     rows: Array,
     sums: Array,
 ) -> None:
-    """Σ |x| over each chunk of a block, of all entries and of those that a draw keeps.
+    """Σ |x| over each chunk of a block, for all entries and for those that a draw keeps.
 
     Args:
         addresses: See `load_vector`.
@@ -148,9 +148,9 @@ def sum_magnitudes(
         is_difference: See `load_vector`.
         weight: See `load_vector`.
         count: Elements of the block.
-        bound: An entry is kept if its draw is below.
-        key: What draws depend on besides the entry's index.
-        first: Index of the first entry in its tensor, that of a chunk.
+        bound: An entry is kept if its draw is below this bound.
+        key: Key of the draws, which also depend on the entry's index.
+        first: Index of the first entry in its tensor, at the start of a chunk.
         rows: Working space, shape (2, STRETCH), float32 or float64.
         sums: Receives the sums, shape (chunks, 2), float64.
     """

@@ -1,8 +1,7 @@
-"""Decide: one file a method; this is the list of them.
+"""Decide: one file for each method, and the list of them.
 
-`METHODS` is what ships with taskvec, and nothing else, whatever is installed: documentation and
-tests go by it. What other distributions bring is never put in; `find_method` finds it by name, and
-`plugins.every` lists it.
+`METHODS` has only the methods that ship with taskvec; documentation and tests use it. Methods of
+other distributions are not in it: `find_method` finds them by name, and `plugins.every` lists them.
 """
 
 from __future__ import annotations
@@ -73,12 +72,12 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: object) -> Method:
-    """The method of that name: ours, or else one that is installed beside them.
+    """The method with that name: one of taskvec's, or else one of an installed plug-in.
 
-    Capital letters and `-` for `_` make no difference.
+    Case is ignored, and `-` stands for `_`.
 
     Raises:
-        ParameterError: there is none, or it is one of others that cannot be used.
+        ParameterError: there is no such method, or its plug-in cannot be used.
     """
     plain = name.lower().replace("-", "_") if isinstance(name, str) else ""
     if plain in METHODS:

@@ -1,13 +1,13 @@
-"""Arcee Fusion: of one fine-tune, the entries whose change stands out in their tensor.
+"""Arcee Fusion: take from one fine-tune the entries whose change stands out in their tensor.
 
     importance  I = |τ'| · KL(softmax(θ_target + τ') ‖ softmax(θ_target)), the KL of its row
     threshold   q_½ + 1.5 (q_¾ − q_¼) of I in the tensor
     θ = θ_target + λ [I ≥ threshold] ⊙ τ'
 
 Source: mergekit's documentation of `arcee_fusion`, and its results (tests/peers): there is no
-paper. A row is the last dimension. q_p is the value at place ⌊p (n − 1)⌋ of the n sorted ones:
-mergekit takes the same of tensors that it does not sample, and its result changes from run to run
-where it does. mergekit has no λ, which is 1 here.
+paper. A row runs along the last dimension. q_p is the value at position ⌊p (n − 1)⌋ of the n sorted
+values. mergekit uses the same value for tensors that it does not sample; for tensors that it
+samples, its result changes from run to run. mergekit has no λ, which is λ = 1 here.
 """
 
 from __future__ import annotations

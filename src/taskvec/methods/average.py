@@ -1,8 +1,8 @@
 """Weighted average of the task models: θ = Σ_t λ_t θ_ft,t / Σ_t |λ_t|, or the sum undivided.
 
-Source: Model soups, arXiv:2203.05482, section 2 (uniform soup where all λ are equal). Needs no
-anchor, and the target's weights do not enter. Negative weights are refused: there is no meaning to
-an average with them. `merge: sum`, mergekit's `normalize: false`, leaves out the division.
+Source: Model soups, arXiv:2203.05482, section 2 (uniform soup if all λ are equal). It needs no
+anchor and does not use the target's weights. Negative weights are refused, because an average with
+them has no meaning. `merge: sum`, mergekit's `normalize: false`, leaves out the division.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Model Breadcrumbs: the middle of each task vector, without its largest and smallest entries.
+"""Model Breadcrumbs: each task vector without its largest and smallest entries.
 
     θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t                                 elect none, merge sum
     θ = θ_target + Σ over {t : sgn = γ} of λ_t m_t ⊙ τ'_t,  γ = sgn(Σ_t λ_t m_t ⊙ τ'_t)   elect mass
 
-m_t drops, in each tensor, the `gamma` share of entries that is largest in magnitude, and of the
-rest keeps the `density` share (of all entries) that is largest.
+In each tensor, m_t drops the share `gamma` of entries that is largest in magnitude. Of the
+remaining entries it keeps the largest ones, until a share `density` of all entries is kept.
 
-Source: Model Breadcrumbs, arXiv:2312.06795, section 3, where the masks are given by the percentiles
-β and γ of each layer: density = γ − β, gamma = 1 − γ. Defaults are β = 0.9 and γ = 0.993. Entries
-that equal the γ-th percentile are dropped. The paper adds what is left; `elect` puts the election
+Source: Model Breadcrumbs, arXiv:2312.06795, section 3, which defines masks by the percentiles β and
+γ of each layer: density = γ − β, gamma = 1 − γ. Defaults are β = 0.9 and γ = 0.993. Entries that
+equal the γ-th percentile are dropped. The paper adds the masked vectors. `elect` adds the election
 of TIES (arXiv:2306.01708, algorithm 1) after the masks, and `merge: mean` divides by the number of
 tasks that are added.
 """
@@ -37,7 +37,7 @@ PARAMETERS = (
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """The layer weights with a floor and a ceiling; asks for the two one after the other."""
+    """The layer weights with a lower and an upper bound; requests one pass for each bound."""
     table, scope = inputs.layer_weights(), inputs.common("scope")
     dropped, kept = shares(inputs, "gamma"), shares(inputs, "density")
     if not inputs.passes:

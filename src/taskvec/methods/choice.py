@@ -16,8 +16,8 @@ class MethodChoice:
     """A method and the parameters given for it; made by `method`.
 
     Attributes:
-        method: Such as LATA.
-        parameters: By name; those that are not given have their defaults.
+        method: The method, such as LATA.
+        parameters: Given parameters by name; the others have their defaults.
     """
 
     method: Method
@@ -36,8 +36,8 @@ def method(name: str, **parameters: Any) -> MethodChoice:
     """A method with parameters.
 
     Args:
-        name: As in a recipe; `taskvec methods` lists them.
-        parameters: Of the method. A mapping, as in a recipe, for one that differs by layer.
+        name: Name as in a recipe; `taskvec methods` lists the names.
+        parameters: Its parameters. One that differs by layer is a mapping, as in a recipe.
 
     Raises:
         ParameterError: an unknown method or parameter, or a value outside its range.

@@ -3,15 +3,15 @@
     m_t = 1 where |y_t| ≥ s_t |Σ_u y_u − y_t|,  y_t = sgn(λ_t) τ'_t          (TALL mask)
     θ = θ_target + M ⊙ Σ_t λ_t τ'_t,  M = 1 where Σ_t m_t ≥ k
 
-A task uses an entry if what all tasks make of it is near to what the task wants: s_t is
-`mask_scale`, k is `min_tasks`.
+A task uses an entry if its own change is large compared with the combined change of all other
+tasks. s_t is `mask_scale`, k is `min_tasks`.
 
 Source: Localizing Task Information for Improved Model Merging and Compression, arXiv:2405.07813
-(TALL masks and Consensus Merging; the paper's λ_t is s_t here, its factor of the masked sum is what
-equal λ_t are). Masks are made from the sum of whole vectors, as there; the sign of λ_t enters them,
-so that a task that is subtracted is one that wants the opposite, and a task with λ_t = 0 uses
-nothing. k = 2 is the paper's. Its s_t are chosen for each task among 0.2 … 0.6 on validation data;
-0.4, the middle, is this project's default. The authors' code has > in the place of ≥.
+(TALL masks and Consensus Merging). The paper calls s_t λ_t; its factor of the masked sum is a λ
+that is equal for all tasks. As in the paper, masks come from the sum of whole vectors. Only the
+sign of λ_t matters: a subtracted task counts with its vector reversed, and a task with λ_t = 0 uses
+no entry. k = 2 is the paper's. The paper chooses s_t for each task among 0.2 … 0.6 on validation
+data; 0.4, the middle, is this project's default. The authors' code has > where this method has ≥.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def decide(inputs: Inputs) -> Table:
     """The layer weights.
 
     Raises:
-        ParameterError: `min_tasks` is no whole number, or there are fewer tasks.
+        ParameterError: `min_tasks` is not an integer, or there are fewer tasks.
     """
     wanted = inputs.common("min_tasks")
     if wanted != round(wanted):
@@ -54,7 +54,7 @@ def decide(inputs: Inputs) -> Table:
 
 
 def combine(block: Block) -> Array:
-    """Count the tasks that use each entry, then add where they are enough."""
+    """Count the tasks that use each entry, then add where there are enough of them."""
     signs = np.sign(block.scales)
     both = np.zeros_like(block.target)
     added = np.zeros_like(block.target)

@@ -1,12 +1,12 @@
-"""DARE: drop entries at random, rescale what is left, add.
+"""DARE: drop entries at random, rescale the remaining ones, and add them.
 
     θ = θ_target + Σ_t λ_t (m_t ⊙ τ'_t) / d      m_t ~ Bernoulli(d), d = `density` = 1 − drop rate
 
 Source: Language Models are Super Mario, arXiv:2311.03099, section 3.2, equation 2: the expectation
-of every entry stays what it was. Which entries are kept follows from seed, task, tensor and entry
-alone. `rescale: none` leaves out the division. `rescale: l1`, which is mergekit's rescaling and not
-the paper's, multiplies with ‖τ'_t‖₁ / ‖m_t ⊙ τ'_t‖₁ of each tensor in its place, so that its sum of
-magnitudes stays; the masks are drawn once more for that, ahead of the merge.
+of every entry is preserved. The mask depends only on seed, task, tensor and entry. `rescale: none`
+leaves out the division. `rescale: l1` is mergekit's rescaling, not the paper's: it multiplies by
+‖τ'_t‖₁ / ‖m_t ⊙ τ'_t‖₁ of each tensor instead, which preserves its sum of magnitudes. For that, the
+masks are drawn one more time before the merge.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARAMETERS = (
 
 
 def to_collect(inputs: Inputs, table: Table) -> Need | None:
-    """The pass that `rescale: l1` needs; None if there is none, or it was made."""
+    """The pass that `rescale: l1` needs; None if no pass is needed, or if it is done."""
     chosen = {task: inputs.parameters[task] for task in inputs.tasks}
     densities = {t: p["density"] for t, p in chosen.items() if p["rescale"] == "l1"}
     return Need("kept", table, densities) if densities and not inputs.passes else None
@@ -52,7 +52,7 @@ def selection_of(inputs: Inputs, election: str, merge: str) -> Selection:
 
 
 def quotients(sums: Sums) -> dict[str, dict[str, float]]:
-    """What gives each tensor its L1 norm again, by task; 1 where nothing is kept."""
+    """Factors that restore the L1 norm of each tensor, by task; 1 where no entry is kept."""
     return {
         task: {name: total / kept if kept > 0 else 1.0 for name, (total, kept) in mine.items()}
         for task, mine in sums.items()

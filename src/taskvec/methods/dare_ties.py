@@ -1,11 +1,10 @@
-"""DARE before TIES: random masks and rescaling in the place of the trim, then election.
+"""DARE before TIES: random masks and rescaling instead of the trim, then election.
 
     y_t = λ_t (m_t ⊙ τ'_t) / d,  m_t ~ Bernoulli(d)
     θ = θ_target + mean over {t : sgn(y_t) = γ} of y_t,  γ = sgn(Σ_t y_t)
 
-Source: DARE, arXiv:2311.03099, section 4.2, which applies it ahead of TIES-Merging,
-arXiv:2306.01708. What DARE dropped is not trimmed again. `rescale` is that of
-`dare`.
+Source: DARE, arXiv:2311.03099, section 4.2, which applies it before TIES-Merging, arXiv:2306.01708.
+The mask of DARE replaces the trim. `rescale` is that of `dare`.
 """
 
 from __future__ import annotations

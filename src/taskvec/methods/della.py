@@ -1,4 +1,4 @@
-"""DELLA-Merging: drop small entries more often, rescale, elect signs, average what agrees.
+"""DELLA-Merging: drop small entries more often, rescale, elect signs, average agreeing entries.
 
     drop    m_t ~ Bernoulli(q_t),  q_t = d + ε (r_t / (n − 1) − 1/2),  y_t = λ_t m_t ⊙ τ'_t / q_t
     elect   γ = sgn(Σ_t y_t)
@@ -6,12 +6,12 @@
 
 r_t is the rank of an entry of |τ'_t| among the n of its row, 0 for the smallest; d = `density`.
 
-Source: DELLA-Merging, arXiv:2406.11617 (MAGPRUNE), in drop probabilities p = 1 − q; that ranks are
-those within a row and that both ends are reached is as in the authors' code (`window_size` there is
-ε). A row is the last dimension of a tensor, a vector is one row. With equal λ this is the paper's
-λ; defaults are those of the authors' example. Equal entries share their mean rank, which is this
-project's choice. `rescale: l1`, which is mergekit's and not the paper's, multiplies with
-‖τ'_t‖₁ / ‖m_t ⊙ τ'_t‖₁ of each tensor in the place of 1 / q_t, as in `dare`. `elect: none` with
+Source: DELLA-Merging, arXiv:2406.11617 (MAGPRUNE), which gives drop probabilities p = 1 − q. Ranks
+within a row, and probabilities that reach both ends, follow the authors' code (its `window_size` is
+ε). A row runs along the last dimension of a tensor; a vector is one row. If all λ are equal, λ is
+the paper's. The defaults are those of the authors' example. Equal entries share their mean rank,
+which is this project's choice. `rescale: l1` is mergekit's, not the paper's: it multiplies by
+‖τ'_t‖₁ / ‖m_t ⊙ τ'_t‖₁ of each tensor instead of 1 / q_t, as in `dare`. `elect: none` with
 `merge: sum` is what mergekit calls `della_linear`.
 """
 
@@ -46,7 +46,7 @@ PARAMETERS = (
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """The layer weights, with factors for `rescale: l1`; asks for their sums first.
+    """The layer weights, with factors for `rescale: l1`; requests their sums first.
 
     Raises:
         ParameterError: a probability would not be above 0 and at most 1.

@@ -1,11 +1,12 @@
-"""Iso-C: the sum of the task vectors with all its singular values made equal.
+"""Iso-C: the sum of the task vectors, with all singular values made equal.
 
     Σ_t λ_t τ'_t = U Σ Vᵀ       θ = θ_target + σ̄ U Vᵀ       σ̄ = mean of the r singular values
 
-Source: No Task Left Behind, arXiv:2502.04959 (Iso-C), and its published code. Tensors that are no
+Source: No Task Left Behind, arXiv:2502.04959 (Iso-C), and its published code. Tensors that are not
 matrices are averaged, θ_target + Σ_t λ_t τ'_t / K, as in the code. The paper chooses α, here λ, on
-held-out data. Our readings: each task has its own λ; r is the rank: singular values that are 0 to
-the precision of the type stay 0, where the code would raise directions that rounding decides.
+held-out data. Our readings: each task has its own λ; r is the rank, so singular values that are 0
+within the precision of the data type stay 0. The code raises those too, in directions that rounding
+decides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Iso-CTS: directions common to the tasks and directions of each task, all of one size.
+"""Iso-CTS: directions that tasks share and directions of each task, all with one singular value.
 
     U_c, V_c    the k largest singular directions of Σ_t λ_t τ'_t     k ≈ common_share · r
     U_t, V_t    the s largest of λ_t τ'_t − U_c U_cᵀ λ_t τ'_t         s = (r − k)/K
@@ -8,10 +8,10 @@
 columns. k is raised or lowered so that K divides r − k.
 
 Source: No Task Left Behind, arXiv:2502.04959 (Iso-CTS), and its published code, which has 0.8 as
-`common_space_fraction`. Tensors that are no matrices are averaged, θ_target + Σ_t λ_t τ'_t / K, as
+`common_space_fraction`. Tensors that are not matrices are averaged, θ_target + Σ_t λ_t τ'_t / K, as
 in the code. The paper chooses α, here λ, on held-out data. Our readings: each task has its own λ; K
-counts the tasks that change the matrix; singular values that are 0 to the precision of the type
-take no part, where the code would raise directions that rounding decides.
+counts the tasks that change the matrix; singular values that are 0 within the precision of the data
+type are ignored. The code raises those too, in directions that rounding decides.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def decide(inputs: Inputs) -> Table:
 
 
 def sizes(rank: int, share: float, tasks: int) -> tuple[int, int]:
-    """How many directions are common, and how many each task has besides.
+    """The number of common directions, and the number of directions of each task.
 
     >>> sizes(768, 0.8, 8), sizes(4, 0.0, 3), sizes(3, 0.8, 2)
     ((616, 19), (1, 1), (3, 0))
@@ -82,7 +82,7 @@ def combine(block: Block) -> Array:
 def _directions(
     matrix: Array, name: str, count: int, size: float | None = None
 ) -> tuple[list[Array], list[Array], list[Array]]:
-    """The `count` largest singular directions, in lists of one."""
+    """The `count` largest singular directions, each in a list of length 1."""
     left, values, right = decompose(matrix, name, size)
     return [left[:, :count].copy()], [values[:count]], [right[:count].copy()]
 

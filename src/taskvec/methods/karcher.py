@@ -1,13 +1,12 @@
-"""Karcher mean: the point on the sphere that is nearest to all models, in squared angles.
+"""Karcher mean: the point on the sphere with the smallest sum of squared angles to the models.
 
     x = argmin over the unit sphere of Σ_t α_t ∠(x, u_t)²,  u_t = θ_ft,t / ‖θ_ft,t‖
     θ = Σ_t α_t ‖θ_ft,t‖ · x, tensor by tensor      α_t = λ_t / Σ_s λ_s
 
 Source: Karcher, Riemannian center of mass, doi:10.1002/cpa.3160300502; on spheres by algorithm A1
-of Spherical averages, doi:10.1145/502122.502124: from the direction of Σ_t α_t u_t on, x becomes
-exp_x(Σ_t α_t log_x(u_t)) until it moves less than 1e-10 radians. Every point on the way is in the
-span of the u_t, so that the inner products of the models are all that is needed. The length is
-mergekit's choice.
+of Spherical averages, doi:10.1145/502122.502124: starting at the direction of Σ_t α_t u_t, x
+becomes exp_x(Σ_t α_t log_x(u_t)) until it moves less than 1e-10 radians. Every x is in the span of
+the u_t, so only the inner products of the models are needed. The length is mergekit's choice.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ NAME = "karcher"
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """Coefficients of the mean; asks for inner products first.
+    """Coefficients of the mean; requests inner products first.
 
     Raises:
         ParameterError: every λ is 0.

@@ -1,4 +1,4 @@
-"""LATA: task vectors weighted layer by layer, less where a layer only repeats instruction tuning.
+"""LATA: task vectors weighted layer by layer, less for layers that repeat instruction tuning.
 
 With the similarity s_l = cos(τ_comp, τ_instr) of layer l and its rank r_l among L (1 most similar,
 ties share the mean rank):
@@ -10,7 +10,7 @@ ties share the mean rank):
     θ = θ_target + Σ_t λ_t w_t τ_t
 
 Source: Layer-Aware Task Arithmetic, arXiv:2502.20186, section 4. The paper gives the ranking and
-the behaviour, not every constant: the end points (0 and 1) are this project's reading.
+the behavior, not every constant: the end points (0 and 1) are this project's reading.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def linear(similarity: Array) -> Array:
             [−1, 1].
 
     Returns:
-        Weight per layer, shape (layers,), in [0, 1]; 1 everywhere if all layers tie or there is one
-        only.
+        Weight per layer, shape (layers,), in [0, 1]; 1 everywhere if all layers tie or there is
+        only one.
 
     Source: arXiv:2502.20186, section 4; end points are this project's reading.
     """
@@ -98,13 +98,13 @@ def drop_above(similarity: Array, threshold: float) -> Array:
 
 
 def layer_weights(statistics: LayerStatistics, parameters: Mapping[str, Any], task: str) -> Array:
-    """Weight of every layer for one task, normalised as asked.
+    """Weight of every layer for one task, normalized as the parameters say.
 
-    Layers that the task did not touch (τ_t = 0) are left out of ranking and normalisation and get
-    0.
+    Layers that the task did not change (τ_t = 0) are left out of ranking and normalization and get
+    weight 0.
 
     Args:
-        statistics: Of this task at the granularity asked for.
+        statistics: Statistics of this task at the requested granularity.
         parameters: Resolved `PARAMETERS`.
         task: Name, for messages.
 
@@ -112,7 +112,7 @@ def layer_weights(statistics: LayerStatistics, parameters: Mapping[str, Any], ta
         shape (layers,), float64.
 
     Raises:
-        ParameterError: every weight is zero, so that they cannot be normalised.
+        ParameterError: every weight is zero, so they cannot be normalized.
     """
     ranked = ~np.isnan(statistics.similarity)
     weights = np.zeros(len(statistics.layers))
@@ -182,7 +182,7 @@ def decide(inputs: Inputs) -> Table:
 
 
 def _in_words(inputs: Inputs) -> str:
-    """The parameters; by task only where tasks differ."""
+    """The parameters; by task only if tasks differ."""
     words = {
         task: ", ".join(
             f"{name} {value}"

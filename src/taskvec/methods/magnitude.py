@@ -1,9 +1,9 @@
-"""Magnitude pruning: the largest entries of each task vector, added.
+"""Magnitude pruning: the sum of the largest entries of each task vector.
 
     θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t      m_t keeps the `density` share largest in magnitude
 
-The trim of TIES (arXiv:2306.01708, section 3) without its election, also the baseline that DARE
-(arXiv:2311.03099, section 4.3) is compared with. Nothing is rescaled.
+The trim of TIES (arXiv:2306.01708, section 3) without its election. DARE (arXiv:2311.03099, section
+4.3) uses it as a baseline. Nothing is rescaled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARAMETERS = (
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """The layer weights, with thresholds for the trim; asks for these first."""
+    """The layer weights, with thresholds for the trim; requests these first."""
     table = inputs.layer_weights()
     if not inputs.passes:
         return Need("thresholds", table, shares(inputs, "density"), inputs.common("scope"))

@@ -1,11 +1,10 @@
-"""What methods on whole matrices share: singular vectors, and what becomes of other tensors.
+"""What methods on whole matrices share: singular vectors, and the mean for other tensors.
 
-Decompositions are LAPACK's, through NumPy, in the type of the block: float32 unless precision or a
-member is float64. That is as near as what is merged needs, which is mostly stored in 16 bits; in
-float64 they take as long, but twice the memory (docs/log.md). BLAS adds in another order with
-another number of threads of its own, and the last bits follow; so it works in one
-(`one_blas_thread`), and taskvec's threads take one matrix each. Another processor or another LAPACK
-may still give other last bits.
+LAPACK decomposes matrices, through NumPy, in the dtype of the block: float32, or float64 if
+precision or a member is float64. float32 is precise enough for weights that are mostly stored in 16
+bits; float64 takes the same time but twice the memory (docs/log.md). The last bits depend on the
+number of threads in BLAS, so it uses one (`one_blas_thread`), and each of taskvec's threads takes
+one matrix. Another processor or another LAPACK may still give other last bits.
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ def weighted_sum(block: Block) -> Array:
 
 
 def weighted_mean(block: Block) -> Array:
-    """Σ_t λ_t τ'_t / K over the K tasks whose λ_t is not 0."""
+    """Σ_t λ_t τ'_t / K over the K tasks with λ_t ≠ 0."""
     mean: Array = weighted_sum(block) / block.scales.dtype.type(np.count_nonzero(block.scales))
     return mean
 
 
 def changing(block: Block) -> list[int]:
-    """Which tasks take part: λ_t is not 0, and the task changes the tensor."""
+    """The tasks that take part: λ_t ≠ 0, and the task changes the tensor."""
     return [i for i, scale in enumerate(block.scales) if scale != 0 and block.vectors[i].any()]
 
 
 def decompose(matrix: Array, name: str, size: float | None = None) -> tuple[Array, Array, Array]:
     """Left singular vectors (m, r), singular values (r,), right singular vectors (r, n).
 
-    Singular values that are 0 to the precision of the type are left out with their vectors, which
-    rounding alone would decide: those up to `size` × the larger dimension × the type's epsilon, as
-    in `numpy.linalg.matrix_rank`.
+    Singular values that are 0 within the precision of the data type are left out, because rounding
+    would decide their vectors. The limit is `size` × the larger dimension × the epsilon of the
+    dtype, as in `numpy.linalg.matrix_rank`.
 
     Args:
         matrix: Shape (m, n).
@@ -58,7 +57,7 @@ def decompose(matrix: Array, name: str, size: float | None = None) -> tuple[Arra
         size: Default: the largest singular value.
 
     Raises:
-        OutputError: it cannot be decomposed.
+        OutputError: the matrix cannot be decomposed.
     """
     try:
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
@@ -77,8 +76,8 @@ def decompose(matrix: Array, name: str, size: float | None = None) -> tuple[Arra
 def orthogonal(matrix: Array, name: str) -> Array:
     """The nearest matrix with orthonormal rows or columns, U Vᵀ of A = U Σ Vᵀ (Procrustes).
 
-    Where A has not full rank, there are many; this one leaves the directions out that A has not, so
-    that it does not depend on rounding.
+    If A does not have full rank, there are many such matrices. This one leaves out the directions
+    that A lacks, so it does not depend on rounding.
     """
     left, _, right = decompose(matrix, name)
     product: Array = left @ right
@@ -87,7 +86,7 @@ def orthogonal(matrix: Array, name: str) -> Array:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let BLAS work in one thread while any of our threads is inside; overflow is told later."""
+    """Limit BLAS to one thread while any of our threads is inside; overflow is reported later."""
     global _inside, _limit
     with _lock:
         if _inside == 0:
@@ -116,7 +115,7 @@ def _blas() -> Any:
 
 
 def _take_control() -> None:
-    """Let this thread set limits: threadpoolctl may let only the thread do so that did it first."""
+    """Let this thread set limits: threadpoolctl may allow only the first thread that did so."""
     for library in _blas().lib_controllers:
         clear = getattr(library, "clear_controlling_thread", None)
         if clear is not None:

@@ -19,18 +19,18 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What `decide` sees.
+    """The input of `decide`.
 
     Attributes:
         tasks: Task names, sorted.
         names: Floating-point tensors that are merged, sorted.
         scales: λ_t by task.
-        parameters: Every declared parameter of each task; `Values` where it may differ by layer.
-        scan: Statistics of the weights; None if the method does not ask for them.
-        table: Layer weights made elsewhere, for a method that sparsifies; None for 1 everywhere.
+        parameters: Every declared parameter of each task; `Values` if it may differ by layer.
+        scan: Statistics of the weights; None if the method does not need them.
+        table: Given layer weights, for a method that sparsifies; None for 1 everywhere.
         seed: For methods that draw random numbers.
-        passes: What further collecting passes gave, in the order in which `decide` asked.
-        profile: What λ_t is multiplied with for each tensor, shape (tasks, names); None for 1.
+        passes: Results of further collecting passes, in the order in which `decide` requested them.
+        profile: Factor of λ_t for each tensor, shape (tasks, names); None for 1.
     """
 
     tasks: tuple[str, ...]
@@ -55,7 +55,7 @@ class Inputs:
         """The value of a parameter that cannot differ between tasks.
 
         Raises:
-            ParameterError: it does.
+            ParameterError: the tasks have different values.
         """
         values = {task: self.parameters[task][name] for task in self.tasks}
         first = values[self.tasks[0]]
@@ -66,7 +66,7 @@ class Inputs:
         return first
 
     def layer_weights(self) -> Table:
-        """The table that was given, or weight 1 for every task and tensor."""
+        """The given table, or weight 1 for every task and tensor."""
         if self.table is not None:
             return self.table
         return Table(self.tasks, self.names, np.ones((len(self.tasks), len(self.names))))
@@ -79,15 +79,16 @@ READINGS = {"products": "once", "thresholds": "2 or 3 times", "kept": "once",
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """`decide` asks for one more collecting pass, under the table it has made so far.
+    """A request of `decide` for one more collecting pass, under the table made so far.
 
     Attributes:
         statistic: Which collector to run, one of `READINGS`.
         table: Weights under which the statistic is collected.
-        densities: Share of entries that are to be kept by task; where entries are ranked over the
-            whole model, one number each.
+        densities: Share of entries to keep, by task; one number for each task if entries are ranked
+            over the whole model.
         scope: Whether entries are ranked within a `tensor` or over the whole `model`.
-        epsilons: How much likelier the largest entry of a row is kept, by task, for `kept_by_rank`.
+        epsilons: Difference in probability between the largest and the smallest entry of a row, by
+            task, for `kept_by_rank`.
     """
 
     statistic: str
@@ -101,22 +102,22 @@ class Need:
 class Block:
     """Elements of one tensor, as a method's own `combine` sees them.
 
-    Their shape is (n,) where the method's alignment is `element`, (rows, columns) with whole rows
-    (the last dimension; a vector is one row) where it is `row`, the tensor's own where it is
-    `tensor`. They are float32, or float64 where precision or a member is that.
+    With the alignment `element` the shape is (n,). With `row` it is (rows, columns), with whole
+    rows (the last dimension; a vector is one row). With `tensor` it is the tensor's own. The dtype
+    is float32, or float64 if precision or a member is float64.
 
     Attributes:
         name: Name of the tensor.
         target: θ_target.
-        vectors: w_t τ_t of every task in the order of `tasks`, shape (K, …); w_t θ_ft,t where the
+        vectors: w_t τ_t of every task in the order of `tasks`, shape (K, …); w_t θ_ft,t if the
             method needs no anchor. A task that does not change the tensor has zeros.
         tasks: Task names, sorted.
         scales: λ_t, shape (K,), of the same type.
         parameters: Every declared parameter of each task, as it is in this tensor.
         seed: For methods that draw random numbers.
-        start: Which element of the tensor is the first.
+        start: Index of the first element in the tensor.
         has_anchor: Whether the vectors are w_t τ_t; if not, they are w_t θ_ft,t.
-        selection: That of the table that `decide` gave.
+        selection: The selection of the table that `decide` returned.
     """
 
     name: str
@@ -133,29 +134,29 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way of deciding what becomes of each tensor.
+    """The declaration of a merge method.
 
     Attributes:
         name: As in the recipe.
         summary: One line.
-        source: Paper or documentation that it follows.
+        source: The paper or documentation that it follows.
         formula: The merged model, in the symbols of DESIGN §1.
         decide: Statistics and parameters → table, or a request for one more pass.
-        parameters: What can be set, for all tasks or for one.
-        needs_scan: Whether it rests on statistics of the weights.
+        parameters: Its parameters, which can be set for all tasks or for one.
+        needs_scan: Whether it uses statistics of the weights.
         needs_base: Whether it needs the model before instruction tuning.
         needs_anchor: Whether it works on task vectors; if not, on the task models themselves.
-        takes_anchor: Whether it works on task vectors where there is an anchor, but needs none.
-        default_scale: λ where the recipe gives none; None if it must be given.
+        takes_anchor: Whether it works on task vectors if there is an anchor, but does not need one.
+        default_scale: λ if the recipe gives none; None if λ is required.
         takes_negative_scale: Whether a task can be subtracted.
-        takes_tasks: Whether there is anything to add; if not, the recipe may name no task.
-        takes_table: Whether a table made elsewhere can take the place of `decide`, or, where the
-            method sparsifies, be what it weighs layers by.
-        sparsifies: Whether it keeps part of the vectors only, or elects signs.
-        combine: How one block becomes the merged block, of the shape of `Block.target`; None: the
-            table says it all. The table that `decide` gives then has the weights w_t.
+        takes_tasks: Whether the recipe may name tasks.
+        takes_table: Whether a given table can replace `decide` or, if the method sparsifies, be its
+            layer weights.
+        sparsifies: Whether it keeps only part of the vectors, or elects signs.
+        combine: From one block to the merged block, with the shape of `Block.target`; the table of
+            `decide` then has the weights w_t. None if the table is the whole result.
         alignment: What `combine` must see at once: `element`, `row` or `tensor`; a parameter may
-            ask for more.
+            require more.
     """
 
     name: str
@@ -177,7 +178,7 @@ class Method:
     alignment: str = "element"
 
     def seen_at_once(self, parameters: Mapping[str, Resolved]) -> str:
-        """The alignment under these parameters, by task."""
+        """The alignment with these parameters, by task."""
         whole = {p.name: p.whole for p in self.parameters if p.whole}
         asked = any(mine[name] in whole[name] for mine in parameters.values() for name in whole)
         return "tensor" if asked else self.alignment

@@ -1,16 +1,15 @@
-"""Model Stock: the mean of the task vectors, shortened by how little they agree.
+"""Model Stock: the mean of the task vectors, shortened more the less they agree.
 
     t = k cos θ / (1 + (k − 1) cos θ)      cos θ = mean over pairs s ≠ t of cos(τ_s, τ_t)
     θ = θ_target + t · (1/k) Σ_t λ_t τ_t
 
-Each layer, that is each tensor, has its own t, or each filter, that is each row of the last
-dimension.
+Each layer (a tensor) has its own t, or each filter (a row along the last dimension).
 
 Source: Model Stock, arXiv:2403.19522, section 4, equations 2 and 3, for k fine-tunes and λ = 1.
-That cos θ is the mean over all pairs is the authors' answer in issue 2 of their repository. The
-paper has no vectors at more than a right angle: t would be negative there, and without bound as cos
-θ nears −1/(k − 1). It is 0 here. A vector that is zero is at a right angle to all. A task with
-λ = 0 is none of the k.
+The authors state in issue 2 of their repository that cos θ is the mean over all pairs. The paper
+does not treat vectors at more than a right angle, where t would be negative, and unbounded as cos θ
+nears −1/(k − 1). Here t is 0 then. A zero vector is at a right angle to all others. A task with
+λ = 0 does not count in k.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def ratio(gram: Array) -> Array:
     Returns:
         shape (…), in [0, 1].
 
-    Source: arXiv:2403.19522, equation 3; 0 where cos θ is negative is this project's reading.
+    Source: arXiv:2403.19522, equation 3; 0 for a negative cos θ is this project's reading.
     """
     k = gram.shape[-1]
     rows, columns = np.triu_indices(k, 1)
@@ -53,10 +52,10 @@ def ratio(gram: Array) -> Array:
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """t/k by tensor, from inner products; weight 1 if by filters.
+    """t/k by tensor, from inner products; weight 1 for `filter`.
 
     Raises:
-        ParameterError: one task only, or one only whose λ is not 0.
+        ParameterError: there is only one task, or only one with λ ≠ 0.
     """
     by_filter = inputs.common("granularity") == "filter"
     counted = inputs.layer_scales != 0
@@ -81,7 +80,7 @@ def decide(inputs: Inputs) -> Table | Need:
 
 
 def combine(block: Block) -> Array:
-    """θ_target + Σ_t λ_t w_t τ_t, w_t = t/k of each row where that is asked for."""
+    """θ_target + Σ_t λ_t w_t τ_t, with w_t = t/k of each row for `filter`."""
     total = np.zeros_like(block.target)
     for scale, vector in zip(block.scales, block.vectors, strict=True):
         total += scale * vector

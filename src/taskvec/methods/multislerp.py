@@ -1,16 +1,16 @@
-"""Multi-slerp: the mean of any number of models on a sphere, by one step from the linear mean.
+"""Multi-slerp: the approximate mean of models on a sphere, one step from the linear mean.
 
     m = direction of Σ_t α_t u_t,  u_t = v_t / ‖v_t‖,  α_t = λ_t / Σ_s λ_s
     θ = Σ_t α_t ‖v_t‖ · exp_m(Σ_t α_t log_m(u_t)), tensor by tensor
 
-log_m(u) is the way along the sphere from m to u as a tangent vector at m, exp_m goes such a way.
-With an anchor v_t = τ_t, and θ_target is added; without, v_t = θ_ft,t.
+log_m(u) is the path along the sphere from m to u, as a tangent vector at m; exp_m follows such a
+path. With an anchor, v_t = τ_t and θ_target is added; without one, v_t = θ_ft,t.
 
-Source: mergekit's `multislerp`, as its documentation describes it: projected onto the tangent space
-at the weighted mean, interpolated there, projected back. We take log and exp of the sphere for the
-projections. This is the first step of algorithm A1 of Spherical averages,
-doi:10.1145/502122.502124; `karcher` goes on until it settles. `projection: orthogonal` projects as
-mergekit's code does, u − ⟨u, m⟩ m: what is α_t of these adds up to 0, so that m itself is reached.
+Source: mergekit's `multislerp`, as its documentation describes it: project onto the tangent space
+at the weighted mean, interpolate there, project back. Our projections are log and exp of the
+sphere. This is the first step of algorithm A1 of Spherical averages, doi:10.1145/502122.502124;
+`karcher` repeats it until it converges. `projection: orthogonal` projects as in mergekit's code,
+u − ⟨u, m⟩ m: the sum of these with weights α_t is 0, so the result is m itself.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ PARAMETERS = (Parameter("projection", "log", PROJECTION, choices=("log", "orthog
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """Coefficients of the point that one step reaches; asks for inner products first.
+    """Coefficients of the point after one step; requests inner products first.
 
     Raises:
-        ParameterError: every λ is 0, or tasks are projected in two ways.
+        ParameterError: every λ is 0, or tasks have different projections.
     """
     sphere.checked(inputs, NAME)
     if not inputs.passes:

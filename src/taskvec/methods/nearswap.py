@@ -1,11 +1,11 @@
-"""NearSwap: go to a task's entry where it is near, and a fixed step towards it where it is not.
+"""NearSwap: move to the task's entry if it is near, otherwise by a fixed step toward it.
 
     θ = θ_target + Σ_t λ_t clip(τ'_t, −t, t)
 
 Source: the model card of alchemonaut/QuartetAnemoi-70B-t0.0001 and mergekit's documentation:
-weight = min(1, t / |θ_ft − θ|) of the fine-tune in every entry, which is the clip above. The
-default t is that card's. There it is one model with another; here each of several task vectors is
-clipped, with a t of its own if wanted, and they are added.
+weight = min(1, t / |θ_ft − θ|) of the fine-tune in every entry, which equals the clip above. The
+default t is from that card. The source merges two models. Here each of several task vectors is
+clipped, with its own t if given, and the results are added.
 """
 
 from __future__ import annotations

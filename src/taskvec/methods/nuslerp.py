@@ -1,14 +1,14 @@
-"""NuSLERP: slerp of two task vectors, or of two models where there is no anchor.
+"""NuSLERP: slerp of two task vectors, or without an anchor of two models.
 
     θ = θ_target + sin(α_1 Ω)/sin Ω · τ_1 + sin(α_2 Ω)/sin Ω · τ_2      α_t = λ_t / (λ_1 + λ_2)
     cos Ω = ⟨τ_1, τ_2⟩ / (‖τ_1‖ ‖τ_2‖), of the whole tensor, row by row or column by column
 
-Without an anchor θ_ft,t stands in the place of τ_t, and the target is left out.
+Without an anchor, θ_ft,t replaces τ_t and the target is not used.
 
-Source: task vectors interpolated so are WARP's, arXiv:2406.16768, section 3.2; weights that need
-not sum to 1, rows (along the last dimension) and columns (along the first) are those of mergekit's
-`nuslerp`; a vector is one of either. Where the two are parallel, nearly opposite (cos Ω below
-−0.9995), or one of them is zero, they are interpolated linearly.
+Source: WARP, arXiv:2406.16768, section 3.2, interpolates task vectors in this way. Relative
+weights, rows (along the last dimension) and columns (along the first) come from mergekit's
+`nuslerp`; a vector is one row and one column. If the two are parallel or nearly opposite (cos Ω
+below −0.9995), or one is zero, they are interpolated linearly.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PARAMETERS = (
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """Coefficients by the angle in each tensor, from inner products; else weight 1.
+    """Coefficients by the angle in each tensor, from inner products; for rows and columns weight 1.
 
     Raises:
-        ParameterError: other than two tasks, or every λ is 0.
+        ParameterError: there are not exactly two tasks, or every λ is 0.
     """
     sphere.checked(inputs, NAME, tasks=2)
     if inputs.common("granularity") != "tensor":
@@ -53,7 +53,7 @@ def decide(inputs: Inputs) -> Table | Need:
 
 
 def combine(block: Block) -> Array:
-    """The arc's point, row by row or column by column where that is asked for."""
+    """The point on the arc, row by row or column by column."""
     vectors = block.vectors
     granularity = block.parameters[block.tasks[0]]["granularity"]
     if granularity == "column":

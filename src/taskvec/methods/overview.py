@@ -1,4 +1,4 @@
-"""The methods at a glance: in groups by what they declare, and as a table for the documentation."""
+"""An overview of the methods: in groups by their declarations, and as a table for the docs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def group_of(method: Method) -> str:
 
 
 def grouped(methods: Iterable[Method]) -> dict[str, list[Method]]:
-    """Methods by group, groups in their order, those without a method left out."""
+    """Methods by group, in the order of the groups, without empty groups."""
     found: dict[str, list[Method]] = {group: [] for group in GROUPS}
     for method in methods:
         found[group_of(method)].append(method)

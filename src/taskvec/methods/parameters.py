@@ -1,4 +1,4 @@
-"""Parameters of methods, declared as data, so that every wrong value is told in the same words."""
+"""Parameters of methods, declared as data, so every wrong value gives the same kind of message."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Parameter:
 
     Attributes:
         name: As in the recipe.
-        default: Value where the recipe says nothing.
+        default: Value if the recipe gives none.
         help: One line for the reader.
         choices: Words allowed; empty for a number.
         low: Smallest number allowed.
         high: Largest number allowed.
-        whole: Words at which a method's `combine` must see whole tensors, whatever its alignment.
+        whole: Words for which `combine` must see whole tensors, for any alignment.
         by_layer: Whether it may differ between the tensors of a task. `decide` then sees `Values`,
             `combine` the number of its tensor.
     """
@@ -39,14 +39,14 @@ class Parameter:
 
     @property
     def range(self) -> str:
-        """The values allowed, as text."""
+        """The allowed values, as text."""
         return " | ".join(self.choices) if self.choices else f"[{self.low:g}, {self.high:g}]"
 
     def check(self, value: object, owner: str) -> str | float:
         """The value, if it is allowed.
 
         Raises:
-            ParameterError: it is not; the message names parameter, owner, range and value.
+            ParameterError: not allowed; the message names parameter, owner, range and value.
         """
         if self.choices:
             if value in self.choices:
@@ -97,7 +97,7 @@ def value_at(value: Any, name: str) -> Any:
 
 
 def tensorwise(function: Callable[..., float], *values: Values) -> Values:
-    """A function of values, tensor by tensor where one of them differs by layer.
+    """A function of values, applied tensor by tensor if one of them differs by layer.
 
     >>> tensorwise(max, 0.5, {"a": 0.25, "b": 1.0})
     {'a': 0.5, 'b': 1.0}

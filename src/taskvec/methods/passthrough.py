@@ -1,7 +1,7 @@
-"""The target as it is: θ = θ_target.
+"""A copy of the target: θ = θ_target.
 
-For a target that is made of others: layers stacked from several models, an adapter put on its base,
-the result of an earlier stage. Takes no tasks.
+For targets that are built from other models: layers stacked from several models, an adapter merged
+into its base, the result of an earlier stage. It takes no tasks.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""PCB-Merging: entries compete by how much they matter to their task and agree with the others.
+"""PCB-Merging: entries compete by importance to their task and agreement with other tasks.
 
-    x_t = sgn(λ_t) τ'_t,  a_t = |x_t| held between two quantiles,  ν_t = a_t moved to [0, 1]
+    x_t = sgn(λ_t) τ'_t,  a_t = |x_t| clipped to two quantiles,  ν_t = a_t scaled to [0, 1]
     β_t = exp(N ν_t²) · tanh(x_t ⊙ Σ_u x_u)                          intra- and inter-balancing
     σ_t = (β_t − c_t) / (max β_t − c_t) where β_t > c_t, else 0      c_t: a `density` share is above
     θ = θ_target + Σ_t λ_t σ_t ⊙ sgn(τ'_t) a_t / Σ_t σ_t
 
-N is the number of tasks; quantiles (0.0001 and 0.9999), c_t and max β_t are those of a task's whole
-vector, over the model.
+N is the number of tasks. The quantiles (0.0001 and 0.9999), c_t and max β_t are taken over the
+whole task vector.
 
-Source: Parameter Competition Balancing for Model Merging, arXiv:2410.02396. The paper writes
-a softmax for both balancings; its published code, which this follows, has exp (the quotient of a
-softmax is a factor of each task, on which σ_t does not depend) and tanh. The bounds of a_t and the
-default density are the code's too. With equal λ_t this is the paper's λ. A task that is subtracted
-competes with its vector turned round, one with λ_t = 0 does not compete; both are this project's
-reading.
+Source: Parameter Competition Balancing for Model Merging, arXiv:2410.02396. The paper writes a
+softmax for both balancings. This method follows the published code, which has exp and tanh; the
+denominator of the softmax is a constant factor for each task, on which σ_t does not depend. The
+bounds of a_t and the default density also come from the code. If all λ_t are equal, λ is the
+paper's. A subtracted task competes with its vector reversed, and a task with λ_t = 0 does not
+compete; both are this project's reading.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PARAMETERS = (Parameter("density", 0.1, "share of entries with a weight above 0"
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """The layer weights, with what scores are measured by; asks for that first.
+    """The layer weights, with the limits for scores; requests these first.
 
     Raises:
         ParameterError: more than `MOST` tasks.
@@ -56,7 +56,7 @@ def decide(inputs: Inputs) -> Table | Need:
 
 
 def combine(block: Block) -> Array:
-    """Weigh the entries of all tasks by their scores."""
+    """Weight the entries of all tasks by their scores."""
     from taskvec.kernels.competition import score, weigh
 
     assert block.selection is not None

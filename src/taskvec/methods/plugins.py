@@ -1,14 +1,13 @@
-"""Methods that other distributions bring, by the entry point group `taskvec.methods`.
+"""Methods of other distributions, from the entry point group `taskvec.methods`.
 
 ```toml
 [project.entry-points."taskvec.methods"]
 bounded = "taskvec_bounded:METHOD"
 ```
 
-The entry point has the method's name. Nothing is looked for before a name is asked for that is not
-one of ours, and nothing is imported but the method that has it. A plugin that cannot be used, or
-that fails while it is, is told in one line that names its distribution, and stops only what would
-have used it.
+The entry point has the method's name. Plug-ins are searched only for a name that is not one of
+taskvec's methods, and only the plug-in with that name is imported. If a plug-in cannot be used or
+fails, the error is one line that names its distribution, and it affects only runs that use it.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A method and where it is from.
+    """A method and its distribution.
 
     Attributes:
         method: The method.
-        distribution: Name and version of what was installed.
+        distribution: Name and version of the installed distribution.
     """
 
     method: Method
@@ -49,21 +48,21 @@ class Plugin:
 
 
 def names() -> tuple[str, ...]:
-    """Names of the methods that are installed beside ours, sorted; none is imported."""
+    """Names of the methods of plug-ins, sorted; nothing is imported."""
     return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
 
 
 def provider(name: str) -> str | None:
-    """Name and version of the distributions that bring a method; None if none does."""
+    """Name and version of the distributions that provide a method; None if there are none."""
     points = entry_points(group=GROUP, name=name)
     return " and ".join(sorted({_distribution(point) for point in points})) or None
 
 
 def load(name: str) -> Method | None:
-    """The method of that name that is installed beside ours; None if there is none.
+    """The method of a plug-in with that name; None if there is none.
 
     Raises:
-        ParameterError: there is one, and it cannot be used.
+        ParameterError: there is one, but it cannot be used.
     """
     points = tuple(entry_points(group=GROUP, name=name))
     if not points:
@@ -81,10 +80,10 @@ def load(name: str) -> Method | None:
 
 
 def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
-    """Every method that is installed beside ours, and what is wrong with those that are left out.
+    """Every method of a plug-in, and what is wrong with those that are left out.
 
     Args:
-        taken: Names of our own methods, which stay ours.
+        taken: Names of taskvec's own methods, which a plug-in cannot replace.
     """
     found, wrong = [], []
     for name in names():
@@ -104,11 +103,11 @@ def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
 
 
 def flaw_of(value: object, name: str) -> str | None:
-    """What is wrong with a declaration in words; None if it is a method that recipes can name.
+    """What is wrong with a declaration, in words; None if it is a method that recipes can name.
 
     Args:
-        value: What should be a `Method`.
-        name: What it should be called.
+        value: The object that should be a `Method`.
+        name: The name that it should have.
 
     >>> flaw_of("lata", "lata")
     "it is 'lata', not a Method"
@@ -153,13 +152,13 @@ def _flaw_of_parameters(method: Method) -> str | None:
 
 
 def guarded(method: Method, distribution: str) -> Method:
-    """The same method, which tells what its functions do wrong as a `TaskvecError` of one line.
+    """The same method, whose functions report their failures as a `TaskvecError` of one line.
 
-    What they refuse with an error of taskvec's own is passed on.
+    taskvec's own errors are passed on.
 
     Args:
-        method: Of others.
-        distribution: Whom to name.
+        method: Method of a plug-in.
+        distribution: The distribution to name.
     """
     own = method.combine
 
@@ -226,7 +225,7 @@ def _is_number(value: object) -> bool:
 
 
 def _loaded(point: EntryPoint) -> tuple[object, str | None]:
-    """What an entry point names, or why it cannot be had."""
+    """The object of an entry point, or why it cannot be loaded."""
     try:
         return point.load(), None
     except (Exception, SystemExit) as error:  # the code of others may raise anything

@@ -1,10 +1,10 @@
-"""RAM: entries that one task changes are kept whole, those that several change are averaged.
+"""RAM: keep the full change where one task changes an entry, average where several do.
 
     m_t = [|τ'_t| > ε]      n = Σ_t m_t, entry by entry
     θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t / max(n, 1)
 
 Source: Behavior Knowledge Merge in Reinforced Agentic Models, arXiv:2601.13572 (Reinforced Agent
-Merging); ε = 1e-5 as in the published code. Tuning by reinforcement changes few entries, and an
+Merging); ε = 1e-5 as in the published code. Reinforcement learning changes few entries, and an
 average over all tasks would dilute them. Our reading: each task has its own λ, 1 in the paper.
 """
 
@@ -35,14 +35,14 @@ def combine(block: Block) -> Array:
 
 
 def changed(block: Block) -> Array:
-    """m_t of every task, of the shape of the vectors."""
+    """m_t of every task, with the shape of the vectors."""
     epsilons = [block.parameters[task]["epsilon"] for task in block.tasks]
     marks = zip(block.scales, block.vectors, epsilons, strict=True)
     return np.stack([(np.abs(v) > epsilon) & (scale != 0) for scale, v, epsilon in marks])
 
 
 def merge(block: Block, marks: Array, factors: Array) -> Array:
-    """θ; what only task t changes is multiplied with its factor, shape (K,)."""
+    """θ; entries that only task t changes are multiplied by its factor, shape (K,)."""
     count = np.zeros(block.target.shape, block.target.dtype)
     for mark in marks:
         count += mark

@@ -1,8 +1,8 @@
-"""RAM+: RAM, with the entries of one task made larger the more it shares with others.
+"""RAM+: RAM with amplification: the more a task shares, the more its exclusive entries grow.
 
-    ρ_t = (changed entries of t that others change too) / (those that it alone changes)
+    ρ_t = (entries that t and others change) / (entries that only t changes)
     f_t = 1 + r · min(ρ_t, alpha)
-    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t ⊙ (f_t where t alone changes the entry, 1/n elsewhere)
+    θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t ⊙ (f_t where only t changes the entry, 1/n elsewhere)
 
 Source: Behavior Knowledge Merge in Reinforced Agentic Models, arXiv:2601.13572; m_t, n and ε as in
 `ram`. Entries are counted in each tensor, and r and alpha are 0.1 and 0.2, as in mergekit's

@@ -2,13 +2,14 @@
 
     θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t      m_t keeps the `density` share largest in magnitude
 
-With λ < 0, or `taskvec forget`, this is the paper's θ̂ = θ_target − λ τ'_H, τ_H of a fine-tune on
-harmful answers. It is `magnitude` with the paper's share, and a baseline for forgetting.
+With λ < 0, or with `taskvec forget`, this is the paper's θ̂ = θ_target − λ τ'_H, where τ_H is the
+task vector of a fine-tune on harmful answers. The method is `magnitude` with the paper's density, a
+baseline for forgetting.
 
-Source: Safety Arithmetic, arXiv:2406.11801, section 3.2, equations 2 to 4; the share is the top
-10 % of section 5, taken over the whole model as in the published code. Of equal entries at the cut
-those that stand first are kept, until the density is met. The paper's second step, which steers
-activations, is no merge and not done here.
+Source: Safety Arithmetic, arXiv:2406.11801, section 3.2, equations 2 to 4; the density is the top
+10 % of section 5, over the whole model as in the published code. Of equal entries at the cut, the
+first ones are kept until the density is met. The paper's second step steers activations; it is not
+a merge and not part of this method.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PARAMETERS = (
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """The layer weights, with thresholds for the trim; asks for these first."""
+    """The layer weights, with thresholds for the trim; requests these first."""
     outcome = magnitude.decide(inputs)
     if isinstance(outcome, Need):
         return outcome

@@ -1,18 +1,18 @@
-"""SCE: select what varies across tasks, weigh tasks by their energy, erase minority signs.
+"""SCE: select what varies across tasks, weight tasks by their energy, erase minority signs.
 
     select      τ̂_t keeps the `density` share of positions whose variance across tasks is largest
     calculate   η_t = ‖τ̂_t‖² / Σ_s ‖τ̂_s‖²       of each tensor
     erase       γ = sgn(Σ_t λ_t τ̂_t), entry by entry
     merge       θ = θ_target + Σ over {t : sgn(λ_t τ̂_t) = γ} of λ_t η_t τ̂_t
 
-Source: FuseChat, arXiv:2408.07990 (SCE); τ there is `density` here. Our readings: each task has its
-own λ, 1 in the paper; positions are counted in each tensor, all of them; a position at which the
-tasks do not differ has no variance and is never selected below density 1; of positions that vary as
-much as the last one selected, those that stand first are taken.
+Source: FuseChat, arXiv:2408.07990 (SCE), which calls `density` τ. Our readings: each task has its
+own λ, 1 in the paper; `density` is a share of all positions of a tensor; a position where the tasks
+do not differ has no variance and is never selected below density 1; of positions with equal
+variance at the cut, the first ones are selected.
 
-What mergekit's `sce` does otherwise can be had: `merge: mean` divides by Σ η_t of the tasks that
-agree; `share_of: varying` counts the positions that vary at all; where the mean squares of τ̂_t sum
-to less than `floor`, all tasks have one η.
+Three parameters reproduce mergekit's `sce`: `merge: mean` divides by Σ η_t of the tasks that agree;
+`share_of: varying` counts only positions that vary; if the mean squares of τ̂_t sum to less than
+`floor`, all tasks share one η.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def decide(inputs: Inputs) -> Table:
     """The layer weights.
 
     Raises:
-        ParameterError: there is a share to select and nothing that it could vary across.
+        ParameterError: density is below 1 and there is only one task.
     """
     density, *_ = [inputs.common(parameter.name) for parameter in PARAMETERS]
     lowest = min(density.values(), default=1.0) if isinstance(density, Mapping) else density
@@ -90,7 +90,7 @@ def combine(block: Block) -> Array:
 
 
 def _mean(block: Block, tasks: Array, shares: Array, elected: Array) -> Array:
-    """Σ η_t λ_t τ̂_t / Σ η_t over the tasks that agree, entry by entry; 0 where none does."""
+    """Σ η_t λ_t τ̂_t / Σ η_t over the tasks that agree, entry by entry; 0 where no task agrees."""
     total, weight = np.zeros_like(block.target), np.zeros_like(block.target)
     for i, share in zip(tasks, shares, strict=True):
         scaled = block.scales[i] * block.vectors[i]
@@ -103,7 +103,7 @@ def _mean(block: Block, tasks: Array, shares: Array, elected: Array) -> Array:
 def varying(vectors: Array) -> Array:
     """K times the variance across tasks, entry by entry; exactly 0 where all are equal.
 
-    Entries are sorted first, so that the order of the tasks decides no rounding, and so no tie.
+    Entries are sorted first, so the order of the tasks does not affect rounding or ties.
     """
     ordered = np.sort(vectors, axis=0)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -116,7 +116,7 @@ def varying(vectors: Array) -> Array:
 
 
 def largest(values: Array, count: int) -> Array:
-    """Where the `count` largest values above 0 stand; of equal ones, the first.
+    """Positions of the `count` largest values above 0; of equal values, the first.
 
     >>> largest(np.array([2.0, 1.0, 2.0, 0.0, 1.0]), 3).tolist()
     [True, True, True, False, False]

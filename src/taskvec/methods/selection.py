@@ -1,7 +1,7 @@
 """Selection: which entries of the pure vectors are kept, and how tasks are combined.
 
-A method that sparsifies or elects signs hands this to the engine beside its weights; the kernel
-`elect` says what becomes of it. It is small, it can be saved, and a merge is repeated from it.
+A method that sparsifies or elects signs returns a selection with its weights; the kernel `elect`
+applies it. It is small and can be saved, and a merge can be repeated from it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MERGES = ("sum", "mean", "weighted")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is kept of each task, and how tasks are combined.
+    """The kept entries of each task, and how tasks are combined.
 
     Attributes:
-        thresholds: Smallest magnitude kept, by task, then by tensor; everything where absent.
-        ceilings: Entries of this magnitude (bits) or above are dropped; likewise.
-        densities: Share of entries that a draw keeps by task, of all tensors or of each; all where
-            absent.
-        rescale: Factor of what is kept by task, likewise; 1 where absent.
-        factors: A further factor by task, then by tensor; likewise.
-        limits: What a method's own `combine` must know of the whole model, by task, then by name.
+        thresholds: Smallest kept magnitude, by task, then by tensor; if absent, all are kept.
+        ceilings: Entries with this magnitude (bits) or above are dropped, by task, then by tensor.
+        densities: Share of entries that a draw keeps, by task, for all tensors or for each; if
+            absent, all are kept.
+        rescale: Factor of the kept entries, by task, for all tensors or for each; 1 if absent.
+        factors: A further factor, by task, then by tensor; 1 if absent.
+        limits: Values over the whole model for the method's `combine`, by task, then by name.
         election: How the sign of an entry is elected: `none`, `mass` or `count`.
         merge: `sum`, `mean` over the tasks that agree, or `weighted`: their sum over Σ |λ_t|.
-        seed: What draws depend on besides task, tensor and element.
+        seed: Seed of the draws, which also depend on task, tensor and element.
     """
 
     thresholds: Mapping[str, Mapping[str, Threshold]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Selection:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `selection_from_json` takes."""
+        """A JSON object for `selection_from_json`."""
         return {
             "thresholds": {
                 task: {name: [t.lower, t.kept, list(t.equal)] for name, t in mine.items()}
@@ -68,7 +68,7 @@ class Selection:
 
 
 def selection_from_json(data: Mapping[str, Any]) -> Selection:
-    """The selection that `to_json` gave.
+    """The selection that `to_json` returned.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: not such an object.
@@ -110,12 +110,12 @@ def _copy(values: Values) -> Values:
 
 
 def mask_key(seed: int, task: str, tensor: str) -> int:
-    """What the mask of one task in one tensor is drawn from, 64 bits."""
+    """The key of the mask of one task in one tensor, 64 bits."""
     return xxhash.xxh3_64_intdigest(f"{seed}\0{task}\0{tensor}".encode())
 
 
 def bound(probability: float) -> int:
-    """Below which an element is kept, in [0, 2^32]; the probability is rounded to 2^-32.
+    """The bound of a draw that keeps an element, in [0, 2^32]; probabilities round to 2^-32.
 
     >>> bound(0.0), bound(0.5), bound(1.0)
     (0, 2147483648, 4294967296)
@@ -124,7 +124,7 @@ def bound(probability: float) -> int:
 
 
 def fused(target: Array, rows: Array, scales: Array, election: str, merge: str) -> Array:
-    """θ_target and what agrees of y_t = λ_t x_t, as `kernels.elect` combines it.
+    """θ_target plus the agreeing entries of y_t = λ_t x_t, combined as in `kernels.elect`.
 
     Args:
         target: θ_target, any shape, float32 or float64.

@@ -1,11 +1,11 @@
-"""Slerp: two models, interpolated along the arc between them instead of the chord.
+"""Slerp: interpolate two models along the arc between them instead of the chord.
 
     θ = sin(α_1 Ω)/sin Ω · θ_ft,1 + sin(α_2 Ω)/sin Ω · θ_ft,2      α_t = λ_t / (λ_1 + λ_2)
     cos Ω = ⟨θ_ft,1, θ_ft,2⟩ / (‖θ_ft,1‖ ‖θ_ft,2‖), tensor by tensor
 
 Source: Shoemake, Animating Rotation with Quaternion Curves, doi:10.1145/325334.325242, section 3.3,
-for vectors of any length as mergekit's `slerp` uses it. Where the two are parallel, nearly opposite
-(cos Ω below −0.9995), or one of them is zero, they are interpolated linearly.
+for vectors of any length, as in mergekit's `slerp`. If the two are parallel or nearly opposite (cos
+Ω below −0.9995), or one is zero, they are interpolated linearly.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NAME = "slerp"
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """Coefficients by the angle of the two models; asks for their inner products first.
+    """Coefficients by the angle of the two models; requests their inner products first.
 
     Raises:
-        ParameterError: other than two tasks, or every λ is 0.
+        ParameterError: there are not exactly two tasks, or every λ is 0.
     """
     sphere.checked(inputs, NAME, tasks=2)
     if not inputs.passes:

@@ -1,11 +1,10 @@
-"""Vectors as directions and lengths, known by their inner products alone.
+"""Vectors as directions and lengths, computed only from their inner products.
 
 A vector v_t is a point u_t = v_t / ‖v_t‖ on the unit sphere and a length. Any point in the span of
-the u_t is Σ_t c_t u_t; what is known of it are its coordinates c, shape (…, K), and the cosines C =
-(⟨u_s, u_t⟩), shape (…, K, K), from which its length and its angle to every u_t follow. Shares α_t
-are λ_t / Σ_s λ_s.
+the u_t is Σ_t c_t u_t. Its coordinates c, shape (…, K), and the cosines C = (⟨u_s, u_t⟩), shape (…,
+K, K), give its length and its angle to every u_t. Shares α_t are λ_t / Σ_s λ_s.
 
-A zero vector has no direction. It is left out of the directions, and its length 0 counts.
+A zero vector has no direction. It is left out of the directions, but its length 0 counts.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Directions(NamedTuple):
 
 
 class Means(NamedTuple):
-    """Coefficients of the v_t, shape (N, K), and where there was no mean direction, shape (N,)."""
+    """Coefficients of the v_t, shape (N, K), and where there is no mean direction, shape (N,)."""
 
     coefficients: Array
     undefined: Array
@@ -79,15 +78,15 @@ def shares(scales: Array) -> Array:
 
 
 def checked(inputs: Inputs, name: str, *, tasks: int | None = None) -> None:
-    """Refuse a number of tasks, or scales of which no share can be made.
+    """Refuse a wrong number of tasks, and scales that give no shares.
 
     Args:
-        inputs: Of the method.
-        name: Its name.
-        tasks: How many it takes; None for any number.
+        inputs: Inputs of the method.
+        name: Name of the method.
+        tasks: Number of tasks that it takes; None for any number.
 
     Raises:
-        ParameterError: with what to do.
+        ParameterError: the message says what to do.
     """
     if tasks is not None and len(inputs.tasks) != tasks:
         raise ParameterError(
@@ -103,15 +102,15 @@ def checked(inputs: Inputs, name: str, *, tasks: int | None = None) -> None:
 
 
 def arc(cosine: Array, alpha: Array) -> Array:
-    """Coefficients of two vectors for the point that is α_2 of the arc between them.
+    """Coefficients of two vectors for the point at the share α_2 of the arc between them.
 
     Args:
-        cosine: Of the angle Ω between them, shape (…); NaN where one is zero.
+        cosine: Cosine of the angle Ω between them, shape (…); NaN where one is zero.
         alpha: Shares, shape (…, 2), which sum to 1.
 
     Returns:
-        sin(α_t Ω) / sin Ω, shape (…, 2); α_t, which is on the chord, where the two have one
-        direction or opposite ones, or one of them has none.
+        sin(α_t Ω) / sin Ω, shape (…, 2); α_t (on the chord) where the two have equal or opposite
+        directions, or one has no direction.
     """
     curved = ((cosine >= OPPOSITE) & (cosine <= PARALLEL))[..., None]
     angle = np.arccos(np.where(curved, cosine[..., None], 0))
@@ -120,25 +119,25 @@ def arc(cosine: Array, alpha: Array) -> Array:
 
 
 def pair_cosine(found: Directions) -> Array:
-    """Cosine of the angle between the two vectors there are, shape (…); NaN where one is zero."""
+    """Cosine of the angle between the two vectors, shape (…); NaN where one is zero."""
     return np.where((found.lengths > 0).all(-1), found.cosines[..., 0, 1], np.nan)
 
 
 def mean(gram: Array, alpha: Array, steps: int) -> Means:
-    """Coefficients of the vectors for their mean on the sphere, as long as they are on average.
+    """Coefficients of the vectors for their mean on the sphere, with their average length.
 
-    From the direction m of Σ_t α_t u_t on, each step goes to exp_m(Σ_t α_t log_m(u_t)), where log_m
-    gives the way along the sphere from m as a tangent vector and exp_m goes it. The result is
-    Σ_t α_t ‖v_t‖ times the point reached.
+    The iteration starts at the direction m of Σ_t α_t u_t. Each step goes to
+    exp_m(Σ_t α_t log_m(u_t)), where log_m gives the path along the sphere from m as a tangent
+    vector and exp_m follows it. The result is Σ_t α_t ‖v_t‖ times the last point.
 
     Args:
         gram: ⟨v_s, v_t⟩ of every tensor, shape (N, K, K).
         alpha: Shares, shape (N, K), which sum to 1.
-        steps: How many at most; it ends where none of them moves any further.
+        steps: Largest number of steps; the iteration ends when no point moves any more.
 
     Returns:
-        Where the vectors point in all directions, or one of them points against their mean, there
-        is no mean direction: the coefficients are α_t then.
+        The coefficients. If the vectors cancel, or one points against their mean, there is no mean
+        direction, and the coefficients are α_t.
     """
     lengths, cosines = directions(gram)
     pull = np.where(lengths > 0, alpha, 0)
@@ -159,7 +158,7 @@ def mean(gram: Array, alpha: Array, steps: int) -> Means:
 
 
 def _step(point: Array, pull: Array, cosines: Array) -> tuple[Array, Array]:
-    """The next point, and how far it is, by tensor."""
+    """The next point and its distance, by tensor."""
     towards = _cosines_with(point, cosines)
     angle = np.arccos(towards)
     stretch = angle / np.maximum(np.sin(angle), 1e-6)
@@ -189,11 +188,11 @@ def table_of(
     """The table that gives Σ_t c_t v_t, on the target if the vectors are task vectors.
 
     Args:
-        inputs: Of the method.
-        products: What was collected.
+        inputs: Inputs of the method.
+        products: The collected inner products.
         coefficients: c_t, shape (N, K); 0 where λ_t is 0.
-        name: Of the method.
-        undefined: Tensors where it is the linear mean for want of a direction, shape (N,).
+        name: Name of the method.
+        undefined: Tensors that get the linear mean for lack of a mean direction, shape (N,).
     """
     scales = inputs.layer_scales
     weights = np.divide(coefficients.T, scales, out=np.zeros_like(scales), where=scales != 0)

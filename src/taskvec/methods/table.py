@@ -1,4 +1,4 @@
-"""The table: one weight for every task and tensor, and what a method hands to the engine.
+"""The table: one weight for every task and tensor, the result of a method's `decide`.
 
 A table can be printed, saved as CSV or JSON, edited by hand and given to any method that takes
 layer weights.
@@ -34,16 +34,16 @@ class Table:
     Attributes:
         tasks: Task names, sorted.
         names: Tensor names, sorted.
-        weights: w_t of each tensor, shape (K, N), float64; the engine multiplies them with λ_t.
+        weights: w_t of each tensor, shape (K, N), float64; a merge multiplies them by λ_t.
         target: Factor of the target's own tensor, shape (N,), float64; None for 1 everywhere.
-        digests: By role and tensor, what the weights of the members were when the table was worked
-            out; empty if it rests on no reading. The engine compares them with what it reads.
+        digests: By role and tensor, the digests of the weights from which the table was computed;
+            empty if no weights were read. A merge compares them with what it reads.
         warnings: What a user should know before relying on this table.
         origin: How it was made, in words for cards and manifests.
-        selection: What is kept of each pure vector and how tasks are combined; None: everything is
-            kept, and tasks are added.
-        is_final: Whether it is used as it is, as one from a manifest; if not, a method that
-            sparsifies or combines takes it as layer weights.
+        selection: Kept entries of each pure vector, and how tasks are combined; None: all entries
+            are kept and tasks are added.
+        is_final: Whether the table is used as it is, such as one from a manifest; if not, a method
+            that sparsifies or combines uses it as layer weights.
     """
 
     tasks: tuple[str, ...]
@@ -72,7 +72,7 @@ class Table:
         ]
 
     def to_pandas(self) -> Any:
-        """Weights as a DataFrame; one row a task and tensor.
+        """Weights as a DataFrame; one row for each task and tensor.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -83,14 +83,14 @@ class Table:
         return html_table(self.rows(), repr(self))
 
     def scale_adapter(self, model: Any, scale: float = 1.0, *, task: str | None = None) -> None:
-        """Multiply the LoRA adapter of a loaded PEFT model with λ and the layer weights, in place.
+        """Multiply the LoRA adapter of a loaded PEFT model by λ and the layer weights, in place.
 
-        B of every layer becomes λ w_t B, so that the adapter, also when it is saved, is λ τ'_t.
+        B of every layer becomes λ w_t B, so the adapter is λ τ'_t, also when it is saved.
 
         Args:
-            model: With one active LoRA adapter.
+            model: A model with one active LoRA adapter.
             scale: λ.
-            task: Whose weights; not needed if the table has one task.
+            task: The task whose weights are used; optional if the table has one task.
 
         Raises:
             UsageError: the table has several tasks or no weight for a layer; the model has no LoRA
@@ -117,7 +117,7 @@ class Table:
             factor.data.mul_(share)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object: task → tensor → weight, and the target's factors where there are any."""
+        """A JSON object: task → tensor → weight, and the target's factors if there are any."""
         out: dict[str, Any] = {"weights": {task: self.of(task) for task in self.tasks}}
         if self.target is not None:
             out["target"] = dict(zip(self.names, self.target.tolist(), strict=True))
@@ -126,7 +126,7 @@ class Table:
         return out
 
     def save(self, path: str | Path) -> None:
-        """Write as CSV (`tensor`, one column a task) or, if the name ends in `.json`, as JSON."""
+        """Write as CSV (`tensor`, one column per task), or as JSON if the name ends in `.json`."""
         path = Path(path)
         if path.suffix == ".json":
             write_whole(path, json.dumps(self.to_json(), indent=1).encode() + b"\n")
@@ -147,7 +147,7 @@ def _place(name: str) -> tuple[object, ...]:
 
 
 def table_from_json(data: Mapping[str, Any], where: str) -> Table:
-    """The table that `Table.to_json` gave.
+    """The table that `Table.to_json` returned.
 
     Raises:
         UsageError: not such an object, tensors differ between tasks, or a weight is not finite.

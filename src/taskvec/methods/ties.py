@@ -1,4 +1,4 @@
-"""TIES-Merging: trim, elect signs, merge what agrees.
+"""TIES-Merging: trim, elect signs, merge the entries that agree.
 
     trim    m_t keeps the `density` share of τ'_t that is largest in magnitude, over the whole model
     elect   γ = sgn(Σ_t λ_t m_t ⊙ τ'_t), entry by entry
@@ -6,10 +6,10 @@
 
 Source: TIES-Merging, arXiv:2306.01708, algorithm 1; the published code ranks entries over the
 whole model and elects by mass. The mean is over the tasks that agree and whose entry is not
-trimmed. With equal λ this is the paper's λ τ_m; defaults are its k = 20 % and λ = 1. Entries of
-equal magnitude at the cut are kept from the first on, until the density is met; the published code
-keeps them all. `merge: weighted` divides by Σ |λ_t| over the tasks that agree in the place of their
-number, as mergekit's `normalize` does where weights are positive.
+trimmed. If all λ are equal, this is the paper's λ τ_m; defaults are its k = 20 % and λ = 1. Of
+entries with equal magnitude at the cut, the first ones are kept until the density is met; the
+published code keeps all of them. `merge: weighted` divides by Σ |λ_t| over the tasks that agree
+instead of their number, like mergekit's `normalize` with positive weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARAMETERS = (
 
 
 def decide(inputs: Inputs) -> Table | Need:
-    """The layer weights, with thresholds for the trim; asks for these first."""
+    """The layer weights, with thresholds for the trim; requests these first."""
     table = inputs.layer_weights()
     if not inputs.passes:
         return Need("thresholds", table, shares(inputs, "density"), inputs.common("scope"))
@@ -49,10 +49,10 @@ def decide(inputs: Inputs) -> Table | Need:
 
 
 def shares(inputs: Inputs, name: str) -> dict[str, Values]:
-    """A share of entries by task, for entries that are ranked within `scope`.
+    """The share of entries by task, for entries that are ranked within `scope`.
 
     Raises:
-        ParameterError: it differs by layer, and entries are ranked over the whole model.
+        ParameterError: the share differs by layer, and entries are ranked over the whole model.
     """
     found = {task: inputs.parameters[task][name] for task in inputs.tasks}
     layered = [task for task, share in found.items() if isinstance(share, Mapping)]

@@ -1,15 +1,15 @@
-"""TSV-Merge: the largest singular directions of every task vector, made orthogonal to each other.
+"""TSV-Merge: the largest singular directions of every task vector, made orthogonal.
 
     τ'_t ≈ U_t Σ_t V_tᵀ         the ⌊min(m, n)/K⌋ largest singular values
     U, V = [U_1 … U_K], [V_1 … V_K]     Σ = diag(λ_1 Σ_1, …, λ_K Σ_K)
     θ = θ_target + U⊥ Σ V⊥ᵀ     A⊥: nearest matrix with orthonormal columns (Procrustes)
 
 Source: Task Singular Vectors, arXiv:2412.00081 (TSV-Merge), and its published code. Tensors that
-are no matrices are averaged, θ_target + Σ_t λ_t τ'_t / K, as in the code; so is a matrix with fewer
-rows or columns than K, of which the code keeps nothing. Our readings: each task has its own λ, the
-paper's α where all are equal; K counts the tasks that change the matrix; directions that several
-tasks share exactly, for which U⊥ is not unique, take part once, where the code would add a
-direction that rounding decides. The code's exception for CLIP's `text_projection` is not made.
+are not matrices are averaged, θ_target + Σ_t λ_t τ'_t / K, as in the code. So is a matrix with
+fewer rows or columns than K; the code keeps nothing of it. Our readings: each task has its own λ,
+the paper's α if all are equal; K counts the tasks that change the matrix; directions that several
+tasks share exactly, for which U⊥ is not unique, count once (the code adds a direction that rounding
+decides). The code's exception for CLIP's `text_projection` is not implemented.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Collect: the streaming pass over the weights, and what it leaves behind, the `Scan`."""
+"""Collect: the streaming pass over the weights, and its result, the `Scan`."""

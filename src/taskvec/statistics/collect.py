@@ -24,7 +24,7 @@ class Sources:
     Attributes:
         name: Parameter name.
         views: By role: `anchor`, `base` if there is one, `task:NAME` for each task that may change
-            the tensor. Without an anchor the tasks' own weights are measured in the place of their
+            the tensor. Without an anchor, the weights of the tasks are measured instead of their
             vectors.
     """
 
@@ -40,7 +40,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one reading of a family leaves; N tensors, K tasks, tasks in name order.
+    """The result of one reading of a family; N tensors, K tasks, tasks in name order.
 
     Attributes:
         gram: ⟨v_i, v_j⟩ for v = (θ_pre, τ_instr, τ_1 … τ_K), shape (N, 2 + K, 2 + K), float64,
@@ -63,7 +63,7 @@ class _Part(NamedTuple):
 
 
 def roles_of(tasks: Sequence[str], with_base: bool) -> list[str]:
-    """Roles in the order in which statistics know them: anchor, base, tasks by name."""
+    """Roles in the order of the statistics: anchor, base, tasks by name."""
     return ["anchor", *(["base"] if with_base else []), *(f"task:{t}" for t in sorted(tasks))]
 
 

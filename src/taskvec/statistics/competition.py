@@ -1,7 +1,7 @@
-"""What PCB-Merging must know of a whole model before it can score and weigh single entries.
+"""Values over the whole model that PCB-Merging needs to score and weight single entries.
 
-For each task: two bounds of magnitude, the score that an entry must have to be kept, and the
-largest score there is. Tensors are streamed; only histograms are held.
+For each task: two bounds of magnitude, the smallest score of a kept entry, and the largest score.
+Tensors are streamed; only histograms are held.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def competition(
         options: How to run.
 
     Returns:
-        By task, those without entries left out. `cut` is the k-th largest score, k = density ×
+        By task, without tasks that have no entries. `cut` is the k-th largest score, k = density ×
         entries (of the tensors that the task has), at least 1. Bounds of magnitude leave out
         `CLIPPED` of the entries at each end; where that is less than one entry, they are 0 and the
         largest magnitude.
@@ -61,7 +61,7 @@ def entries_of(sources: Sequence[Sources], task: str) -> int:
 def _bounds(
     sources: Sequence[Sources], weights: Weights, task: str, options: RunOptions
 ) -> tuple[float, float]:
-    """Magnitudes between which those of a task are held."""
+    """The bounds to which the magnitudes of a task are clipped."""
     entries = entries_of(sources, task)
     beyond = round(CLIPPED * entries)
     wanted = entries - beyond, max(1, beyond)
@@ -87,7 +87,7 @@ def _scores(
     smallest, largest = np.array([limits[task] for task in tasks]).reshape(-1, 2).T.copy()
 
     def histograms(uppers: Array) -> Array:
-        """Counts of upper bits, or of the lower bits below each of some, shape (N, …, BINS)."""
+        """Counts of upper bits, or of lower bits for given upper bits, shape (N, …, BINS)."""
         parts: list[Array] = []
 
         def begin() -> Callable[[Sources, Array], None]:

@@ -1,7 +1,7 @@
-"""What a random mask keeps of a task's pure vector: Σ |x| and Σ m |x| of every tensor.
+"""The sums Σ |x| and Σ m |x| of a pure vector x and a random mask m, for every tensor.
 
-Their quotient is the factor that gives what is kept the L1 norm of the whole. Sums run over chunks
-counted from the start of a tensor and are added in that order, in float64.
+Their quotient is the factor that gives the kept entries the L1 norm of the whole. Sums run over
+chunks counted from the start of a tensor and are added in that order, in float64.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def kept_sums(
     Args:
         sources: Floating-point tensors in name order.
         weights: w_t by task, then by tensor.
-        bounds: Below which a draw keeps an entry, by task, then by tensor; see
+        bounds: A draw below its bound keeps an entry; by task, then by tensor; see
             `kernels.randomness`.
-        keys: What draws depend on besides the entry, likewise.
+        keys: Keys of the draws, which also depend on the entry; by task, then by tensor.
         options: How to run.
     """
     from taskvec.kernels.select import sum_magnitudes
@@ -53,7 +53,7 @@ def kept_by_rank(
     keys: Mapping[str, Mapping[str, int]],
     options: RunOptions,
 ) -> Sums:
-    """The same where the larger entries of a row are kept more often; see `kernels.magprune`.
+    """The same sums if larger entries of a row are kept more often; see `kernels.magprune`.
 
     Args:
         sources: See `kept_sums`.
@@ -87,7 +87,7 @@ def _swept(
     *,
     by_row: bool = False,
 ) -> Sums:
-    """Sums of every task, given what adds those of a block to its chunks, shape (chunks, 2)."""
+    """Sums of every task, from a function that adds a block to its chunks, shape (chunks, 2)."""
     found: Sums = {}
     for task in sorted(weights):
         vector = PureVector.of(task, sources, weights)

@@ -2,8 +2,8 @@
 
 With a = ‖τ_instr‖², b = ‖τ_t‖², d = ⟨τ_instr, τ_t⟩ summed over all tensors, ρ = √(b/a) and
 c = d/√(ab), the squared distance of a task from the base is a + 2d + b. So the task is nearer to
-the base than to the anchor where a + 2d < 0, that is where 2ρc < −1. If base and instruct are
-exchanged, τ_t is about −τ_instr: ρ ≈ 1 and c ≈ −1.
+the base than to the anchor if a + 2d < 0, that is, if 2ρc < −1. If base and instruct are exchanged,
+τ_t is about −τ_instr: ρ ≈ 1 and c ≈ −1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def distances(scan: Scan) -> list[Distances]:
 
 
 def role_warnings(scan: Scan) -> list[str]:
-    """What is implausible about the roles of a family, with the figures; empty if nothing is.
+    """Warnings about implausible roles of a family, with the figures; empty if there are none.
 
     Args:
         scan: Statistics of a family, with or without a base.
@@ -90,7 +90,7 @@ def role_warnings(scan: Scan) -> list[str]:
 
 
 def _is_reversed(each: Distances) -> bool:
-    """Whether a task vector is about the instruction vector turned around."""
+    """Whether a task vector is about the reversed instruction vector."""
     return (
         each.task_cosine <= EXCHANGED_COSINE
         and 1 / EXCHANGED_RATIO <= each.norm_ratio <= EXCHANGED_RATIO

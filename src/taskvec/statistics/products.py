@@ -1,7 +1,7 @@
-"""Inner products of the vectors that a method combines, tensor by tensor, and nothing else.
+"""Inner products of the vectors that a method combines, tensor by tensor.
 
-Angles and norms follow from them, and so does any point in the span of the vectors: methods that
-work on a sphere need no weights in memory.
+They give angles, norms and any point in the span of the vectors, so methods on a sphere need no
+weights in memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """What the pass `products` gives; N tensors in name order, K tasks in name order.
+    """The result of the pass `products`; N tensors in name order, K tasks in name order.
 
     Attributes:
         gram: ⟨v_s, v_t⟩, shape (N, K, K), float64, symmetric.
         of_vectors: Whether v_t is τ_t; if not, it is θ_ft,t.
-        digests: By role, then by tensor, what the weights were when they were read.
+        digests: By role, then by tensor, digests of the weights that were read.
     """
 
     gram: Array

@@ -1,4 +1,4 @@
-"""The `Scan`: what is known of a family after its weights were read once. A small JSON file.
+"""The `Scan`: statistics of a family from one reading of its weights. A small JSON file.
 
 From the Gram matrix of (θ_pre, τ_instr, τ_1 … τ_K) of a layer, with a = ⟨τ_instr, τ_instr⟩, b =
 ⟨τ_t, τ_t⟩ and d = ⟨τ_instr, τ_t⟩, and τ_comp,t = τ_instr + τ_t (LATA, arXiv:2502.20186, section 4):
@@ -35,8 +35,8 @@ class Member:
 
     Attributes:
         path: Where it was.
-        fingerprint: Identity by content of all its tensors.
-        digests: Identity by content of each tensor.
+        fingerprint: Content identity of all its tensors.
+        digests: Content identity of each tensor.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Scan:
         agree: shape (N, K, K), int64.
         support: shape (N, K, K), int64.
         members: By role.
-        warnings: What looks odd about the members; not part of a scan file.
+        warnings: Warnings about the members; not part of a scan file.
     """
 
     tasks: tuple[str, ...]
@@ -92,7 +92,7 @@ class Scan:
         return f"<Scan of {', '.join(self.tasks)}, {base} base: {len(self.names)} tensors>"
 
     def to_pandas(self, granularity: str = "tensor") -> Any:
-        """Similarity, ρ, c and norms as a DataFrame; one row a task and layer.
+        """Similarity, ρ, c and norms as a DataFrame; one row for each task and layer.
 
         Args:
             granularity: `tensor`, `module` or `block`.
@@ -106,7 +106,7 @@ class Scan:
         return html_table(layer_rows(self, "block"), repr(self))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` takes; floats keep every bit."""
+        """A JSON object for `from_json`; floats are stored exactly."""
         upper = np.triu_indices(2 + len(self.tasks))
         pairs = np.triu_indices(len(self.tasks))
         return {
@@ -132,7 +132,7 @@ class Scan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], keys: Sequence[LayerKey]) -> Scan:
-        """The scan that `to_json` wrote; layer keys are given, since the recipe may change them."""
+        """The scan from `to_json`; layer keys are an argument, since a recipe may change them."""
         k = len(data["tasks"])
         tensors = data["tensors"]
 
@@ -243,7 +243,7 @@ def layer_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics
 
 
 def known_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics:
-    """As `layer_statistics`; without a base, what is measured from it is NaN."""
+    """As `layer_statistics`, but values that need a base are NaN if there is none."""
     statistics = layer_statistics(scan, task, granularity)
     if scan.has_base:
         return statistics
@@ -267,8 +267,8 @@ def layer_rows(scan: Scan, granularity: str) -> list[dict[str, Any]]:
     Returns:
         Mappings with task, layer, tower, block, module, elements, similarity, norm_ratio,
         task_cosine, task_norm, instruction_norm, anchor_norm, by task in the order of the model.
-        The similarity of a layer that the task did not touch is None; without a base, everything
-        that is measured from it is.
+        The similarity of a layer that the task did not change is None. Without a base, all values
+        that need one are None.
     """
     rows = []
     for task in scan.tasks:

@@ -1,9 +1,9 @@
-"""A ≈ L R of low rank, by a randomised singular value decomposition.
+"""A ≈ L R of low rank, by a randomized singular value decomposition.
 
-A is multiplied with a random matrix of a few more columns than the rank wanted; a few power
-iterations, each made orthogonal again, turn the result towards the largest singular vectors; what
-is left is the decomposition of a small matrix. The rank is given, or is the smallest that keeps a
-share of the energy Σ σ_i².
+A is multiplied by a random matrix with a few more columns than the requested rank. A few power
+iterations, with orthogonalization after each, turn the result toward the largest singular vectors.
+Then only a small matrix is decomposed. The rank is given, or is the smallest that preserves a share
+of the energy Σ σ_i².
 
 Source: Halko, Martinsson, Tropp, Finding Structure with Randomness, arXiv:0909.4061, algorithms 4.4
 and 5.1.
@@ -26,7 +26,7 @@ _ROWS = 4_000_000  # elements of A that are widened at once
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of one tensor: the same whatever else is worked out before or beside it."""
+    """Random numbers for one tensor, independent of all other computations."""
     key = xxhash.xxh3_128_intdigest(f"{seed}\0{name}".encode())
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -44,9 +44,9 @@ def factors(
 
     Args:
         matrix: A, shape (m, n), float32 or float64, finite.
-        rank: Columns of L; fewer where A has fewer rows or columns.
-        energy: Share of ‖A‖² to keep, in (0, 1]; the smallest rank that does is taken.
-        random: Where random numbers come from.
+        rank: Columns of L; fewer if A has fewer rows or columns.
+        energy: Share of ‖A‖² to preserve, in (0, 1]; the smallest sufficient rank is used.
+        random: Source of random numbers.
 
     Returns:
         L of shape (m, r) and R of shape (r, n), of A's type; r = 0 for a matrix of zeros.
@@ -77,7 +77,7 @@ def factors(
 def decompose(matrix: Array, rank: int, random: np.random.Generator) -> tuple[Array, Array, Array]:
     """The `rank` largest singular values with their vectors: U (m, rank), σ (rank,), Vᵀ (rank, n).
 
-    Where a random projection would be hardly smaller than the matrix, the matrix itself is
+    If a random projection would not be much smaller than the matrix, the matrix itself is
     decomposed.
     """
     columns = rank + OVERSAMPLE
@@ -94,7 +94,7 @@ def decompose(matrix: Array, rank: int, random: np.random.Generator) -> tuple[Ar
 
 
 def squared_norm(matrix: Array) -> float:
-    """‖A‖², added up in float64."""
+    """‖A‖², summed in float64."""
     return squared_error(matrix, matrix[:, :0], matrix[:0])
 
 

@@ -1,8 +1,8 @@
 """Thresholds of magnitude: which entries of a task's pure vector are among its k largest.
 
-Exact whatever the number of equal magnitudes, which are many where fine-tunes are stored in 16
-bits: of the entries that equal the threshold, those that stand first (tensors by name) are kept
-until k are. Tensors are read two or three times; only histograms are held.
+The result is exact for any number of equal magnitudes; fine-tunes in 16 bits have many. Of the
+entries that equal the threshold, the first ones (tensors by name) are kept until k entries are.
+Tensors are read two or three times; only histograms are held.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SCOPES = ("model", "tensor")
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """What a trim keeps of one task in one tensor.
+    """The entries that a trim keeps of one task in one tensor.
 
     Attributes:
         lower: Bits of the smallest magnitude that is kept.
-        kept: How many entries of exactly that magnitude are kept, from the first on.
-        equal: How many there are in each chunk of `CHUNK` elements, where `kept` is not all.
+        kept: How many entries with exactly that magnitude are kept, from the first one.
+        equal: How many such entries each chunk of `CHUNK` elements has, if not all are kept.
     """
 
     lower: int
@@ -84,8 +84,8 @@ def thresholds(
     Args:
         sources: Floating-point tensors in name order.
         weights: w_t by task, then by tensor.
-        densities: Share of entries kept by task, in [0, 1]; one for each tensor where `scope` is
-            `tensor` and it differs between them.
+        densities: Share of kept entries by task, in [0, 1]; one for each tensor if `scope` is
+            `tensor` and the share differs between tensors.
         scope: `model`: the largest of all entries of a task; `tensor`: of each tensor.
         options: How to run.
 
@@ -166,7 +166,7 @@ def _of_group(vector: PureVector, density: float, options: RunOptions) -> dict[s
 
 
 def place(histogram: Array, wanted: int) -> tuple[int, int]:
-    """The bin that holds the `wanted`-th largest entry, and how many entries are in higher bins."""
+    """The bin with the `wanted`-th largest entry, and how many entries are in higher bins."""
     from_above = np.cumsum(histogram[::-1])
     first = int(np.searchsorted(from_above, wanted))
     bin_ = len(histogram) - 1 - first
