@@ -56,7 +56,7 @@ def test_a_classifier_of_texts_by_its_own_head(tmp_path):
     tensors = load_file(file)
     tensors["classifier.weight"] *= 8  # random heads hardly tell features apart
     save_file(tensors, file, {"format": "pt"})
-    moved(folder, "tuned")
+    moved(folder, "tuned", size=2.0)
     assert_found(fitted(folder, TEXTS), "kl")
     rows = tiny_models.reviews(tmp_path / "reviews.tsv")
     assert_found(fitted(folder, rows), "kl")
