@@ -409,7 +409,7 @@ def _fitted(
         if len(tables) > 1:
             for label, table in zip(list(runs)[1:], tables, strict=True):
                 standings.append(draws.standing(label, measured(table), at_one))
-        # The best descent, not the mean of all: its held-out loss was less in 5 of 6 fits of the zoo.
+        # Not the mean of all descents: its held-out loss was higher in 5 of 6 fits of the zoo.
         best = tables[int(np.argmin([goal.total(measured(table)) for table in tables]))]
         standings.append(draws.standing(LAYERS, measured(best), at_one))
         gain = standings[-1].gain
