@@ -383,7 +383,7 @@ def _held(torch: Any, view: View, device: Any) -> Read:
 
 def _stored_type(torch: Any, view: View) -> Any:
     """A stored floating-point type in torch."""
-    return getattr(torch, view.dtype.config_name)
+    return getattr(torch, str(view.dtype.config_name))
 
 
 def _stored(torch: Any, view: View, device: Any) -> Any:
