@@ -15,7 +15,7 @@ from typing import Any
 
 from taskvec.errors import UsageError
 from taskvec.evaluation.data import DataPlaces
-from taskvec.evaluation.evaluate import Asked, EvaluationOptions, Prepared, prepare
+from taskvec.evaluation.evaluate import Asked, EvaluationOptions, TaskSamples, prepare
 from taskvec.evaluation.task import Sample
 
 SELECT_N = 100  # samples of a task, or half of what there is
@@ -45,8 +45,8 @@ class Splitting:
 class Split:
     """The two parts of every task, in the same order."""
 
-    select: tuple[Prepared, ...]
-    test: tuple[Prepared, ...]
+    select: tuple[TaskSamples, ...]
+    test: tuple[TaskSamples, ...]
 
     def to_json(self) -> dict[str, Any]:
         """By task: how many samples, and digests of what they ask."""
@@ -93,8 +93,8 @@ def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) ->
 
 
 def _divided(
-    here: Prepared, apart: Prepared | None, how: Splitting, seed: int
-) -> tuple[Prepared, Prepared]:
+    here: TaskSamples, apart: TaskSamples | None, how: Splitting, seed: int
+) -> tuple[TaskSamples, TaskSamples]:
     if here.task.measure is not None:
         return here, here
     task = here.task.name
@@ -124,7 +124,7 @@ def _shuffled(samples: Sequence[Sample], seed: str) -> list[Sample]:
     return Random(seed).sample(unique, len(unique))
 
 
-def _part(whole: Prepared, chosen: Sequence[Sample]) -> Prepared:
+def _part(whole: TaskSamples, chosen: Sequence[Sample]) -> TaskSamples:
     """Some samples, in the order of the data."""
     place = {sample.id: i for i, sample in enumerate(whole.samples)}
     return replace(whole, samples=sorted(chosen, key=lambda sample: place[sample.id]))

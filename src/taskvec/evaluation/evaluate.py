@@ -124,7 +124,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class TaskSamples:
     """A task with its samples.
 
     Attributes:
@@ -220,7 +220,7 @@ class Results(Mapping[str, Result]):
         return require("pandas", "report").DataFrame(rows, columns=columns)
 
 
-def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[Prepared]:
+def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamples]:
     """Find the tasks and make their samples.
 
     Args:
@@ -270,9 +270,9 @@ def _found(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task
     return found
 
 
-def _prepared(task: Task, options: EvaluationOptions) -> Prepared:
+def _prepared(task: Task, options: EvaluationOptions) -> TaskSamples:
     if task.measure is not None:
-        return Prepared(task, [], 0)
+        return TaskSamples(task, [], 0)
     rows = rows_of(task.name, task.files, options.data)
     samples = task.samples(rows, options.settings)
     available = len(samples)
@@ -289,13 +289,13 @@ def _prepared(task: Task, options: EvaluationOptions) -> Prepared:
             range(available), options.limit
         )
         samples = [samples[i] for i in sorted(chosen)]
-    return Prepared(task, samples, available)
+    return TaskSamples(task, samples, available)
 
 
 def evaluate_with(
     model: Callable[[], Model],
     encoder: Encoder,
-    prepared: Sequence[Prepared],
+    prepared: Sequence[TaskSamples],
     options: EvaluationOptions,
     *,
     where: str,
@@ -319,7 +319,9 @@ def evaluate_with(
     return [_one(run, each, count) for each, count in zip(prepared, tokens, strict=True)]
 
 
-def check(encoder: Encoder, prepared: Sequence[Prepared], options: EvaluationOptions) -> list[int]:
+def check(
+    encoder: Encoder, prepared: Sequence[TaskSamples], options: EvaluationOptions
+) -> list[int]:
     """Find whatever a model cannot be asked, without its weights.
 
     Returns:
@@ -363,7 +365,7 @@ class _Run:
     options: EvaluationOptions
 
 
-def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
+def _one(run: _Run, prepared: TaskSamples, tokens: int) -> Result:
     task, samples, options = prepared.task, prepared.samples, run.options
     about = {
         "n": len(samples),
