@@ -13,7 +13,7 @@ memory are the module, the merged parameters, the vectors, and one gradient of o
 what the passes need.
 
 Low entropy is a stand-in for low loss, not a measure of it: a model that is sure of one class
-whatever it sees has none. Look at the scores of the result.
+everything that it sees has none. Look at the scores of the result.
 
 Source: AdaMerging, arXiv:2310.02575, section 3.2; Adam at 0.001 from λ = 0.3 is the paper's. That λ
 is held in [0, 1] by projection, and that sources count alike, is this project's reading.
@@ -172,7 +172,7 @@ def entropy_and_slopes(
     Args:
         module: With the target's weights.
         vectors: τ by task and by the module's own name of a parameter or buffer.
-        scales: λ likewise.
+        scales: λ, by task or layer as well.
         inputs: One batch by source.
         heads: By source.
 

@@ -1,6 +1,6 @@
 """Scoring candidates: the executor interface, and the executor of one process.
 
-An executor is given asks and gives outcomes, in whatever order they come. It holds the loaded
+An executor is given asks and gives outcomes, in any order. It holds the loaded
 target, into whose parameters candidates are put.
 """
 

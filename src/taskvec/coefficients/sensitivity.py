@@ -294,7 +294,7 @@ def prepare_each(names: Sequence[str], options: EvaluationOptions) -> list[TaskS
 
     Raises:
         UsageError: a name stands for several tasks.
-        TaskvecError: whatever `prepare` raises.
+        TaskvecError: as `prepare`.
     """
     names = list(dict.fromkeys(names))
     prepared = prepare(names, options)

@@ -1,7 +1,7 @@
 """Selection and test data: two disjoint parts of the samples of each task.
 
-Samples with the same requests count as one, whatever their ids: what was asked for selection is not
-asked again for the test.
+Samples with the same requests count as one, also under different ids: what was asked for selection
+is not asked again for the test.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) ->
 
     Raises:
         UsageError: there are too few samples, or a name stands for several tasks.
-        TaskvecError: whatever `prepare` raises.
+        TaskvecError: as `prepare`.
     """
     options = replace(options, limit=None)
     here = prepare(asked, options)

@@ -255,7 +255,7 @@ def run(study: Study, executor: Executor, trials: int, advance: Callable[[int], 
         advance: Called with the number of candidates that this process has finished.
 
     Raises:
-        BaseException: whatever is not foreseen; candidates that were under way are queued again.
+        BaseException: anything unforeseen; candidates that were under way are queued again.
     """
     try:
         while True:

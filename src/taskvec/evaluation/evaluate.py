@@ -49,7 +49,7 @@ CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user say
 
 
 class SampleProgress(Protocol):
-    """Told how many samples are done; the command line shows a bar."""
+    """Called with the number of samples done; the command line shows a bar."""
 
     def __call__(self, label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
         """Begin a stage; the context gives a function to call with the samples done since."""
@@ -78,7 +78,7 @@ class EvaluationOptions:
         tools: What scores may use.
         out: Folder for results and records, from which an interrupted run goes on; None: nothing
             is written.
-        progress: Told the samples done.
+        progress: Called with the samples done.
     """
 
     data: DataPlaces = field(default_factory=DataPlaces)
@@ -242,7 +242,7 @@ def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamp
     found = _found(tasks, options)
     for name in options.data.by_task:
         if name not in (*names, *(task.name for task in found)):
-            raise UsageError(f"data are given for {name!r}, which is none of the tasks")
+            raise UsageError(f"data are given for {name!r}, which is not one of the tasks")
     for task in found:
         if "code" in task.needs:
             allowed = options.tools.allow_code_execution
@@ -322,7 +322,7 @@ def evaluate_with(
 def check(
     encoder: Encoder, prepared: Sequence[TaskSamples], options: EvaluationOptions
 ) -> list[int]:
-    """Find whatever a model cannot be asked, without its weights.
+    """Find what a model cannot be asked, without loading its weights.
 
     Returns:
         Tokens that it would read for each task, answers not counted.
