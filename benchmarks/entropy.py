@@ -26,23 +26,26 @@ import itertools
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from taskvec.coefficients.entropy import Descent, minimize_entropy
+from taskvec.coefficients.entropy import ADAMERGING, minimize_entropy
+from taskvec.coefficients.fit.settings import Descent
 from taskvec.zoo.skills import SKILLS, TEST_SEED
 
 HALVES = {"low": range(5), "high": range(5, 10)}
 GRID = np.linspace(0, 1.5, 16)
 DESCENTS = {
-    "entropy, a λ a task": Descent(),
-    "entropy, a λ a task, range [0, 1.5], rate 0.01": Descent(rate=0.01, high=1.5),
-    "entropy, a λ a tensor": Descent("tensor"),
-    "entropy, a λ a tensor, range [0, 1.5], rate 0.01": Descent("tensor", rate=0.01, high=1.5),
+    "entropy, a λ a task": ADAMERGING,
+    "entropy, a λ a task, range [0, 1.5], rate 0.01": replace(ADAMERGING, rate=0.01, high=1.5),
+    "entropy, a λ a tensor": replace(ADAMERGING, granularity="tensor"),
+    "entropy, a λ a tensor, range [0, 1.5], rate 0.01": Descent(
+        "tensor", steps=500, rate=0.01, low=0.0, high=1.5
+    ),
 }
 Weights = dict[str, torch.Tensor]
 Part = tuple[torch.Tensor, torch.Tensor]

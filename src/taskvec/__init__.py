@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taskvec.coefficients.fit.api import fit
     from taskvec.errors import TaskvecError, TaskvecWarning
     from taskvec.evaluation.api import evaluate
     from taskvec.evaluation.evaluate import Result
@@ -42,6 +43,7 @@ _HOMES = {
     "TaskvecWarning": "taskvec.errors",
     "evaluate": "taskvec.evaluation.api",
     "extract": "taskvec.vectors.extract",
+    "fit": "taskvec.coefficients.fit.api",
     "forget": "taskvec.outputs.merge",
     "inspect": "taskvec.vectors.inspection",
     "lata": "taskvec.methods.lata",
@@ -72,6 +74,7 @@ __all__ = [
     "TaskvecWarning",
     "evaluate",
     "extract",
+    "fit",
     "forget",
     "inspect",
     "lata",

@@ -40,7 +40,7 @@ def family(root: Path, anchor: Arrays, task: Arrays, **config: Any) -> tv.Family
 
 
 def merge(found: tv.Family, out: Path, scale: float = 0.5) -> Arrays:
-    tv.merge(found, "task_arithmetic", scale=dict.fromkeys(found.tasks, scale), out=out)
+    tv.merge(found, out, method="task_arithmetic", scale=dict.fromkeys(found.tasks, scale))
     return read_checkpoint(out)
 
 
@@ -109,7 +109,7 @@ def test_a_text_only_task_over_a_model_with_images(tmp_path, method):
     found = family(tmp_path, anchor, task)
     if method == "average":
         found = tv.Family(target=tmp_path / "a", tasks={"t": tmp_path / "t"})
-    tv.merge(found, method, scale={"t": 0.5}, out=tmp_path / "out")
+    tv.merge(found, tmp_path / "out", method=method, scale={"t": 0.5})
     got = read_checkpoint(tmp_path / "out")
     assert got.keys() == anchor.keys()
     for name in VISION:
@@ -218,7 +218,7 @@ def test_a_vector_that_changes_a_part_of_a_fused_tensor(tmp_path):
     anchor, task = draw(LLAMA, 0), draw(LLAMA, 1)
     changed = {**anchor, "model.layers.0.self_attn.k_proj.weight": task[
         "model.layers.0.self_attn.k_proj.weight"]}  # fmt: skip
-    tv.extract(family(tmp_path, anchor, changed), out=tmp_path / "v.safetensors")
+    tv.extract(family(tmp_path, anchor, changed), tmp_path / "v.safetensors")
     write_checkpoint(tmp_path / "fused", fused(anchor), "F32", config={})
     found = tv.Family(anchor=tmp_path / "fused", tasks={"t": tmp_path / "v.safetensors"})
     got = merge(found, tmp_path / "out", 1.0)

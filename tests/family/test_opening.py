@@ -94,7 +94,7 @@ def test_a_head_that_is_not_the_embedding_is_merged_whatever_the_config_says(tmp
     np.testing.assert_array_equal(result[HEAD], expected.astype(np.float32))
     assert config["tie_word_embeddings"] is False
     assert f"{HEAD} is not the embedding in task:math" in notes(found)
-    tv.merge(found, "task_arithmetic", scale={"math": 0.0}, out=tmp_path / "zero")
+    tv.merge(found, tmp_path / "zero", method="task_arithmetic", scale={"math": 0.0})
     zero = read_checkpoint(tmp_path / "zero")
     np.testing.assert_array_equal(zero[HEAD], start[EMBED])
     np.testing.assert_array_equal(zero[EMBED], start[EMBED])

@@ -56,7 +56,7 @@ def adapter(folder: Path, stored: Arrays, **config: Any) -> Path:
 
 def merge(root: Path, task: Path, out: str, **policy: Any) -> tuple[Arrays, dict[str, Any]]:
     family = tv.Family(anchor=root / "base", tasks={"t": task}, **policy)
-    tv.merge(family, "task_arithmetic", scale={"t": 1.0}, out=root / out)
+    tv.merge(family, root / out, method="task_arithmetic", scale={"t": 1.0})
     return read_checkpoint(root / out), json.loads((root / out / "config.json").read_text())
 
 
@@ -115,7 +115,7 @@ def test_an_adapter_with_new_tokens_as_the_model_itself(tmp_path, base):
     whole = {EMBED: draw(5, ROWS + 2, 4), HEAD: draw(6, ROWS + 2, 4)}
     lora = adapter(tmp_path / "lora", whole)
     family = tv.Family(base=tmp_path / "base", anchor=lora, tasks={"t": lora})
-    tv.merge(family, "task_arithmetic", scale={"t": 1.0}, out=tmp_path / "out")
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale={"t": 1.0})
     got = read_checkpoint(tmp_path / "out")
     np.testing.assert_allclose(got[HEAD], whole[HEAD], atol=1e-6)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == ROWS + 2
@@ -146,7 +146,7 @@ def test_what_is_extracted_carries_its_tokens(tmp_path, tuned, form):
     )
     task = tmp_path / ("v.safetensors" if form == "vector" else "lora-out")
     more = {} if form == "vector" else {"form": "lora", "rank": 4, "rest": "save"}
-    done = tv.extract(family, out=task, **more)
+    done = tv.extract(family, task, **more)
     assert not any(name.startswith("taskvec.") for name in done.tensors)
     got, config = merge(tmp_path, task, "two", vocabulary="union")
     expected, _ = merge(tmp_path, tmp_path / "tuned", "one", vocabulary="union")
@@ -165,7 +165,7 @@ def test_a_vector_is_not_put_onto_other_tokens(tmp_path, tuned):
     family = tv.Family(
         anchor=tmp_path / "base", tasks={"t": tmp_path / "tuned"}, vocabulary="union"
     )
-    tv.extract(family, out=tmp_path / "v.safetensors")
+    tv.extract(family, tmp_path / "v.safetensors")
     path = tmp_path / "base" / "tokenizer.json"
     path.write_text(path.read_text().replace('"w3"', '"other"'))
     with pytest.raises(FamilyError, match="extract it over this anchor"):
@@ -177,7 +177,7 @@ def test_a_vector_is_not_put_onto_other_tokens(tmp_path, tuned):
 def test_a_vector_whose_rows_are_the_anchors_says_nothing_of_tokens(tmp_path, base):
     write_checkpoint(tmp_path / "tuned", {n: t + 1 for n, t in base.items()}, "F32", config=CONFIG)
     family = tv.Family(anchor=tmp_path / "base", tasks={"t": tmp_path / "tuned"})
-    tv.extract(family, out=tmp_path / "v.safetensors")
+    tv.extract(family, tmp_path / "v.safetensors")
     from taskvec.checkpoints.safetensors import read_metadata
 
     assert "new_tokens" not in read_metadata(tmp_path / "v.safetensors")

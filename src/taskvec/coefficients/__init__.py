@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taskvec.coefficients.api import SearchResult, search
     from taskvec.coefficients.closed_form import propose
-    from taskvec.coefficients.entropy import Descent, minimize_entropy
+    from taskvec.coefficients.entropy import minimize_entropy
+    from taskvec.coefficients.fit.fitted import Fitted
+    from taskvec.coefficients.fit.settings import Descent, FitSettings
     from taskvec.coefficients.pairs import measure_pairs
     from taskvec.coefficients.sensitivity import measure_sweep
 
 _HOMES = {
-    "Descent": "taskvec.coefficients.entropy",
+    "Descent": "taskvec.coefficients.fit.settings",
+    "FitSettings": "taskvec.coefficients.fit.settings",
+    "Fitted": "taskvec.coefficients.fit.fitted",
     "SearchResult": "taskvec.coefficients.api",
     "measure_pairs": "taskvec.coefficients.pairs",
     "measure_sweep": "taskvec.coefficients.sensitivity",
@@ -24,6 +28,8 @@ _HOMES = {
 
 __all__ = [
     "Descent",
+    "FitSettings",
+    "Fitted",
     "SearchResult",
     "measure_pairs",
     "measure_sweep",

@@ -3,17 +3,13 @@
     min_λ  mean over sources s of  mean_{x ∈ batch of s} H(softmax h_s(f(x; θ(λ))))
     θ^l(λ) = θ_target^l + Σ_t λ_t^l τ_t^l        H(p) = −Σ_c p_c ln p_c   (nats)
 
-by Adam, λ projected onto [low, high] after each step. One λ for each task (task-wise) or for each
-task and layer (layer-wise). A source is a stream of inputs with the head h_s that turns the model's
-output into logits.
-
-The gradient needs no graph through the sum: ∂H/∂λ_t^l = ⟨∂H/∂θ^l, τ_t^l⟩. It is taken tensor by
-tensor as the backward pass reaches it, and the gradient of that tensor is dropped at once. In
-memory are the module, the merged parameters, the vectors, and one gradient of one tensor besides
-what the passes need.
+One λ for each task (task-wise) or for each task and layer (layer-wise). A source is a stream of
+inputs with the head h_s that turns the module's output into logits. This is `fit` with the
+objective `entropy`, for any module of torch: the same descent, in streams instead of prompts, so
+that nothing is held out and the last step is taken.
 
 Low entropy is a stand-in for low loss, not a measure of it: a model that is sure of one class
-everything that it sees has none. Look at the scores of the result.
+whatever it sees has none. Look at the scores of the result.
 
 Source: AdaMerging, arXiv:2310.02575, section 3.2; Adam at 0.001 from λ = 0.3 is the paper's. That λ
 is held in [0, 1] by projection, and that sources count alike, is this project's reading.
@@ -21,69 +17,34 @@ is held in [0, 1] by projection, and that sources count alike, is this project's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.source import widened
-from taskvec.checkpoints.views import size
-from taskvec.errors import TaskvecError, UsageError, nearest
+from taskvec.coefficients.fit import losses
+from taskvec.coefficients.fit.descent import Layers, descend
+from taskvec.coefficients.fit.directions import (
+    Pack,
+    check_is_target,
+    live_names,
+    open_directions,
+)
+from taskvec.coefficients.fit.settings import MODEL, Descent, layer_of
+from taskvec.coefficients.fit.steering import Steered
+from taskvec.errors import UsageError, nearest
 from taskvec.extras import require
-from taskvec.family.members import open_members
-from taskvec.layers import GRANULARITIES, classify
+from taskvec.layers import classify
 from taskvec.methods.table import Table
-from taskvec.outputs.candidates import candidates
-from taskvec.recipes.coerce import as_recipe
-from taskvec.recipes.recipe import Family, Recipe
-from taskvec.running.model import preserve_modes
+from taskvec.recipes.recipe import Family
 
 Array = np.ndarray[Any, Any]
 
-MODEL = "model"
 Vectors = Mapping[str, Mapping[str, Any]]  # τ of each task by tensor name
 Head = Callable[[Any], Any]  # output of the module to logits, classes last
-
-
-@dataclass(frozen=True, slots=True)
-class Descent:
-    """How λ is found.
-
-    Attributes:
-        granularity: What one λ of a task belongs to: the whole `model`, or a `tensor`, `module` or
-            `block`.
-        start: λ at the beginning.
-        steps: How often λ is changed; each step takes the next batch of every source.
-        rate: Learning rate of Adam.
-        low: Smallest λ.
-        high: Largest λ.
-    """
-
-    granularity: str = MODEL
-    start: float = 0.3
-    steps: int = 500
-    rate: float = 1e-3
-    low: float = 0.0
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        known = (MODEL, *GRANULARITIES)
-        if self.granularity not in known:
-            raise UsageError(
-                f"granularity must be in {' | '.join(known)}; got {self.granularity!r}"
-            )
-        if not self.low <= self.start <= self.high or not self.low < self.high:
-            raise UsageError(
-                f"start must be in [low, high], and low below high; got start {self.start:g} in "
-                f"[{self.low:g}, {self.high:g}]"
-            )
-        if self.steps < 1 or not self.rate > 0:
-            raise UsageError(
-                f"steps must be 1 or more and rate above 0; got {self.steps} and {self.rate:g}"
-            )
+ADAMERGING = Descent(MODEL, steps=500, rate=1e-3, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +70,8 @@ def minimize_entropy(
     batches: Iterable[Any] | Mapping[str, Iterable[Any]],
     *,
     heads: Head | Mapping[str, Head] | None = None,
-    descent: Descent = Descent(),
+    start: float = 0.3,
+    descent: Descent = ADAMERGING,
 ) -> Minimized:
     """Find λ without labels. The module is left as it was.
 
@@ -121,112 +83,46 @@ def minimize_entropy(
             tensor, a tuple of arguments, or a mapping of keyword arguments.
         heads: What gives logits, shape (…, classes), from the module's output; one by source where
             batches have several; None: the output itself.
-        descent: How.
+        start: λ at the beginning.
+        descent: How it goes on.
 
     Raises:
         UsageError: vectors, batches or heads do not fit the module or each other.
-        TaskvecError: the entropy is not finite.
+        TaskvecError: the entropy is not finite at the start.
     """
-    torch = require("torch", "search")
+    descent.check_start(start, start)
+    streams, by_source = _sources(batches, heads)
+    if isinstance(vectors, Family):
+        directions = open_directions(vectors)
+        own = live_names(directions, module)
+        check_is_target(directions, module, own)
+        device = next(module.parameters()).device
+        tasks, own = list(directions.tasks), {name: own[name] for name in directions.names}
+        packs = {own[n]: directions.pack(n, device, hold=True) for n in reversed(directions.names)}
+    else:
+        tasks, own = sorted(vectors), _own_names(module, vectors)
+        packs = _packs(module, vectors, tasks, own)
+    steered = Steered(module, packs, len(tasks))
+    layer = _layers(sorted(packs), descent.granularity)
+    columns = max(layer.values()) + 1
+    layers = Layers(layer, np.ones((len(tasks), columns), bool))
+
+    def entropy(step: int) -> float:
+        each = []
+        for source, stream in streams.items():
+            args, keywords = _arguments(next(stream))
+            each.append(mean_entropy(by_source[source](module(*args, **keywords))))
+        total = sum(each[1:], each[0]) / len(each)
+        total.backward()
+        return float(total.detach())
+
     with ExitStack() as stack:
-        if isinstance(vectors, Family):
-            stack.enter_context(candidates(_untouched(vectors), module))  # it is the target
-            vectors = vectors_of(vectors)
-        stack.enter_context(preserve_modes(module))
-        module.eval()
-        streams, by_source = _sources(batches, heads)
-        own = _own_names(module, vectors)
-        tasks = sorted(vectors)
-        mine = {task: {own[name]: tau for name, tau in vectors[task].items()} for task in tasks}
-        layer = _layers(sorted(own.values()), descent.granularity)
-        scales = torch.full(
-            (len(tasks), max(layer.values()) + 1), descent.start, dtype=torch.float64
-        ).requires_grad_()
-        adam = torch.optim.Adam([scales], lr=descent.rate)
-        found = []
-        for _ in range(descent.steps):
-            inputs = {source: next(stream) for source, stream in streams.items()}
-            rows = scales.detach().numpy()
-            now = {task: {n: rows[i, layer[n]] for n in layer} for i, task in enumerate(tasks)}
-            value, slopes = entropy_and_slopes(module, mine, now, inputs, by_source)
-            found.append(value)
-            scales.grad = torch.zeros_like(scales)
-            for i, task in enumerate(tasks):
-                for name, slope in slopes[task].items():
-                    scales.grad[i, layer[name]] += slope
-            adam.step()
-            with torch.no_grad():
-                scales.clamp_(descent.low, descent.high)
-    return _minimized(scales.detach().numpy(), tasks, own, layer, descent, tuple(found))
-
-
-def entropy_and_slopes(
-    module: Any,
-    vectors: Vectors,
-    scales: Mapping[str, Mapping[str, float]],
-    inputs: Mapping[str, Any],
-    heads: Mapping[str, Head],
-) -> tuple[float, dict[str, dict[str, float]]]:
-    """Mean entropy of the merged model's predictions, and its slope along every τ_t^l.
-
-    Args:
-        module: With the target's weights.
-        vectors: τ by task and by the module's own name of a parameter or buffer.
-        scales: λ, by task or layer as well.
-        inputs: One batch by source.
-        heads: By source.
-
-    Returns:
-        The mean over the sources of the mean over their predictions, nats; and ∂/∂λ_t^l by task and
-        name. What the output does not depend on, and buffers, have none.
-
-    Raises:
-        TaskvecError: the entropy is not finite.
-    """
-    torch = require("torch", "search")
-    slopes: dict[str, dict[str, float]] = {task: {} for task in vectors}
-
-    def take(name: str, leaf: Any) -> None:
-        for task, mine in vectors.items():
-            if name in mine:
-                tau = mine[name].to(leaf.device, leaf.dtype)
-                slope = float((leaf.grad * tau).sum(dtype=torch.float64))
-                slopes[task][name] = slopes[task].get(name, 0.0) + slope
-        leaf.grad = None
-
-    merged, leaves = {}, []
-    parameters = dict(module.named_parameters())
-    for name, whole in {**parameters, **dict(module.named_buffers())}.items():
-        if any(name in mine for mine in vectors.values()):
-            merged[name] = _merged(torch, name, whole.detach(), vectors, scales)
-            if name in parameters:
-                leaf = merged[name].requires_grad_()
-                leaf.register_post_accumulate_grad_hook(partial(take, name))
-                leaves.append(leaf)
-    total = 0.0
-    for source, batch in inputs.items():
-        args, keywords = _arguments(batch)
-        output = torch.func.functional_call(module, merged, args, keywords)
-        entropy = mean_entropy(heads[source](output)) / len(inputs)
-        if not torch.isfinite(entropy):
-            raise TaskvecError(
-                f"the entropy of source {source!r} is {entropy.item()}: inputs, weights or the "
-                "range of λ are not sound"
-            )
-        entropy.backward(inputs=leaves)
-        total += entropy.item()
-    return total, slopes
-
-
-def _merged(
-    torch: Any, name: str, whole: Any, vectors: Vectors, scales: Mapping[str, Mapping[str, float]]
-) -> Any:
-    """θ^l + Σ_t λ_t^l τ_t^l, worked out in float32 or wider, in the dtype of θ^l."""
-    total = whole.to(torch.promote_types(whole.dtype, torch.float32), copy=True)
-    for task, mine in vectors.items():
-        if name in mine:
-            total.add_(mine[name].to(total.device, total.dtype), alpha=scales[task][name])
-    return total.to(whole.dtype)
+        stack.callback(steered.restore)
+        stack.enter_context(steered.steering())
+        begin = np.full((len(tasks), columns), start)
+        found = descend(steered, layers, begin, entropy, descent)
+    notes = tuple(found.warnings)
+    return _minimized(found.last, tasks, own, layer, descent, tuple(found.losses), notes)
 
 
 def mean_entropy(logits: Any) -> Any:
@@ -235,36 +131,35 @@ def mean_entropy(logits: Any) -> Any:
     Args:
         logits: shape (…, classes).
     """
+    return losses.entropy(logits).mean()
+
+
+def _packs(
+    module: Any, vectors: Vectors, tasks: list[str], own: Mapping[str, str]
+) -> dict[str, Pack]:
+    """Vectors in memory, by own name; of tied tensors the first."""
     torch = require("torch", "search")
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1).mean()
+    live = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    packs: dict[str, Pack] = {}
+    for name, mine in own.items():
+        if mine in packs:
+            continue
+        rows = tuple(i for i, task in enumerate(tasks) if name in vectors[task])
+        whole = live[mine].detach()
+        wide = torch.promote_types(whole.dtype, torch.float32)
+        before = whole.reshape(-1).clone()
+        taus = [vectors[tasks[i]][name].reshape(-1) for i in rows]
+        packs[mine] = Pack(rows, before.numel(), _reader(before, whole, wide),
+                           _readers(taus, whole, wide))  # fmt: skip
+    return packs
 
 
-def vectors_of(family: Family) -> dict[str, dict[str, Any]]:
-    """The task vectors of a family, in memory: τ by task and tensor name, float32 or float64.
-
-    A tensor that a task leaves as it is has none.
-    """
-    torch = require("torch", "search")
-    members = open_members(family, needs_base=False, needs_anchor=True)
-    found: dict[str, dict[str, Any]] = {}
-    for task in members.tasks:
-        found[task] = {}
-        for name in members.merged:
-            views = members.views(name, ("anchor", f"task:{task}"))
-            theirs = views.get(f"task:{task}")
-            if theirs is None:
-                continue
-            tau = widened(theirs.read(0, size(theirs)), theirs.dtype)
-            if not theirs.is_difference:
-                start = views["anchor"]
-                tau = tau - widened(start.read(0, size(start)), start.dtype)
-            found[task][name] = torch.from_numpy(np.array(tau)).reshape(theirs.shape)
-    return found
+def _reader(flat: Any, like: Any, wide: Any) -> Callable[[int, int], Any]:
+    return lambda start, stop: flat[start:stop].to(like.device, wide)
 
 
-def _untouched(family: Family) -> Recipe:
-    return as_recipe(family, {"method": "task_arithmetic", "scale": 0.0})
+def _readers(taus: list[Any], like: Any, wide: Any) -> Callable[[int, int], list[Any]]:
+    return lambda start, stop: [tau[start:stop].to(like.device, wide) for tau in taus]
 
 
 def _sources(
@@ -287,12 +182,12 @@ def _sources(
 def _endless(source: str, batches: Iterable[Any]) -> Iterator[Any]:
     while True:
         count = 0
-        for count, batch in enumerate(batches, start=1):  # noqa: B007 (told below)
+        for count, batch in enumerate(batches, start=1):  # noqa: B007 (looked at below)
             yield batch
         if not count:
             raise UsageError(
-                f"the batches of {source!r} are at their end; give a list or a DataLoader, which "
-                "can be gone through again"
+                f"the batches of {source!r} ended; give a list or a DataLoader, which can be gone "
+                "through again"
             )
 
 
@@ -311,7 +206,7 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _own_names(module: Any, vectors: Vectors) -> dict[str, str]:
     """Names in the vectors, and what the module itself calls them; they differ where tied."""
     if not any(vectors.values()):
-        raise UsageError("vectors name no tensor; there is nothing to weigh")
+        raise UsageError("vectors name no tensor, so that there is nothing to weigh")
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     first = {id(tensor): name for name, tensor in named.items()}
     every = {**module.state_dict(keep_vars=True), **named}
@@ -330,13 +225,12 @@ def _own_names(module: Any, vectors: Vectors) -> dict[str, str]:
     return own
 
 
-def _layers(names: Sequence[str], granularity: str) -> dict[str, int]:
+def _layers(names: list[str], granularity: str) -> dict[str, int]:
     """Which λ each tensor has, counted from 0."""
-    if granularity == MODEL:
-        return dict.fromkeys(names, 0)
     index: dict[str, int] = {}
     return {
-        name: index.setdefault(classify(name).at(granularity, name), len(index)) for name in names
+        name: index.setdefault(layer_of(classify(name), name, granularity), len(index))
+        for name in names
     }
 
 
@@ -347,8 +241,9 @@ def _minimized(
     layer: Mapping[str, int],
     descent: Descent,
     entropy: tuple[float, ...],
+    notes: tuple[str, ...],
 ) -> Minimized:
-    warnings = []
+    warnings = list(notes)
     for task, row in zip(tasks, scales, strict=True):
         for bound in (descent.low, descent.high):
             if count := int((row == bound).sum()):
@@ -357,12 +252,8 @@ def _minimized(
                     f"{len(row)} layers: less entropy may lie beyond, or nothing but sureness"
                 )
     if descent.granularity == MODEL:
-        return Minimized(
-            {task: float(row[0]) for task, row in zip(tasks, scales, strict=True)},
-            None,
-            entropy,
-            tuple(warnings),
-        )
+        scale = {task: float(row[0]) for task, row in zip(tasks, scales, strict=True)}
+        return Minimized(scale, None, entropy, tuple(warnings))
     names = tuple(sorted(own))
     weights = scales[:, [layer[own[name]] for name in names]]
     table = Table(tuple(tasks), names, weights, origin=f"entropy by {descent.granularity}")

@@ -1,0 +1,388 @@
+"""A recipe as `fit` needs it: members, their task vectors block by block, and tables.
+
+This is the only place of `fit` that opens families, reads views and makes tables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from taskvec.checkpoints.adapters import find_tensor
+from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.source import widened
+from taskvec.checkpoints.views import View, size
+from taskvec.errors import UsageError
+from taskvec.extras import require
+from taskvec.family.members import Members, open_members
+from taskvec.layers import LayerKey
+from taskvec.merging.decide import decide
+from taskvec.merging.edits import layer_scales
+from taskvec.merging.prepare import prepare
+from taskvec.merging.scans import scan_members
+from taskvec.methods.table import Table, check_table
+from taskvec.outputs.live import parameters_of
+from taskvec.recipes.coerce import as_recipe
+from taskvec.recipes.reading import load_recipe
+from taskvec.recipes.recipe import Family, Recipe
+from taskvec.running.model import without_bars
+from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
+
+Array = np.ndarray[Any, Any]
+Read = Callable[[int, int], Any]  # elements [start, stop) as a tensor of torch, widened
+
+CHUNK = 1 << 18  # elements worked on at once: in float32, the caches hold a few such
+FREE_SHARE = 0.5  # of free memory that held task vectors may take
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One tensor: what the target has, and the task vectors that change it.
+
+    Attributes:
+        rows: Which tasks, by number.
+        size: Elements.
+        base: Elements of the target.
+        taus: From a range of elements to τ of each task in `rows`.
+    """
+
+    rows: tuple[int, ...]
+    size: int
+    base: Read
+    taus: Callable[[int, int], list[Any]]
+
+
+@dataclass(frozen=True)
+class TaskDirections:
+    """What can be fitted.
+
+    Attributes:
+        recipe: As given; its λ and its method only say where a descent may start.
+        members: Opened.
+        scan: Statistics of their tensors.
+    """
+
+    recipe: Recipe
+    members: Members
+    scan: Scan
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names, sorted."""
+        return self.members.tasks
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensors with a weight, sorted."""
+        return self.members.merged
+
+    @property
+    def keys(self) -> dict[str, LayerKey]:
+        """What each tensor is."""
+        return self.members.keys
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Identity by content of each member."""
+        return {role: member.fingerprint for role, member in self.scan.members.items()}
+
+    def is_changed(self) -> Array:
+        """Whether a task changes a tensor, shape (tasks, tensors)."""
+        squares = np.diagonal(self.scan.gram, axis1=1, axis2=2)
+        changed: Array = squares[:, 2:].T > 0
+        return changed
+
+    def table(self, weights: Array, origin: str, warnings: tuple[str, ...] = ()) -> Table:
+        """Weights of every task and tensor as a table for λ = 1, bound to what was read."""
+        digests = {role: member.digests for role, member in self.scan.members.items()}
+        return Table(self.tasks, self.names, weights, None, digests, warnings, origin)
+
+    def start(self, start: float | str | Mapping[str, float] | Table) -> Array:
+        """Where a descent starts, shape (tasks, tensors).
+
+        Args:
+            start: A number, which has the sign of the recipe's λ; a number by task; `recipe`: the
+                recipe's own weights times λ; `lata`: LATA's with the recipe's λ; a table.
+
+        Raises:
+            UsageError: a task is unknown or lacks one, or the table does not fit.
+        """
+        shape = len(self.tasks), len(self.names)
+        if isinstance(start, Table):
+            check_table(start, self.tasks, self.names, "start")
+            order = [start.tasks.index(task) for task in self.tasks]
+            columns = [start.names.index(name) for name in self.names]
+            return np.array(start.weights[order][:, columns], np.float64)
+        if isinstance(start, str):
+            return self._decided(start)
+        if isinstance(start, Mapping):
+            if start.keys() != set(self.tasks):
+                raise UsageError(
+                    f"start must have a number for each of {', '.join(self.tasks)}; got "
+                    f"{', '.join(start) or 'none'}"
+                )
+            values = [float(start[task]) for task in self.tasks]
+        else:
+            negative = {task for task, scale in self.recipe.scales.items() if scale < 0}
+            values = [-float(start) if task in negative else float(start) for task in self.tasks]
+        return np.repeat(np.array(values, np.float64)[:, None], shape[1], 1)
+
+    def _decided(self, start: str) -> Array:
+        if start not in ("recipe", "lata"):
+            raise UsageError(f"start must be a number, a table, 'recipe' or 'lata'; got {start!r}")
+        recipe = self.recipe
+        lacking = [task for task in self.tasks if task not in recipe.scales]
+        if lacking:
+            raise UsageError(f"start {start!r} needs a scale of task {lacking[0]!r} in the recipe")
+        if start == "lata":
+            recipe = as_recipe(recipe.family, {"method": "lata", "scale": dict(recipe.scales)})
+        elif recipe.method.sparsifies or recipe.method.combine is not None:
+            raise UsageError(
+                f"start 'recipe': {recipe.method.name} does not add weighted task vectors; "
+                "start from a number, 'lata' or a table"
+            )
+        table = decide(prepare(recipe)).table
+        scaled: Array = table.weights * layer_scales(recipe, self.members, table)
+        return scaled
+
+    def statistics(self, task: str, layers: Sequence[str]) -> LayerStatistics:
+        """Similarity, ρ, c and norms of layers that tensors are put into by name."""
+        keys: Any = tuple(_Named(layer) for layer in layers)
+        return layer_statistics(replace(self.scan, keys=keys), task, "fit")
+
+    def held_bytes(self) -> int:
+        """Bytes that target, anchor and task vectors need in memory."""
+        views = {view for name in self.names for view in self._views(name).values()}
+        return sum(size(view) * view.dtype.itemsize for view in views)
+
+    def pack(self, name: str, device: Any, *, hold: bool) -> Pack:
+        """Target and task vectors of one tensor."""
+        torch = require("torch", "eval")
+        views = self._views(name)
+        made: dict[View, Read] = {}
+
+        def reader(view: View) -> Read:
+            if view not in made:
+                made[view] = _held(torch, view, device) if hold else _read(torch, view, device)
+            return made[view]
+
+        base = reader(views["target"])
+        rows = tuple(i for i, task in enumerate(self.tasks) if f"task:{task}" in views)
+        each = [views[f"task:{self.tasks[i]}"] for i in rows]
+        if hold and all(not v.is_difference and v.dtype.itemsize >= 4 for v in each):
+            return Pack(rows, size(views["target"]), base, self._wide(torch, views, each, device))
+        readers = [(reader(view), view.is_difference) for view in each]
+        is_whole = any(not is_difference for _, is_difference in readers)
+        anchor = reader(views["anchor"]) if is_whole else None
+
+        def taus(start: int, stop: int) -> list[Any]:
+            before = None if anchor is None else anchor(start, stop)
+            return [
+                read(start, stop) if is_difference else read(start, stop) - before
+                for read, is_difference in readers
+            ]
+
+        return Pack(rows, size(views["target"]), base, taus)
+
+    def _wide(
+        self, torch: Any, views: Mapping[str, View], each: Sequence[View], device: Any
+    ) -> Any:
+        """τ of members whose difference is as wide as they are: worked out once."""
+        if not each:
+            return lambda start, stop: []
+        anchor = _whole(torch, views["anchor"], device)
+        found = [_whole(torch, view, device).sub_(anchor) for view in each]
+        return lambda start, stop: [tau[start:stop] for tau in found]
+
+    def member(self, role: str, name: str) -> Read | None:
+        """A tensor of a member whole: `target`, or `task:NAME` with its anchor's where it is one.
+
+        None where the member has none.
+        """
+        torch = require("torch", "eval")
+        source = self.members.sources[role]
+        there = source.tensors.get(name)
+        if there is None and not source.is_difference:
+            return None
+        anchor = self.members.sources["anchor"]
+        if there is None:
+            return _read(torch, anchor.view(name), None) if name in anchor.tensors else None
+        view = source.view(name)
+        if not view.is_difference:
+            return _read(torch, view, None)
+        read, before = _read(torch, view, None), _read(torch, anchor.view(name), None)
+        return lambda start, stop: before(start, stop) + read(start, stop)
+
+    def _views(self, name: str) -> dict[str, View]:
+        roles = ["target", "anchor", *(f"task:{task}" for task in self.tasks)]
+        return self.members.views(name, roles)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Stands for a layer key where the layer is known already."""
+
+    layer: str
+
+    def at(self, granularity: str, name: str) -> str:
+        return self.layer
+
+
+def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> TaskDirections:
+    """Open a recipe's members, and scan them.
+
+    Raises:
+        UsageError: it has stages, no task, or a task vector that is zero.
+        TaskvecError: a member is broken or does not fit.
+    """
+    if isinstance(recipe, Family):
+        recipe = as_recipe(recipe, {"method": "task_arithmetic"}, needs_scales=False)
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe), needs_scales=False)
+    family = recipe.family
+    if recipe.stages:
+        raise UsageError("fit takes no stages; merge the stage to a folder and name that")
+    if not family.tasks:
+        raise UsageError("the recipe has no tasks, so that there is nothing to fit")
+    members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
+    found = TaskDirections(recipe, members, scan_members(members))
+    for task, changed in zip(found.tasks, found.is_changed(), strict=True):
+        if not changed.any():
+            raise UsageError(
+                f"the task vector of {task!r} is zero: its model is the anchor; remove the task, "
+                "or name its fine-tune"
+            )
+    return found
+
+
+def live_names(directions: TaskDirections, module: Any) -> dict[str, str]:
+    """The module's own names of the target's tensors.
+
+    They differ where parameters are tied, where the module is a part of what the folder holds, and
+    where transformers renames tensors on loading.
+
+    Raises:
+        UsageError: the module lacks a tensor that a task changes, or has it in another shape.
+    """
+    live = parameters_of(module)
+    first: dict[int, str] = {}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        first.setdefault(id(tensor), name)
+    tensors = directions.members.target.tensors
+    stored = {name: name for name in live if name in tensors}
+    for name in live:
+        there = find_tensor(name, tensors)
+        if there is not None:
+            stored.setdefault(there, name)
+    changed: Array = np.asarray(directions.is_changed().any(0))
+    wanted = [n for n, moves in zip(directions.names, changed, strict=True) if moves]
+    if not stored.keys() >= set(wanted) and hasattr(module, "save_pretrained"):
+        for there, name in _saved_names(module, live).items():
+            stored.setdefault(find_tensor(there, tensors) or there, name)
+    for name in wanted:
+        shape = tuple(live[stored[name]].shape) if name in stored else None
+        if shape != tensors[name].shape:
+            got = "none" if shape is None else f"one of shape {list(shape)}"
+            raise UsageError(
+                f"the loaded model has no tensor {name!r} of shape {list(tensors[name].shape)} but "
+                f"{got}, so that fit cannot reach it; exclude it in the recipe"
+            )
+    return {
+        there: first[id(live[name])]
+        for there, name in stored.items()
+        if there in tensors and tuple(live[name].shape) == tensors[there].shape
+    }
+
+
+def _saved_names(module: Any, live: Mapping[str, Any]) -> dict[str, str]:
+    """What transformers calls a module's tensors in a folder: it saves their numbers."""
+    torch = require("torch", "eval")
+    names = list(live)
+    numbers = {name: torch.tensor([i]) for i, name in enumerate(names)}
+    with TemporaryDirectory() as folder, without_bars(require("transformers", "eval")):
+        try:
+            module.save_pretrained(folder, state_dict=numbers)
+        except Exception:  # what it fuses or splits needs whole tensors
+            return {}
+        saved = open_checkpoint(folder)
+        return {
+            name: names[int(saved.view(name).read(0, 1)[0])]
+            for name, info in saved.tensors.items()
+            if info.shape == (1,)
+        }
+
+
+def check_is_target(directions: TaskDirections, module: Any, names: Mapping[str, str]) -> None:
+    """Refuse a module that does not have the target's weights.
+
+    Raises:
+        UsageError: it has others.
+    """
+    live = dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, own in sorted(names.items()):
+        read = directions.member("target", name)
+        flat = live[own].detach().reshape(-1)
+        if read is not None and not bool(
+            (read(0, flat.numel()).to(flat.device, flat.dtype) == flat).all()
+        ):
+            raise UsageError(
+                f"the loaded model is not the target: tensor {name!r} differs; load the target's "
+                "own weights"
+            )
+
+
+def can_hold(directions: TaskDirections, device: Any) -> bool:
+    """Whether task vectors fit into the memory that is free on a device."""
+    if device.type == "cuda":
+        free = require("torch", "eval").cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return bool(directions.held_bytes() < FREE_SHARE * free)
+
+
+def content_of(state: Mapping[str, Any]) -> str:
+    """A digest of small JSON-like content."""
+    import json
+
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True, default=str).encode())
+
+
+def _read(torch: Any, view: View, device: Any) -> Read:
+    """Blocks as they lie in the file, widened."""
+
+    def read(start: int, stop: int) -> Any:
+        block = np.array(widened(view.read(start, stop), view.dtype))  # may be read-only
+        return torch.from_numpy(block).to(device)
+
+    return read
+
+
+def _held(torch: Any, view: View, device: Any) -> Read:
+    """Blocks of a tensor that is held in its stored type, widened."""
+    flat = _stored(torch, view, device)
+    wide = torch.promote_types(flat.dtype, torch.float32)
+    if flat.dtype == wide:
+        return lambda start, stop: flat[start:stop]
+    return lambda start, stop: flat[start:stop].to(wide)
+
+
+def _whole(torch: Any, view: View, device: Any) -> Any:
+    flat = _stored(torch, view, device)
+    return flat.to(torch.promote_types(flat.dtype, torch.float32))
+
+
+def _stored(torch: Any, view: View, device: Any) -> Any:
+    block = np.array(view.read(0, size(view)))
+    if view.dtype.name == "BF16":
+        return torch.from_numpy(block.view(np.int16)).view(torch.bfloat16).to(device)
+    if view.dtype.name == "F16":
+        block = block.view(np.float16)
+    return torch.from_numpy(block).to(device)
