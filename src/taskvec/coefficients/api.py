@@ -24,6 +24,7 @@ from taskvec.evaluation.task import Task, task_of
 from taskvec.extras import require
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Recipe
+from taskvec.tables import frame
 
 
 class TrialProgress(Protocol):
@@ -61,11 +62,10 @@ class SearchResult:
     def to_pandas(self) -> Any:
         """A row for each candidate: its point, its values, and its error if it failed."""
         rows = [
-            {**trial["point"], **trial["values"], "error": trial["error"]}
+            {key: trial[key] for key in ("number", "error")} | trial["point"] | trial["values"]
             for trial in self.told["trials"]
         ]
-        index = [trial["number"] for trial in self.told["trials"]]
-        return require("pandas", "report").DataFrame(rows, index=index)
+        return frame(rows)
 
 
 def search(

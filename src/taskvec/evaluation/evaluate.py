@@ -39,10 +39,10 @@ from taskvec.evaluation.task import (
     task_of,
 )
 from taskvec.evaluation.tasks import task as find_task
-from taskvec.extras import require
 from taskvec.running.encoding import Encoder, Windows
 from taskvec.running.model import DTYPES, Model, preserve_modes
 from taskvec.sandbox.programs import require_permission
+from taskvec.tables import frame, html_table
 
 Asked = str | Task | MetricFunction
 CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
@@ -175,9 +175,8 @@ class Result:
 
     def to_pandas(self) -> Any:
         """A row for each sample, with its scores."""
-        rows = [dict(score.values) for score in self.scores]
-        index = [sample.id for sample in self.samples] or None
-        return require("pandas", "report").DataFrame(rows, index=index)
+        ids = [sample.id for sample in self.samples] or [""] * len(self.scores)
+        return frame([{"id": n, **s.values} for n, s in zip(ids, self.scores, strict=True)])
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, without samples."""
@@ -209,15 +208,20 @@ class Results(Mapping[str, Result]):
     def __repr__(self) -> str:
         return "\n".join(map(repr, self._results.values()))
 
-    def to_pandas(self) -> Any:
-        """A row for each task and metric: value, 95 % interval, number of samples."""
-        columns = ("task", "metric", "value", "low", "high", "n")
-        rows = [
-            (task, name, figure.value, figure.low, figure.high, figure.n)
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"task": task, "metric": name}
+            | {key: getattr(figure, key) for key in ("value", "low", "high", "n")}
             for task, result in self._results.items()
             for name, figure in result.figures.items()
         ]
-        return require("pandas", "report").DataFrame(rows, columns=columns)
+
+    def to_pandas(self) -> Any:
+        """A row for each task and metric: value, 95 % interval, number of samples."""
+        return frame(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), "Results")
 
 
 def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamples]:
