@@ -33,7 +33,7 @@ from taskvec import zoo
 from taskvec.coefficients.fit.api import fit
 from taskvec.coefficients.fit.fitted import Fitted
 from taskvec.coefficients.splits import Splitting, split
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, prepare
+from taskvec.evaluation.evaluate import EvaluationOptions, TaskSamples, prepare
 from taskvec.evaluation.loading import Models
 from taskvec.methods.table import Table
 from taskvec.recipes.coerce import as_recipe
@@ -55,12 +55,12 @@ def of_several(skills: Sequence[str], n: int, seed: int) -> list[str]:
     return [prompt for skill in skills for prompt in drawn(skill, share, seed)][:n]
 
 
-def rates(models: Models, recipe: Any, table: Table | None, asked: Sequence[Prepared]) -> Any:
+def rates(models: Models, recipe: Any, table: Table | None, asked: Sequence[TaskSamples]) -> Any:
     results = models.evaluate((recipe, table), asked, "candidate")
     return {r.task.removeprefix("zoo:"): r.main.value for r in results}
 
 
-def rates_of(models: Models, recipe: Any, found: Fitted, asked: Sequence[Prepared]) -> Any:
+def rates_of(models: Models, recipe: Any, found: Fitted, asked: Sequence[TaskSamples]) -> Any:
     """Name and values of every table; those that are equal are asked once."""
     known: dict[bytes, Any] = {}
     for name, table in tables(found).items():

@@ -24,7 +24,7 @@ import taskvec as tv
 from taskvec import zoo
 from taskvec.coefficients.splits import Splitting, split
 from taskvec.errors import TaskvecError
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, prepare
+from taskvec.evaluation.evaluate import EvaluationOptions, TaskSamples, prepare
 from taskvec.evaluation.intervals import wilson
 from taskvec.evaluation.loading import Models
 from taskvec.recipes.coerce import as_recipe
@@ -85,8 +85,8 @@ class Row:
 class Questions:
     """What λ is chosen on, and what the figures are of."""
 
-    choosing: Sequence[Prepared]
-    reporting: Sequence[Prepared]
+    choosing: Sequence[TaskSamples]
+    reporting: Sequence[TaskSamples]
 
 
 def questions() -> Questions:
@@ -99,7 +99,7 @@ def questions() -> Questions:
     )
 
 
-def values(models: Models, recipe: Any, asked: Sequence[Prepared]) -> dict[str, float]:
+def values(models: Models, recipe: Any, asked: Sequence[TaskSamples]) -> dict[str, float]:
     """The main figure of each skill."""
     results = models.evaluate((recipe, None), asked, "candidate")
     return {r.task.removeprefix("zoo:"): r.main.value for r in results}

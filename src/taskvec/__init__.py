@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from taskvec.extras import lazy_names
 
 if TYPE_CHECKING:
     from taskvec.coefficients.fit.api import fit
     from taskvec.errors import TaskvecError, TaskvecWarning
     from taskvec.evaluation.api import evaluate
-    from taskvec.evaluation.evaluate import Result
+    from taskvec.evaluation.evaluate import Result, Results
     from taskvec.merging.preview import plan, scan
     from taskvec.merging.scans import load_scan
     from taskvec.merging.steps import Prepared
@@ -36,6 +37,7 @@ _HOMES = {
     "Prepared": "taskvec.merging.steps",
     "Recipe": "taskvec.recipes.recipe",
     "Result": "taskvec.evaluation.evaluate",
+    "Results": "taskvec.evaluation.evaluate",
     "Scan": "taskvec.statistics.scan",
     "Table": "taskvec.methods.table",
     "TaskSpec": "taskvec.recipes.recipe",
@@ -67,6 +69,7 @@ __all__ = [
     "Prepared",
     "Recipe",
     "Result",
+    "Results",
     "Scan",
     "Table",
     "TaskSpec",
@@ -88,14 +91,4 @@ __all__ = [
     "verify",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'taskvec' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -471,7 +471,7 @@ def test_verify_and_replay_take_the_same_commit(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_commits", {})  # another process
     checks = tv.verify(tmp_path / "out", replay=True)
     assert {check.outcome for check in checks} == {"same"}
-    assert len(checks) == 5
+    assert len(checks) == 6
     assert open_model("lab/code").where == f"lab/code@{SECOND}"
 
 

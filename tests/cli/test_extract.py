@@ -78,7 +78,7 @@ def test_a_table_from_a_file(cli, tmp_path, recipe):
     assert set(load_file(out)) == {Q}
     code, _, err = cli(*arguments, "--force")
     assert code == 2
-    assert "layer weights and scaled go with a pure vector; got task" in err
+    assert "layer weights go with a pure vector; got task" in err
 
 
 def test_the_instruction_vector_needs_no_task(cli, tmp_path, family):

@@ -70,9 +70,13 @@ def test_the_module_is_what_merge_writes(stored, hold):
         assert got.dtype == stored
         # Terms cancel, so that their rounding in float32 counts beside that of the result.
         least = max(2**-22 * float(expected.float().abs().max()), 2**-24)  # float16's smallest
-        np.testing.assert_allclose(
-            got.float(), expected.float(), rtol=ulp, atol=least, err_msg=name
+        far = sum(
+            abs(float(w)) * (family.tasks[task][name].float() - family.start[name].float()).abs()
+            for w, task in zip(weights[names[name]], "ab", strict=True)
         )
+        # Task vectors that are held are rounded as they are stored, by half of a last place.
+        slack = least + ulp * expected.float().abs() + (far * ulp / 2 if hold else 0)
+        assert ((got.float() - expected.float()).abs() <= slack).all(), name
 
 
 def test_putting_again_does_not_add_up():
@@ -107,7 +111,7 @@ def test_restoring_gives_every_bit_back_also_of_negative_zeros():
 def test_slopes_are_those_of_autograd_through_the_sum(tie, hold, monkeypatch):
     for module in (directions_module, steering_module):
         monkeypatch.setattr(module, "CHUNK", 100)  # tensors are cut, unevenly
-    found, names, it, family = steered(tie=tie, hold=hold)
+    found, names, it, family = steered(tie=tie, hold=hold, stored=torch.float32)
     weights = drawn(found, names)
     with it.steering():
         it.put(weights)

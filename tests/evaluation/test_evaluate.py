@@ -501,13 +501,17 @@ def test_a_module_stays_in_the_mode_that_it_was_in(known):
 @pytest.mark.parametrize(
     ("model", "arguments", "text"),
     [
-        (zoo.path("math"), {"tasks": "zoo:math"}, r"must be a list of names; give \['zoo:math'\]"),
+        (zoo.path("math"), {"tasks": "zoo:math"}, r"must be a list; give \['zoo:math'\]"),
         (None, {}, "the model must be a folder, .*; got NoneType"),
         ({"a": 1}, {}, "the model must be a folder, .*; got dict"),
         (zoo.path("math"), {"table": "lata"}, "table goes with a family"),
         (zoo.path("math"), {"tokenizer": "x"}, "tokenizer goes with a module"),
         (zoo.path("math"), {"data": "/nowhere"}, "data: there is no folder /nowhere; give one"),
-        (zoo.path("math"), {"data": {"gsmk8": "x"}}, "data are given for 'gsmk8', which is none"),
+        (
+            zoo.path("math"),
+            {"data": {"gsmk8": "x"}},
+            "data are given for 'gsmk8', which is not",
+        ),
         (torch.nn.Linear(2, 2), {"tokenizer": "x"}, "must be a causal language model of transf"),
     ],
 )

@@ -54,8 +54,9 @@ def test_results_are_short_and_become_frames(model):
     frame = found.to_pandas()
     assert list(frame["task"]) == ["made-up"] * 3 + ["sizes"] * 2
     assert frame["value"].tolist()[3:] == [len(model.encoder.tokenizer), frame["value"][4]]
+    assert "<td>made-up</td>" in found._repr_html_()
     samples = found["made-up"].to_pandas()
-    assert list(samples.index) == [f"s{i}" for i in range(12)]
+    assert list(samples["id"]) == [f"s{i}" for i in range(12)]
     assert "long" in samples.columns
 
 

@@ -415,22 +415,24 @@ def test_json_of_what_is_not_finite():
 
 
 def test_samples_that_ask_for_no_answer_do_not_count():
-    from taskvec.evaluation.gibberish import answers, told
+    from taskvec.evaluation.gibberish import answers, known_texts
 
     given = [perplexity("one", 8.0), spoken("one", ["a", "b"], asked="{}?", right=["x", "y"])]
     assert answers(given) == [["a"], ["b"]]
-    assert told(given) == [["0?", "x"], ["1?", "y"]]
+    assert known_texts(given) == [["0?", "x"], ["1?", "y"]]
     document = [Sample("d", (WholeText("a b"),), {"answer": "no"})]
-    assert told([result("one", "t", Metric("right"), [Score({"right": 1.0})], document)]) == []
+    assert (
+        known_texts([result("one", "t", Metric("right"), [Score({"right": 1.0})], document)]) == []
+    )
 
 
 def test_what_a_conversation_says():
-    from taskvec.evaluation.gibberish import told
+    from taskvec.evaluation.gibberish import known_texts
 
     asked = (("system", "be brief"), ("user", "who?"))
     samples = [Sample("0", (Prompt(asked, 9),), {"any": ["me", {"or": "you", "n": 3}]})]
     given = result("one", "t", Metric("right"), [Score({"right": 1.0})], samples, [[]])
-    assert told([given]) == [["be brief", "who?", "me", "you"]]
+    assert known_texts([given]) == [["be brief", "who?", "me", "you"]]
 
 
 def test_measures_by_their_formulas():
@@ -440,14 +442,14 @@ def test_measures_by_their_formulas():
         REPETITION,
         TOKEN_ENTROPY,
         vocabulary,
-        written,
+        writing_scores,
     )
     from taskvec.evaluation.intervals import figure
 
     texts = ["aa bb aa", "abcabcabc d", "zz"]
     reference = spoken("r", ["aa", "bb zz", "zz"], asked="d{}")
     known = vocabulary([reference])
-    scores = written([[text] for text in texts], known)
+    scores = writing_scores([[text] for text in texts], known)
 
     def entropy(items):
         counts, n = Counter(items), len(items)

@@ -21,6 +21,9 @@ import taskvec as tv
 from taskvec.errors import CheckpointError, FamilyError, OutputError, UsageError
 from taskvec.family.members import open_members
 
+# Families in which only what a test is about differs.
+pytestmark = pytest.mark.filterwarnings("ignore:.*task vector is zero")
+
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 REMEDY = "exclude it in the recipe, or use checkpoints of one architecture"
 SMALL = {"a": np.array([1.0, 2.0]), "b": np.array([[3.0]]), "c.weight": np.array([4.0])}

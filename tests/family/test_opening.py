@@ -13,6 +13,9 @@ import taskvec as tv
 from taskvec.errors import FamilyError
 from taskvec.family.members import open_members
 
+# Families in which only what a test is about differs.
+pytestmark = pytest.mark.filterwarnings("ignore:.*task vector is zero")
+
 EMBED, HEAD, BODY = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.up.weight"
 TIED = CONFIG | {"tie_word_embeddings": True}
 UNTIED = CONFIG | {"tie_word_embeddings": False}

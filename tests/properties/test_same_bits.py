@@ -50,7 +50,7 @@ def recipe(root, tasks=("code", "math"), out=None, method=None, **entries):
 
 def scan(root, tasks=("code", "math"), **options):
     chosen = open_members(family(root, tasks), needs_base=True, needs_anchor=True)
-    return scan_members(chosen, cache="off", **options)
+    return scan_members(chosen, RunOptions(cache="off", **options))
 
 
 @pytest.fixture(scope="module")

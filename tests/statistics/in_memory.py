@@ -13,7 +13,7 @@ from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.dtypes import DTYPES, DType
 from taskvec.layers import classify
 from taskvec.statistics.collect import Collected, Sources, collect
-from taskvec.statistics.scan import Member, Scan
+from taskvec.statistics.scan import Scan, ScannedModel
 from taskvec.streaming import RunOptions
 
 Array = np.ndarray[Any, Any]
@@ -79,7 +79,7 @@ def scanned(weights: Weights, dtype: str = "BF16", **options: Any) -> Scan:
         agree=got.agree,
         support=got.support,
         members={
-            role: Member(role, fingerprint(digests, described), digests)
+            role: ScannedModel(role, fingerprint(digests, described), digests)
             for role, digests in got.digests.items()
         },
     )

@@ -67,7 +67,7 @@ def test_fields_of_other_names(tmp_path):
     data = read_data(path, Reading(fields={"prompt": "in", "response": "out"}))
     assert data.items == [(("user", "why"), ("assistant", "so"))]
     assert refusal(path, Reading(fields={"ask": "in"}), UsageError) == (
-        "fields: 'ask' is none of messages, prompt, response, text, image, label"
+        "fields: unknown 'ask'; use messages, prompt, response, text, image, label"
     )
 
 

@@ -10,124 +10,111 @@ pytest.importorskip("torch")
 import torch
 
 from taskvec.errors import CheckpointError, DataError
-from taskvec.training.images import IMAGENET, Preparation, as_pixels, preparation_of
+from taskvec.training.images import IMAGENET, as_pixels, preparation_of
 
-PLAIN = {"mode": "bilinear", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "origin": ""}
+CLIP = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 24},
+    "do_center_crop": True,
+    "crop_size": {"height": 20, "width": 20},
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48, 0.46, 0.41],
+    "image_std": [0.27, 0.26, 0.28],
+}
+VIT = {
+    **{k: v for k, v in CLIP.items() if not k.endswith("crop") and k != "crop_size"},
+    "image_processor_type": "ViTImageProcessor",
+    "size": {"height": 6, "width": 8},
+}
 
 
 def random(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def test_values_are_scaled_and_normalised():
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    prepare = Preparation((4, 4), None, "bilinear", mean, std, "")
-    pixels = random(4, 4, 3)
-    expected = (pixels.astype(np.float64) / 255 - mean) / std
-    np.testing.assert_allclose(prepare(pixels), expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-6)
+def prepare(folder, about, size=None):
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    return preparation_of(folder, {}, size)
 
 
-def test_an_image_that_may_not_be_written_to():
+def test_values_are_scaled_and_normalised(tmp_path):
+    pixels = random(6, 8, 3)
+    expected = (pixels.astype(np.float64) / 255 - VIT["image_mean"]) / VIT["image_std"]
+    found = prepare(tmp_path, VIT)(pixels)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_what_the_processor_of_the_model_gives(tmp_path):
+    from PIL import Image
+
+    preparation = prepare(tmp_path, CLIP)
+    pixels = random(30, 40, 3)
+    scaled = Image.fromarray(pixels).resize((32, 24), Image.Resampling.BICUBIC)
+    cut = np.asarray(scaled)[2:22, 6:26] / 255
+    expected = (cut - CLIP["image_mean"]) / CLIP["image_std"]
+    np.testing.assert_allclose(preparation(pixels), expected.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_an_image_that_may_not_be_written_to(tmp_path):
     """As PIL gives them; torch warns of that, and warnings are errors here."""
     pixels = random(8, 8, 3)
     pixels.flags.writeable = False
-    assert Preparation((8, 8), None, **PLAIN)(pixels).shape == (3, 8, 8)
+    assert prepare(tmp_path, VIT)(pixels).shape == (3, 6, 8)
 
 
-def test_grey_becomes_three_equal_channels():
-    prepared = Preparation((4, 4), None, **PLAIN)(random(4, 4))
-    assert prepared.shape == (3, 4, 4)
+@pytest.mark.parametrize("about", [CLIP, VIT])
+def test_grey_becomes_three_channels(tmp_path, about):
+    about = about | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    prepared = prepare(tmp_path, about)(random(4, 4))
+    assert len(prepared) == 3
     assert torch.equal(prepared[0], prepared[2])
 
 
-def test_the_shorter_side_is_scaled_and_the_middle_cut():
-    pixels = random(8, 12)
-    prepared = Preparation((4, 4), 4, **{**PLAIN, "mode": "nearest"})(pixels)
-    scaled = pixels[::2, ::2]  # (4, 6); nearest takes the first of every pair
-    np.testing.assert_allclose(prepared[0] * 255, scaled[:, 1:5], rtol=1e-5)
-
-
-def test_halving_is_antialiased():
-    """A bilinear filter twice as wide: weights 1, 3, 3, 1 over four pixels, by hand for a row."""
-    row = np.array([10, 200, 30, 90, 250, 60, 0, 80], np.uint8)
-    prepared = Preparation((2, 4), None, **PLAIN)(np.tile(row, (2, 1)))
-    pixels = row.astype(float)
-    inner = [np.dot([1, 3, 3, 1], pixels[at : at + 4]) / 8 for at in (1, 3)]
-    np.testing.assert_allclose(prepared[0, 0, 1:3] * 255, inner, rtol=1e-5)
-
-
-def test_bicubic_stays_between_black_and_white():
-    pixels = np.zeros((6, 6), np.uint8)
-    pixels[:, 3:] = 255
-    prepared = Preparation((24, 24), None, **{**PLAIN, "mode": "bicubic"})(pixels)
-    assert (prepared.min(), prepared.max()) == (0, 1)
-
-
-def test_a_small_image_is_put_in_the_middle_of_black():
-    prepared = Preparation((4, 5), None, **PLAIN)
-    middle = Preparation((6, 6), 2, **PLAIN)(np.full((2, 2), 255, np.uint8))
-    assert prepared(random(4, 5)).shape == (3, 4, 5)
-    expected = np.zeros((6, 6))
-    expected[2:4, 2:4] = 1
-    np.testing.assert_array_equal(middle[0], expected)
-
-
-CLIP = {
-    "do_resize": True,
-    "size": {"shortest_edge": 224},
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "resample": 3,
-    "do_normalize": True,
-    "image_mean": [0.48, 0.46, 0.41],
-    "image_std": [0.27, 0.26, 0.28],
-}
-
-
 @pytest.mark.parametrize(
-    ("changes", "size", "shorter", "mode"),
-    [
-        ({}, (224, 224), 224, "bicubic"),
-        ({"size": {"shortest_edge": 256}, "resample": 2}, (224, 224), 256, "bilinear"),
-        ({"size": 256, "crop_size": 200}, (200, 200), 256, "bicubic"),
-        ({"do_center_crop": False, "size": {"height": 30, "width": 40}}, (30, 40), None, "bicubic"),
-    ],
+    ("about", "size", "seen"),
+    [(CLIP, None, (20, 20)), (CLIP, 14, (14, 14)), (VIT, None, (6, 8)), (VIT, 14, (14, 14))],
 )
-def test_what_a_model_expects(tmp_path, changes, size, shorter, mode):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP | changes))
-    found = preparation_of(tmp_path, {})
-    assert found == Preparation(
-        size, shorter, mode, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "preprocessor_config.json"
-    )
-    assert preparation_of(tmp_path, {}, 84).size == (84, 84)
+def test_what_a_model_sees(tmp_path, about, size, seen):
+    found = prepare(tmp_path, about, size)
+    assert found.size == seen
+    assert found(random(9, 30, 3)).shape == (3, *seen)
+    assert found.origin == "preprocessor_config.json" + (", at 14 px" if size else "")
 
 
 def test_without_a_file_the_config_says_the_size(tmp_path):
     found = preparation_of(tmp_path, {"vision_config": {"image_size": 32}})
-    assert found == Preparation(
-        (32, 32), 32, "bicubic", *IMAGENET,
-        "no preprocessor_config.json: mean and deviation of ImageNet",
-    )  # fmt: skip
-    with pytest.raises(CheckpointError) as caught:
+    assert found.size == (32, 32)
+    pixels = random(32, 32, 3)
+    expected = (pixels / 255 - IMAGENET[0]) / IMAGENET[1]
+    np.testing.assert_allclose(found(pixels), expected.transpose(2, 0, 1), atol=1e-5)
+    with pytest.raises(CheckpointError, match="--image-size"):
         preparation_of(tmp_path, {})
-    assert str(caught.value) == f"{tmp_path}: says nothing of the size of its images; give one"
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"size": {}}, "has no 'height'"),
-        ({"resample": 9}, "has no 9"),
-        ({"image_mean": None}, "cannot be read: "),
+        ({"image_processor_type": "NoSuchProcessor"}, "cannot be read: "),
+        ({"resample": 99}, "cannot be read: "),
         ({"do_center_crop": False}, "says no height and width; give a size"),
     ],
 )
 def test_a_file_that_cannot_be_read(tmp_path, changes, text):
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps(CLIP | changes))
     with pytest.raises(CheckpointError) as caught:
-        preparation_of(tmp_path, {})
-    assert str(caught.value).startswith(f"{path}: {text}")
+        prepare(tmp_path, CLIP | changes)
+    assert str(caught.value).startswith(f"{tmp_path / 'preprocessor_config.json'}: {text}")
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path):
+    (tmp_path / "own.py").write_text("raise SystemExit('was run')")
+    about = CLIP | {"auto_map": {"AutoImageProcessor": "own.Own"}, "image_processor_type": "Own"}
+    with pytest.raises(CheckpointError):
+        prepare(tmp_path, about)
 
 
 @pytest.mark.parametrize("array", [np.ones((3, 3)), random(3), random(3, 3, 2), random(0, 3)])

@@ -63,10 +63,10 @@ def test_findings_say_which_is_better_if_any(plain: int, lata: int, verdict: str
 
 @pytest.mark.parametrize("count", ["9", "151", "x", "-1"])
 def test_the_number_of_questions_is_checked(count: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as raised:
-        main(["demo", "--n", count])
-    assert raised.value.code == 2
-    assert f"must be a whole number, 10 to 150; got {count!r}" in capsys.readouterr().err
+    assert main(["demo", "--n", count]) == 2
+    said = capsys.readouterr().err
+    assert "--n" in said
+    assert count in said
 
 
 @pytest.mark.slow

@@ -11,8 +11,6 @@ pytest.importorskip("transformers")
 
 from taskvec import zoo
 from taskvec.evaluation.signs import find_signs
-from taskvec.merging.preview import scan
-from taskvec.methods.lata import lata
 from taskvec.outputs.merge import merge
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import load, open_stored
@@ -46,8 +44,7 @@ def gibberish(instruct, mine):
 
 
 def merged(tmp_path, method, scale):
-    table = lata(scan(FAMILY)) if method == "lata" else method
-    merge(FAMILY, tmp_path / "merged", table=table, scale=dict.fromkeys(FAMILY.tasks, scale))
+    merge(FAMILY, tmp_path / "merged", method=method, scale=scale)
     return results(tmp_path / "merged")
 
 

@@ -15,7 +15,7 @@ from taskvec.coefficients.scoring import Executor, Local, SearchJob
 from taskvec.coefficients.space import Axis, make_space, parse_axis
 from taskvec.coefficients.splits import Splitting, split
 from taskvec.coefficients.study import measure_scale, open_study, quiet, run, wanted_trials
-from taskvec.coefficients.study_files import told, write
+from taskvec.coefficients.study_files import study_json, write
 from taskvec.coefficients.study_locks import alone, worker
 from taskvec.coefficients.winner import Choice, choose, tested, trials_of
 from taskvec.errors import TaskvecError, UsageError
@@ -24,10 +24,11 @@ from taskvec.evaluation.task import Task, task_of
 from taskvec.extras import require
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Recipe
+from taskvec.tables import frame
 
 
 class TrialProgress(Protocol):
-    """Told how many candidates are done; the command line shows a bar."""
+    """Called with the number of candidates done; the command line shows a bar."""
 
     def __call__(self, total: int) -> AbstractContextManager[Callable[[int], object]]:
         """Begin; the context gives a function to call with the candidates done since."""
@@ -61,11 +62,10 @@ class SearchResult:
     def to_pandas(self) -> Any:
         """A row for each candidate: its point, its values, and its error if it failed."""
         rows = [
-            {**trial["point"], **trial["values"], "error": trial["error"]}
+            {key: trial[key] for key in ("number", "error")} | trial["point"] | trial["values"]
             for trial in self.told["trials"]
         ]
-        index = [trial["number"] for trial in self.told["trials"]]
-        return require("pandas", "report").DataFrame(rows, index=index)
+        return frame(rows)
 
 
 def search(
@@ -202,7 +202,7 @@ def run_search(
                     raise TaskvecError(f"every candidate failed; the last one: {known[-1].error}")
                 choice = choose(job.goals, study.scale, known)
                 test = None if choice.winner is None else tested(study, scorer, choice.winner)
-                everything = told(study, choice, test)
+                everything = study_json(study, choice, test)
                 write(out, study, choice, everything)
     winner = choice.winner
     return SearchResult(

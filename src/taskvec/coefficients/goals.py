@@ -105,7 +105,7 @@ def make_goals(
         trade_off: See `Goals`.
 
     Raises:
-        UsageError: they cannot be meant.
+        UsageError: they are contradictory or incomplete.
     """
     single = dict(single or {})
     ways = ((MAXIMIZE, maximize), (MINIMIZE, minimize), (KEEP, keep))

@@ -1,6 +1,6 @@
 """Scoring candidates: the executor interface, and the executor of one process.
 
-An executor is given asks and gives outcomes, in whatever order they come. It holds the loaded
+An executor is given asks and gives outcomes, in any order. It holds the loaded
 target, into whose parameters candidates are put.
 """
 
@@ -17,7 +17,13 @@ from taskvec.coefficients.goals import Goals
 from taskvec.coefficients.space import Space
 from taskvec.coefficients.splits import Split, Splitting
 from taskvec.errors import TaskvecError
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, evaluate_with, silent
+from taskvec.evaluation.evaluate import (
+    EvaluationOptions,
+    Result,
+    TaskSamples,
+    evaluate_with,
+    silent,
+)
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Task
 from taskvec.recipes.recipe import Recipe
@@ -116,7 +122,7 @@ class Local:
 
     def __init__(self, job: SearchJob) -> None:
         parts = {SELECT: job.split.select, TEST: job.split.test}
-        self._parts: Mapping[str, Sequence[Prepared]] = parts
+        self._parts: Mapping[str, Sequence[TaskSamples]] = parts
         self._recipe = job.space.recipe
         # Bars are of candidates, not of what each of them is asked.
         self._options = replace(job.options, out=None, progress=silent)

@@ -27,7 +27,7 @@ import numpy as np
 from taskvec.coefficients.goals import MINIMIZE, Goal, make_goals, metrics_of
 from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, swept
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, prepare
+from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, prepare
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Metric
@@ -289,12 +289,12 @@ def measure_sweep(
     return Sensitivity(sweep, scored(points, found, measures), measures)
 
 
-def prepare_each(names: Sequence[str], options: EvaluationOptions) -> list[Prepared]:
+def prepare_each(names: Sequence[str], options: EvaluationOptions) -> list[TaskSamples]:
     """Tasks of the evaluation with their samples, each once.
 
     Raises:
         UsageError: a name stands for several tasks.
-        TaskvecError: whatever `prepare` raises.
+        TaskvecError: as `prepare`.
     """
     names = list(dict.fromkeys(names))
     prepared = prepare(names, options)

@@ -103,7 +103,7 @@ def parse_axis(text: str) -> Axis:
     """An axis as it is asked for.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not an axis.
 
     >>> parse_axis("scale.math=0:1"), parse_axis("density=0.1:1:0.3").values
     (Axis(name='scale', task='math', choices=(), low=0.0, high=1.0, step=None), \

@@ -1,7 +1,7 @@
 """Selection and test data: two disjoint parts of the samples of each task.
 
-Samples with the same requests count as one, whatever their ids: what was asked for selection is not
-asked again for the test.
+Samples with the same requests count as one, also under different ids: what was asked for selection
+is not asked again for the test.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from taskvec.errors import UsageError
 from taskvec.evaluation.data import DataPlaces
-from taskvec.evaluation.evaluate import Asked, EvaluationOptions, Prepared, prepare
+from taskvec.evaluation.evaluate import Asked, EvaluationOptions, TaskSamples, prepare
 from taskvec.evaluation.task import Sample
 
 SELECT_N = 100  # samples of a task, or half of what there is
@@ -45,8 +45,8 @@ class Splitting:
 class Split:
     """The two parts of every task, in the same order."""
 
-    select: tuple[Prepared, ...]
-    test: tuple[Prepared, ...]
+    select: tuple[TaskSamples, ...]
+    test: tuple[TaskSamples, ...]
 
     def to_json(self) -> dict[str, Any]:
         """By task: how many samples, and digests of what they ask."""
@@ -76,7 +76,7 @@ def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) ->
 
     Raises:
         UsageError: there are too few samples, or a name stands for several tasks.
-        TaskvecError: whatever `prepare` raises.
+        TaskvecError: as `prepare`.
     """
     options = replace(options, limit=None)
     here = prepare(asked, options)
@@ -93,8 +93,8 @@ def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) ->
 
 
 def _divided(
-    here: Prepared, apart: Prepared | None, how: Splitting, seed: int
-) -> tuple[Prepared, Prepared]:
+    here: TaskSamples, apart: TaskSamples | None, how: Splitting, seed: int
+) -> tuple[TaskSamples, TaskSamples]:
     if here.task.measure is not None:
         return here, here
     task = here.task.name
@@ -124,7 +124,7 @@ def _shuffled(samples: Sequence[Sample], seed: str) -> list[Sample]:
     return Random(seed).sample(unique, len(unique))
 
 
-def _part(whole: Prepared, chosen: Sequence[Sample]) -> Prepared:
+def _part(whole: TaskSamples, chosen: Sequence[Sample]) -> TaskSamples:
     """Some samples, in the order of the data."""
     place = {sample.id: i for i, sample in enumerate(whole.samples)}
     return replace(whole, samples=sorted(chosen, key=lambda sample: place[sample.id]))

@@ -30,8 +30,7 @@ from taskvec.coefficients.study_locks import JOURNAL, JournalLock, alone, is_ali
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.task import Metric
 from taskvec.extras import require
-from taskvec.recipes.located import Document
-from taskvec.recipes.reading import read_recipe
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Recipe
 from taskvec.running.model import stamp_of
 
@@ -241,15 +240,9 @@ def scored(executor: Executor, ask: Ask) -> CandidateOutcome:
 
 def single_task(recipe: Recipe, task: str) -> Recipe:
     """The target with the vector of one task alone, at λ = 1."""
-    data: dict[str, Any] = {
-        "tasks": {
-            name: {"model": "in Python", "scale": float(name == task)}
-            for name in recipe.family.tasks
-        },
-        "method": "task_arithmetic",
-    }
-    made = read_recipe(Document(data, f"--single {task}"), Path.cwd())
-    return replace(made, family=recipe.family, out=recipe.out)
+    scale = {name: float(name == task) for name in recipe.family.tasks}
+    made = as_recipe(recipe.family.members, {"method": "task_arithmetic", "scale": scale})
+    return replace(made, out=recipe.out)
 
 
 def run(study: Study, executor: Executor, trials: int, advance: Callable[[int], object]) -> None:
@@ -262,7 +255,7 @@ def run(study: Study, executor: Executor, trials: int, advance: Callable[[int], 
         advance: Called with the number of candidates that this process has finished.
 
     Raises:
-        BaseException: whatever is not foreseen; candidates that were under way are queued again.
+        BaseException: anything unforeseen; candidates that were under way are queued again.
     """
     try:
         while True:

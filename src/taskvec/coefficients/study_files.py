@@ -30,7 +30,7 @@ from taskvec.recipes.writing import SCHEMA_FILE, recipe_text, schema_text
 FEWEST = 20  # scored candidates that importances are told from
 
 
-def told(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[str, Any]:
+def study_json(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[str, Any]:
     """All that `trials.json` holds."""
     trials, job = trials_of(study), study.job
     same = definition(job)

@@ -25,7 +25,7 @@ JOURNAL, LOCK, WORKERS = "study.jsonl", ".lock", ".workers"
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a study; waits for whoever holds it.
+    """Hold the lock of a study; waits for its holder.
 
     Raises:
         OutputError: the folder cannot be written.

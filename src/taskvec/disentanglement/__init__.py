@@ -6,8 +6,9 @@ measurements.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from taskvec.extras import lazy_names
 
 if TYPE_CHECKING:
     from taskvec.disentanglement.addition import Addition, task_addition
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
     from taskvec.disentanglement.texts import language
 
 _HOMES = {
-    "Addition": "addition",
-    "Departure": "tangent",
-    "Disentanglement": "error",
-    "Negation": "negation",
-    "ModelTask": "tasks",
-    "classification": "tasks",
-    "coefficients": "error",
-    "disentanglement_error": "error",
-    "language": "texts",
-    "linearised": "tangent",
-    "linearity": "tangent",
-    "task_addition": "addition",
-    "task_negation": "negation",
+    "Addition": "taskvec.disentanglement.addition",
+    "Departure": "taskvec.disentanglement.tangent",
+    "Disentanglement": "taskvec.disentanglement.error",
+    "Negation": "taskvec.disentanglement.negation",
+    "ModelTask": "taskvec.disentanglement.tasks",
+    "classification": "taskvec.disentanglement.tasks",
+    "coefficients": "taskvec.disentanglement.error",
+    "disentanglement_error": "taskvec.disentanglement.error",
+    "language": "taskvec.disentanglement.texts",
+    "linearised": "taskvec.disentanglement.tangent",
+    "linearity": "taskvec.disentanglement.tangent",
+    "task_addition": "taskvec.disentanglement.addition",
+    "task_negation": "taskvec.disentanglement.negation",
 }
 
 __all__ = [
@@ -53,12 +54,4 @@ __all__ = [
     "task_negation",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'taskvec.disentanglement' has no attribute {name!r}")
-    return getattr(import_module(f"taskvec.disentanglement.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -7,7 +7,7 @@ data: 0 where the two do not interfere. The distance is one of
 
 - `prediction`: 1 where the most likely classes differ, else 0, so that ξ is in [0, 2];
 - `symmetric_kl`: KL(p ‖ q) + KL(q ‖ p) of the softmax over a row of outputs, in nats. On features
-  it compares representations, whatever head would be put on them.
+  it compares representations, without any head.
 
 The expectation is over the rows that were seen. A row with a NaN among its outputs counts as a
 prediction that differs from every other.
@@ -137,7 +137,7 @@ def coefficients(count: int = 15, low: float = -2.0, high: float = 2.0) -> tuple
     (-1.0, -0.5, 0.0, 0.5, 1.0)
 
     Raises:
-        UsageError: there is none, or the range is none.
+        UsageError: there is no value, or the range is invalid.
     """
     if count < 1 or not low <= high or (count > 1 and low == high):
         raise UsageError(
@@ -175,7 +175,7 @@ def disentanglement_error(
         progress: Told the cells done.
 
     Raises:
-        UsageError: not two tasks, or what is asked for cannot be meant.
+        UsageError: not two tasks, or the arguments are contradictory or incomplete.
         TaskvecError: anything else foreseen; the module is what it was.
     """
     names = _check(vectors, tasks, alphas, distance)
@@ -269,7 +269,7 @@ def distances(one: Array, other: Array, distance: str) -> Array:
 
     Args:
         one: Answers, as from `outcomes`.
-        other: Likewise.
+        other: The same.
         distance: One of `DISTANCES`.
 
     Returns:

@@ -61,8 +61,8 @@ class Negation:
         scale: The chosen λ; None if no λ that was tried keeps the control.
         tried: All that were tried.
         target: Accuracy on the task's test data; None without a λ.
-        control: Accuracy on the control's test data; likewise.
-        control_share: That over the pre-trained model's, paired; likewise.
+        control: Accuracy on the control's test data; see above.
+        control_share: That over the pre-trained model's, paired; see above.
         pretrained: Accuracy of θ0 on test data, of `target` and `control`.
         note: What a reader must know of the choice; empty if nothing.
     """
@@ -130,7 +130,7 @@ def task_negation(
         By the names of the methods.
 
     Raises:
-        UsageError: what is asked for cannot be meant.
+        UsageError: the arguments are contradictory or incomplete.
         DataError: there are no labels, or θ0 has no right answer on the control.
         TaskvecError: anything else foreseen; the module is what it was.
     """
@@ -179,7 +179,7 @@ def _negated(
     for scale in scales:
         counts = accuracies.of("validation", method, {"target": -scale})
         target, control = (counts[role].accuracy for role in ROLES)
-        # Whole numbers, so that a share that is met exactly is met whatever is rounded.
+        # Whole numbers, so that a share that is met exactly is met, independent of rounding.
         is_allowed = bool(counts["control"].right.sum() >= keep * start)
         tried.append(TriedNegation(scale, target, control, is_allowed))
         advance(1)

@@ -57,7 +57,7 @@ class Departure:
         departure: ‖f − f_lin‖ / ‖f − f0‖.
         change: Root mean square over rows of ‖f − f0‖.
         accuracy: Of f on the task's labels; None where they are not known.
-        linear_accuracy: Of f_lin; likewise.
+        linear_accuracy: Of f_lin; see above.
         agreement: Share of rows in which both have the same most likely class.
     """
 
@@ -109,8 +109,8 @@ def linearity(
         By task, part and coefficient. Parts in which a vector changes nothing are left out.
 
     Raises:
-        UsageError: what is asked for cannot be meant, or the module does what has no derivative in
-            forward mode.
+        UsageError: the arguments are contradictory or incomplete, or the module does what has no
+            derivative in forward mode.
         TaskvecError: anything else foreseen; the module is what it was.
     """
     check_tasks(vectors, tasks)

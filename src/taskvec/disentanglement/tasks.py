@@ -195,7 +195,7 @@ def _head_digest(head: Any) -> str:
 
 
 def rows_of(task: ModelTask, module: Any) -> Iterator[LogitRows]:
-    """The rows of a task, without gradients; whoever takes them may stop at any row."""
+    """The rows of a task, without gradients; the caller may stop at any row."""
     torch = require("torch", "train")
     rows = iter(task.run(module))
     while True:

@@ -2,8 +2,8 @@
 
 θ0 are the module's own weights. Points are candidates of the engine: worked out in float32 from
 stored vectors (float64 where the module is that) and rounded once to the module's dtype, so that
-the same point has the same bits whatever was there before. Any method of the library can take the
-place of the sum.
+the same point has the same bits, independent of what was there before. Any method of the library
+can take the place of the sum.
 """
 
 from __future__ import annotations

@@ -39,17 +39,17 @@ from taskvec.evaluation.task import (
     task_of,
 )
 from taskvec.evaluation.tasks import task as find_task
-from taskvec.extras import require
 from taskvec.running.encoding import Encoder, Windows
 from taskvec.running.model import DTYPES, Model, preserve_modes
 from taskvec.sandbox.programs import require_permission
+from taskvec.tables import frame, html_table
 
 Asked = str | Task | MetricFunction
 CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
 
 
 class SampleProgress(Protocol):
-    """Told how many samples are done; the command line shows a bar."""
+    """Called with the number of samples done; the command line shows a bar."""
 
     def __call__(self, label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
         """Begin a stage; the context gives a function to call with the samples done since."""
@@ -78,7 +78,7 @@ class EvaluationOptions:
         tools: What scores may use.
         out: Folder for results and records, from which an interrupted run goes on; None: nothing
             is written.
-        progress: Told the samples done.
+        progress: Called with the samples done.
     """
 
     data: DataPlaces = field(default_factory=DataPlaces)
@@ -124,7 +124,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class TaskSamples:
     """A task with its samples.
 
     Attributes:
@@ -175,9 +175,8 @@ class Result:
 
     def to_pandas(self) -> Any:
         """A row for each sample, with its scores."""
-        rows = [dict(score.values) for score in self.scores]
-        index = [sample.id for sample in self.samples] or None
-        return require("pandas", "report").DataFrame(rows, index=index)
+        ids = [sample.id for sample in self.samples] or [""] * len(self.scores)
+        return frame([{"id": n, **s.values} for n, s in zip(ids, self.scores, strict=True)])
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, without samples."""
@@ -209,18 +208,23 @@ class Results(Mapping[str, Result]):
     def __repr__(self) -> str:
         return "\n".join(map(repr, self._results.values()))
 
-    def to_pandas(self) -> Any:
-        """A row for each task and metric: value, 95 % interval, number of samples."""
-        columns = ("task", "metric", "value", "low", "high", "n")
-        rows = [
-            (task, name, figure.value, figure.low, figure.high, figure.n)
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"task": task, "metric": name}
+            | {key: getattr(figure, key) for key in ("value", "low", "high", "n")}
             for task, result in self._results.items()
             for name, figure in result.figures.items()
         ]
-        return require("pandas", "report").DataFrame(rows, columns=columns)
+
+    def to_pandas(self) -> Any:
+        """A row for each task and metric: value, 95 % interval, number of samples."""
+        return frame(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), "Results")
 
 
-def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[Prepared]:
+def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamples]:
     """Find the tasks and make their samples.
 
     Args:
@@ -242,7 +246,7 @@ def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[Prepared
     found = _found(tasks, options)
     for name in options.data.by_task:
         if name not in (*names, *(task.name for task in found)):
-            raise UsageError(f"data are given for {name!r}, which is none of the tasks")
+            raise UsageError(f"data are given for {name!r}, which is not one of the tasks")
     for task in found:
         if "code" in task.needs:
             allowed = options.tools.allow_code_execution
@@ -270,9 +274,9 @@ def _found(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task
     return found
 
 
-def _prepared(task: Task, options: EvaluationOptions) -> Prepared:
+def _prepared(task: Task, options: EvaluationOptions) -> TaskSamples:
     if task.measure is not None:
-        return Prepared(task, [], 0)
+        return TaskSamples(task, [], 0)
     rows = rows_of(task.name, task.files, options.data)
     samples = task.samples(rows, options.settings)
     available = len(samples)
@@ -289,13 +293,13 @@ def _prepared(task: Task, options: EvaluationOptions) -> Prepared:
             range(available), options.limit
         )
         samples = [samples[i] for i in sorted(chosen)]
-    return Prepared(task, samples, available)
+    return TaskSamples(task, samples, available)
 
 
 def evaluate_with(
     model: Callable[[], Model],
     encoder: Encoder,
-    prepared: Sequence[Prepared],
+    prepared: Sequence[TaskSamples],
     options: EvaluationOptions,
     *,
     where: str,
@@ -319,8 +323,10 @@ def evaluate_with(
     return [_one(run, each, count) for each, count in zip(prepared, tokens, strict=True)]
 
 
-def check(encoder: Encoder, prepared: Sequence[Prepared], options: EvaluationOptions) -> list[int]:
-    """Find whatever a model cannot be asked, without its weights.
+def check(
+    encoder: Encoder, prepared: Sequence[TaskSamples], options: EvaluationOptions
+) -> list[int]:
+    """Find what a model cannot be asked, without loading its weights.
 
     Returns:
         Tokens that it would read for each task, answers not counted.
@@ -363,7 +369,7 @@ class _Run:
     options: EvaluationOptions
 
 
-def _one(run: _Run, prepared: Prepared, tokens: int) -> Result:
+def _one(run: _Run, prepared: TaskSamples, tokens: int) -> Result:
     task, samples, options = prepared.task, prepared.samples, run.options
     about = {
         "n": len(samples),

@@ -71,7 +71,7 @@ def answers(results: Sequence[Result]) -> list[list[str]]:
     ]
 
 
-def told(results: Sequence[Result]) -> list[list[str]]:
+def known_texts(results: Sequence[Result]) -> list[list[str]]:
     """What each of these samples says itself: its prompts, and what is right."""
     return [
         [
@@ -135,13 +135,13 @@ def odd(mine: Sequence[Result], reference: Sequence[Result] | None) -> Odd | Non
     theirs: list[Score] = []
     measures: Sequence[Metric] = (REPETITION,)
     if reference is None:
-        ours = written(texts)
+        ours = writing_scores(texts)
         ways = ["repetition"] if _ratio(REPETITION, ours) >= REPETITION_MORE else []
     else:
         known = vocabulary(reference)
-        ours, theirs = written(texts, known), written(answers(reference), known)
+        ours, theirs = writing_scores(texts, known), writing_scores(answers(reference), known)
         measures = MEASURES if sum(known.judged) >= FEWEST else MEASURES[1:]
-        ways = list(_ways(measures, ours, theirs, written(told(reference)), seed))
+        ways = list(_ways(measures, ours, theirs, writing_scores(known_texts(reference)), seed))
     if not ways:
         return None
     return Odd(
@@ -222,14 +222,16 @@ def vocabulary(reference: Sequence[Result]) -> Vocabulary:
     given = [(task, *texts) for task, texts in zip(tasks, written, strict=True)]
     times = Counter(given)
     return Vocabulary(
-        told=frozenset(w for texts in told(reference) for text in texts for w in tokens(text)),
+        told=frozenset(
+            w for texts in known_texts(reference) for text in texts for w in tokens(text)
+        ),
         samples=words,
         counts=Counter(word for each in words for word in each),
         judged=[times[each] < STOCK for each in given],
     )
 
 
-def written(texts: Texts, known: Vocabulary | None = None) -> list[Score]:
+def writing_scores(texts: Texts, known: Vocabulary | None = None) -> list[Score]:
     """What the measures are worked out from, for each sample.
 
     Args:

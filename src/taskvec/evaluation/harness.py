@@ -68,7 +68,7 @@ def harness_tasks(
         try:
             with apart(settings.seed):
                 loaded = manager.load([theirs])["tasks"]
-        except Exception as error:  # whatever task code and the libraries of data raise
+        except Exception as error:  # task code and the libraries of data may raise anything
             raise DataError(
                 f"task {name!r} cannot be loaded: {_line(error)}; its data must be in the cache of "
                 "datasets, or in local files that a task file in --include-path names"
@@ -236,7 +236,7 @@ def _told(task: str, what: str) -> Iterator[None]:
         yield
     except TaskvecError:
         raise
-    except Exception as error:  # whatever task code raises
+    except Exception as error:  # task code may raise anything
         raise DataError(f"task {task!r}: {what}: {_line(error)}") from error
 
 

@@ -118,7 +118,7 @@ def harness_metrics(inner: Any, scores: Sequence[Score]) -> tuple[Metric, ...]:
 def _metric(inner: Any, label: str, items: Sequence[Any]) -> Metric:
     """How the harness makes one figure of a metric.
 
-    Means, ratios and perplexities are figures of ours; whatever else it does is done by its own
+    Means, ratios and perplexities are figures of ours; anything else is done by its own
     function.
     """
     up = inner.higher_is_better().get(label.partition(",")[0], True)
@@ -171,7 +171,7 @@ def _quiet(own: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], flo
         try:
             with apart(0):
                 return float(own(items))
-        except Exception:  # whatever it raises
+        except Exception:  # it may raise anything
             return math.nan
 
     return aggregate

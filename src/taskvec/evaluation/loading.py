@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, check, evaluate_with
+from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, check, evaluate_with
 from taskvec.merging.prepare import prepare
 from taskvec.methods.table import Table, load_table
 from taskvec.outputs.candidates import Bench, candidates
@@ -41,7 +41,7 @@ class Models:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def check(self, spec: Spec, prepared: Sequence[Prepared]) -> None:
+    def check(self, spec: Spec, prepared: Sequence[TaskSamples]) -> None:
         """Find what is wrong with a model, or what it cannot be asked, without its weights.
 
         Raises:
@@ -52,7 +52,7 @@ class Models:
         if isinstance(spec, tuple):
             prepare(spec[0])
 
-    def evaluate(self, spec: Spec, prepared: Sequence[Prepared], name: str) -> list[Result]:
+    def evaluate(self, spec: Spec, prepared: Sequence[TaskSamples], name: str) -> list[Result]:
         """Results of one model, called `name`.
 
         Weights are not loaded if all replies were kept by an earlier run.

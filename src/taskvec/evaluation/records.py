@@ -70,7 +70,7 @@ def write_records(
     replies: Sequence[Replies],
     scores: Sequence[Score],
 ) -> None:
-    """Write the finished records in the place of whatever was there.
+    """Write the finished records in place of what was there.
 
     Raises:
         OutputError: the file cannot be written.

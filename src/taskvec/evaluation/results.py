@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, file_name
+from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, file_name
 from taskvec.evaluation.loading import Models, Spec
 from taskvec.files import write_text
 
@@ -20,7 +20,7 @@ VERDICTS_FOLDER = "verdicts"
 
 
 def evaluate_models(
-    models: Mapping[str, Spec], prepared: Sequence[Prepared], options: EvaluationOptions
+    models: Mapping[str, Spec], prepared: Sequence[TaskSamples], options: EvaluationOptions
 ) -> dict[str, list[Result]]:
     """Results by model, in the order of the models, each of every task.
 

@@ -99,7 +99,7 @@ class Tools:
         allow_code_execution: Whether programs that a model wrote may be run.
         judge: Who says how harmful an answer is; None: the task's own default.
         workers: Programs that run at once.
-        seed: Of whatever a score draws.
+        seed: Of random draws in scores.
         folder: Where what is slow to get may be kept, to go on from; None: nowhere.
         advance: Called with the number of samples scored since.
     """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from taskvec.checkpoints.shards import Shard
 from taskvec.checkpoints.source import Source
 from taskvec.family.members import Members
-from taskvec.merging.stages import KEPT, Stage
+from taskvec.merging.stages import KEPT, StageSource
 from taskvec.merging.steps import Estimate, Prepared
 from taskvec.methods.method import Need
 from taskvec.recipes.recipe import Recipe
@@ -29,7 +29,7 @@ COPIES = {"element": 10, "row": 10, "tensor": 22}
 def estimate(
     recipe: Recipe,
     members: Members,
-    stages: Mapping[str, Stage],
+    stages: Mapping[str, StageSource],
     shards: Sequence[Shard],
     options: RunOptions,
 ) -> Estimate:
@@ -83,7 +83,7 @@ def _seen_at_once(size: int, shape: Sequence[int], alignment: str) -> int:
 
 def _nbytes(source: Source, names: Iterable[str]) -> int:
     """Bytes read for those of the named tensors that a source has."""
-    if isinstance(source, Stage):
+    if isinstance(source, StageSource):
         return source.read_bytes
     return sum(source.tensors[name].nbytes for name in names if name in source.tensors)
 

@@ -13,7 +13,7 @@ from taskvec.family.members import Members, open_members
 from taskvec.merging.decide import decide
 from taskvec.merging.edits import Edit
 from taskvec.merging.estimate import estimate
-from taskvec.merging.stages import Stage
+from taskvec.merging.stages import StageSource
 from taskvec.merging.steps import Prepared
 from taskvec.methods.table import Table
 from taskvec.recipes.depth import by_tensor, factors
@@ -25,7 +25,7 @@ def prepare(
     recipe: Recipe,
     options: RunOptions = RunOptions(),
     *,
-    stages: Mapping[str, Stage] | None = None,
+    stages: Mapping[str, StageSource] | None = None,
 ) -> Prepared:
     """Open the members of a recipe and lay out what a merge will write.
 
@@ -55,11 +55,11 @@ def prepare(
     return Prepared(recipe, options, members, stages, shards, cost)
 
 
-def prepare_stages(recipe: Recipe, options: RunOptions) -> dict[str, Stage]:
+def prepare_stages(recipe: Recipe, options: RunOptions) -> dict[str, StageSource]:
     """The stages of a recipe as sources; each may read those before it."""
     # A cached scan is checked against the weights when they are written; a stage is not written.
     options = replace(options, cache="renew") if options.cache == "use" else options
-    found: dict[str, Stage] = {}
+    found: dict[str, StageSource] = {}
     for name, stage in recipe.stages.items():
         found[name] = _stage(name, prepare(stage, options, stages=dict(found)))
     return found
@@ -71,7 +71,7 @@ def open_with_base(recipe: Recipe, options: RunOptions = RunOptions()) -> Member
     return open_members(recipe.family, needs_base=needs_base, needs_anchor=True, stages=stages)
 
 
-def _stage(name: str, prepared: Prepared) -> Stage:
+def _stage(name: str, prepared: Prepared) -> StageSource:
     """The result of a recipe as a model."""
     recipe, members = prepared.recipe, prepared.members
     outputs = {tensor.name: tensor for shard in prepared.shards for tensor in shard.tensors}
@@ -85,7 +85,7 @@ def _stage(name: str, prepared: Prepared) -> Stage:
         return decided.table, decided.edits
 
     read_bytes = prepared.estimate.merge_bytes
-    return Stage(f"{STAGE}{name}", recipe, members, tensors, config, read_bytes, work_out)
+    return StageSource(f"{STAGE}{name}", recipe, members, tensors, config, read_bytes, work_out)
 
 
 def _outputs(recipe: Recipe, members: Members) -> list[OutputTensor]:

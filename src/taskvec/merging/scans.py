@@ -23,7 +23,7 @@ from taskvec.family.members import Members
 from taskvec.files import write_whole
 from taskvec.layers import classify, override
 from taskvec.statistics.collect import Sources, collect, roles_of
-from taskvec.statistics.scan import FORMAT, Member, Scan, read_scan
+from taskvec.statistics.scan import FORMAT, Scan, ScannedModel, read_scan
 from taskvec.streaming import RunOptions
 
 
@@ -94,7 +94,7 @@ def scan_members(members: Members, options: RunOptions = RunOptions()) -> Scan:
         agree=collected.agree,
         support=collected.support,
         members={
-            role: Member(
+            role: ScannedModel(
                 members.sources[role].where,
                 fingerprint(digests, describe_tensors(members, role, digests)),
                 digests,

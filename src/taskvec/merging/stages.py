@@ -91,7 +91,7 @@ class Computed:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class StageSource:
     """A source whose tensors are the result of a recipe.
 
     Its table is decided when it is first needed, and once.

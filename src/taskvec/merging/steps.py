@@ -9,7 +9,7 @@ from functools import cached_property
 from taskvec.checkpoints.shards import Shard
 from taskvec.family.members import Members
 from taskvec.merging.edits import Edit, make_edits
-from taskvec.merging.stages import Stage
+from taskvec.merging.stages import StageSource
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Recipe
 from taskvec.streaming import RunOptions
@@ -48,7 +48,7 @@ class Prepared:
     recipe: Recipe
     options: RunOptions
     members: Members
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, StageSource]
     shards: list[Shard]
     estimate: Estimate
 

@@ -14,7 +14,7 @@ from taskvec.checkpoints.source import Derived, Source
 from taskvec.family.opening import FROM_HUB
 from taskvec.merging.apply import Record
 from taskvec.merging.scans import describe_tensors
-from taskvec.merging.stages import Stage
+from taskvec.merging.stages import StageSource
 from taskvec.merging.steps import Decided
 from taskvec.methods import METHODS, plugins
 from taskvec.recipes.recipe import Recipe
@@ -92,4 +92,4 @@ def _is_derived(source: Source | None) -> bool:
     """Whether a member was made of others, so that its path alone does not give it back."""
     if isinstance(source, Derived):
         return source.how != FROM_HUB
-    return isinstance(source, Stage)
+    return isinstance(source, StageSource)

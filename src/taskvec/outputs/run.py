@@ -23,7 +23,7 @@ from taskvec.family.tokens import tokenizer_source
 from taskvec.merging.apply import Record, apply
 from taskvec.merging.decide import decide
 from taskvec.merging.prepare import prepare
-from taskvec.merging.stages import Stage
+from taskvec.merging.stages import StageSource
 from taskvec.merging.steps import Decided, Prepared
 from taskvec.methods.table import Table
 from taskvec.outputs.card import model_card
@@ -107,7 +107,7 @@ def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged
     )
 
 
-def _check_stacks(recipe: Recipe, members: Members, stages: Mapping[str, Stage]) -> None:
+def _check_stacks(recipe: Recipe, members: Members, stages: Mapping[str, StageSource]) -> None:
     """Raise `FamilyError` if the result is a stack that transformers, if installed, cannot load."""
     if isinstance(recipe.family.edited, Stack):
         check_loads(members.target, _first_of(members.target))

@@ -148,7 +148,7 @@ def open_tokenizer(folder: Path, where: str) -> Any:
     require("transformers", "eval")
     try:
         return load_tokenizer(folder)
-    except Exception as error:  # whatever its many tokenizers raise
+    except Exception as error:  # its many tokenizers may raise anything
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{where}: has no tokenizer that can be read: {text}; "

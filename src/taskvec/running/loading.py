@@ -60,7 +60,7 @@ def load(folder: Path, where: str, kind: str, **options: Any) -> tuple[Any, tupl
             module, told = load_module(folder, kind, **options, dtype=torch.float32)
     except CheckpointError:
         raise
-    except Exception as error:  # whatever the many model classes raise
+    except Exception as error:  # the many model classes may raise anything
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{where}: cannot be loaded as {kind}: {text}") from error
     missing = set(told["missing_keys"])

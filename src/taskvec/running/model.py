@@ -103,7 +103,7 @@ def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
             module, told = load_module(stored.folder, "AutoModelForCausalLM", dtype=wanted)
     except CheckpointError:
         raise
-    except Exception as error:  # whatever the many model classes raise
+    except Exception as error:  # the many model classes may raise anything
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{stored.where}: cannot be loaded: {text}") from error
     refuse_random(module, told, stored.where)

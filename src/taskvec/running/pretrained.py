@@ -83,6 +83,22 @@ def load_module(folder: Path, kind: str, **options: Any) -> tuple[Any, dict[str,
     return loaded
 
 
+def load_image_processor(folder: Path) -> Any:
+    """The image processor of a model folder, on Pillow, whose results do not depend on torchvision.
+
+    Args:
+        folder: In Hugging Face layout; the network is never asked.
+
+    Raises:
+        CheckpointError: it can only be loaded by code of its own.
+        OSError: or what else transformers raises: it has none that can be read without its code.
+    """
+    transformers = require("transformers", "train")
+    is_old = int(transformers.__version__.partition(".")[0]) < 5
+    backend = {"use_fast": False} if is_old else {"backend": "pil"}
+    return _from_pretrained(transformers.AutoImageProcessor, folder, **backend)
+
+
 def _from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     try:
         return kind.from_pretrained(

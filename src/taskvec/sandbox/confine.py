@@ -196,7 +196,7 @@ def _build_root(orders: Orders) -> None:
 
 
 def _make_read_only(root: Path) -> None:
-    """Every mount under a folder; whatever else each is restricted to stays."""
+    """Every mount under a folder; other restrictions stay."""
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     targets = [line.split()[4].decode("unicode_escape").encode("latin-1") for line in lines]
     inside = os.fsencode(root)

@@ -305,7 +305,7 @@ def _python(*, for_others: bool) -> str:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder with whatever is in it, however deep, and follows no link out of it.
+    """Removes a folder with all that is in it, however deep, and follows no link out of it.
 
     Nobody else may be writing there. It goes down and up again with one open folder at a time:
     neither the length of a path nor the number of descriptors limits it.

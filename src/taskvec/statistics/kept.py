@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.statistics.collect import Sources
-from taskvec.statistics.trim import PureVector, Source, sweep
+from taskvec.statistics.trim import PureVector, TaskTensor, sweep
 from taskvec.streaming import CHUNK, RunOptions
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +39,7 @@ def kept_sums(
     """
     from taskvec.kernels.select import sum_magnitudes
 
-    def add(task: str, source: Source, start: int, stop: int, part: Array) -> None:
+    def add(task: str, source: TaskTensor, start: int, stop: int, part: Array) -> None:
         given = np.uint64(bounds[task][source.name]), np.uint64(keys[task][source.name])
         sum_magnitudes(*source.block(start, stop), *given, start, source.rows, part)
 
@@ -67,7 +67,7 @@ def kept_by_rank(
 
     shapes = {source.name: next(iter(source.views.values())).shape for source in sources}
 
-    def add(task: str, source: Source, start: int, stop: int, part: Array) -> None:
+    def add(task: str, source: TaskTensor, start: int, stop: int, part: Array) -> None:
         rows = np.zeros((2, stop - start), source.rows.dtype)
         load_vector(*source.block(start, stop)[:4], 0, stop - start, rows, 1)
         add_magnitudes(rows[1], part[:, 0])
@@ -82,7 +82,7 @@ def kept_by_rank(
 def _swept(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
-    add: Callable[[str, Source, int, int, Array], None],
+    add: Callable[[str, TaskTensor, int, int, Array], None],
     options: RunOptions,
     *,
     by_row: bool = False,
@@ -96,8 +96,8 @@ def _swept(
 
         def begin(
             task: str = task, sums: dict[str, Array] = sums
-        ) -> Callable[[Source, int, int], None]:
-            def count(source: Source, start: int, stop: int) -> None:
+        ) -> Callable[[TaskTensor, int, int], None]:
+            def count(source: TaskTensor, start: int, stop: int) -> None:
                 part = sums[source.name][start // CHUNK : -(-stop // CHUNK)]
                 add(task, source, start, stop, part)
 

@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ScannedModel:
     """One checkpoint of a family as it was read.
 
     Attributes:
@@ -69,7 +69,7 @@ class Scan:
     gram: Array
     agree: Array
     support: Array
-    members: Mapping[str, Member]
+    members: Mapping[str, ScannedModel]
     warnings: tuple[str, ...] = ()
 
     @cached_property
@@ -155,7 +155,7 @@ class Scan:
             gram=symmetric("gram", 2 + k, np.float64),
             agree=symmetric("agree", k, np.int64),
             support=symmetric("support", k, np.int64),
-            members={role: Member(**m) for role, m in data["members"].items()},
+            members={role: ScannedModel(**m) for role, m in data["members"].items()},
         )
 
 

@@ -118,11 +118,11 @@ def _of_group(vector: PureVector, density: float, options: RunOptions) -> dict[s
     def histogram(bins: int, upper: int) -> Array:
         parts: list[Array] = []  # one a thread; whole numbers, so their order does not matter
 
-        def begin() -> Callable[[Source, int, int], None]:
+        def begin() -> Callable[[TaskTensor, int, int], None]:
             mine = np.zeros(bins, np.int64)
             parts.append(mine)
 
-            def count(source: Source, start: int, stop: int) -> None:
+            def count(source: TaskTensor, start: int, stop: int) -> None:
                 count_magnitudes(*source.block(start, stop), upper, source.rows, mine)
 
             return count
@@ -143,8 +143,8 @@ def _of_group(vector: PureVector, density: float, options: RunOptions) -> dict[s
         for source, entries in zip(group, vector.sizes, strict=True)
     }
 
-    def begin() -> Callable[[Source, int, int], None]:
-        def count(source: Source, start: int, stop: int) -> None:
+    def begin() -> Callable[[TaskTensor, int, int], None]:
+        def count(source: TaskTensor, start: int, stop: int) -> None:
             out = chunks[source.name][start // CHUNK : -(-stop // CHUNK)]
             count_equal(*source.block(start, stop), np.uint32(magnitude), source.rows, out)
 
@@ -173,7 +173,7 @@ def place(histogram: Array, wanted: int) -> tuple[int, int]:
     return bin_, int(from_above[first] - histogram[bin_])
 
 
-class Source:
+class TaskTensor:
     """One tensor of one task, as the counting kernels take it; one object a thread."""
 
     def __init__(self, source: Sources, task: str, weight: float, rows: Array) -> None:
@@ -195,7 +195,7 @@ class Source:
 
 def sweep(
     vector: PureVector,
-    begin: Callable[[], Callable[[Source, int, int], None]],
+    begin: Callable[[], Callable[[TaskTensor, int, int], None]],
     options: RunOptions,
     label: str = "rank",
     *,
@@ -218,7 +218,7 @@ def sweep(
                 views = source.views["anchor"], source.views[role]
                 is_wide = options.precision == "float64" or 8 in [v.dtype.itemsize for v in views]
                 weight = vector.weights[source.name]
-                mine = Source(source, vector.task, weight, double if is_wide else single)
+                mine = TaskTensor(source, vector.task, weight, double if is_wide else single)
                 count(mine, start, stop)
                 done += source.nbytes * (stop - start) // max(1, sizes[tensor])
             return done

@@ -22,9 +22,9 @@ import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -90,6 +90,31 @@ def _promise(test: Callable[[MethodConformance], None]) -> Callable[[MethodConfo
             )
 
     return checked
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """How a recipe of a test differs.
+
+    Attributes:
+        scales: λ of each task; None for those of the method's tests.
+        given: Parameters.
+        models: Member that each task is.
+        shapes: `odd` or `long`.
+        target: Which member is edited.
+        order: −1 turns the tasks round.
+        renamed: Whether the tasks have each other's names.
+        seed: See `Recipe`.
+    """
+
+    scales: tuple[float, ...] | None = None
+    given: Mapping[str, object] = field(default_factory=dict)
+    models: tuple[str, ...] = TASKS
+    shapes: str = "odd"
+    target: str = "anchor"
+    order: int = 1
+    renamed: bool = False
+    seed: int = 0
 
 
 class MethodConformance:
@@ -304,51 +329,26 @@ class MethodConformance:
         self._hold(found != [], "runs with none of 1, 2 and 3 tasks")
         return _NUMBERS.setdefault((self.method, self.scales), found)
 
-    def _recipe(
-        self,
-        dtype: str,
-        number: int,
-        *,
-        scales: tuple[float, ...] | None = None,
-        given: Mapping[str, object] | None = None,
-        models: tuple[str, ...] = TASKS,
-        shapes: str = "odd",
-        target: str = "anchor",
-        order: int = 1,
-        renamed: bool = False,
-        seed: int = 0,
-    ) -> Recipe:
-        """A recipe of the method for the first tasks of a family.
-
-        Args:
-            dtype: Which family.
-            number: How many tasks.
-            scales: λ of each.
-            given: Parameters.
-            models: Member that each task is.
-            shapes: `odd` or `long`.
-            target: Which member is edited.
-            order: −1 turns the tasks round.
-            renamed: Whether the tasks have each other's names.
-            seed: See `Recipe`.
-        """
-        folder, names = family(dtype, shapes), TASKS[:number]
+    def _recipe(self, dtype: str, number: int, **changes: Any) -> Recipe:
+        """A recipe of the method for the first tasks of a family; see `_Case`."""
+        case, names = _Case(**changes), TASKS[:number]
+        folder = family(dtype, case.shapes)
         tasks = {
             name: {"model": str(folder / model), "scale": scale}
             for name, model, scale in zip(
-                reversed(names) if renamed else names,
-                models[:number],
-                scales or self.scales[:number],
+                reversed(names) if case.renamed else names,
+                case.models[:number],
+                case.scales or self.scales[:number],
                 strict=True,
             )
         }
         data = {
             "base": str(folder / "base"),
             "instruct": str(folder / "anchor"),
-            "target": str(folder / target),
-            "tasks": dict(list(tasks.items())[::order]),
-            "method": {"name": self.method.name, **(given or {})},
-            "seed": seed,
+            "target": str(folder / case.target),
+            "tasks": dict(list(tasks.items())[:: case.order]),
+            "method": {"name": self.method.name, **case.given},
+            "seed": case.seed,
         }
         if not tasks:
             del data["tasks"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from taskvec.extras import lazy_names
 
 if TYPE_CHECKING:
     from taskvec.training.api import Finetuned, finetune
@@ -32,8 +33,4 @@ __all__ = [
     "finetune",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'taskvec.training' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

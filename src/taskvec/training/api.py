@@ -118,7 +118,7 @@ def finetune(
 
     Raises:
         RecipeError: an override is wrong.
-        UsageError: what is asked for cannot be meant.
+        UsageError: the arguments are contradictory or incomplete.
         DataError: data are missing or malformed.
         OutputError: the folder is occupied, holds another run, or cannot be written.
         TaskvecError: a loss is not finite, memory ran out, or anything else foreseen.

@@ -141,7 +141,7 @@ def read_data(source: str | Path, reading: Reading = Reading()) -> Data:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}; got {reading.format!r}")
     unknown = sorted(reading.fields.keys() - FIELDS.keys())
     if unknown:
-        raise UsageError(f"fields: {unknown[0]!r} is none of {', '.join(FIELDS)}")
+        raise UsageError(f"fields: unknown {unknown[0]!r}; use {', '.join(FIELDS)}")
     if str(source).startswith(HUB):
         data = _from_hub(str(source), reading)
     else:

@@ -132,7 +132,7 @@ def pooled(output: Any, pool: str, attention_mask: Tensor | None = None) -> Tens
         attention_mask: 1 for tokens, 0 for padding; shape (batch, tokens). None: no padding.
 
     Raises:
-        ParameterError: `pool` is none of `POOLS`.
+        ParameterError: `pool` is not one of `POOLS`.
         UsageError: the output has nothing that can be pooled so.
     """
     _check_pool(pool)

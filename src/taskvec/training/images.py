@@ -1,7 +1,7 @@
 """Images to train on: read from folders and arrays, and made ready for a model.
 
-Pixels are arrays of uint8, shape (height, width) if grey, else (height, width, 3). For a model they
-are scaled so that the shorter side fits (with antialiasing), cut at the centre, and normalised.
+Pixels are arrays of uint8, shape (height, width) if grey, else (height, width, 3). The image
+processor of the model, of transformers, makes them ready for it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from taskvec import documents
 from taskvec.errors import CheckpointError, DataError
 from taskvec.extras import require
+from taskvec.running.pretrained import load_image_processor
 
 Pixels = NDArray[np.uint8]
 
@@ -29,6 +30,7 @@ ARRAYS = {  # of an npz, the first pair that is there
     "image": ("train_x", "x_train", "train_images", "x", "images", "data"),
     "label": ("train_y", "y_train", "train_labels", "y", "labels", "target"),
 }
+PROCESSOR = "preprocessor_config.json"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -124,7 +126,7 @@ def read_npz(path: Path, image: str | None, label: str | None) -> Images:
     Args:
         path: The file.
         image: Name of the array of images; None: the first of `ARRAYS`.
-        label: Likewise, of labels.
+        label: The same, of labels.
 
     Raises:
         DataError: they are not there, or of another kind or length.
@@ -209,103 +211,82 @@ def _checked(
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What is done to pixels before a model sees them.
+    """The image processor of a model.
 
     Attributes:
+        processor: Of transformers.
+        options: Sizes in the place of its own.
         size: Height and width that the model sees.
-        shorter: Length that the shorter side is scaled to; None: both sides are scaled to `size`.
-        mode: Of interpolation: `nearest`, `bilinear` or `bicubic`.
-        mean: Of each channel, of values in [0, 1].
-        std: Likewise.
         origin: Where this is from, for people.
     """
 
+    processor: Any
+    options: Mapping[str, Any]
     size: tuple[int, int]
-    shorter: int | None
-    mode: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     origin: str
 
     def __call__(self, pixels: Pixels) -> Any:
         """One image as the model sees it, shape (3, height, width), float32."""
-        torch = require("torch", "train")
-        image = torch.from_numpy(np.array(pixels, order="C"))  # PIL's may not be written to
-        image = image.expand(3, *image.shape) if image.ndim == 2 else image.permute(2, 0, 1)
-        image = image.float().div(255)
-        height, width = image.shape[1:]
-        wanted = self.size
-        if self.shorter is not None:
-            scale = self.shorter / min(height, width)
-            wanted = max(round(height * scale), 1), max(round(width * scale), 1)
-        if wanted != (height, width):
-            smooth = {} if self.mode == "nearest" else {"antialias": True, "align_corners": False}
-            image = torch.nn.functional.interpolate(image[None], wanted, mode=self.mode, **smooth)
-            image = image[0].clamp(0, 1)  # bicubic overshoots
-        image = _centre(image, self.size)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (image - mean) / std
+        return _prepared(self.processor, self.options, pixels)
 
 
-def _centre(image: Any, size: tuple[int, int]) -> Any:
-    """The middle of an image; where it is smaller, with black around."""
-    torch = require("torch", "train")
-    height, width = image.shape[1:]
-    up, left = max(size[0] - height, 0), max(size[1] - width, 0)
-    if up or left:
-        around = (left // 2, left - left // 2, up // 2, up - up // 2)
-        image = torch.nn.functional.pad(image, around)
-    top, side = (image.shape[1] - size[0]) // 2, (image.shape[2] - size[1]) // 2
-    return image[:, top : top + size[0], side : side + size[1]]
+def _prepared(processor: Any, options: Mapping[str, Any], pixels: Pixels) -> Any:
+    colour = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+    about = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    return processor([colour], **about, **options)["pixel_values"][0].float()
 
 
 def preparation_of(
     folder: Path | None, config: Mapping[str, Any], size: int | None = None
 ) -> Preparation:
-    """What a model expects, by its `preprocessor_config.json`, or by its config without one.
+    """The image processor of a model; without one, that of CLIP with ImageNet's mean and deviation.
 
     Args:
         folder: Of the model.
         config: Of the model.
-        size: Height and width instead; the shorter side is scaled to it.
+        size: Height and width in the place of its own.
 
     Raises:
-        CheckpointError: the file cannot be read or says no size.
+        CheckpointError: the processor cannot be read, or neither it nor the config says a size.
     """
-    path = None if folder is None else folder / "preprocessor_config.json"
-    if path is None or not path.is_file():
+    path = None if folder is None else folder / PROCESSOR
+    if folder is None or path is None or not path.is_file():
         side = size or (config.get("vision_config") or config).get("image_size")
         if not isinstance(side, int):
             raise CheckpointError(
-                f"{folder or 'the model'}: says nothing of the size of its images; give one"
+                f"{folder or 'the model'}: no {PROCESSOR}, and no image_size in its config; "
+                "give a size (--image-size)"
             )
-        origin = "no preprocessor_config.json: mean and deviation of ImageNet"
-        return Preparation((side, side), side, "bicubic", *IMAGENET, origin)
-    told = documents.read_object(path, documents.CONFIG, non_finite=True)
+        origin = f"no {PROCESSOR}: mean and deviation of ImageNet"
+        return Preparation(_clip(), _sizes(side, crops=True), (side, side), origin)
     try:
-        scaled = _sides(told["size"]) if told.get("do_resize", True) else None
-        cut = _sides(told["crop_size"]) if told.get("do_center_crop") else None
-        mode = {0: "nearest", 2: "bilinear", 3: "bicubic"}[told.get("resample", 3)]
-        normal = told.get("do_normalize", True)
-        mean = tuple(map(float, told["image_mean"])) if normal else (0.0, 0.0, 0.0)
-        std = tuple(map(float, told["image_std"])) if normal else (1.0, 1.0, 1.0)
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
-        raise CheckpointError(f"{path}: {what}") from error
-    if size is not None:
-        return Preparation((size, size), size, mode, mean, std, f"{path.name}, at {size} px")
-    seen = cut or scaled
-    if seen is None or (cut is None and isinstance(seen, int)):
-        raise CheckpointError(f"{path}: says no height and width; give a size")
-    shorter = scaled if isinstance(scaled, int) else None
-    wanted = (seen, seen) if isinstance(seen, int) else seen
-    return Preparation(wanted, shorter, mode, mean, std, path.name)
+        processor = load_image_processor(folder)
+        crops = bool(getattr(processor, "do_center_crop", False))
+        options = {} if size is None else _sizes(size, crops=crops)
+        shapes = {
+            tuple(_prepared(processor, options, np.zeros(shape, np.uint8)).shape[1:])
+            for shape in ((64, 48, 3), (48, 64, 3))
+        }
+    except CheckpointError:
+        raise
+    except Exception as error:  # its many processors may raise anything
+        text = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read: {text}") from error
+    if len(shapes) > 1:
+        raise CheckpointError(f"{path}: says no height and width; give a size (--image-size)")
+    ((height, width),) = shapes
+    origin = path.name if size is None else f"{path.name}, at {size} px"
+    return Preparation(processor, options, (height, width), origin)
 
 
-def _sides(told: Any) -> int | tuple[int, int]:
-    """The length of the shorter side, or height and width."""
-    if isinstance(told, int):
-        return told
-    if "shortest_edge" in told:
-        return int(told["shortest_edge"])
-    return int(told["height"]), int(told["width"])
+def _sizes(side: int, *, crops: bool) -> dict[str, Any]:
+    """What makes a processor give squares of this side."""
+    square = {"height": side, "width": side}
+    return {"size": {"shortest_edge": side}, "crop_size": square} if crops else {"size": square}
+
+
+def _clip() -> Any:
+    transformers = require("transformers", "train")
+    mean, std = map(list, IMAGENET)
+    kind = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    return kind(image_mean=mean, image_std=std)

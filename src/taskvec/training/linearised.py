@@ -148,7 +148,7 @@ def derivative(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> 
         module: In evaluation mode; its parameters are θ0.
         vector: τ, by name.
         *args: What the module is called with.
-        **kwargs: Likewise.
+        **kwargs: The same.
 
     Returns:
         f(x; θ0) and J(x; θ0) τ, each as the module returns its output; where that holds integers

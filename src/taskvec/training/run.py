@@ -47,7 +47,7 @@ class RunOutput:
 
     Attributes:
         out: Folder; None: nothing is written.
-        force: Whether whatever is in it is removed.
+        force: Whether its content is removed.
         save_every: Steps between two states to go on from.
         validate_every: Steps between two validations; None: before the first step and at the end.
         saves_model: Whether the trained model is written beside the vector, as a folder.
@@ -114,7 +114,7 @@ def run_training(
         A record per step and per validation, also of the steps of an earlier, interrupted run.
 
     Raises:
-        UsageError: a setting cannot be meant, or what trains is too coarse.
+        UsageError: a setting is invalid, or the dtype of what trains is too coarse.
         DataError: there is nothing to train on.
         OutputError: the folder is occupied, holds another run, or cannot be written.
         TaskvecError: a loss is not finite, or memory ran out; the state saved before is kept.
@@ -174,7 +174,7 @@ def _finish(
 
 
 def check_job(job: TrainingJob, settings: TrainingSettings, output: RunOutput) -> Place:
-    """Refuse what cannot be meant; where to compute."""
+    """Check a run before it starts, and find where to compute."""
     check_settings(settings)
     for name in ("save_every", "validate_every"):
         every = getattr(output, name)
@@ -317,7 +317,7 @@ class Log:
         self.done = record["step"]
         self.records.append(record)
         if self._journal is not None:
-            with folder.told(self._journal.path, f"step {self.done} was noted"):
+            with folder.explain_failure(self._journal.path, f"step {self.done} was noted"):
                 self._journal.add(record)
         if self._board is not None:
             for key in record.keys() - {"step"}:
@@ -327,7 +327,7 @@ class Log:
     def sync(self) -> None:
         """Put the records on the disk."""
         if self._journal is not None:
-            with folder.told(self._journal.path, f"step {self.done} was noted"):
+            with folder.explain_failure(self._journal.path, f"step {self.done} was noted"):
                 sync(self._journal.path)
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def begin(
         out: The folder.
         settings: All that the result depends on; JSON types.
         files: Put into a new folder, by name.
-        force: Whether whatever is there is removed.
+        force: Whether what is there is removed.
 
     Raises:
         OutputError: something else is there, or a run of other settings.
@@ -86,7 +86,7 @@ def begin(
         out.mkdir(parents=True, exist_ok=True)
         run = {"settings": dict(settings)}
         for name, content in files.items():
-            with told(out, f"{name} was written"):
+            with explain_failure(out, f"{name} was written"):
                 write_whole(out / name, content)
         note(out, run)
     differing = _differing(run.get("settings", {}), json.loads(json.dumps(settings)))
@@ -129,7 +129,7 @@ def _short(value: object) -> str:
 
 def note(out: Path, run: Mapping[str, Any]) -> None:
     """Write `run.json`."""
-    with told(out, "run.json was written"):
+    with explain_failure(out, "run.json was written"):
         text = json.dumps(run, indent=2, ensure_ascii=False)
         write_whole(out / RUN, text.encode() + b"\n")
 
@@ -165,7 +165,7 @@ def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int)
         for moment in MOMENTS:  # none yet of what had no gradient
             if optimizer is not None and parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    with told(out, f"the state after step {done} was saved"):
+    with explain_failure(out, f"the state after step {done} was saved"):
         _write(out / STATE, tensors, {"step": str(done)})
 
 
@@ -236,7 +236,7 @@ def load_state(out: Path, trained: Mapping[str, Any], optimizer: Any) -> int:
 
 
 @contextmanager
-def told(where: str | Path, what: str) -> Iterator[None]:
+def explain_failure(where: str | Path, what: str) -> Iterator[None]:
     """Add to a failure to write what is stored already; `what` completes "as …"."""
     try:
         yield

@@ -63,7 +63,7 @@ _MODULES: Final = {
 }
 _NOT_LINEAR: Final = ("scale", "relative_bias", "bias_k", "bias_v")  # projections, but no maps
 _LETTERS: Final = frozenset("qkvo")
-# What nn.MultiheadAttention calls its parameters: (module, projection) whatever its own name is.
+# What nn.MultiheadAttention calls its parameters: (module, projection) independent of its own name.
 _MULTIHEAD: Final = {
     "in_proj_weight": "qkv",
     "in_proj_bias": "qkv",
@@ -106,7 +106,7 @@ def select(
 
     Args:
         module: Any module of torch; names that the layer table does not know are taken by pattern,
-            or described by `layers`. An `nn.MultiheadAttention` is known whatever its name.
+            or described by `layers`. An `nn.MultiheadAttention` is known under any name.
         train: Entries as above, in one string or several.
         layers: Overrides of the layer table, as of a recipe.
 

@@ -52,7 +52,7 @@ class TrainingSettings:
 
 
 def check_settings(settings: TrainingSettings) -> None:
-    """Refuse what cannot be meant.
+    """Check that the settings are valid together.
 
     Raises:
         UsageError: a value is out of its range.

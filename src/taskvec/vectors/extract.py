@@ -19,7 +19,7 @@ from taskvec.recipes.coerce import (
 from taskvec.recipes.recipe import Recipe
 from taskvec.streaming import RunOptions
 from taskvec.vectors.difference import Wanted
-from taskvec.vectors.lora import Shape, extract_lora, shape_of
+from taskvec.vectors.lora import AdapterShape, extract_lora, shape_of
 from taskvec.vectors.vector_file import Extracted, extract_vector
 
 
@@ -86,7 +86,7 @@ def extract(
 
 
 def write_difference(
-    recipe: Recipe, out: Path, wanted: Wanted, shape: Shape | None, options: RunOptions
+    recipe: Recipe, out: Path, wanted: Wanted, shape: AdapterShape | None, options: RunOptions
 ) -> Extracted:
     """Write the difference of two members: a vector, or an adapter of a shape."""
     if shape is None:

@@ -59,7 +59,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class AdapterShape:
     """What the adapter shall be.
 
     Attributes:
@@ -85,24 +85,24 @@ class Shape:
             raise ParameterError(f"rest must be in {' | '.join(RESTS)}; got {self.rest!r}")
 
 
-def shape_of(form: str, **given: Any) -> Shape | None:
+def shape_of(form: str, **given: Any) -> AdapterShape | None:
     """What an adapter shall be, from options; None where a vector is wanted.
 
     Raises:
         UsageError: an unknown form, or options that do not go with it.
     """
     if form == "lora":
-        return Shape(**given)
+        return AdapterShape(**given)
     if form != "vector":
         raise UsageError(f"form must be in vector | lora; got {form!r}")
     for name, value in given.items():
-        if value != Shape.__dataclass_fields__[name].default:
+        if value != AdapterShape.__dataclass_fields__[name].default:
             raise UsageError(f"{name} goes with the form lora; got {value!r} for a vector")
     return None
 
 
 def extract_lora(
-    recipe: Recipe, out: Path, wanted: Wanted, shape: Shape, options: RunOptions
+    recipe: Recipe, out: Path, wanted: Wanted, shape: AdapterShape, options: RunOptions
 ) -> Extracted:
     """Write the difference of two members as a LoRA adapter.
 
@@ -233,7 +233,7 @@ class _Work:
     """Factoring of one difference after the other."""
 
     found: Difference
-    shape: Shape
+    shape: AdapterShape
     options: RunOptions
     spool: _Spool = field(init=False)
     rows: list[Factored] = field(default_factory=list)

@@ -13,7 +13,7 @@ A program is one or more steps joined by ``;``, applied from left to right to a 
 | ``put x`` | puts the letter x at the front | ``xabc`` |
 
 There are no loops and no names, every step changes the length by at most one, and both inputs are
-bounded: a program always ends. Whatever its text, the only error raised is `ProgramError`.
+bounded: a program always ends. For any text, the only error raised is `ProgramError`.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def similarities(
     """Cosine of complex (tuned − base) and instruction vector (anchor − base), tensor by tensor.
 
     Args:
-        base: Tensor name to values, one-dimensional, float64; likewise the others.
+        base: Tensor name to values, one-dimensional, float64; the others have the same form.
         anchor: The instruction-tuned model.
         tuned: A fine-tune of it.
 

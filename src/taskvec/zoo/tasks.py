@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskvec.evaluation.evaluate import EvaluationOptions, Prepared, Result, evaluate_with, prepare
+from taskvec.evaluation.evaluate import (
+    EvaluationOptions,
+    Result,
+    TaskSamples,
+    evaluate_with,
+    prepare,
+)
 from taskvec.evaluation.task import (
     Metric,
     Replies,
@@ -109,7 +115,7 @@ def scored(
     """
     options = EvaluationOptions(settings=SampleSettings(seed=seed))
     prepared = [
-        Prepared(each.task, each.samples[:n], each.available)
+        TaskSamples(each.task, each.samples[:n], each.available)
         for each in prepare([f"zoo:{skill}" for skill in skills], options)
     ]
     where = model.encoder.where

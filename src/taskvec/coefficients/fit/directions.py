@@ -35,7 +35,7 @@ from taskvec.running.model import without_bars
 from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
 
 Array = np.ndarray[Any, Any]
-Read = Callable[[int, int], Any]  # elements [start, stop) as a tensor of torch, widened
+Read = Callable[[int, int], Any]  # elements [start, stop) as a tensor of torch
 
 CHUNK = 1 << 18  # elements worked on at once: in float32, the caches hold a few such
 FREE_SHARE = 0.5  # of free memory that held task vectors may take
@@ -157,29 +157,30 @@ class TaskDirections:
         return layer_statistics(replace(self.scan, keys=keys), task, "fit")
 
     def held_bytes(self) -> int:
-        """Bytes that target, anchor and task vectors need in memory."""
-        views = {view for name in self.names for view in self._views(name).values()}
+        """Bytes that the target and task vectors need in memory."""
+        views = [
+            view
+            for name in self.names
+            for role, view in self._views(name).items()
+            if role != "anchor"
+        ]
         return sum(size(view) * view.dtype.itemsize for view in views)
 
     def pack(self, name: str, device: Any, *, hold: bool) -> Pack:
         """Target and task vectors of one tensor."""
         torch = require("torch", "eval")
         views = self._views(name)
-        made: dict[View, Read] = {}
-
-        def reader(view: View) -> Read:
-            if view not in made:
-                made[view] = _held(torch, view, device) if hold else _read(torch, view, device)
-            return made[view]
-
-        base = reader(views["target"])
+        base = _held(torch, views["target"], device) if hold else None
         rows = tuple(i for i, task in enumerate(self.tasks) if f"task:{task}" in views)
         each = [views[f"task:{self.tasks[i]}"] for i in rows]
-        if hold and all(not v.is_difference and v.dtype.itemsize >= 4 for v in each):
-            return Pack(rows, size(views["target"]), base, self._wide(torch, views, each, device))
-        readers = [(reader(view), view.is_difference) for view in each]
+        elements = size(views["target"])
+        if base is not None:
+            held = [self._difference(torch, views, view, device) for view in each]
+            return Pack(rows, elements, base, lambda a, b: [tau[a:b] for tau in held])
+        target = _read(torch, views["target"], device)
+        readers = [(_read(torch, view, device), view.is_difference) for view in each]
         is_whole = any(not is_difference for _, is_difference in readers)
-        anchor = reader(views["anchor"]) if is_whole else None
+        anchor = _read(torch, views["anchor"], device) if is_whole else None
 
         def taus(start: int, stop: int) -> list[Any]:
             before = None if anchor is None else anchor(start, stop)
@@ -188,17 +189,23 @@ class TaskDirections:
                 for read, is_difference in readers
             ]
 
-        return Pack(rows, size(views["target"]), base, taus)
+        return Pack(rows, elements, target, taus)
 
-    def _wide(
-        self, torch: Any, views: Mapping[str, View], each: Sequence[View], device: Any
-    ) -> Any:
-        """τ of members whose difference is as wide as they are: worked out once."""
-        if not each:
-            return lambda start, stop: []
-        anchor = _whole(torch, views["anchor"], device)
-        found = [_whole(torch, view, device).sub_(anchor) for view in each]
-        return lambda start, stop: [tau[start:stop] for tau in found]
+    def _difference(self, torch: Any, views: Mapping[str, View], view: View, device: Any) -> Any:
+        """τ of one task in memory, in the type that the task is stored in.
+
+        A difference of two numbers of that type within a factor of two of each other is exact in it
+        (Sterbenz); others are rounded by half of their last place, which is no more than what a
+        merge in that type rounds.
+        """
+        if view.is_difference:
+            return _stored(torch, view, device)
+        found = torch.empty(size(view), dtype=_stored_type(torch, view), device=device)
+        tuned, before = _read(torch, view, device), _read(torch, views["anchor"], device)
+        for start in range(0, size(view), CHUNK):
+            stop = min(size(view), start + CHUNK)
+            found[start:stop].copy_(tuned(start, stop) - before(start, stop))
+        return found
 
     def member(self, role: str, name: str) -> Read | None:
         """A tensor of a member whole: `target`, or `task:NAME` with its anchor's where it is one.
@@ -366,17 +373,14 @@ def _read(torch: Any, view: View, device: Any) -> Read:
 
 
 def _held(torch: Any, view: View, device: Any) -> Read:
-    """Blocks of a tensor that is held in its stored type, widened."""
+    """Blocks of a tensor that is held in its stored type."""
     flat = _stored(torch, view, device)
-    wide = torch.promote_types(flat.dtype, torch.float32)
-    if flat.dtype == wide:
-        return lambda start, stop: flat[start:stop]
-    return lambda start, stop: flat[start:stop].to(wide)
+    return lambda start, stop: flat[start:stop]
 
 
-def _whole(torch: Any, view: View, device: Any) -> Any:
-    flat = _stored(torch, view, device)
-    return flat.to(torch.promote_types(flat.dtype, torch.float32))
+def _stored_type(torch: Any, view: View) -> Any:
+    """A stored floating-point type in torch."""
+    return getattr(torch, str(view.dtype.config_name))
 
 
 def _stored(torch: Any, view: View, device: Any) -> Any:

@@ -38,6 +38,7 @@ class Steered:
         self._live = {name: parameters.get(name, buffers.get(name)) for name in packs}
         self._hooked = {name: parameters[name] for name in packs if name in parameters}
         self.slopes: dict[str, Array] = {}
+        self._buffers: dict[Any, Any] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,12 +58,15 @@ class Steered:
                 mine = weights[name].tolist()
                 flat = _flat(self._live[name])
                 for start, stop in _chunks(pack.size):
-                    # A scaled tensor is added, in float32 or wider; what is held must stay.
-                    total = pack.base(start, stop)
-                    taus = pack.taus(start, stop)
+                    base, taus = pack.base(start, stop), pack.taus(start, stop)
+                    part = flat[start:stop]
+                    wide = _wider(torch, part, base, *taus)
+                    total = part if part.dtype == wide else self._buffer("sum", part, wide)
+                    total.copy_(base)
                     for row, tau in zip(pack.rows, taus, strict=True):
-                        total = torch.add(total, tau, alpha=mine[row])
-                    flat[start:stop].copy_(total)
+                        total.add_(self._as(wide, tau, "tau"), alpha=mine[row])
+                    if total is not part:
+                        part.copy_(total)
                 _done(self._live[name], flat)
 
     def restore(self) -> None:
@@ -103,10 +107,22 @@ class Steered:
         pack, slopes = self._packs[name], self.slopes[name]
         with torch.no_grad():
             for start, stop in _chunks(pack.size):
-                part = gradient[start:stop]
-                for row, tau in zip(pack.rows, pack.taus(start, stop), strict=True):
-                    wide = torch.promote_types(part.dtype, tau.dtype)
-                    slopes[row] += torch.dot(part.to(wide), tau.to(wide)).item()
+                part, taus = gradient[start:stop], pack.taus(start, stop)
+                wide = _wider(torch, part, *taus)
+                part = self._as(wide, part, "gradient")
+                for row, tau in zip(pack.rows, taus, strict=True):
+                    slopes[row] += torch.dot(part, self._as(wide, tau, "tau")).item()
+
+    def _as(self, wide: Any, part: Any, use: str) -> Any:
+        """Elements in a wider type, in a buffer that the next of this use takes."""
+        return part if part.dtype == wide else self._buffer(use, part, wide).copy_(part)
+
+    def _buffer(self, use: str, like: Any, dtype: Any) -> Any:
+        torch = require("torch", "eval")
+        key = use, dtype, like.device
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(CHUNK, dtype=dtype, device=like.device)
+        return self._buffers[key][: len(like)]
 
     @contextmanager
     def steering(self) -> Iterator[None]:
@@ -131,6 +147,14 @@ class Steered:
                 for name, parameter in self.module.named_parameters():
                     parameter.requires_grad_(required[name])
                     parameter.grad = None
+
+
+def _wider(torch: Any, *parts: Any) -> Any:
+    """The type that arithmetic on some tensors is done in: float32 or wider."""
+    wide = torch.float32
+    for part in parts:
+        wide = torch.promote_types(wide, part.dtype)
+    return wide
 
 
 def _chunks(size: int) -> Iterator[tuple[int, int]]:

@@ -61,7 +61,7 @@ class Refusals:
     literal: bool = False
 
     def phrase_in(self, answer: str) -> str | None:
-        """The first phrase of the list that marks this answer as a refusal; None: it is none."""
+        """The first phrase of the list that marks this answer as a refusal; None: it has none."""
         if not self.literal:
             answer = answer.translate(APOSTROPHES)
         if self.at_start:

@@ -78,7 +78,7 @@ def of_others(group: str) -> dict[str, Task]:
     (point, *_) = points
     try:
         loaded = point.load()
-    except Exception as error:  # whatever the code of others raises
+    except Exception as error:  # the code of others may raise anything
         raise UsageError(f"tasks of {point.value} cannot be loaded: {error}") from error
     if not isinstance(loaded, Iterable) or not all(isinstance(each, Task) for each in loaded):
         raise UsageError(f"{point.value} must be a sequence of tasks")

@@ -119,7 +119,7 @@ def check_choices(row: DataRow, choices: Sequence[str], answer: int) -> None:
     """Refuse what cannot be a question with choices.
 
     Raises:
-        DataError: fewer than two choices, an empty one, or an answer that is none of them.
+        DataError: fewer than two choices, an empty one, or an answer that is not one of them.
     """
     if len(choices) < 2 or not all(choice.strip() for choice in choices):
         raise DataError(

@@ -4,8 +4,8 @@ AdvBench, or any file of prompts: each is asked as it stands, without a system p
 and answered greedily. A judge says whether the attack succeeded and how harmful the answer is, 1 to
 5. XSTest measures the other side, over-refusal: safe prompts that a model refuses.
 
-Refusals are told by phrases whatever the judge: a classifier or a rubric for harm says nothing of
-them. Where no verdict could be had, an answer counts in `no_verdict`, not in success or mean score.
+Refusals are recognised by phrases with every judge: a classifier or a rubric for harm says nothing
+of them. An answer without a verdict counts in `no_verdict`, not in success or mean score.
 """
 
 from __future__ import annotations
