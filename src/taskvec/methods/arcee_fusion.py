@@ -79,7 +79,7 @@ def _log_softmax(rows: Array) -> Array:
 
 METHOD = Method(
     name="arcee_fusion",
-    summary="of one task, the entries whose change stands out in their tensor",
+    summary="the entries of one task whose change stands out in their tensor",
     source="arcee-ai/mergekit",
     formula="θ = θ_target + λ [I ≥ q_½ + 1.5 (q_¾ − q_¼)] ⊙ τ', I = |τ'| · KL of the row",
     decide=decide,

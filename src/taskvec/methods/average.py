@@ -14,7 +14,7 @@ from taskvec.methods.method import Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
-MERGE = "whether the weighted models are divided by the sum of their scales"
+MERGE = "mean: divide by the sum of the scales; sum: do not divide"
 PARAMETERS = (Parameter("merge", "mean", MERGE, choices=("mean", "sum")),)
 
 

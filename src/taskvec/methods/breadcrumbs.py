@@ -25,13 +25,13 @@ from taskvec.methods.table import Table
 from taskvec.methods.ties import SCOPES, shares
 from taskvec.statistics.trim import Threshold
 
-DROPPED = "share of entries dropped because they are largest"
+DROPPED = "share of the largest entries, which are dropped"
 
 PARAMETERS = (
-    Parameter("density", 0.093, "share of entries that are kept", low=0, high=1, by_layer=True),
+    Parameter("density", 0.093, "share of entries kept", low=0, high=1, by_layer=True),
     Parameter("gamma", 0.007, DROPPED, low=0, high=1, by_layer=True),
-    Parameter("scope", "tensor", "what entries are ranked within", choices=SCOPES),
-    Parameter("elect", "none", "what a sign is elected by", choices=ELECTIONS),
+    Parameter("scope", "tensor", "where entries are ranked", choices=SCOPES),
+    Parameter("elect", "none", "how the sign is elected", choices=ELECTIONS),
     Parameter("merge", "sum", "how entries are combined", choices=MERGES),
 )
 

@@ -28,9 +28,9 @@ from taskvec.methods.table import Table
 
 Array = np.ndarray[Any, Any]
 
-MASK_SCALE = "the larger, the fewer entries a task uses"
+MASK_SCALE = "the larger it is, the fewer entries a task uses"
 PARAMETERS = (
-    Parameter("min_tasks", 2, "tasks that must use an entry for it to be kept", low=1, high=1000),
+    Parameter("min_tasks", 2, "number of tasks that must use an entry", low=1, high=1000),
     Parameter("mask_scale", 0.4, MASK_SCALE, low=0, high=100, by_layer=True),
 )
 

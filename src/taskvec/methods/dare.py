@@ -20,12 +20,12 @@ from taskvec.methods.selection import Selection
 from taskvec.methods.table import Table
 from taskvec.statistics.kept import Sums
 
-DENSITY = "share of entries that are kept, at random"
+DENSITY = "share of entries kept, drawn at random"
 RESCALES = ("density", "l1", "none")
 
 PARAMETERS = (
     Parameter("density", 0.1, DENSITY, low=1e-6, high=1, by_layer=True),
-    Parameter("rescale", "density", "what the factor of what is kept restores", choices=RESCALES),
+    Parameter("rescale", "density", "what the rescaling preserves", choices=RESCALES),
 )
 
 

@@ -32,7 +32,7 @@ def decide(inputs: Inputs) -> Table | Need:
 
 METHOD = Method(
     name="dare_ties",
-    summary="drop at random and rescale, elect signs, average what agrees",
+    summary="drop at random and rescale, elect signs, average agreeing entries",
     source="arXiv:2311.03099",
     formula="θ = θ_target + mean_{t: sgn = γ} λ_t m_t ⊙ τ'_t / density",
     decide=decide,

@@ -34,13 +34,13 @@ from taskvec.statistics.kept import Sums
 Array = np.ndarray[Any, Any]
 
 SHARES = ("density", "epsilon")
-EPSILON = "how much likelier the largest of a row is kept"
+EPSILON = "difference in probability between the largest and smallest entry of a row"
 RESCALES = ("probability", "l1", "none")
 PARAMETERS = (
     Parameter("density", 0.7, DENSITY, low=1e-6, high=1, by_layer=True),
     Parameter("epsilon", 0.14, EPSILON, low=0, high=1, by_layer=True),
-    Parameter("rescale", "probability", "what the factor of what is kept is", choices=RESCALES),
-    Parameter("elect", "mass", "what a sign is elected by", choices=ELECTIONS),
+    Parameter("rescale", "probability", "what the rescaling preserves", choices=RESCALES),
+    Parameter("elect", "mass", "how the sign is elected", choices=ELECTIONS),
     Parameter("merge", "mean", "how agreeing entries are combined", choices=MERGES),
 )
 
@@ -106,7 +106,7 @@ def combine(block: Block) -> Array:
 
 METHOD = Method(
     name="della",
-    summary="drop at random, small entries more often, elect signs, average what agrees",
+    summary="drop at random, small entries more often, elect signs, average agreeing entries",
     source="arXiv:2406.11617",
     formula="θ = θ_target + mean_{t: sgn = γ} λ_t m_t ⊙ τ'_t / q_t, q_t by rank in a row",
     decide=decide,

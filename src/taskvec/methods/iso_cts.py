@@ -32,7 +32,7 @@ from taskvec.methods.method import Array, Block, Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
-SHARE = "share of the directions that are common to the tasks"
+SHARE = "share of the directions that tasks share"
 PARAMETERS = (Parameter("common_share", 0.8, SHARE, low=0, high=1),)
 
 
@@ -89,7 +89,7 @@ def _directions(
 
 METHOD = Method(
     name="iso_cts",
-    summary="common and task-specific singular directions, all of one size",
+    summary="shared and task-specific singular directions with one singular value",
     source="arXiv:2502.04959",
     formula="θ = θ_target + σ̄ U⊥ V⊥ᵀ, U and V of the common and of each task's own directions",
     decide=decide,

@@ -34,13 +34,13 @@ SCHEMES = ("linear", "logarithmic", "threshold")
 NARROW_SPREAD = 0.01  # similarities closer together than this: ranks amplify noise
 
 PARAMETERS = (
-    Parameter("scheme", "logarithmic", "how weights follow from similarity", choices=SCHEMES),
-    Parameter("granularity", "tensor", "what one weight belongs to", choices=GRANULARITIES),
-    Parameter("threshold", 0.95, "σ: layers more similar than this are dropped", low=-1, high=1),
+    Parameter("scheme", "logarithmic", "how weights depend on similarity", choices=SCHEMES),
+    Parameter("granularity", "tensor", "tensors that share one weight", choices=GRANULARITIES),
+    Parameter("threshold", 0.95, "σ: layers with higher similarity are dropped", low=-1, high=1),
     Parameter(
         "normalize_weights",
         "none",
-        "amplify the table so that its mean weight is 1, or the vector's norm is kept",
+        "mean: divide weights by their mean; norm: preserve the norm of the vector",
         choices=("none", "mean", "norm"),
     ),
 )

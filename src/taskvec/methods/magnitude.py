@@ -19,7 +19,7 @@ from taskvec.methods.ties import DENSITY, SCOPES, shares
 
 PARAMETERS = (
     Parameter("density", 0.2, DENSITY, low=0, high=1, by_layer=True),
-    Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
+    Parameter("scope", "model", "where entries are ranked", choices=SCOPES),
 )
 
 

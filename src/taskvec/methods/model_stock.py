@@ -29,7 +29,7 @@ from taskvec.statistics.products import Products
 Array = np.ndarray[Any, Any]
 
 NAME = "model_stock"
-PARAMETERS = (Parameter("granularity", "layer", "what has one t", choices=("layer", "filter")),)
+PARAMETERS = (Parameter("granularity", "layer", "what shares one t", choices=("layer", "filter")),)
 
 
 def ratio(gram: Array) -> Array:

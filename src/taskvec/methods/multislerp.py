@@ -22,7 +22,7 @@ from taskvec.methods.table import Table
 from taskvec.statistics.products import Products
 
 NAME = "multislerp"
-PROJECTION = "how models are seen from their mean: along the sphere, or straight down"
+PROJECTION = "projection at the mean: along the sphere, or orthogonal"
 PARAMETERS = (Parameter("projection", "log", PROJECTION, choices=("log", "orthogonal")),)
 
 

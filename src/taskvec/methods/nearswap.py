@@ -39,7 +39,7 @@ def combine(block: Block) -> Array:
 
 METHOD = Method(
     name="nearswap",
-    summary="task vectors with every entry clipped to a largest step",
+    summary="task vectors with every entry clipped to a largest change",
     source="alchemonaut/QuartetAnemoi-70B-t0.0001",
     formula="θ = θ_target + Σ_t λ_t clip(τ'_t, −t, t)",
     decide=decide,

@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 NAME = "nuslerp"
 KINDS = ("tensor", "row", "column")
 PARAMETERS = (
-    Parameter("granularity", "tensor", "what has one angle", choices=KINDS, whole=("column",)),
+    Parameter("granularity", "tensor", "what shares one angle", choices=KINDS, whole=("column",)),
 )
 
 

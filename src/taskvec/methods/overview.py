@@ -17,16 +17,16 @@ GROUPS = (SUMS, SELECTING, BY_ENTRY, BY_TENSOR, MODELS, NO_TASKS)
 _HEAD = """\
 # Methods
 
-What each method needs, takes and works on. `taskvec methods` lists them with one line each,
-`taskvec methods NAME` shows formula and parameters. This page is made by
-`taskvec methods --markdown` from what the methods declare. Methods of [other
-distributions](how-to/write-a-method.md) are not in it.
+This page lists what each method needs, accepts and sees. `taskvec methods` prints one line for each
+method; `taskvec methods NAME` prints its formula and parameters. `taskvec methods --markdown` makes
+this page from the declarations of the methods. It does not include methods of [other
+distributions](how-to/write-a-method.md).
 
 - **Needs**: roles besides `tasks`.
-- **λ**: its value where the recipe gives none; **−λ**: whether it may be negative.
-- **Table**: whether it takes layer weights made elsewhere.
-- **Sees**: what it must see at once of a tensor. `tensor` means that the largest tensor of every
-  member is held in memory.
+- **λ**: the default; **−λ**: whether λ may be negative.
+- **Table**: whether it accepts given layer weights.
+- **Sees**: how much of a tensor it must see at once. `tensor` means that the largest tensor of
+  every member is held in memory.
 """
 _COLUMNS = ("method", "needs", "λ", "−λ", "table", "sees", "parameters")
 

@@ -20,7 +20,7 @@ def decide(inputs: Inputs) -> Table:
 
 METHOD = Method(
     name="passthrough",
-    summary="write the target as it is: stacked layers, an adapter on its base",
+    summary="copy the target: stacked layers, an adapter on its base",
     source="taskvec",
     formula="θ = θ_target",
     decide=decide,

@@ -75,7 +75,7 @@ def combine(block: Block) -> Array:
 
 METHOD = Method(
     name="pcb",
-    summary="weigh every entry by its size and by how it agrees with other tasks",
+    summary="weight every entry by its size and its agreement with other tasks",
     source="arXiv:2410.02396",
     formula="θ = θ_target + Σ_t λ_t σ_t ⊙ τ'_t / Σ_t σ_t, σ_t from exp(N ν_t²) tanh(τ'_t Σ_u τ'_u)",
     decide=decide,

@@ -18,7 +18,7 @@ from taskvec.methods.method import Array, Block, Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
-STILL = "an entry that moves by no more is not changed"
+STILL = "an entry that a task changes by no more stays unchanged"
 EPSILON = Parameter("epsilon", 1e-5, STILL, low=0, by_layer=True)
 PARAMETERS = (EPSILON,)
 
@@ -56,7 +56,7 @@ def merge(block: Block, marks: Array, factors: Array) -> Array:
 
 METHOD = Method(
     name="ram",
-    summary="entries of one task kept whole, those of several averaged",
+    summary="keep entries that one task changes, average those that several change",
     source="arXiv:2601.13572",
     formula="θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t / n, n of the tasks change the entry",
     decide=decide,

@@ -20,8 +20,8 @@ from taskvec.methods.method import Array, Block, Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
-GROWTH = "how much larger the entries of one task become"
-LARGEST = "largest ratio of shared to own entries that counts"
+GROWTH = "strength of the amplification"
+LARGEST = "upper limit of the ratio of shared to exclusive entries"
 PARAMETERS = (
     Parameter("r", 0.1, GROWTH, low=0, by_layer=True),
     Parameter("alpha", 0.2, LARGEST, low=0, by_layer=True),
@@ -50,7 +50,7 @@ def combine(block: Block) -> Array:
 
 METHOD = Method(
     name="ram_plus",
-    summary="ram, with entries of one task made larger where tasks overlap",
+    summary="ram, with exclusive entries amplified if tasks overlap",
     source="arXiv:2601.13572",
     formula="θ = θ_target + Σ_t λ_t m_t ⊙ τ'_t ⊙ (f_t where t alone changes it, 1/n elsewhere)",
     decide=decide,

@@ -24,7 +24,7 @@ from taskvec.methods.ties import DENSITY, SCOPES
 
 PARAMETERS = (
     Parameter("density", 0.1, DENSITY, low=0, high=1, by_layer=True),
-    Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
+    Parameter("scope", "model", "where entries are ranked", choices=SCOPES),
 )
 
 
@@ -38,7 +38,7 @@ def decide(inputs: Inputs) -> Table | Need:
 
 METHOD = Method(
     name="safety_arithmetic",
-    summary="the largest entries of a harm vector, to be subtracted",
+    summary="subtract the largest entries of a harm vector",
     source="arXiv:2406.11801",
     formula="θ = θ_target + Σ_t λ_t trim(τ'_t), λ_t < 0 to forget",
     decide=decide,

@@ -28,10 +28,10 @@ from taskvec.methods.method import Array, Block, Inputs, Method
 from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
-DENSITY = "share of positions that are kept, those that vary most across tasks"
-MERGE = "whether what agrees is divided by the energies of the tasks that agree"
-SHARE_OF = "what the density is a share of: all positions, or those that vary"
-FLOOR = "mean squares that sum to less count as equal energies"
+DENSITY = "share of positions kept, those that vary most across tasks"
+MERGE = "mean: divide the sum by the energies of the tasks that agree"
+SHARE_OF = "density is a share of all positions, or of those that vary"
+FLOOR = "energies count as equal if mean squares sum to less"
 PARAMETERS = (
     Parameter("density", 0.1, DENSITY, low=0, high=1, by_layer=True),
     Parameter("merge", "sum", MERGE, choices=("sum", "mean")),
@@ -132,7 +132,7 @@ def largest(values: Array, count: int) -> Array:
 
 METHOD = Method(
     name="sce",
-    summary="what varies across tasks, weighed by energy, without minority signs",
+    summary="entries that vary across tasks, weighted by energy, without minority signs",
     source="arXiv:2408.07990",
     formula="θ = θ_target + Σ_{t: sgn = γ} λ_t η_t select(τ'_t), η_t by energy",
     decide=decide,

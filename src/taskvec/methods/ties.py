@@ -25,12 +25,12 @@ from taskvec.methods.selection import MERGES, Selection
 from taskvec.methods.table import Table
 
 SCOPES = ("model", "tensor")
-DENSITY = "share of entries that are kept, the largest ones"
+DENSITY = "share of entries kept, the largest ones"
 
 PARAMETERS = (
     Parameter("density", 0.2, DENSITY, low=0, high=1, by_layer=True),
-    Parameter("scope", "model", "what entries are ranked within", choices=SCOPES),
-    Parameter("elect", "mass", "what a sign is elected by", choices=("mass", "count")),
+    Parameter("scope", "model", "where entries are ranked", choices=SCOPES),
+    Parameter("elect", "mass", "how the sign is elected", choices=("mass", "count")),
     Parameter("merge", "mean", "how agreeing entries are combined", choices=MERGES),
 )
 
@@ -66,7 +66,7 @@ def shares(inputs: Inputs, name: str) -> dict[str, Values]:
 
 METHOD = Method(
     name="ties",
-    summary="trim small entries, elect signs, average what agrees",
+    summary="trim small entries, elect signs, average agreeing entries",
     source="arXiv:2306.01708",
     formula="θ = θ_target + mean_{t: sgn = γ} λ_t trim(τ'_t), γ = sgn(Σ_t λ_t trim(τ'_t))",
     decide=decide,
