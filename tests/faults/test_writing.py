@@ -18,8 +18,7 @@ from tests.conftest import read_raw, told
 from tests.faults.states import digest, merging, names, old_model
 
 from taskvec.files import write_whole
-from taskvec.merging import plan
-from taskvec.outputs import staging
+from taskvec.outputs import place, staging
 
 CALLS = ("pwrite", "posix_fallocate", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 TAKES_ROOM = {"pwrite", "posix_fallocate", "mkdir", "write_bytes", "write_text"}
@@ -187,7 +186,7 @@ def test_a_disk_that_is_really_full(tmp_path, family, cli, monkeypatch):
         (code, _, err), found = cli(*merging(family, disk / "out")), names(disk)
         assert (code, found) == (1, [])
         assert "of disk" in err  # known before
-        monkeypatch.setattr(plan, "free_bytes", lambda out: 10**9)  # somebody else fills it
+        monkeypatch.setattr(place, "free_bytes", lambda out: 10**9)  # somebody else fills it
         (code, _, err), found = cli(*merging(family, disk / "out")), names(disk)
         at_mount, _, there = cli(*merging(family, disk))
     finally:
