@@ -174,13 +174,13 @@ def test_interruption_while_an_object_is_cleaned_up_is_not_lost(tmp_path, family
 
 def test_ignored_signals_stay_ignored(family, cli, monkeypatch):
     """As for a shell's background jobs, which Ctrl-C in the shell is not meant for."""
-    real = engine.make_plan
+    real = engine.prepare
 
     def interrupted(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return real(*args, **options)
 
-    monkeypatch.setattr(engine, "make_plan", interrupted)
+    monkeypatch.setattr(engine, "prepare", interrupted)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert cli(*merging(family, family["base"].parent.parent / "out"))[0] == 0
@@ -245,8 +245,8 @@ def test_folder_that_fills_meanwhile_is_not_replaced(tmp_path, family, cli, monk
     """Checked at first, then again under the lock and before the renaming."""
     out = tmp_path / "out"
     if when == "before writing":
-        real = engine.edits_of
-        monkeypatch.setattr(engine, "edits_of", lambda *args: (old_model(out), real(*args))[1])
+        real = engine.decide
+        monkeypatch.setattr(engine, "decide", lambda *args: (old_model(out), real(*args))[1])
         monkeypatch.setattr(engine, "apply", None)  # known before anything is worked out
     else:
         publish = staging.Staging.publish

@@ -104,6 +104,7 @@ def test_peft_gives_the_best_approximation(
         assert name not in ranks or np.abs(change).max() > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:the saved embedding is tied:taskvec.TaskvecWarning")
 def test_peft_loads_modules_that_are_saved_whole(family: tv.Family, tmp_path: Path) -> None:
     done = tv.extract(family, tmp_path / "lora", form="lora", rest="save", rank=64)
     tuned, got = state(tmp_path / "math"), merged(tmp_path)

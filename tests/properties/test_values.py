@@ -55,12 +55,16 @@ def with_odd_bits(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scale_zero_copies_the_target(dtype, target, tmp_path):
     write(tmp_path, with_odd_bits(dtype), dtype)
-    for weights in (even(1.0), "task_arithmetic", {"name": "lata", "scheme": "linear"}):
+    for chosen in (
+        {"table": even(1.0)},
+        {"method": "task_arithmetic"},
+        {"method": tv.method("lata", scheme="linear")},
+    ):
         out = tmp_path / "out"
         tv.merge(
             family(tmp_path, target=tmp_path / target),
             out,
-            table=weights,
+            **chosen,
             force=True,
             scale={"code": 0.0, "math": -0.0},
         )
@@ -164,6 +168,7 @@ def test_one_task_at_scale_one_is_the_fine_tune_within_a_step(dtype, tmp_path):
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.filterwarnings("ignore:threshold .* keeps every layer:taskvec.TaskvecWarning")
 def test_adding_then_forgetting_returns_exactly_one_dtype_wider(dtype, scale, tmp_path):
     """Weights of a 16-bit type kept in float32, a power of two as scale: no step rounds."""
     models = {name: stored(model, dtype) for name, model in members().items()}
@@ -175,12 +180,13 @@ def test_adding_then_forgetting_returns_exactly_one_dtype_wider(dtype, scale, tm
         family(tmp_path, ("math",), target=tmp_path / "more"),
         tmp_path / "back",
         scale={"math": scale},
-        threshold=1.0,
+        method=tv.method("lata", scheme="threshold", threshold=1.0),
     )
     assert contents(tmp_path / "back") == contents(tmp_path / "anchor")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:threshold .* keeps every layer:taskvec.TaskvecWarning")
 def test_adding_then_forgetting_returns_within_the_roundings(dtype, tmp_path):
     models = members()
     write(tmp_path, models, dtype)
@@ -190,7 +196,7 @@ def test_adding_then_forgetting_returns_within_the_roundings(dtype, tmp_path):
         family(tmp_path, ("math",), target=tmp_path / "more"),
         tmp_path / "back",
         scale={"math": 0.7},
-        threshold=1.0,
+        method=tv.method("lata", scheme="threshold", threshold=1.0),
     )
     got, between = values(tmp_path / "back"), values(tmp_path / "more")
     for name, expected in stored(models["anchor"], dtype).items():
@@ -202,9 +208,11 @@ def test_adding_then_forgetting_returns_within_the_roundings(dtype, tmp_path):
         assert (np.abs(got[name] - expected) <= allowed).all()
 
 
+@pytest.mark.filterwarnings("ignore:threshold .* keeps every layer:taskvec.TaskvecWarning")
 def test_forgetting_is_merging_with_a_negative_scale(root):
     scale = {"code": 0.3, "math": 0.8}
-    tv.forget(family(root), root / "forgotten", scale=scale, threshold=0.97)
+    lata = tv.method("lata", scheme="threshold", threshold=0.97)
+    tv.forget(family(root), root / "forgotten", scale=scale, method=lata)
     weights = tv.lata(tv.scan(family(root)), scheme="threshold", threshold=0.97)
     negative = {task: -value for task, value in scale.items()}
     tv.merge(family(root), root / "merged", table=weights, scale=negative)
