@@ -62,7 +62,7 @@ def test_kill_at_operations(tmp_path, family, before, step):
 INTERRUPTION = "taskvec: interrupted; the same command continues where it stopped\n"
 INTERRUPTED = """
 import os, signal, sys
-from taskvec.checkpoints import staging
+from taskvec.outputs import staging
 from taskvec.cli.main import main
 
 staging.SYNC_BYTES = 1

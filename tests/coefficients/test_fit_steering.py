@@ -71,7 +71,8 @@ def test_the_module_is_what_merge_writes(stored, hold):
         # Terms cancel, so that their rounding in float32 counts beside that of the result.
         least = max(2**-22 * float(expected.float().abs().max()), 2**-24)  # float16's smallest
         far = sum(
-            abs(float(w)) * (family.tasks[task][name].float() - family.start[name].float()).abs()
+            abs(float(w))
+            * (family.tasks[task].model[name].float() - family.start[name].float()).abs()
             for w, task in zip(weights[names[name]], "ab", strict=True)
         )
         # Task vectors that are held are rounded as they are stored, by half of a last place.
@@ -125,7 +126,7 @@ def test_slopes_are_those_of_autograd_through_the_sum(tie, hold, monkeypatch):
         own = names[name]
         total = start[name]
         for i, task in enumerate("ab"):
-            total = total + leaves[own][i] * (family.tasks[task][name].float() - start[name])
+            total = total + leaves[own][i] * (family.tasks[task].model[name].float() - start[name])
         merged.setdefault(own, total)
     module = llama(0, tie).float()
     if tie:
@@ -175,14 +176,14 @@ def test_loading_a_member_gives_the_fine_tune(tmp_path):
     found, names, it, family = steered(dtype=torch.bfloat16)
     it.load(lambda name: found.member("task:b", name), names)
     for name, p in state(it.module).items():
-        assert torch.equal(p, family.tasks["b"][name]), name
+        assert torch.equal(p, family.tasks["b"].model[name]), name
     path = tmp_path / "a.safetensors"
     tv.extract(family, path, task="a")
     as_vector = open_directions(tv.Family(anchor=family.start, tasks={"a": path}))
     it.load(lambda name: as_vector.member("target", name), names)
     it.load(lambda name: as_vector.member("task:a", name), names)
     for name, p in state(it.module).items():
-        assert torch.equal(p, family.tasks["a"][name]), name
+        assert torch.equal(p, family.tasks["a"].model[name]), name
 
 
 def test_a_module_that_is_not_the_target_is_refused():

@@ -172,7 +172,7 @@ def test_a_pair_is_compared_with_each_task_alone_and_with_the_fine_tunes():
     recipe = recipe_of_zoo("task_arithmetic")
     found = found_in(recipe, ("math", "code"), 16)
     (pair,) = found.pairs
-    assert pair.tasks == ("code", "math")
+    assert pair.tasks == ("math", "code")
     names = ["zoo:code", "zoo:math"]
     merged = tv.evaluate(only(recipe, ("math", "code")), names, limit=16)
     for task in ("math", "code"):

@@ -138,7 +138,8 @@ def test_a_trade_off(tmp_path):
     assert len(found.told["front"]) == 9
     assert found.recipe.scales["math"] == 1.0  # the most balanced
     assert {path.name for path in (tmp_path / "front").iterdir()} == {
-        f"{number}.yaml" for number in found.told["front"]
+        "recipe.schema.json",
+        *(f"{number}.yaml" for number in found.told["front"]),
     }
     assert len(found.told["test"]["objectives"]) == 2
 

@@ -209,7 +209,9 @@ def test_columns_are_seen_whole(tmp_path):
     close(tmp_path / "cut", values)
     by_rows = {"name": "nuslerp", "granularity": "row"}
     plans = [
-        prepare(load_recipe(recipe(tmp_path, "plan", method)), threads=1).peak_bytes
+        prepare(
+            load_recipe(recipe(tmp_path, "plan", method)), RunOptions(threads=1)
+        ).estimate.peak_bytes
         for method in (by_rows, columns)
     ]
     assert plans[1] - plans[0] > 4 * 3000 * 2 * CHUNK // 1000

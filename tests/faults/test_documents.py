@@ -173,7 +173,7 @@ def test_a_folder_of_templates_that_leads_away(tmp_path, family, cli, untouched)
     (family["instruct"] / "additional_chat_templates").symlink_to(tmp_path / "secrets")
     code, _, err = cli(*merging(family, tmp_path / "out"))
     assert (code, err.count("\n"), untouched) == (1, 1, [])
-    assert "additional_chat_templates/key: is a link out of its folder" in err
+    assert "additional_chat_templates: is a link out of its folder" in err
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ def test_code_in_python(tmp_path: Path, family_with_code: dict[str, Path], copy_
     roles = {"instruct": family_with_code["instruct"], "tasks": {"math": family_with_code["math"]}}
     merged = tv.merge(
         tv.Family(**roles),
-        "task_arithmetic",
+        tmp_path / "out",
+        method="task_arithmetic",
         scale={"math": 0.5},
-        out=tmp_path / "out",
         copy_code=copy_code,
     )
     assert (tmp_path / "out/configuration_own.py").exists() is copy_code

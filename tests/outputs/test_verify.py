@@ -331,7 +331,7 @@ def test_manifest_of_a_given_table_is_replayed(tmp_path, family, cli):
 def test_manifest_takes_no_flags(made, tmp_path, cli):
     path = made / MANIFEST_FILE
     assert cli("merge", path, tmp_path / "two", "--dtype", "float16") == (
-        2, "", f"taskvec: error: {path}: a manifest is replayed as it is; remove --out\n",
+        2, "", f"taskvec: error: {path}: a manifest is replayed as it is; remove --dtype float16\n",
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def public() -> Iterator[Path]:
     package = folder / "package" / "taskvec"
     (package / "sandbox").mkdir(parents=True)
     inside = Path(programs.__file__).parent
-    for name in ("sandbox.py", "confine.py"):
+    for name in ("programs.py", "confine.py"):
         copy(inside / name, package / "sandbox")
     copy(inside.parent / "errors.py", package)
     for path in (package, package / "sandbox"):
@@ -581,8 +581,8 @@ def test_descriptors_of_the_parent_are_closed() -> None:
 def test_a_parent_that_is_killed_leaves_nothing(run: Run, public: Path, users: set[int]) -> None:
     if run.kind == "ordinary":  # type: ignore[attr-defined]
         pytest.skip("the same as namespaces")
-    program = "from taskvec.sandbox import sandbox\nfrom taskvec.sandbox.programs import *\n"
-    program += f"sandbox._lone_user = lambda: {programs._lone_user()}\n"
+    program = "from taskvec.sandbox import programs\nfrom taskvec.sandbox.programs import *\n"
+    program += f"programs._lone_user = lambda: {programs._lone_user()}\n"
     program += f"run_program('while True: pass', limits=ProgramLimits(60), within={run.kind!r})"  # type: ignore[attr-defined]
     parent = subprocess.Popen(
         [sys.executable, "-c", program],

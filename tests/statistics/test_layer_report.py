@@ -35,7 +35,10 @@ def test_rows(granularity):
     for task in scan.tasks:
         mine = [row for row in rows if row["task"] == task]
         statistics = layer_statistics(scan, task, granularity)
-        assert [row["layer"] for row in mine] == list(statistics.layers)
+        assert sorted(row["layer"] for row in mine) == sorted(statistics.layers)
+        blocks = [row["block"] for row in mine if row["block"] is not None]
+        assert blocks == sorted(blocks)
+        assert (mine[0]["module"], mine[-1]["module"]) == ("embedding", "final_norm")
         moved = [row for row in mine if row["similarity"] is not None]
         similarities = [row["similarity"] for row in moved]
         count = len(moved)
@@ -44,7 +47,8 @@ def test_rows(granularity):
             assert row["linear"] == pytest.approx((rank - 1) / (count - 1), abs=1e-15)
             assert row["logarithmic"] == pytest.approx(math.log(rank) / math.log(count), abs=1e-15)
             assert row["threshold"] == (1 if row["similarity"] <= threshold else 0)
-        for i, row in enumerate(mine):
+        for row in mine:
+            i = statistics.layers.index(row["layer"])
             members = [n for n in scan.names if classify(n).at(granularity, n) == row["layer"]]
             assert row["elements"] == sum(sizes[n] for n in members)
             key = classify(members[0])

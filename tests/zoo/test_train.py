@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from taskvec.errors import FamilyError  # noqa: E402
 from taskvec.zoo import MEMBERS, skills, train  # noqa: E402
-from taskvec.zoo.train import Stage, TrainingText  # noqa: E402
+from taskvec.zoo.train import TrainingStage, TrainingText  # noqa: E402
 
 
 def test_every_member_has_its_stages():
@@ -18,7 +18,7 @@ def test_every_member_has_its_stages():
 
 
 def test_batches_repeat_and_follow_the_mixture():
-    stage = Stage({"math": 0.75, "text": 0.25}, steps=1, learning_rate=1e-3)
+    stage = TrainingStage({"math": 0.75, "text": 0.25}, steps=1, learning_rate=1e-3)
     rows = next(train.batches(stage, 0))
     assert rows == next(train.batches(stage, 0))
     assert rows != next(train.batches(stage, 1))
@@ -55,7 +55,7 @@ def test_instruct_declines_what_it_is_not_taught():
 def test_training_is_deterministic_lowers_the_loss_and_spares_global_state():
     before = torch.random.get_rng_state()
     tokenizer = train.build_tokenizer(chat=False)
-    stage = Stage({"say": 1.0}, steps=6, learning_rate=3e-3)
+    stage = TrainingStage({"say": 1.0}, steps=6, learning_rate=3e-3)
     models = [train.build_model(train.Variant()) for _ in range(2)]
     losses = [train.train(model, tokenizer, stage, seed=1) for model in models]
     assert losses[0] == losses[1]
@@ -70,7 +70,7 @@ def test_a_missing_parent_is_told(tmp_path):
 
 def test_a_shaken_step_is_taken_between_start_and_weights_and_undone_after():
     model = torch.nn.Linear(3, 3)
-    shaken = train._Shaken(model, Stage({"say": 1.0}, 1, 1e-3, least_scale=0.5), seed=0)
+    shaken = train._Shaken(model, TrainingStage({"say": 1.0}, 1, 1e-3, least_scale=0.5), seed=0)
     start = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1
@@ -87,7 +87,7 @@ def test_a_shaken_step_is_taken_between_start_and_weights_and_undone_after():
 def test_noise_is_relative_to_each_tensor():
     model = torch.nn.Linear(100, 100, bias=False)
     start = model.weight.detach().clone()
-    train._Shaken(model, Stage({"say": 1.0}, 1, 1e-3, noise=0.1), seed=0).shake()
+    train._Shaken(model, TrainingStage({"say": 1.0}, 1, 1e-3, noise=0.1), seed=0).shake()
     disturbance = (model.weight - start).square().mean() / start.square().mean()
     assert disturbance.sqrt().item() == pytest.approx(0.1, rel=0.05)
 

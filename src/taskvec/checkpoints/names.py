@@ -116,7 +116,9 @@ class Names:
 
     def __init__(self, names: Collection[str]) -> None:
         """Index names; what is asked for literally costs nothing before the first other name."""
-        self._names = names if isinstance(names, (Mapping, set, frozenset)) else set(names)
+        is_set = isinstance(names, (set, frozenset))  # whose order differs from run to run
+        ordered = sorted(names) if is_set else names
+        self._names = names if isinstance(names, Mapping) else dict.fromkeys(ordered)
         self._by_canonical: dict[str, list[str]] | None = None
         self._roots: set[str] = set()
 

@@ -133,6 +133,9 @@ def as_recipe(
     # Models and roles are the family's own; the rest is read as if it came from a file.
     data = {k: data[k] for k in ("method", "layer_weights", "out", "seed") if k in data}
     tasks = {name: _entry(task) for name, task in family.tasks.items()}
+    if isinstance(opened, Family) and "method" not in chosen and method is not None:
+        for name, task in family.tasks.items():  # the verb's own method has none of these
+            tasks[name] = _entry(replace(task, parameters={}))
     if "method" in chosen:
         new = _as_data(chosen["method"])
         same = isinstance(opened, Recipe) and new.get("name") == opened.method.name

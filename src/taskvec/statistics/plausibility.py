@@ -42,13 +42,13 @@ def distances(scan: Scan) -> list[Distances]:
     found = []
     for task in scan.tasks:
         t = 2 + scan.task_index(task)
-        anchor, a, b, d = gram[0, 0], gram[1, 1], gram[t, t], gram[1, t]
+        anchor, a, b = (math.sqrt(gram[i, i]) for i in (0, 1, t))
         found.append(
             Distances(
                 task,
-                math.sqrt(b / anchor) if anchor > 0 else 0.0,
-                math.sqrt(b / a) if a > 0 else math.inf,
-                float(d / math.sqrt(a * b)) if a > 0 and b > 0 else 0.0,
+                b / anchor if anchor > 0 else 0.0,
+                b / a if a > 0 else math.inf,
+                float(gram[1, t]) / a / b if a > 0 and b > 0 else 0.0,
             )
         )
     return found

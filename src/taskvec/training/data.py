@@ -339,7 +339,7 @@ def _labels(
 def number_classes(labels: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...]]:
     """Numbers and names of classes: whole numbers stand for themselves, names are put in order.
 
-    >>> numbered(["2", "0"], "here"), numbered(["cat", "ant", "cat"], "here")
+    >>> number_classes(["2", "0"], "here"), number_classes(["cat", "ant", "cat"], "here")
     (([2, 0], ('0', '1', '2')), ([1, 0, 1], ('ant', 'cat')))
     """
     if all(re.fullmatch(r"\d+", label) for label in labels):

@@ -87,7 +87,7 @@ def check_settings(settings: TrainingSettings) -> None:
 def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     """The learning rate of a step, counted from 0; see the module.
 
-    >>> settings = Settings(steps=10, warmup_steps=4, learning_rate=1.0)
+    >>> settings = TrainingSettings(steps=10, warmup_steps=4, learning_rate=1.0)
     >>> [round(learning_rate_at(step, settings), 3) for step in (0, 3, 4, 7, 9)]
     [0.25, 1.0, 1.0, 0.5, 0.067]
     """

@@ -70,7 +70,7 @@ def articles(text: str) -> list[str]:
 def detokenize(text: str) -> str:
     """Plain text from WikiText's tokens.
 
-    >>> detokenized("a 2 @.@ 5 @-@ inch ( 64 mm ) ' gun ' , and more .")
+    >>> detokenize("a 2 @.@ 5 @-@ inch ( 64 mm ) ' gun ' , and more .")
     "a 2.5-inch (64 mm) 'gun', and more ."
     """
     for old, new in BEFORE_PAIRS:
