@@ -12,7 +12,7 @@ import click
 import pytest
 
 from taskvec.cli.commands import Option, Verb, make_group
-from taskvec.cli.main import VERBS
+from taskvec.cli.verbs import VERBS
 
 LIGHT = """
 import contextlib, io, sys
