@@ -91,3 +91,18 @@ def test_text_that_needs_no_escape_is_left_alone():
     assert escaped("_a_ http://x www.x.org `b` &amp; $x$ ~s~") == (
         "\\_a\\_ http\\://x www\\.x.org \\`b\\` \\&amp; \\$x\\$ \\~s\\~"
     )
+
+
+def test_only_names_on_the_hub_are_metadata(tmp_path):
+    def model(where: Path | str, *parts: Any) -> Any:
+        return SimpleNamespace(folder=None, where=str(where), parts=parts)
+
+    known, local = model(tmp_path / "known"), model(tmp_path / "local")
+    made_of = model("added", known, model("org/downloaded@abc"), local)
+    card, _ = model_card(
+        "out", {"target": made_of, "task 'math'": known}, method="ties", formula="θ",
+        scales={"z": 1.0, "a": 2.0}, published={str(tmp_path / "known"): "org/known@v1"},
+    )  # fmt: skip
+    _, front, text = card.decode().split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == ["org/downloaded", "org/known"]
+    assert text.index("| z | 1 |") < text.index("| a | 2 |")  # as in the recipe

@@ -331,7 +331,7 @@ def test_manifest_of_a_given_table_is_replayed(tmp_path, family, cli):
 def test_manifest_takes_no_flags(made, tmp_path, cli):
     path = made / MANIFEST_FILE
     assert cli("merge", path, tmp_path / "two", "--dtype", "float16") == (
-        2, "", f"taskvec: error: {path}: a manifest is replayed as it is; remove --out\n",
+        2, "", f"taskvec: error: {path}: a manifest is replayed as it is; remove --dtype float16\n",
     )  # fmt: skip
 
 
@@ -521,3 +521,13 @@ def test_member_changed_while_it_was_scanned(family, monkeypatch):
     with pytest.raises(StaleError, match="changed while it was read; run again when it is at rest"):
         tv.scan(whole(family))
     assert not list(Path(os.environ["TASKVEC_CACHE"]).glob("*"))
+
+
+def test_the_recipe_in_a_folder_has_no_absolute_path_and_may_move_along(
+    made, tmp_path, family, cli
+):
+    text = (made / RECIPE_FILE).read_text()
+    assert str(tmp_path) not in text
+    assert str(family["math"]) not in text
+    assert cli("merge", made / RECIPE_FILE, tmp_path / "again")[0] == 0
+    assert read_raw(tmp_path / "again") == read_raw(made)

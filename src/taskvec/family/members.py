@@ -244,7 +244,7 @@ def _compare(
     kept: Set[str],
     family: Family,
 ) -> None:
-    remedy = "use checkpoints of one architecture, or leave the tensor as it is with exclude"
+    remedy = "exclude it in the recipe, or use checkpoints of one architecture"
     missing = [n for n in chosen if n not in member.tensors]
     if missing and not member.is_difference:
         raise FamilyError(
