@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def test_what_is_no_linear_weight_is_refused_dropped_or_saved(tmp_path):
     modules = [EMBEDDING.removesuffix(".weight"), NORM.removesuffix(".weight"), q]
     config = config_of(tmp_path / "saved")
     assert config["modules_to_save"] == sorted(modules)
+    # The bias takes the weight along.
     assert config["target_modules"] == sorted(
         {"lm_head", "up_proj", "down_proj"}
     )  # the bias takes the weight along

@@ -223,8 +223,9 @@ def warnings_of(
 
 def _little(decided: Decided) -> list[str]:
     """Whether less than half of the parameters are edited."""
-    if not decided.prepared.members.tasks:
-        return []
+    recipe = decided.prepared.recipe
+    if not recipe.tasks or (recipe.scales and not any(recipe.scales.values())):
+        return []  # nothing was asked for
     sizes = {name: math.prod(edit.like.shape) for name, edit in decided.edits.items()}
     edited = sum(sizes[name] for name, edit in decided.edits.items() if edit.terms)
     share = edited / max(1, sum(sizes.values()))
