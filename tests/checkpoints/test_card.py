@@ -21,7 +21,7 @@ def member(folder: Path, readme: str | None = None, where: str | None = None) ->
 
 def made(**members: Any) -> tuple[dict[str, Any], str, list[str]]:
     card, warnings = model_card(
-        "out", members, method="ties", formula="θ + λ τ", scales={"a|b": 0.5}
+        "out", members, method="ties", formula="θ + λ τ", scales={"a|b": 0.5}, published={}
     )
     _, front, text = card.decode().split("---\n", 2)
     return yaml.safe_load(front), text, warnings
@@ -76,8 +76,7 @@ def test_names_of_members(tmp_path, name):
     source = SimpleNamespace(folder=None, where=f"/models/{name}", parts=())
     front, text, _ = made(target=source, **{f"task {name!r}": source})
     assert "license" not in front
-    assert set(front) == {"base_model", "base_model_relation", "library_name", "tags"}
-    assert len(front["base_model"]) == 1
+    assert set(front) == {"library_name", "tags"}  # a local folder is no name on the hub
     rows = [line for line in text.splitlines() if line.startswith("| t")]
     assert len(rows) == 3  # two members, and the head of the other table
     assert {row.replace("\\|", "").count("|") for row in rows[:2]} == {4}
@@ -92,3 +91,18 @@ def test_text_that_needs_no_escape_is_left_alone():
     assert escaped("_a_ http://x www.x.org `b` &amp; $x$ ~s~") == (
         "\\_a\\_ http\\://x www\\.x.org \\`b\\` \\&amp; \\$x\\$ \\~s\\~"
     )
+
+
+def test_only_names_on_the_hub_are_metadata(tmp_path):
+    def model(where: Path | str, *parts: Any) -> Any:
+        return SimpleNamespace(folder=None, where=str(where), parts=parts)
+
+    known, local = model(tmp_path / "known"), model(tmp_path / "local")
+    made_of = model("added", known, model("org/downloaded@abc"), local)
+    card, _ = model_card(
+        "out", {"target": made_of, "task 'math'": known}, method="ties", formula="θ",
+        scales={"z": 1.0, "a": 2.0}, published={str(tmp_path / "known"): "org/known@v1"},
+    )  # fmt: skip
+    _, front, text = card.decode().split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == ["org/downloaded", "org/known"]
+    assert text.index("| z | 1 |") < text.index("| a | 2 |")  # as in the recipe

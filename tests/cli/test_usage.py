@@ -12,7 +12,7 @@ import click
 import pytest
 
 from taskvec.cli.commands import Option, Verb, make_group
-from taskvec.cli.main import VERBS
+from taskvec.cli.verbs import VERBS
 
 LIGHT = """
 import contextlib, io, sys
@@ -21,7 +21,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
     main(sys.argv[1:])
 heavy = {"numpy", "numba", "torch", "transformers", "yaml", "matplotlib", "pydantic", "rich"}
 verbs = {m for m in sys.modules if m.startswith("taskvec.cli.")}
-light = {"taskvec.cli." + m for m in ("main", "commands", "streams", "stopping")}
+light = {"taskvec.cli." + m for m in ("main", "commands", "streams", "stopping", "verbs")}
 print(sorted(heavy & set(sys.modules)), sorted(verbs - light))
 """
 

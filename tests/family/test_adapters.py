@@ -316,7 +316,7 @@ def test_the_manifest_is_a_recipe(made: dict[str, Path], tmp_path: Path) -> None
     asked = recipe(made, tasks, "lata", instruct=made["instruct"], base=made["base"])
     first = run(asked, tmp_path / "out")
     again = read_recipe(
-        parse_yaml((tmp_path / "out/taskvec.yaml").read_text(), "taskvec.yaml"), tmp_path
+        parse_yaml((tmp_path / "out/taskvec.yaml").read_text(), "taskvec.yaml"), tmp_path / "out"
     )
     assert again.tasks["a"].over == "base"
     assert run(again, tmp_path / "again").fingerprint == first.fingerprint

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -402,7 +405,7 @@ def test_task_that_is_the_anchor_itself(tmp_path):
     folders = write_family(tmp_path)
     family = tv.Family(instruct=folders["instruct"], tasks={"same": folders["instruct"]})
     merged = merge(family, tmp_path / "out")
-    assert merged.warnings == ("task 'same' is the anchor itself: its task vector is zero",)
+    assert "task 'same' is the anchor itself: its task vector is zero" in merged.warnings
     assert read_raw(tmp_path / "out") == read_raw(folders["instruct"])
 
 
@@ -432,3 +435,62 @@ def test_bf16_helper_rounds_to_even():
     assert to_bf16(1 + 2**-8) == 0x3F80
     assert to_bf16(1 + 3 * 2**-8) == 0x3F82
     assert to_bf16(1 + 2**-8 + 2**-20) == 0x3F81
+
+
+# --- architectures, advice, and how much is edited -----------------------------------------------
+
+
+def named(folder: Path, architecture: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+
+
+def test_other_architectures_are_told_before_tensors(tmp_path):
+    family = small_family(tmp_path, math={**SMALL, "z": np.ones(1)})
+    for name in ("base", "instruct", "target"):
+        named(tmp_path / name, "LlamaForCausalLM")
+    named(tmp_path / "math", "Qwen2ForCausalLM")
+    text = refusal(FamilyError, family)
+    assert text.startswith(
+        f"task 'math' ({tmp_path}/math): is Qwen2ForCausalLM, the target ({tmp_path}/instruct) is "
+        "LlamaForCausalLM; "
+    )
+    assert "'z'" in text
+    assert "exclude" not in text
+
+
+def test_other_architectures_with_the_same_tensors_are_merged(tmp_path):
+    family = small_family(tmp_path)
+    named(tmp_path / "instruct", "LlamaForCausalLM")
+    named(tmp_path / "math", "MistralForCausalLM")
+    merge(family, tmp_path / "out")
+
+
+def test_advice_to_exclude_leaves_the_tensors_of_the_target(tmp_path):
+    blocks = {f"model.layers.{i}.q.weight": np.ones((1, 1)) for i in range(3)}
+    biases = {name.replace("weight", "bias"): np.ones(1) for name in blocks}
+    whole = {**SMALL, **blocks}
+    members = dict.fromkeys(("base", "instruct", "target"), whole)
+    family = small_family(tmp_path, math=whole | biases | {"v.a": np.ones(1)}, **members)
+    patterns = re.findall('"([^"]+)"', refusal(FamilyError, family).partition("exclude: ")[2])
+    assert not any(fnmatchcase(name, pattern) for name in whole for pattern in patterns)
+    merged = merge(replace(family, exclude=tuple(patterns)), tmp_path / "out")
+    assert not any("of the parameters" in warning for warning in merged.warnings)
+
+
+def test_little_that_is_edited_is_told(tmp_path):
+    merged = merge(replace(small_family(tmp_path), include=("b",)), tmp_path / "out")
+    assert any(warning.startswith("25.0% of the parameters") for warning in merged.warnings)
+
+
+def test_a_target_without_a_tokenizer_is_told(tmp_path):
+    folders = write_family(tmp_path)
+    family = tv.Family(instruct=folders["instruct"], tasks={"math": folders["math"]})
+    assert any("no tokenizer" in warning for warning in merge(family, tmp_path / "out").warnings)
+    (folders["instruct"] / "tokenizer.json").write_text("{}")
+    assert not any("tokenizer" in w for w in merge(family, tmp_path / "two").warnings)
+
+
+def test_a_stage_that_is_not_there(tmp_path):
+    family = replace(small_family(tmp_path), target="stage:x")
+    assert "stage:x" in refusal(UsageError, family)

@@ -108,10 +108,11 @@ def test_the_manifest_repeats_the_merge_with_the_tables_of_its_stages(root):
 
 
 def test_the_card_names_the_models_that_stages_are_made_of(root):
-    merged(write(root, "one.yaml", SECOND | {"stages": {"skills": FIRST}}), root / "one")
+    first = FIRST | {"instruct": {"model": "instruct", "hub": "org/instruct"}}
+    merged(write(root, "one.yaml", SECOND | {"stages": {"skills": first}}), root / "one")
     card = (root / "one" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
-    assert front["base_model"] == ["base", "code", "instruct", "math"]
+    assert front["base_model"] == ["org/instruct"]  # the others are local
     assert str(root) not in card
 
 

@@ -521,3 +521,13 @@ def test_member_changed_while_it_was_scanned(family, monkeypatch):
     with pytest.raises(StaleError, match="changed while it was read; run again when it is at rest"):
         tv.scan(whole(family))
     assert not list(Path(os.environ["TASKVEC_CACHE"]).glob("*"))
+
+
+def test_the_recipe_in_a_folder_has_no_absolute_path_and_may_move_along(
+    made, tmp_path, family, cli
+):
+    text = (made / RECIPE_FILE).read_text()
+    assert str(tmp_path) not in text
+    assert str(family["math"]) not in text
+    assert cli("merge", made / RECIPE_FILE, tmp_path / "again")[0] == 0
+    assert read_raw(tmp_path / "again") == read_raw(made)

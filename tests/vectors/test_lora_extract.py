@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ def test_a_difference_of_exact_rank_is_recovered(tmp_path):
     family = write(tmp_path, low_rank(3))
     done = tv.extract(family, tmp_path / "lora", form="lora", rank=3)
     config, tau = config_of(tmp_path / "lora"), difference(tmp_path)
-    assert config["target_modules"] == sorted(LINEAR)
+    assert config["target_modules"] == sorted({m.rpartition(".")[2] for m in LINEAR})
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (3, 3, {})
     assert (config["peft_type"], config["task_type"]) == ("LORA", "CAUSAL_LM")
-    assert config["base_model_name_or_path"] == "anchor"
+    assert config["base_model_name_or_path"] is None  # a local folder is no name on the hub
     assert config["modules_to_save"] is None
     for module in LINEAR:
         exact = tau[f"{module}.weight"]
@@ -155,7 +156,10 @@ def test_what_is_no_linear_weight_is_refused_dropped_or_saved(tmp_path):
     modules = [EMBEDDING.removesuffix(".weight"), NORM.removesuffix(".weight"), q]
     config = config_of(tmp_path / "saved")
     assert config["modules_to_save"] == sorted(modules)
-    assert config["target_modules"] == sorted(set(LINEAR) - {q})  # the bias takes the weight along
+    # The bias takes the weight along.
+    assert config["target_modules"] == sorted(
+        {"lm_head", "up_proj", "down_proj"}
+    )  # the bias takes the weight along
     tensors = load_file(tmp_path / "saved" / "adapter_model.safetensors")
     tuned = load_file(tmp_path / "math" / "model.safetensors")
     for name in (NORM, EMBEDDING, BIAS, f"{q}.weight"):
@@ -268,3 +272,9 @@ def test_an_embedding_that_is_tied_to_the_head(tmp_path):
         "'transformer.wte' is tied to the head, which PEFT would part from it; exclude it, or take "
         "--rest drop"
     )
+
+
+def test_the_base_is_named_as_the_recipe_says(tmp_path):
+    family = replace(write(tmp_path, low_rank(3)), hubs={"anchor": "org/name@v1"})
+    tv.extract(family, tmp_path / "lora", form="lora", rank=3)
+    assert config_of(tmp_path / "lora")["base_model_name_or_path"] == "org/name"

@@ -54,14 +54,15 @@ def companions(
     if tokenizer is not None and tokenizer is not target:
         theirs, more = _files(tokenizer.folder) if tokenizer.folder is not None else ({}, [])
         theirs, warnings = theirs | dict(tokenizer.files), [*warnings, *more]
-        found = {name: content for name, content in found.items() if not _of_tokenizer(name)}
-        found |= {name: content for name, content in theirs.items() if _of_tokenizer(name)}
+        found = {name: content for name, content in found.items() if not of_tokenizer(name)}
+        found |= {name: content for name, content in theirs.items() if of_tokenizer(name)}
     if chat_template is not None:
         found = _with_template(found, chat_template)
     return found, warnings
 
 
-def _of_tokenizer(name: str) -> bool:
+def of_tokenizer(name: str) -> bool:
+    """Whether a file, by its name in the folder of a model, is one of a tokenizer."""
     path = PurePosixPath(name)
     return path.parts[0] == _TEMPLATES or any(path.match(pattern) for pattern in _OF_TOKENIZER)
 

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from taskvec.cli.main import VERBS
 from taskvec.cli.streams import say
+from taskvec.cli.verbs import VERBS
 from taskvec.errors import MissingExtraError, nearest
 
 Arguments = SimpleNamespace  # values of a command line, by the names of its options

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from taskvec.cli.commands import Argument, Arguments, Option, Verb, make_group, misuse
-from taskvec.cli.main import VERBS
+from taskvec.cli.verbs import VERBS
 from taskvec.errors import nearest
 
 

@@ -9,7 +9,7 @@ import click
 
 from taskvec.cli import evaluating, options
 from taskvec.cli.commands import Argument, Option, Verb, make_group
-from taskvec.cli.main import VERBS
+from taskvec.cli.verbs import VERBS
 
 _HEAD = """\
 # Command line

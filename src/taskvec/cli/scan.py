@@ -40,6 +40,7 @@ def run(args: Arguments) -> int:
         raise UsageError("--json and --csv - both write to standard output; give --csv a file")
     from taskvec.merging.prepare import open_with_base
     from taskvec.merging.scans import save_scan, scan_members
+    from taskvec.statistics.plausibility import role_warnings
 
     if args.plot:
         from taskvec.reporting.figures import check_figure
@@ -55,7 +56,8 @@ def run(args: Arguments) -> int:
         with writing(args.save_scan):
             save_scan(scan, Path(args.save_scan))
     table = _table(recipe, scan)
-    result = _result(recipe, scan, () if table is None else table.warnings)
+    odd = dict.fromkeys([*role_warnings(scan), *(() if table is None else table.warnings)])
+    result = _result(recipe, scan, list(odd))
     if args.save_table:
         _save_table(recipe, members, scan, Path(args.save_table))
     if args.csv:

@@ -73,7 +73,7 @@ def _filled(model: Source, cls: Any, config: Any, torch: Any) -> dict[str, Any]:
     try:
         _, found = cls.from_pretrained(
             None, config=config, state_dict=tensors, device_map={"": "meta"},
-            output_loading_info=True, ignore_mismatched_sizes=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False,
         )  # fmt: skip
     except Exception:  # a version that cannot do this: the class was built, which is most of it
         return nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,6 +12,7 @@ from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.views import View
 from taskvec.errors import FamilyError, TaskvecError, UsageError
+from taskvec.family.architectures import told_first
 from taskvec.family.opening import open_family
 from taskvec.family.tokens import other_rows, remedy_for_rows, token_tensors
 from taskvec.layers import LayerKey, classify, override
@@ -130,8 +131,10 @@ def open_members(
     chosen = [n for n in chosen if n not in left and not is_cache(target.tensors[n])]
     kept = target.tensors.keys() - set(chosen)
     words = _words(family)
-    for role, source in sources.items():
-        if source is not target:
+    with told_first(sources):
+        for role, source in sources.items():
+            if source is target:
+                continue
             _compare(words.get(role) or describe(role), source, target, chosen, kept, family)
     merged = tuple(n for n in chosen if target.tensors[n].dtype.is_float)
     if not merged:
@@ -265,7 +268,8 @@ def _compare(
     if extra:
         raise FamilyError(
             f"{who} ({member.where}): has tensor {extra[0]!r}, which the target lacks "
-            f"({len(extra)} extra); if it is not meant, leave it out with exclude: [{_like(extra)}]"
+            f"({len(extra)} extra); if it is not meant, leave it out with exclude: "
+            f"[{_like(extra, target.tensors)}]"
         )
     for name in chosen:
         if name not in member.tensors:
@@ -285,11 +289,26 @@ def _compare(
             )
 
 
-def _like(names: Sequence[str]) -> str:
-    """A pattern for tensors that one member has and the target lacks, as a recipe takes it."""
-    first = names[0].split(".")[0]
-    whole = len(names) > 1 and all(n.startswith(f"{first}.") for n in names)
-    return f'"{first}.*"' if whole else f'"{names[0]}"'
+def _like(names: Sequence[str], of_target: Collection[str]) -> str:
+    """Patterns for tensors that one member has and the target lacks, as a recipe takes them.
+
+    None of them fits a tensor of the target.
+
+    >>> _like(["v.0.w", "v.1.w", "m.0.q.bias", "m.1.q.bias"], ["m.0.q.weight", "m.0.k.bias"])
+    '"v.*", "*.q.bias"'
+    """
+
+    def pattern(name: str) -> str:
+        if len(names) == 1:
+            return name
+        parts = name.split(".")
+        ends = [f"*.{'.'.join(parts[-n:])}" for n in range(1, len(parts))]
+        for each in (f"{parts[0]}.*", *ends):
+            if fnmatchcase(name, each) and not any(fnmatchcase(n, each) for n in of_target):
+                return each
+        return name
+
+    return ", ".join(f'"{each}"' for each in dict.fromkeys(map(pattern, names)))
 
 
 def _odd(sources: Mapping[str, Source], tasks: Sequence[str]) -> Iterable[str]:

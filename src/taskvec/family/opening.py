@@ -22,7 +22,8 @@ from taskvec.checkpoints.memory import MARK, Held, Module, open_memory
 from taskvec.checkpoints.pickled import is_pickled, open_pickled
 from taskvec.checkpoints.source import Source, added, derived
 from taskvec.checkpoints.vectors import is_vector, open_vector
-from taskvec.errors import CheckpointError, UsageError
+from taskvec.errors import CheckpointError, UsageError, nearest
+from taskvec.family.architectures import told_first
 from taskvec.family.copies import (
     changed,
     same_elements,
@@ -73,13 +74,14 @@ def open_family(
     notes: list[str] = []
     sources = _roles(family, notes, needs_base=needs_base, needs_anchor=needs_anchor, stages=stages)
     notes += _about_files(sources)
-    sources, more = with_one_embedding(sources)
-    notes += more
-    sources, more, copied = with_names_of_target(sources)
-    notes += more
-    sources, more = _with_one_head(sources)
-    notes += more
-    sources, more = align(sources, family.vocabulary, family.new_tokens)
+    with told_first(sources):
+        sources, more = with_one_embedding(sources)
+        notes += more
+        sources, more, copied = with_names_of_target(sources)
+        notes += more
+        sources, more = _with_one_head(sources)
+        notes += more
+        sources, more = align(sources, family.vocabulary, family.new_tokens)
     return sources, notes + more, copied
 
 
@@ -129,7 +131,7 @@ def _roles(
 
     def model(spec: object) -> Source | Adapter:
         if isinstance(spec, str) and spec.startswith(STAGE):
-            return stages[spec.removeprefix(STAGE)]
+            return _stage(spec.removeprefix(STAGE), stages)
         if isinstance(spec, Stack):
             return stacked(spec.pieces, [_whole(model(piece.model)) for piece in spec.pieces])
         key: object = id(spec)
@@ -152,6 +154,12 @@ def _roles(
     if "target" not in sources:
         sources["target"] = sources[f"task:{tasks[0]}"]
     return sources
+
+
+def _stage(name: str, stages: Mapping[str, Source]) -> Source:
+    if name not in stages:
+        raise UsageError(f"{STAGE}{name}: there is no such stage; {nearest(name, list(stages))}")
+    return stages[name]
 
 
 def _put_on(

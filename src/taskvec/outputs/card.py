@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvec import documents
-from taskvec.checkpoints.hub import hub_name
 from taskvec.checkpoints.naming import display_name, hub_id
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError
@@ -66,6 +65,7 @@ def model_card(
     method: str,
     formula: str,
     scales: Mapping[str, float | Mapping[str, Any]],
+    published: Mapping[str, str],
 ) -> tuple[bytes, list[str]]:
     """README.md with the hub's metadata; and warnings about what is left out.
 
@@ -77,18 +77,20 @@ def model_card(
         method: Name of the method.
         formula: The merged model in symbols.
         scales: λ by task; a mapping where it differs by layer.
+        published: Names on the hub of local models, by path; metadata names no other local model.
     """
     import yaml
 
     licences, warnings = _licences(members)
     agreed = set(licences.values())
-    origins = set[str]().union(*map(_origins, members.values()))
+    origins = set[str]().union(*(_origins(model, published) for model in members.values()))
     metadata: dict[str, Any] = {
-        "base_model": sorted({documents.plain(name) for name in origins - {""}}),
-        "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["task-arithmetic", "merge", "taskvec", method],
     }
+    if origins := origins - {""}:
+        metadata["base_model"] = sorted({documents.plain(name) for name in origins})
+        metadata["base_model_relation"] = "merge"
     if len(agreed) == 1 and _LICENCE.fullmatch(licence := agreed.pop()):
         metadata["license"] = licence
     lines = [
@@ -102,14 +104,17 @@ def model_card(
         "",
         *_table(
             ("member", "model", "licence"),
-            [(who, display_name(model), licences[who]) for who, model in members.items()],
+            [
+                (who, display_name(model, published), licences[who])
+                for who, model in members.items()
+            ],
         ),
         "",
         *_table(
             ("task", "scale λ"),
             [
                 (task, "by layer" if isinstance(scale, Mapping) else f"{scale:g}")
-                for task, scale in sorted(scales.items())
+                for task, scale in scales.items()
             ],
         ),
         "",
@@ -129,11 +134,12 @@ def escaped(text: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", documents.plain(text))
 
 
-def _origins(model: Source) -> set[str]:
+def _origins(model: Source, published: Mapping[str, str]) -> set[str]:
     """Models that one is made of, as metadata names them."""
-    if not model.parts or hub_name(model.where) is not None:
-        return {hub_id(model)}
-    return set().union(*map(_origins, model.parts))
+    name = hub_id(model, published)
+    if name or not model.parts:
+        return {name}
+    return set().union(*(_origins(part, published) for part in model.parts))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

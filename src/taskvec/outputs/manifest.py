@@ -52,7 +52,8 @@ def make_manifest(
     recipe, members = prepared.recipe.to_dict(), prepared.members
     paths = {role: source.where for role, source in members.sources.items()}
     if "base" in recipe:  # a table given may rest on it although this merge does not read it
-        paths.setdefault("base", recipe["base"])
+        base = recipe["base"]
+        paths.setdefault("base", base["model"] if isinstance(base, dict) else base)
     known = {role: dict(digests) for role, digests in table.digests.items() if role in paths}
     for name, record in records.items():
         for role, digest in record.items():

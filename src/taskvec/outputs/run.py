@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import xxhash
 import yaml
 
-from taskvec.checkpoints.companions import companions
+from taskvec.checkpoints.companions import companions, of_tokenizer
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
@@ -39,6 +40,7 @@ from taskvec.tables import html_table
 
 _RECIPE_HEAD = f"""\
 # What this folder was made from. A table that was given, from Python or by --table, is not in here.
+# Paths are relative to this folder.
 # To repeat the merge bit for bit in any case: taskvec merge {MANIFEST_FILE} OUT
 """
 
@@ -93,7 +95,7 @@ def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged
     files, warnings = _companions(prepared)
     _check_stacks(prepared.recipe, prepared.members, prepared.stages)
     decided = decide(prepared)
-    about, more = _about(decided, out.name, warnings)
+    about, more = _about(decided, out, warnings)
     with staged(out, prepared.shards, _job(decided), force=options.force) as staging:
         for name, content in {**files, **about}.items():
             staging.add(name, content)
@@ -145,24 +147,57 @@ def _companions(prepared: Prepared) -> tuple[dict[str, bytes], list[str]]:
     if not prepared.options.copy_code:
         files = {name: content for name, content in files.items() if name not in code}
         code = []
-    return files, [*warnings, *code_warnings(files, code)]
+    return files, [*warnings, *code_warnings(files, code), *_no_tokenizer(members, files)]
+
+
+def _no_tokenizer(members: Members, files: Mapping[str, bytes]) -> list[str]:
+    """Whether a language model is written without a tokenizer."""
+    if "vocab_size" not in members.target.config or any(
+        of_tokenizer(name) and not name.startswith("chat_template") for name in files
+    ):
+        return []
+    return [
+        f"the target ({members.target.where}) has no tokenizer, so the output has none; take a "
+        "member's with out: {tokenizer: NAME}, or copy one into the output"
+    ]
 
 
 def _about(
-    decided: Decided, name: str, warnings: Sequence[str]
+    decided: Decided, out: Path, warnings: Sequence[str]
 ) -> tuple[dict[str, bytes], list[str]]:
     """Model card and recipe, by name; warnings."""
     recipe, members = decided.prepared.recipe, decided.prepared.members
-    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    data = _relative(recipe.to_dict(), out)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    tasks = [f"task:{name}" for name in recipe.tasks]
+    roles = [*(role for role in members.sources if role not in tasks), *tasks]
     card, more = model_card(
-        name,
-        {describe(role): source for role, source in members.sources.items()},
+        out.name,
+        {describe(role): members.sources[role] for role in roles},
         method=recipe.method.name,
         formula=f"{recipe.method.formula} ({decided.table.origin})",
         scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
+        published=recipe.published,
     )
     card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in warnings).encode()
     return {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}, more
+
+
+_PATHS = ("base", "instruct", "target", "model", "table")  # keys of a recipe that name a file
+
+
+def _relative(data: Any, folder: Path) -> Any:
+    """A recipe as a mapping, with paths relative to a folder."""
+    if isinstance(data, list):
+        return [_relative(each, folder) for each in data]
+    if not isinstance(data, dict):
+        return data
+    return {
+        key: os.path.relpath(value, folder)
+        if key in _PATHS and isinstance(value, str) and os.path.isabs(value)  # noqa: PTH117
+        else _relative(value, folder)
+        for key, value in data.items()
+    }
 
 
 def warnings_of(
@@ -181,8 +216,25 @@ def warnings_of(
         *decided.table.warnings,
         *_identical(records, members),
         *_other_anchors(members, known),
+        *_little(decided),
     ]
     return tuple(dict.fromkeys(found))
+
+
+def _little(decided: Decided) -> list[str]:
+    """Whether less than half of the parameters are edited."""
+    recipe = decided.prepared.recipe
+    if not recipe.tasks or (recipe.scales and not any(recipe.scales.values())):
+        return []  # nothing was asked for
+    sizes = {name: math.prod(edit.like.shape) for name, edit in decided.edits.items()}
+    edited = sum(sizes[name] for name, edit in decided.edits.items() if edit.terms)
+    share = edited / max(1, sum(sizes.values()))
+    if share >= 0.5:
+        return []
+    return [
+        f"{share:.1%} of the parameters are edited, the rest is the target's: check include, "
+        "exclude and the weights of the layers (taskvec plan, taskvec scan)"
+    ]
 
 
 def _other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> list[str]:

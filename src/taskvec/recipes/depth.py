@@ -19,19 +19,15 @@ same form.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from taskvec.errors import UsageError
 from taskvec.layers import LayerKey
-
-if TYPE_CHECKING:
-    from taskvec.recipes.schema import ByLayer, ValuesEntry
-    from taskvec.validation import Key
 
 Array = np.ndarray[Any, Any]
 
@@ -82,28 +78,6 @@ class Profile:
         patterns = {pattern: values.to_dict() for pattern, values in self.patterns.items()}
         data = self.rest.to_dict() | dict(self.places)
         return data | ({"patterns": patterns} if patterns else {})
-
-
-def profile_of(entry: ByLayer, at: Key, number: Callable[[Key, float], float]) -> Profile:
-    """A profile as a recipe has it.
-
-    Args:
-        entry: As in the recipe.
-        at: Its key.
-        number: Gives the number for the one at a key, or fails.
-    """
-
-    def values(entry: ByLayer | ValuesEntry, at: Key) -> Values:
-        depth = (number((*at, "depth", i), x) for i, x in enumerate(entry.depth or ()))
-        outside = entry.outside
-        return Values(tuple(depth), None if outside is None else number((*at, "outside"), outside))
-
-    places = {place: getattr(entry, place) for place in PLACES}
-    return Profile(
-        rest=values(entry, at),
-        places={p: number((*at, p), x) for p, x in places.items() if x is not None},
-        patterns={p: values(e, (*at, "patterns", p)) for p, e in entry.patterns.items()},
-    )
 
 
 def factors(

@@ -25,7 +25,7 @@ Relative paths are relative to the folder of the recipe.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ from taskvec.methods import find_method
 from taskvec.methods.choice import MethodChoice
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import Parameter, resolve
-from taskvec.recipes.depth import Profile, profile_of
+from taskvec.recipes.depth import PLACES, Profile, Values
 from taskvec.recipes.located import Document, parse_yaml
 from taskvec.recipes.recipe import (
     STAGE,
@@ -61,6 +61,7 @@ from taskvec.recipes.schema import (
     StageOut,
     StageRecipe,
     TaskEntry,
+    ValuesEntry,
 )
 from taskvec.recipes.stack import Piece, Stack
 from taskvec.validation import Key, check, numeric, unknown
@@ -312,7 +313,7 @@ def _scale(
         return method.default_scale, None
     if not isinstance(task.scale, ByLayer):
         return number(at, task.scale), None
-    return number((*at, "times"), task.scale.times), profile_of(task.scale, at, number)
+    return number((*at, "times"), task.scale.times), _profile(task.scale, at, number)
 
 
 def _parameter(
@@ -329,4 +330,26 @@ def _parameter(
     if not parameter.by_layer or not isinstance(value, dict):
         return checked(at, numeric(value))  # type: ignore[no-any-return]
     entry = check(ByLayer, value, place.document.fail, (*place.at, *at))
-    return profile_of(entry, at, lambda key, value: checked(key, entry.times * value))
+    return _profile(entry, at, lambda key, value: checked(key, entry.times * value))
+
+
+def _profile(entry: ByLayer, at: Key, number: Callable[[Key, float], float]) -> Profile:
+    """A profile as a recipe has it.
+
+    Args:
+        entry: As in the recipe.
+        at: Its key.
+        number: Gives the number for the one at a key, or fails.
+    """
+
+    def values(entry: ByLayer | ValuesEntry, at: Key) -> Values:
+        depth = (number((*at, "depth", i), x) for i, x in enumerate(entry.depth or ()))
+        outside = entry.outside
+        return Values(tuple(depth), None if outside is None else number((*at, "outside"), outside))
+
+    places = {place: getattr(entry, place) for place in PLACES}
+    return Profile(
+        rest=values(entry, at),
+        places={p: number((*at, p), x) for p, x in places.items() if x is not None},
+        patterns={p: values(e, (*at, "patterns", p)) for p, e in entry.patterns.items()},
+    )

@@ -145,6 +145,14 @@ class Family:
         return {name: task.model for name, task in self.tasks.items()}
 
     @property
+    def published(self) -> dict[str, str]:
+        """Names on the hub of local members, by path."""
+        roles = {"base": self.base, "anchor": self.start, "target": self.target}
+        found = {r: (model, self.hubs[r]) for r, model in roles.items() if r in self.hubs}
+        found |= {n: (t.model, t.hub) for n, t in self.tasks.items() if t.hub is not None}
+        return {_named(m): hub for m, hub in found.values() if isinstance(m, (str, os.PathLike))}
+
+    @property
     def members(self) -> Family:
         """The family without scales and parameters: the same checkpoints, opened the same way."""
         tasks = {n: TaskSpec(t.model, over=t.over, hub=t.hub) for n, t in self.tasks.items()}
@@ -218,6 +226,12 @@ class Recipe:
         return {n: task.profile for n, task in self.tasks.items() if task.profile is not None}
 
     @property
+    def published(self) -> dict[str, str]:
+        """Names on the hub of local members, also those of stages, by path."""
+        families = [self.family, *(stage.family for stage in self.stages.values())]
+        return {path: name for family in families for path, name in family.published.items()}
+
+    @property
     def weigher(self) -> Recipe:
         """The recipe whose method weighs the layers: of `layer_weights` if given, or this one."""
         chosen = self.layer_weights
@@ -270,7 +284,7 @@ class Recipe:
         for role, key in (("base", "base"), ("anchor", "instruct"), ("target", "target")):
             if role in family.hubs:
                 data[key] = {"model": data[key], "hub": family.hubs[role]}
-        data["tasks"] = {name: task.to_dict() for name, task in sorted(self.tasks.items())}
+        data["tasks"] = {name: task.to_dict() for name, task in self.tasks.items()}
         data["method"] = {"name": self.method.name}
         if chosen is not None:
             data["layer_weights"] = chosen.to_dict()

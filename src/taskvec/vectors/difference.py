@@ -67,6 +67,7 @@ class Difference:
         table: Layer weights of a pure vector.
         scale: λ that it is multiplied with; 1 unless that was asked for.
         warnings: What a user should know.
+        published: Names on the hub of local models, by path.
     """
 
     what: str
@@ -78,6 +79,7 @@ class Difference:
     table: Table | None
     scale: float
     warnings: tuple[str, ...]
+    published: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -127,6 +129,7 @@ def make_difference(recipe: Recipe, wanted: Wanted, options: RunOptions) -> Diff
         table=table,
         scale=scale,
         warnings=(*warnings, *(table.warnings if table is not None else ())),
+        published=recipe.published,
     )
     _check_equal(members, found)
     if not found.edits:

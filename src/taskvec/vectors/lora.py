@@ -12,14 +12,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
 
-from taskvec.checkpoints.naming import display_name, hub_id
+from taskvec.checkpoints.naming import hub_id
 from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.shards import OutputTensor, Shard
 from taskvec.checkpoints.source import widened
@@ -334,12 +334,12 @@ def _config(found: Difference, work: _Work, modules: Sequence[str]) -> dict[str,
     return {
         "peft_type": "LORA",
         "task_type": task_type[0] if task_type else None,
-        "base_model_name_or_path": hub_id(source) or display_name(source),
+        "base_model_name_or_path": hub_id(source, found.published) or None,
         "r": usual,
         "lora_alpha": usual,
         "rank_pattern": other,
         "alpha_pattern": other,
-        "target_modules": sorted(ranks),
+        "target_modules": _by_suffix(ranks, source.tensors),
         "modules_to_save": list(modules) or None,
         "fan_in_fan_out": any(work._is_conv1d(module) for module in ranks),
         "bias": "none",
@@ -347,6 +347,20 @@ def _config(found: Difference, work: _Work, modules: Sequence[str]) -> dict[str,
         "inference_mode": True,
         **({"ensure_weight_tying": True} if _tied(found, modules) else {}),
     }
+
+
+def _by_suffix(modules: Iterable[str], tensors: Iterable[str]) -> list[str]:
+    """Modules as PEFT selects them: by their last name, where it selects no other module.
+
+    >>> _by_suffix(["0.q", "1.q", "0.k"], ["0.q.weight", "1.q.weight", "0.k.weight", "1.k.weight"])
+    ['0.k', 'q']
+    """
+    wanted = set(modules)
+    others = {str(path) for n in tensors for path in PurePosixPath(n.replace(".", "/")).parents}
+    others = {path.replace("/", ".") for path in others} - wanted
+    taken = {path.rpartition(".")[2] for path in others}
+    last = {module: module.rpartition(".")[2] for module in wanted}
+    return sorted({module if name in taken else name for module, name in last.items()})
 
 
 def _tied(found: Difference, modules: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from taskvec.methods import METHODS
 from taskvec.recipes.mergekit import MARK
 from taskvec.recipes.mergekit.models import Recipe, assembled, model_of, names_of, piece_of
-from taskvec.recipes.mergekit.schema import OWN, Source
+from taskvec.recipes.mergekit.schema import OWN, Ingredient
 from taskvec.recipes.mergekit.values import Layered, plain
 from taskvec.recipes.mergekit.vectors import OURS, TINY, on_vectors
 from taskvec.recipes.mergekit.work import Work
@@ -128,7 +128,7 @@ def _slerp(work: Work) -> Recipe:
     return {"target": model_of(work, base), **recipe}
 
 
-def _name_of_base(work: Work, base: list[Source], other: str) -> str:
+def _name_of_base(work: Work, base: list[Ingredient], other: str) -> str:
     (name,) = names_of([base[0].reference])
     return f"{name}-base" if name == other else name
 
@@ -297,7 +297,7 @@ def _passthrough(work: Work) -> Recipe:
     return {"target": target, "method": {"name": "passthrough"}}
 
 
-def _residual_scale(work: Work, source: Source, setting: Any) -> float:
+def _residual_scale(work: Work, source: Ingredient, setting: Any) -> float:
     """The factor of what each block adds to the residual stream."""
     by_part = {}
     for condition in setting:

@@ -11,7 +11,7 @@ from typing import Any
 from taskvec.checkpoints.folder import open_checkpoint, read_config
 from taskvec.checkpoints.hub import hub_name
 from taskvec.errors import CheckpointError
-from taskvec.recipes.mergekit.schema import Reference, Source
+from taskvec.recipes.mergekit.schema import Ingredient, Reference
 from taskvec.recipes.mergekit.work import Work
 from taskvec.validation import Key
 
@@ -21,7 +21,7 @@ Recipe = dict[str, Any]
 def fill_roles(work: Work) -> None:
     """Base and inputs over all slices; `linear` and `karcher` count the base as an input."""
     config, document = work.config, work.document
-    rows: list[list[Source]] = []
+    rows: list[list[Ingredient]] = []
     takes_base = config.method not in ("linear", "karcher", "passthrough")
     for slice_ in config.slices:
         base = slice_.base or config.base
@@ -35,7 +35,7 @@ def fill_roles(work: Work) -> None:
         if base is not None and not bases:
             if not is_whole and config.method != "passthrough":
                 document.fail(slice_.key, f"base_model {base} is not among the sources")
-            bases = [Source(base, None, ((), {}), ("base_model",))] if is_whole else []
+            bases = [Ingredient(base, None, ((), {}), ("base_model",))] if is_whole else []
             sources += bases
         if takes_base:
             for source in bases:
@@ -72,7 +72,7 @@ def names_of(references: Sequence[Reference]) -> list[str]:
     return found
 
 
-def model_of(work: Work, sources: Sequence[Source]) -> Any:
+def model_of(work: Work, sources: Sequence[Ingredient]) -> Any:
     """A model as a recipe names it: the model itself, or a stack of its blocks."""
     pieces = [piece_of(work, source) for source in sources]
     first = sources[0]
@@ -90,7 +90,7 @@ def model_of(work: Work, sources: Sequence[Source]) -> Any:
     return {"stack": pieces}
 
 
-def piece_of(work: Work, source: Source) -> dict[str, Any]:
+def piece_of(work: Work, source: Ingredient) -> dict[str, Any]:
     """One piece of a stack, without its scale."""
     piece: dict[str, Any] = {"model": spec_of(work, source.reference)}
     if source.blocks is not None:
@@ -98,7 +98,7 @@ def piece_of(work: Work, source: Source) -> dict[str, Any]:
     return piece
 
 
-def task_model(work: Work, sources: Sequence[Source]) -> Any:
+def task_model(work: Work, sources: Sequence[Ingredient]) -> Any:
     """A task: an adapter over the base as it is, anything else as a model."""
     reference, base = sources[0].reference, [s.reference for s in work.base]
     if sources[0].blocks is None and reference.lora and base == [Reference(reference.model)]:

@@ -242,7 +242,7 @@ class ConfigEntry(ModuleEntry):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Ingredient:
     """One input of a slice.
 
     Attributes:
@@ -262,7 +262,7 @@ class Source:
 class Slice:
     """Consecutive blocks of the result."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[Ingredient, ...]
     base: Reference | None
     parameters: Scope
     key: Key
@@ -303,7 +303,7 @@ class Config:
         every += [source.reference for slice_ in self.slices for source in slice_.sources]
         return {reference.model for reference in every if reference is not None}
 
-    def setting(self, name: str, source: Source | None, slice_: Slice) -> Setting:
+    def setting(self, name: str, source: Ingredient | None, slice_: Slice) -> Setting:
         """A parameter of one input (None: of the whole), or its default.
 
         Raises:
@@ -370,9 +370,9 @@ def _sources(
     at: Key,
     method: str,
     ignored: list[tuple[Key, str]],
-) -> tuple[Source, ...]:
+) -> tuple[Ingredient, ...]:
     return tuple(
-        Source(
+        Ingredient(
             entry.model,
             entry.layer_range if isinstance(entry, SourceEntry) else None,
             _scope(entry, (*at, i), method, ignored, is_own=True),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.recipes.located import Document
-from taskvec.recipes.mergekit.schema import Condition, Config, Source
+from taskvec.recipes.mergekit.schema import Condition, Config, Ingredient
 from taskvec.recipes.mergekit.values import Layered, layered, meant_pattern, whole_pattern
 from taskvec.validation import Key
 
@@ -58,8 +58,8 @@ class Work:
     is_faithful: bool
     notes: list[Note] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, list[Source]] = field(default_factory=dict)
-    base: list[Source] = field(default_factory=list)
+    inputs: dict[str, list[Ingredient]] = field(default_factory=dict)
+    base: list[Ingredient] = field(default_factory=list)
     names: frozenset[str] = frozenset()
 
     @property
