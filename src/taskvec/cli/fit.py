@@ -21,7 +21,7 @@ from taskvec.cli.progress import Bars
 from taskvec.cli.reading import fields_from
 from taskvec.cli.recipe import recipe_only, running
 from taskvec.cli.streams import warn
-from taskvec.errors import UsageError
+from taskvec.errors import TaskvecWarning, UsageError
 from taskvec.extras import require
 
 if TYPE_CHECKING:
@@ -136,15 +136,15 @@ def _shown_warnings() -> Iterator[None]:
     """Print what `fit` warns of, each warning when it is given."""
     before = warnings.showwarning
 
-    def shown(message: Warning | str, category: type[Warning], *about: Any) -> None:
-        if category is UserWarning:
+    def shown(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
+        if issubclass(category, TaskvecWarning):
             warn([str(message)])
         else:
-            before(message, category, *about)
+            before(message, category, *about, **more)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("always", category=UserWarning, module=r"taskvec\.")
-        warnings.showwarning = shown
+        warnings.filterwarnings("always", category=TaskvecWarning)
+        warnings.showwarning = shown  # type: ignore[assignment]
         yield
 
 

@@ -44,7 +44,7 @@ from taskvec.coefficients.fit.prompts import Asked, Lesson, Teacher, lessons_of
 from taskvec.coefficients.fit.settings import MODEL, Descent, FitSettings, layer_of, settings_of
 from taskvec.coefficients.fit.steering import Steered
 from taskvec.coefficients.fit.teaching import Teachers, answered, teach
-from taskvec.errors import DataError, OutputError, UsageError
+from taskvec.errors import DataError, OutputError, TaskvecWarning, UsageError
 from taskvec.files import write_whole
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Family, Recipe
@@ -192,7 +192,7 @@ class _Run:
     def warn(self, text: str) -> None:
         """Say something now, and in the result."""
         self.warnings.append(text)
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warnings.warn(text, TaskvecWarning, stacklevel=4)
 
     def state(self, name: str) -> Path | None:
         """File of a state."""
