@@ -144,7 +144,7 @@ def _shown_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=TaskvecWarning)
-        warnings.showwarning = shown  # type: ignore[assignment]
+        warnings.showwarning = shown
         yield
 
 
