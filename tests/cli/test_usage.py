@@ -91,7 +91,7 @@ def test_every_verb_has_the_general_options(name):
 
 
 WRITING = ("demo", "merge", "forget", "extract", "import", "eval", "search", "sweep", "pairs",
-           "propose", "finetune", "disentangle", "zoo", "schema", "plan")  # fmt: skip
+           "propose", "fit", "finetune", "disentangle", "zoo", "schema", "plan")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRITING)
@@ -100,7 +100,8 @@ def test_every_verb_that_writes_takes_out(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["scan", "plan", "merge", "forget", "extract", "search", "sweep", "pairs", "propose"]
+    "name",
+    ["scan", "plan", "merge", "forget", "extract", "search", "sweep", "pairs", "propose", "fit"],
 )
 def test_every_verb_that_takes_a_recipe_takes_settings_and_a_seed(name):
     flags = {flag for param in verb(name).params for flag in param.opts}
@@ -234,6 +235,7 @@ def test_positionals_and_flags_go_in_any_order(tmp_path, cli, recipe, number):
         ("import", ["c.yml"], ["--faithful"]), ("eval", ["a", "b"], ["--limit", "3"]),
         ("search", ["r.yaml"], ["--trials", "3"]), ("sweep", ["r.yaml"], ["--vary", "scale=0,1"]),
         ("pairs", ["r.yaml"], ["--limit", "3"]), ("propose", ["r.yaml"], ["--proposal", "nan"]),
+        ("fit", ["r.yaml"], ["--prompts", "a=b", "--out", "o"]),
         ("finetune", ["m"], ["--data", "d", "--out", "o"]),
         ("disentangle", ["m"], ["--limit", "3"]),
         ("zoo", ["copy", "math"], ["--to", "d"]), ("methods", ["lata"], ["--json"]),

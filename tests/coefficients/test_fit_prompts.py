@@ -87,7 +87,7 @@ def test_objectives():
     ("prompts", "about", "error", "subject", "remedy"),
     [
         ({}, {}, UsageError, "prompts has no source", "give at least one"),
-        ({"maths": ["x"]}, {}, UsageError, "'maths' is not a task", "teachers={'maths': 'target'}"),
+        ({"maths": ["x"]}, {}, UsageError, "'maths' is not a task", "give it one: 'target'"),
         ({"math": []}, {}, DataError, "prompts of 'math'", "give at least two"),
         ({"math": ["x"]}, {"negative": ("math",)}, UsageError, "subtracts task 'math'", "answers"),
         (

@@ -170,6 +170,18 @@ SETTINGS = (
     Option("--device", heading=TRAINING_HEAD, show_default="auto",
            words=("auto", "cpu", "cuda", "cuda:1", "mps"), help="where the model is trained"),
 )  # fmt: skip
+TRUNCATE = Option(
+    "--truncate", is_flag=True, heading=DATA_HEAD,
+    help="cut longer examples at the end instead of refusing them",
+)  # fmt: skip
+IMAGE_SIZE = Option(
+    "--image-size", type=int, metavar="PX", heading=DATA_HEAD,
+    show_default="what the model expects", help="height and width of images",
+)  # fmt: skip
+POOL = Option(
+    "--pool", heading=HEAD_HEAD, words=("cls", "mean", "last", "pooler"),
+    show_default="mean of texts, cls of images", help="how features are pooled",
+)  # fmt: skip
 VERB = Verb(
     "finetune", run, [
         Argument("model", metavar="MODEL", help="a folder, or a name on the hub"),
@@ -188,17 +200,13 @@ VERB = Verb(
         Option("--context", type=int, metavar="N", heading=DATA_HEAD,
                show_default="what the model reads; running text at most 512",
                help="most tokens of an example"),
-        Option("--truncate", is_flag=True, heading=DATA_HEAD,
-               help="cut longer examples at the end instead of refusing them"),
-        Option("--image-size", type=int, metavar="PX", heading=DATA_HEAD,
-               show_default="what the model expects", help="height and width of images"),
+        TRUNCATE, IMAGE_SIZE,
         *READING,
         Option("--head", type=click.Choice(("own", "probe", "zero-shot")), heading=HEAD_HEAD,
                show_default="its own, or else a probe",
                help="the model's own, a linear probe that is fitted first, or CLIP's from the "
                "names of the classes"),
-        Option("--pool", heading=HEAD_HEAD, words=("cls", "mean", "last", "pooler"),
-               show_default="mean of texts, cls of images", help="how features are pooled"),
+        POOL,
         Option("--template", metavar="TEXT", multiple=True, heading=HEAD_HEAD,
                show_default="'a photo of a {}.'",
                help="template of a zero-shot head; {} is the class; repeatable"),

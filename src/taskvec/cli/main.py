@@ -16,7 +16,7 @@ from taskvec.cli.streams import prepare_streams, say
 from taskvec.errors import TaskvecError
 
 _RESUMING = {
-    "merge", "forget", "eval", "search", "sweep", "pairs", "finetune", "disentangle",
+    "merge", "forget", "eval", "search", "sweep", "pairs", "fit", "finetune", "disentangle",
 }  # fmt: skip
 
 

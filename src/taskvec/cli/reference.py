@@ -81,7 +81,7 @@ def reference_page() -> str:
     verbs = {name: group.get_command(context, name) for name in VERBS}
     parts = [_HEAD]
     for heading, shared in SHARED.items():
-        users = [name for name, verb in verbs.items() if verb and set(shared) <= set(verb.params)]
+        users = [name for name, verb in verbs.items() if verb and _shares(verb.params, shared)]
         names = ", ".join(f"`{name}`" for name in users)
         parts.append(f"### {heading}\n\nVerbs: {names}.\n")
         if heading in _ABOUT:
@@ -104,7 +104,7 @@ def _verb(name: str, verb: Verb, parent: click.Context) -> Iterator[str]:
     own = [p for p in verb.params if isinstance(p, Option)]
     taken = []
     for heading, shared in SHARED.items():
-        if set(shared) <= set(own):
+        if _shares(own, shared):
             own = [option for option in own if option not in shared]
             taken.append(heading)
     own = [option for option in own if not {"--quiet", "--verbose"} & set(option.opts)]
@@ -113,6 +113,13 @@ def _verb(name: str, verb: Verb, parent: click.Context) -> Iterator[str]:
         yield textwrap.fill(f"Shared options: {links}.", 100) + "\n"
     if own:
         yield _table(own)
+
+
+def _shares(own: Sequence[click.Parameter], shared: Sequence[Option]) -> bool:
+    """Whether a verb has a group of options; it may give a meaning of its own to some flags."""
+    lacking = [option for option in shared if option not in own]
+    names = {option.name for option in own}
+    return len(lacking) < len(shared) and all(option.name in names for option in lacking)
 
 
 def _needs(verb: Verb) -> str:
@@ -126,7 +133,8 @@ def _table(shared: Sequence[Option]) -> str:
 
 def _flags(option: Option) -> str:
     value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
-    return ", ".join(f"`{flag}{value}`" for flag in sorted(option.opts, key=len)).replace(*_PIPE)
+    flags = sorted([*option.opts, *option.secondary_opts], key=len)
+    return ", ".join(f"`{flag}{value}`" for flag in flags).replace(*_PIPE)
 
 
 def _meaning(option: Option) -> str:

@@ -17,6 +17,7 @@ VERBS = {
     "sweep": "measure what one number of a recipe does, value by value",
     "pairs": "measure what each task of a recipe does to each other task in a merge",
     "propose": "propose λ and a scheme from the weights alone",
+    "fit": "fit the weight of every layer to a few prompts",
     "finetune": "train part of a model; the change is a task vector",
     "disentangle": "measure how task vectors interact, add up and can be subtracted",
     "methods": "list the methods and their parameters",

@@ -260,13 +260,17 @@ def only(recipe: Recipe, tasks: Sequence[str]) -> Recipe:
 def _whole(recipe: Recipe, task: str) -> Recipe:
     """The fine-tune of a task: all of its vector, added to where it starts from."""
     family = replace(only(recipe, (task,)).family, target=None)
-    return replace(as_recipe(family.members, {"method": "task_arithmetic", "scale": 1.0}), out=recipe.out)
+    return replace(
+        as_recipe(family.members, {"method": "task_arithmetic", "scale": 1.0}), out=recipe.out
+    )
 
 
 def _untouched(recipe: Recipe, task: str) -> Recipe:
     """The target with nothing of a task's vector."""
     family = only(recipe, (task,)).family
-    return replace(as_recipe(family.members, {"method": "task_arithmetic", "scale": 0.0}), out=recipe.out)
+    return replace(
+        as_recipe(family.members, {"method": "task_arithmetic", "scale": 0.0}), out=recipe.out
+    )
 
 
 def _alone(recipe: Recipe, task: str, metric: Metric, target: Result, ask: Ask) -> Alone:

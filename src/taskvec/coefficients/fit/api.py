@@ -44,11 +44,12 @@ from taskvec.coefficients.fit.prompts import Asked, Lesson, Teacher, lessons_of
 from taskvec.coefficients.fit.settings import MODEL, Descent, FitSettings, layer_of, settings_of
 from taskvec.coefficients.fit.steering import Steered
 from taskvec.coefficients.fit.teaching import Teachers, answered, teach
-from taskvec.errors import DataError, OutputError, UsageError
+from taskvec.errors import DataError, OutputError, TaskvecWarning, UsageError
 from taskvec.files import write_whole
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import preserve_modes
+from taskvec.streaming import RunOptions
 from taskvec.training.data import Reading
 from taskvec.training.models import HeadOptions
 
@@ -81,6 +82,7 @@ def fit(
     asking: HeadOptions | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Tell = quiet,
+    running: RunOptions = RunOptions(),
 ) -> Fitted:
     """Fit layer weights, so that the merge answers as its teachers do on their own prompts.
 
@@ -107,6 +109,7 @@ def fit(
         asking: How classifiers and encoders are asked.
         out: Folder that gets table, recipe and record, and that an interrupted run goes on from.
         progress: Called after each step with the descent, steps done, steps, and loss.
+        running: How members are scanned: threads, cache, and progress.
 
     Raises:
         UsageError: the request is contradictory or incomplete.
@@ -115,7 +118,7 @@ def fit(
         TaskvecError: a member is broken, or the loss is not finite at the start.
     """
     run = _Run(settings_of(settings), progress, None if out is None else Path(out))
-    directions = open_directions(recipe)
+    directions = open_directions(recipe, running)
     begin = directions.start(start)
     run.settings.descent.check_start(float(begin.min()), float(begin.max()))
     is_language = is_language_model(directions, model)
@@ -189,7 +192,7 @@ class _Run:
     def warn(self, text: str) -> None:
         """Say something now, and in the result."""
         self.warnings.append(text)
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warnings.warn(text, TaskvecWarning, stacklevel=4)
 
     def state(self, name: str) -> Path | None:
         """File of a state."""

@@ -33,6 +33,7 @@ from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import without_bars
 from taskvec.statistics.scan import LayerStatistics, Scan, layer_statistics
+from taskvec.streaming import RunOptions
 
 Array = np.ndarray[Any, Any]
 Read = Callable[[int, int], Any]  # elements [start, stop) as a tensor of torch
@@ -66,11 +67,13 @@ class TaskDirections:
         recipe: As given; its λ and its method only say where a descent may start.
         members: Opened.
         scan: Statistics of their tensors.
+        running: How members are scanned.
     """
 
     recipe: Recipe
     members: Members
     scan: Scan
+    running: RunOptions = RunOptions()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -147,7 +150,7 @@ class TaskDirections:
                 f"start 'recipe': {recipe.method.name} does not add weighted task vectors; "
                 "start from a number, 'lata' or a table"
             )
-        table = decide(prepare(recipe)).table
+        table = decide(prepare(recipe, self.running)).table
         scaled: Array = table.weights * layer_scales(recipe, self.members, table)
         return scaled
 
@@ -241,7 +244,9 @@ class _Named:
         return self.layer
 
 
-def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> TaskDirections:
+def open_directions(
+    recipe: Recipe | Family | str | os.PathLike[str], running: RunOptions = RunOptions()
+) -> TaskDirections:
     """Open a recipe's members, and scan them.
 
     Raises:
@@ -258,7 +263,7 @@ def open_directions(recipe: Recipe | Family | str | os.PathLike[str]) -> TaskDir
     if not family.tasks:
         raise UsageError("the recipe has no tasks, so that there is nothing to fit")
     members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
-    found = TaskDirections(recipe, members, scan_members(members))
+    found = TaskDirections(recipe, members, scan_members(members, running), running)
     for task, changed in zip(found.tasks, found.is_changed(), strict=True):
         if not changed.any():
             raise UsageError(

@@ -159,14 +159,14 @@ def _teacher(
         if name not in tasks:
             raise UsageError(
                 f"prompts: {name!r} is not a task of the recipe ({', '.join(tasks)}) and has no "
-                f"teacher; give one, teachers={{{name!r}: 'target'}}, a task, a folder, or "
-                "'answers' for prompts with answers"
+                "teacher; give it one: 'target', a task, a folder, or 'answers' for prompts with "
+                "answers"
             )
         if name in negative:
             raise UsageError(
                 f"prompts: the recipe subtracts task {name!r}, so that its own model is not the "
-                f"teacher; give teachers={{{name!r}: 'answers'}} and prompts with the answers that "
-                "are wanted, or a model that gives such answers"
+                "teacher; give it the teacher 'answers' and prompts with the answers that are "
+                "wanted, or as its teacher a model that gives such answers"
             )
         return Teacher("task", name), "kl"
     if isinstance(given, str) and given in tasks:
