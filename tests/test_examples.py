@@ -29,7 +29,7 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, tmp_path, cli):
-    for name in ("torch", "transformers", *NEEDS.get(path.stem, ())):
+    for name in ("torch", "transformers", "pandas", *NEEDS.get(path.stem, ())):
         pytest.importorskip(name)
     assert cli("zoo", "copy", "--to", tmp_path / "zoo")[0] == 0
     done = subprocess.run(
