@@ -3,7 +3,8 @@
 A task is data and two pure functions: `samples` turns rows of a data file into requests, `score`
 turns replies into numbers. Neither knows a model, and nothing here needs torch. There are three
 kinds of requests: `Continuation` (how likely is this text after that one), `Prompt` (go on from
-here) and `Document` (predict this text token by token).
+here) and `WholeText` (predict this text token by token). Requests and replies are those of
+`taskvec.running.requests`; whoever writes a task finds them here too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import UsageError
-from taskvec.running.requests import Reply, Request
+from taskvec.running.requests import (
+    Answer,
+    Continuation,
+    Likelihood,
+    Message,
+    Prompt,
+    Reply,
+    Request,
+    Text,
+    WholeText,
+)
+
+__all__ = [
+    "Answer", "Continuation", "Likelihood", "Message", "Metric", "MetricFunction", "Prompt",
+    "Replies", "Reply", "Request", "RowsByRole", "Sample", "SampleSettings", "Score", "Task", "Text",
+    "Tools", "WholeText", "each", "measure", "task_of",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from taskvec.evaluation.data import DataFile, DataRow
