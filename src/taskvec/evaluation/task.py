@@ -29,8 +29,8 @@ from taskvec.running.requests import (
 
 __all__ = [
     "Answer", "Continuation", "Likelihood", "Message", "Metric", "MetricFunction", "Prompt",
-    "Replies", "Reply", "Request", "RowsByRole", "Sample", "SampleSettings", "Score", "Task", "Text",
-    "Tools", "WholeText", "each", "measure", "task_of",
+    "Replies", "Reply", "Request", "RowsByRole", "Sample", "SampleSettings", "Score", "Task",
+    "Text", "Tools", "WholeText", "each", "measure", "task_of",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
