@@ -486,6 +486,8 @@ def test_little_that_is_edited_is_told(tmp_path):
 def test_a_target_without_a_tokenizer_is_told(tmp_path):
     folders = write_family(tmp_path)
     family = tv.Family(instruct=folders["instruct"], tasks={"math": folders["math"]})
+    assert not any("tokenizer" in w for w in merge(family, tmp_path / "none").warnings)
+    (folders["math"] / "tokenizer.json").write_text("{}")
     assert any("no tokenizer" in warning for warning in merge(family, tmp_path / "out").warnings)
     (folders["instruct"] / "tokenizer.json").write_text("{}")
     assert not any("tokenizer" in w for w in merge(family, tmp_path / "two").warnings)

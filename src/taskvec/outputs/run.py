@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 import yaml
 
+from taskvec.checkpoints.belongings import belongings
 from taskvec.checkpoints.companions import companions, of_tokenizer
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
@@ -151,15 +152,23 @@ def _companions(prepared: Prepared) -> tuple[dict[str, bytes], list[str]]:
 
 
 def _no_tokenizer(members: Members, files: Mapping[str, bytes]) -> list[str]:
-    """Whether a language model is written without a tokenizer."""
-    if "vocab_size" not in members.target.config or any(
-        of_tokenizer(name) and not name.startswith("chat_template") for name in files
-    ):
+    """Whether the output has no tokenizer although another member has one."""
+
+    def has(names: Iterable[str]) -> bool:
+        return any(of_tokenizer(n) and not n.startswith("chat_template") for n in names)
+
+    if has(files):
         return []
-    return [
-        f"the target ({members.target.where}) has no tokenizer, so the output has none; take a "
-        "member's with out: {tokenizer: NAME}, or copy one into the output"
-    ]
+    for role, source in members.sources.items():
+        folder = source.folder
+        there = belongings(folder)[0] if folder is not None and folder.is_dir() else []
+        if has([*there, *source.files]):
+            return [
+                f"the target ({members.target.where}) has no tokenizer, so the output has none; "
+                f"{describe(role)} ({source.where}) has one: copy it, or take that of a member "
+                "with out: {tokenizer: NAME}"
+            ]
+    return []
 
 
 def _about(
