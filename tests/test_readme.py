@@ -103,7 +103,7 @@ def test_commands_write_the_folders_that_the_text_names(
 def test_scan_shows_what_the_text_says(ran: tuple[Path, dict[str, str]]) -> None:
     _, printed = ran
     shown = next(out for text, out in printed.items() if "taskvec scan recipe.yaml" in text)
-    for words in ("math", "code", "similarity", "linear", "log", "≤ σ", "Spearman"):
+    for words in ("math", "code", "similarity", "weight", "≤ σ", "Spearman"):
         assert words in shown
     assert re.search(r"^replay +same", shown, re.MULTILINE)
 

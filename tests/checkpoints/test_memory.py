@@ -262,7 +262,7 @@ def test_card_does_not_name_what_was_in_memory_as_a_model(tmp_path, family):
     tv.merge(family_of(members), tmp_path / "out", method="lata", scale=SCALE)
     head = (tmp_path / "out" / "README.md").read_text().split("---")[1]
     assert "in memory" not in head
-    assert "- code\n" in head
+    assert "base_model" not in head  # folders here are no names on the hub
 
 
 # --- modules -------------------------------------------------------------------------------------

@@ -241,7 +241,6 @@ def test_card(tmp_path):
     merge(tmp_path / "my-model", family, "--scheme", "linear")
     front, text = card(tmp_path / "my-model")
     assert front == {
-        "base_model": ["base", "instruct", "math"], "base_model_relation": "merge",
         "library_name": "transformers", "license": "mit",
         "tags": ["task-arithmetic", "merge", "taskvec", "lata"],
     }  # fmt: skip

@@ -53,8 +53,8 @@ def test_csv_is_made_for_editing(tmp_path):
     table(target=np.array([1, 0.5, 0])).save(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text().splitlines() == [
         "tensor,code,math,(target)",
+        "model.norm.weight,0.1,-0.0,0.5",  # in the order of a model
         "lm_head.weight,1.0,0.0,1.0",
-        "model.norm.weight,0.1,-0.0,0.5",
         '"odd, ""name""",0.3333333333333333,2e-308,0.0',
     ]
 

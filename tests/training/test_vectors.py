@@ -62,7 +62,7 @@ def test_the_start_and_its_vector_are_the_fine_tune(which, train, tmp_path):
     family = tv.Family(anchor=tmp_path / "start", tasks={"t": tmp_path / "t.safetensors"})
     merged = tv.merge(family, tmp_path / "merged", method="task_arithmetic", scale={"t": 1.0})
 
-    assert not merged.warnings
+    assert all("parameters are edited" in text for text in merged.warnings)  # a part is meant
     start, tuned, result = (weights(tmp_path / n) for n in ("start", "tuned", "merged"))
     changed = {name for name in tuned if not torch.equal(start[name], tuned[name])}
     assert set(load_file(tmp_path / "t.safetensors")) == set(written.tensors) == changed

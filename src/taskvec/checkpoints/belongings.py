@@ -110,7 +110,7 @@ def _walk(folder: Path, modules: Collection[str], inside: str = "") -> Iterable[
         return
     for entry in entries:
         name = f"{inside}/{entry.name}" if inside else entry.name
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield name, False
             continue
         if entry.is_symlink():
@@ -122,6 +122,14 @@ def _walk(folder: Path, modules: Collection[str], inside: str = "") -> Iterable[
             yield name, True
         else:
             yield from _walk(folder, modules, name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link that leads in a circle is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_model(folder: Path) -> bool:

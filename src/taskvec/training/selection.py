@@ -168,8 +168,8 @@ def check_names(selection: ParameterSelection, names: Iterable[str]) -> None:
 def describe(selection: ParameterSelection) -> str:
     """What trains, in one line.
 
-    >>> describe(ParameterSelection(("a", "b"), {"b": Rows(0, ((0, 2),))}, 60, 200))
-    'trains 2 tensors (1 of them in part), 60 of 200 parameters (30.0 %)'
+    >>> describe(ParameterSelection(("a", "b"), {}, 60, 200))
+    'trains 2 tensors, 60 of 200 parameters (30.0 %)'
     """
     tensors = f"{len(selection.names)} tensor" + ("s" if len(selection.names) != 1 else "")
     part = f" ({len(selection.rows)} of them in part)" if selection.rows else ""
