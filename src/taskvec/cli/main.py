@@ -26,6 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
     stop = Stop("; the same command continues where it stopped" if verb in _RESUMING else "")
     try:
+        return _run(arguments, stop, ends=argv is None)
+    except KeyboardInterrupt:  # while the signals were given back
+        return stop.tell()
+
+
+def _run(arguments: list[str], stop: Stop, *, ends: bool) -> int:
+    """Run one command while signals are taken over."""
+    try:
         stop.install()
         prepare_streams()
         from taskvec.cli.commands import run
@@ -48,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     finally:
-        stop.restore(ends=argv is None)
+        stop.restore(ends=ends)
 
 
 def _drop_output() -> None:
