@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +18,10 @@ from taskvec.checkpoints.source import Source
 from taskvec.errors import FamilyError
 from taskvec.layers import classify
 
+_FETCHED = (
+    *("attn_implementation", "_attn_implementation", "auto_map", "quantization_config"),
+    *("experts_implementation", "_experts_implementation"),
+)
 _REMEDY = "choose pieces whose blocks the config can describe, or correct the config"
 
 
@@ -41,12 +45,14 @@ def _problem(model: Source) -> str | None:
     """Why transformers cannot build the model or fill it with these tensors, if it cannot."""
     transformers, torch = import_module("transformers"), import_module("torch")
     names = model.config.get("architectures")
-    cls = getattr(transformers, str(names[0]), None) if names else None
-    if cls is None or "model_type" not in model.config:
+    cls = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+        return None
+    if "model_type" not in model.config:
         return None
     with _silent(transformers):
         try:
-            config = transformers.AutoConfig.for_model(**model.config)
+            config = transformers.AutoConfig.for_model(**_own_code_only(model.config))
             with torch.device("meta"):
                 cls(config)
         except Exception as error:  # whatever a class says of a config that it does not like
@@ -62,6 +68,15 @@ def _problem(model: Source) -> str | None:
                 f"{odd[0]!r}: config and weights describe different blocks"
             )
     return None
+
+
+def _own_code_only(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what may make transformers fetch code, also in the configs of its towers."""
+    return {
+        key: _own_code_only(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _FETCHED
+    }
 
 
 def _filled(model: Source, cls: Any, config: Any, torch: Any) -> dict[str, Any]:
