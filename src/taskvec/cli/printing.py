@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -103,3 +104,10 @@ def announce_compiling() -> None:
     from taskvec.kernels.jit import when_compiling
 
     when_compiling(lambda: say("compiling kernels, once on this machine …"))
+
+
+def show_factored(rows: Sequence[Mapping[str, Any]], lost: float) -> None:
+    """What became of each tensor in an adapter, and how much of all it lacks."""
+    cells = [(row["name"], row["kept"], row["rank"], row["norm"], row["error"]) for row in rows]
+    show(cells, ("tensor", "kept as", "rank", "‖τ‖", "error"))
+    print(f"\n{lost:.2%} of ‖τ‖² is not in the adapter (error {math.sqrt(lost):.2g})")

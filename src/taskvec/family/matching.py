@@ -22,7 +22,7 @@ import xxhash
 from taskvec.checkpoints.joined import Section, Zeros, joined
 from taskvec.checkpoints.names import Names, canonical, fits, forms
 from taskvec.checkpoints.safetensors import TensorInfo
-from taskvec.checkpoints.source import Source, derived
+from taskvec.checkpoints.source import Derived, Source, derived
 from taskvec.checkpoints.views import View
 from taskvec.errors import FamilyError
 from taskvec.family.renames import renamings
@@ -100,6 +100,29 @@ def with_names_of_target(
     result = {role: done[id(source)] for role, source in sources.items()}
     filled, more, copied = _filled(result, lacking)
     return filled, notes + more, copied
+
+
+def fitted(change: Derived, over: Source) -> Derived:
+    """The change by an adapter under the names of the model that it is over.
+
+    Layers that an adapter changes and the model has as parts of a fused tensor, or the other way
+    round, are matched as those of members are.
+
+    Raises:
+        FamilyError: the adapter changes what the model lacks.
+    """
+    left = [name for name in change.tensors if name not in over.tensors]
+    if not left:
+        return change
+    match = _match("adapter", change, over, Names(over.tensors), left)
+    lacking = [name for name in left if name not in match.consumed]
+    if lacking:
+        raise FamilyError(
+            f"{change.where}: changes {lacking[0]!r}, which the model that it is over "
+            f"({over.where}) lacks; give the model that it was trained over, or merge it in PEFT "
+            "(merge_and_unload, save_pretrained) and give the whole model"
+        )
+    return _renamed(change, match)
 
 
 def _match(role: str, source: Source, target: Source, index: Names, left: Sequence[str]) -> _Match:
@@ -249,7 +272,7 @@ def _section(source: Source, name: str, offset: int, shape: tuple[int, ...]) -> 
     return Section(source.view(name), offset, shape)
 
 
-def _renamed(source: Source, match: _Match) -> Source:
+def _renamed(source: Source, match: _Match) -> Derived:
     """A member under the target's names; tensors without a counterpart keep theirs."""
     tensors = {n: info for n, info in source.tensors.items() if n not in match.consumed}
     tensors |= {

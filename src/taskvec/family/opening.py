@@ -14,7 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from taskvec.checkpoints.adapters import Adapter, difference, is_adapter, open_adapter
+from taskvec.checkpoints.adapters import (
+    Adapter,
+    difference,
+    is_adapter,
+    open_adapter,
+    open_loose_adapter,
+)
 from taskvec.checkpoints.belongings import belongings, module_weights
 from taskvec.checkpoints.folder import USE_ADAPTER, Checkpoint, open_checkpoint
 from taskvec.checkpoints.hub import fetch, hub_name
@@ -22,16 +28,16 @@ from taskvec.checkpoints.memory import MARK, Held, Module, open_memory
 from taskvec.checkpoints.pickled import is_pickled, open_pickled
 from taskvec.checkpoints.source import Source, added, derived
 from taskvec.checkpoints.vectors import is_vector, open_vector
+from taskvec.checkpoints.views import same_elements
 from taskvec.errors import CheckpointError, UsageError, nearest
 from taskvec.family.architectures import told_first
 from taskvec.family.copies import (
     changed,
-    same_elements,
     with_copy,
     with_one_embedding,
     without,
 )
-from taskvec.family.matching import with_names_of_target
+from taskvec.family.matching import fitted, with_names_of_target
 from taskvec.family.stacking import stacked
 from taskvec.family.tokens import TOKEN_ROWS
 from taskvec.family.vocabulary import align, with_rows
@@ -216,7 +222,10 @@ def _put_on(
                     f"{apart} is tied to the embedding in the model that the adapter of "
                     f"{describe(role)} is over, which changes one of them: the result is untied"
                 )
-            change = difference(given, ready[under], exclude=family.exclude, token_rows=TOKEN_ROWS)
+            change = fitted(
+                difference(given, ready[under], exclude=family.exclude, token_rows=TOKEN_ROWS),
+                ready[under],
+            )
             if whole:
                 change.files = given.tokenizer()
             made[id(given), under, whole] = _put(ready[under], change) if whole else change
@@ -305,7 +314,7 @@ def _open_path(path: str | os.PathLike[str], allow_pickle: bool) -> Source | Ada
         return open_vector(there)
     if is_adapter(path):
         return open_adapter(path, allow_pickle=allow_pickle)
-    return open_checkpoint(path)
+    return open_loose_adapter(there) or open_checkpoint(path)
 
 
 def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[str]]:
