@@ -32,7 +32,7 @@ class _Piece(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class FactorStack:
     """A sum of low-rank changes to one weight.
 
     Attributes:
@@ -68,7 +68,7 @@ class Stack:
         return left, np.concatenate(right)
 
 
-def stack(terms: Sequence[tuple[View, float]]) -> Stack | None:
+def stack(terms: Sequence[tuple[View, float]]) -> FactorStack | None:
     """Low-rank changes to one weight as one; None if a term is not such a change.
 
     Where adapters brought weights along, that holds if those are the model's: see `is_exact`.
@@ -88,7 +88,7 @@ def stack(terms: Sequence[tuple[View, float]]) -> Stack | None:
     ((is_transposed, is_embedding),) = kinds
     rank = sum(piece.change.a.shape[0] for piece, _ in pieces)
     moved = tuple(view for view, _ in terms if isinstance(view, Moved))
-    return Stack(tuple(pieces), rank, terms[0][0].shape, is_transposed, is_embedding, moved)
+    return FactorStack(tuple(pieces), rank, terms[0][0].shape, is_transposed, is_embedding, moved)
 
 
 def _pieces(view: View) -> list[_Piece] | None:

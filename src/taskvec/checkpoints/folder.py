@@ -132,6 +132,13 @@ _CONVERT = (
 # Names of the factors of adapters, what those are, and what to do.
 _FACTORS = (
     (
+        re.compile(
+            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
+        ),
+        "factors of a LyCORIS adapter",
+        _CONVERT,
+    ),
+    (
         re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)"),
         "LoRA factors as PEFT or diffusers name them",
         "put the adapter_config.json that was saved with them beside them, call the file "
@@ -145,13 +152,6 @@ _FACTORS = (
     (
         re.compile(r"\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\."),
         "LoRA factors as diffusers named them",
-        _CONVERT,
-    ),
-    (
-        re.compile(
-            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
-        ),
-        "factors of a LyCORIS adapter",
         _CONVERT,
     ),
 )

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from taskvec.checkpoints.factored import Stack, stack
+from taskvec.checkpoints.factored import FactorStack, stack
 from taskvec.checkpoints.fingerprint import chunk_digests, fingerprint, tensor_digest
 from taskvec.checkpoints.naming import hub_id
 from taskvec.checkpoints.safetensors import write_header
@@ -174,7 +174,7 @@ class Written:
 
 
 # What becomes of a tensor: a stack, the low rank of a linear weight, or none of these.
-Kinds = dict[str, Stack | str | None]
+Kinds = dict[str, FactorStack | str | None]
 
 
 def write_adapter(
@@ -246,7 +246,7 @@ def kinds_of(change: Change, shape: AdapterShape, *, reads: bool = True) -> Kind
     return kinds
 
 
-def _stacked(edit: Edit) -> Stack | None:
+def _stacked(edit: Edit) -> FactorStack | None:
     """The change of a weight as a stack, if it is a sum of changes by adapters."""
     views = [(edit.views[role], c) for role, c in edit.terms.items()]
     is_plain = is_difference(edit) and edit.name.endswith(".weight")
@@ -369,7 +369,7 @@ class _Work:
     ranks: dict[str, int] = field(default_factory=dict)
     transposed: list[str] = field(default_factory=list)
 
-    def factor(self, edit: Edit, kind: Stack | str | None, modules: Sequence[str]) -> None:
+    def factor(self, edit: Edit, kind: FactorStack | str | None, modules: Sequence[str]) -> None:
         """Factor one matrix, or only measure what has another place or none."""
         with self.options.progress("factor", edit.read_bytes) as advance:
             tau = read_difference(edit, self.options, self.records)
@@ -385,7 +385,9 @@ class _Work:
             return
         layout = self._layout(edit, kind, module)
         matrix = layout.matrix(tau)
-        if isinstance(kind, Stack) and (self.shape.rank is None or kind.rank <= self.shape.rank):
+        if isinstance(kind, FactorStack) and (
+            self.shape.rank is None or kind.rank <= self.shape.rank
+        ):
             left, right = kind.factors()
             kept = "stacked"
         else:
@@ -404,9 +406,9 @@ class _Work:
         error = math.sqrt(squared_error(matrix, left, right)) / norm
         self.rows.append(Factored(edit.name, kept, len(right), norm, error))
 
-    def _layout(self, edit: Edit, kind: Stack | str, module: str) -> _Layout:
+    def _layout(self, edit: Edit, kind: FactorStack | str, module: str) -> _Layout:
         shape = edit.like.shape
-        if isinstance(kind, Stack):
+        if isinstance(kind, FactorStack):
             layout = _Layout(
                 kind.is_transposed,
                 (shape[0],) if kind.is_transposed else shape[1:],

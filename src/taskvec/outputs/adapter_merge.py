@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.checkpoints.adapters import difference, open_adapter
-from taskvec.checkpoints.factored import Stack
+from taskvec.checkpoints.factored import FactorStack
 from taskvec.checkpoints.naming import display_name
 from taskvec.checkpoints.source import Derived, Source, widened
 from taskvec.checkpoints.views import size
@@ -56,7 +56,7 @@ def change_of(decided: Decided) -> Change:
     differences = changes(edits.values(), members.target, options.precision)
     found = _change(prepared, edits, sorted(differences, key=_name))
     kinds = kinds_of(found, adapter_shape(recipe))
-    stacked = {name for name, kind in kinds.items() if isinstance(kind, Stack)}
+    stacked = {name for name, kind in kinds.items() if isinstance(kind, FactorStack)}
     differ = differing([edit for edit in found.edits if edit.name not in stacked], options)
     kept = stacked | differ
     return replace(found, edits=tuple(edit for edit in found.edits if edit.name in kept))
