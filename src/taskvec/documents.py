@@ -180,7 +180,7 @@ def _read(file: io.FileIO, size: int, most: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def unzipped(content: bytes, limits: Limits, where: str, error: _Error) -> bytes:
+def unzip(content: bytes, limits: Limits, where: str, error: _Error) -> bytes:
     """The content of a gzip file, which may be small and stand for terabytes."""
     try:
         with gzip.open(io.BytesIO(content)) as file:
@@ -204,10 +204,10 @@ def read_text(
 ) -> str:
     """The text of a file in UTF-8, with or without a byte order mark; see `read_bytes`."""
     where = str(path) if where is None else where
-    return decoded(read_bytes(path, limits, error, of=of, where=where), where, error)
+    return decode(read_bytes(path, limits, error, of=of, where=where), where, error)
 
 
-def decoded(content: bytes, where: str, error: _Error) -> str:
+def decode(content: bytes, where: str, error: _Error) -> str:
     """Text of UTF-8, with or without a byte order mark."""
     try:
         return content.decode("utf-8-sig")
@@ -275,7 +275,7 @@ def parse_json(
         TaskvecError: of class `error`: not JSON, too many values or too deep, a number that is too
             long, or text that could not be written again.
     """
-    text = decoded(content, where, error) if isinstance(content, bytes) else content
+    text = decode(content, where, error) if isinstance(content, bytes) else content
     opened = text.count("[") + text.count("{")
     if opened + text.count(",") > limits.values:
         raise error(f"{where}: holds more than {limits.values:,} values; is it the right file?")

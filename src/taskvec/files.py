@@ -104,7 +104,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM pass without effect: what is being done is all but finished.
 
     An interruption that came half way would have to say of a folder that is in place that it is

@@ -30,7 +30,7 @@ class Journal:
                 lines = file.read().split(b"\n")
         except OSError:
             return []
-        return [entry for line in lines if (entry := _parsed(line)) is not None]
+        return [entry for line in lines if (entry := _parse(line)) is not None]
 
     def resume(self) -> list[dict[str, Any]]:
         """The entries, after a line that was cut off is removed, so that more can be added.
@@ -92,7 +92,7 @@ def _line(entry: Mapping[str, Any]) -> str:
     return text
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

@@ -167,7 +167,7 @@ def classify(name: str, overrides: Sequence[Override] = ()) -> LayerKey:
     )
 
 
-def renumbered(name: str, block: int) -> str:
+def renumber(name: str, block: int) -> str:
     """The name of a tensor in a block with another number for the block.
 
     >>> renumbered("model.layers.3.mlp.experts.3.up_proj.weight", 10)

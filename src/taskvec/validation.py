@@ -103,10 +103,10 @@ def check(model: type[E], data: object, fail: Callable[[Key, str], NoReturn], at
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    return fail(*_described(first, data, at))
+    return fail(*_describe(first, data, at))
 
 
-def _described(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str]:
+def _describe(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str]:
     """Key and message of one of pydantic's errors."""
     key, value = list(at), cast(Any, data)
     for part in error["loc"]:  # which also names members of unions, that are no keys
@@ -115,7 +115,7 @@ def _described(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, st
             key.append(part)
             value = value[part]
     context = error.get("ctx", {})
-    place = dotted(key)
+    place = format_key(key)
     got = _shown(value)
     if error["type"] != "taskvec":
         expected = _expected(error["type"], context)
@@ -125,7 +125,7 @@ def _described(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, st
     return tuple(key if context["key"] is None else [*key, context["key"]]), what
 
 
-def dotted(key: list[Any] | Key) -> str:
+def format_key(key: list[Any] | Key) -> str:
     """A key as text.
 
     >>> dotted(("layers", 0, "pattern"))

@@ -83,17 +83,17 @@ class Addition:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
         by_task = ("accuracy", "normalised", "single", "pretrained")
-        told: dict[str, Any] = {"method": self.method, "search": self.search}
-        told["scales"] = dict(self.scales)
+        data: dict[str, Any] = {"method": self.method, "search": self.search}
+        data["scales"] = dict(self.scales)
         for name in by_task:
-            told[name] = {task: f.to_json() for task, f in getattr(self, name).items()}
-        told["mean_accuracy"] = self.mean_accuracy.to_json()
-        told["mean_normalised"] = self.mean_normalised.to_json()
-        told["tried"] = [
+            data[name] = {task: f.to_json() for task, f in getattr(self, name).items()}
+        data["mean_accuracy"] = self.mean_accuracy.to_json()
+        data["mean_normalised"] = self.mean_normalised.to_json()
+        data["tried"] = [
             {"scales": dict(t.scales), "accuracy": dict(t.accuracy), "normalised": t.normalised}
             for t in self.tried
         ]
-        return dict(finite(told))
+        return dict(finite(data))
 
 
 def task_addition(
@@ -220,7 +220,7 @@ class _Run:
         figure = accuracies.figure
         shares = {t: accuracies.share("test", t, merged[t], singles[t]) for t in self.names}
         figures = {t: figure("test", t, merged[t]) for t in self.names}
-        drawn = [accuracies.resampled("test", t, merged[t]) for t in self.names]
+        drawn = [accuracies.resample("test", t, merged[t]) for t in self.names]
         drawn_shares = [
             accuracies.resampled_share("test", t, merged[t], singles[t]) for t in self.names
         ]

@@ -95,7 +95,7 @@ class Disentanglement:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
-        told = {
+        measured = {
             "tasks": list(self.tasks),
             "alphas": list(self.alphas),
             "distance": self.distance,
@@ -113,7 +113,7 @@ class Disentanglement:
                 for cell in row
             ],
         }
-        return dict(finite(told))
+        return dict(finite(measured))
 
     def to_csv(self) -> str:
         """A table with a line for each cell: coefficients, ξ with its interval, both terms."""
@@ -306,32 +306,32 @@ class _Grid:
         one, two = self.names
         alone = {t: self.single(t, x) for t, x, other in ((one, a, b), (two, b, a)) if other != 0}
         self.space.at({one: a, two: b})
-        told: dict[str, Any] = {"terms": {}, "accuracy": {}, "broken": 0}
+        measured: dict[str, Any] = {"terms": {}, "accuracy": {}, "broken": 0}
         for task, alpha in ((one, a), (two, b)):
             values, right, examples = outcomes(self.tasks[task], self.space.module, self.distance)
             if task not in alone:  # the point is the single-task model
                 alone[task] = self.keep(task, alpha, values)
             apart = distances(alone[task], values, self.distance)
-            told["broken"] += int(_broken(alone[task], values).sum())
+            measured["broken"] += int(_broken(alone[task], values).sum())
             asked = self.tasks[task]
             counts = np.bincount(examples, apart), np.bincount(examples).astype(np.float64)
             is_share = self.distance == "prediction" and not asked.has_many_rows
             figure = self.figure(task, *counts, is_share=is_share)
-            told["terms"][task] = {"figure": astuple(figure), "rows": len(apart)}
+            measured["terms"][task] = {"figure": astuple(figure), "rows": len(apart)}
             if right is not None:
                 counts = by_example(asked, right, examples)
                 is_share = asked.is_exact or not asked.has_many_rows
-                told["accuracy"][task] = astuple(self.figure(task, *counts, is_share=is_share))
-        self.records.add(_name(a, b), told)
+                measured["accuracy"][task] = astuple(self.figure(task, *counts, is_share=is_share))
+        self.records.add(_name(a, b), measured)
 
     def single(self, task: str, alpha: float) -> Array:
         """What the single-task model answers on the task's data; the weights may move."""
-        kept = self.singles.get((task, alpha))
-        if kept is None and self.folder is not None:
-            kept = _loaded(self.folder / self.file(task, alpha))
-        if kept is not None:
-            self.singles[task, alpha] = kept
-            return kept
+        known = self.singles.get((task, alpha))
+        if known is None and self.folder is not None:
+            known = _load(self.folder / self.file(task, alpha))
+        if known is not None:
+            self.singles[task, alpha] = known
+            return known
         self.space.at({task: alpha})
         return self.keep(
             task, alpha, outcomes(self.tasks[task], self.space.module, self.distance)[0]
@@ -373,7 +373,7 @@ def _name(a: float, b: float) -> str:
     return f"{a!r} {b!r}"
 
 
-def _loaded(path: Path) -> Array | None:
+def _load(path: Path) -> Array | None:
     """Kept answers; None if there are none, or they are damaged."""
     try:
         found: Array = np.load(path)
@@ -382,8 +382,8 @@ def _loaded(path: Path) -> Array | None:
     return found
 
 
-def _cell(names: tuple[str, str], a: float, b: float, told: Mapping[str, Any]) -> Cell:
-    by_task = {task: Figure(*told["terms"][task]["figure"]) for task in names}
-    accuracy = {task: Figure(*each) for task, each in told["accuracy"].items()}
+def _cell(names: tuple[str, str], a: float, b: float, measured: Mapping[str, Any]) -> Cell:
+    by_task = {task: Figure(*measured["terms"][task]["figure"]) for task in names}
+    accuracy = {task: Figure(*each) for task, each in measured["accuracy"].items()}
     alphas = dict(zip(names, (a, b), strict=True))
-    return Cell(alphas, total(list(by_task.values())), by_task, accuracy, told["broken"])
+    return Cell(alphas, total(list(by_task.values())), by_task, accuracy, measured["broken"])

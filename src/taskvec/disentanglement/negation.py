@@ -79,13 +79,13 @@ class Negation:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
-        told: dict[str, Any] = {"method": self.method, "keep": self.keep, "scale": self.scale}
+        data: dict[str, Any] = {"method": self.method, "keep": self.keep, "scale": self.scale}
         for name in ("target", "control", "control_share"):
             figure = getattr(self, name)
-            told[name] = None if figure is None else figure.to_json()
-        told["pretrained"] = {role: f.to_json() for role, f in self.pretrained.items()}
-        told["note"] = self.note
-        told["tried"] = [
+            data[name] = None if figure is None else figure.to_json()
+        data["pretrained"] = {role: f.to_json() for role, f in self.pretrained.items()}
+        data["note"] = self.note
+        data["tried"] = [
             {
                 "scale": each.scale,
                 "target": each.target,
@@ -94,7 +94,7 @@ class Negation:
             }
             for each in self.tried
         ]
-        return dict(finite(told))
+        return dict(finite(data))
 
 
 def task_negation(
@@ -154,12 +154,12 @@ def task_negation(
         tries = sorted({float(scale) for scale in scales})
         with progress("negation", len(methods) * len(tries)) as advance:
             return {
-                name: _negated(accuracies, name, method, keep, tries, advance)
+                name: _negate(accuracies, name, method, keep, tries, advance)
                 for name, method in methods.items()
             }
 
 
-def _negated(
+def _negate(
     accuracies: Accuracies,
     name: str,
     method: str | Mapping[str, Any],

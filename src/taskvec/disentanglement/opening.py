@@ -203,7 +203,7 @@ def _classifier(
     widest = max(everything, key=lambda each: len(getattr(each, "classes", ())))
     for name in dict.fromkeys((*data, *validation)):
         own = data.get(name, validation.get(name, widest))
-        opened = _opened(model, name, vectors.get(name), own, widest, validation.get(name), asking)
+        opened = _open(model, name, vectors.get(name), own, widest, validation.get(name), asking)
         if core is not None and type(core) is not type(opened.core):
             raise UsageError(
                 f"task {name!r} needs a {type(opened.core).__name__}, another a "
@@ -220,7 +220,7 @@ def _classifier(
     return core, *found
 
 
-def _opened(
+def _open(
     model: str,
     name: str,
     vector: str | None,
@@ -234,43 +234,43 @@ def _opened(
     from taskvec.training.models import HEAD, open_classifier
     from taskvec.training.models import HeadOptions as Head
 
-    told = Head(image_size=asking.image_size, head=asking.head)
-    told = replace(told, templates=asking.templates or told.templates)
+    options = Head(image_size=asking.image_size, head=asking.head)
+    options = replace(options, templates=asking.templates or options.templates)
     if asking.head == "features":
         identity = require("torch.nn", "train").Identity()
-        return open_classifier(model, _classified(own), replace(told, head=None), head=identity)
+        return open_classifier(model, _as_classes(own), replace(options, head=None), head=identity)
     made = None if vector is None else Path(vector).expanduser().parent / HEAD
     if asking.head is None and made is not None and made.is_file():
         run = folder.read_run(made.parent)["settings"]
         like = replace(
-            _classified(widest),
+            _as_classes(widest),
             items=(),
             labels=(),
             classes=run["classes"],
             where=f"the head beside {vector}",
         )
-        told = replace(told, head=run["head"], pool=run["pool"])
-        return open_classifier(model, like, told, made=made)
+        options = replace(options, head=run["head"], pool=run["pool"])
+        return open_classifier(model, like, options, made=made)
     if asking.head in (None, "own") and (asking.head or _has_own(model, widest)):
-        return open_classifier(model, _classified(widest), told)
+        return open_classifier(model, _as_classes(widest), options)
     if asking.head not in (None, "probe"):
-        return open_classifier(model, _classified(own), told)
+        return open_classifier(model, _as_classes(own), options)
     if fitted_on is None:
         raise UsageError(
             f"task {name!r}: a linear probe is fitted to validation data; give --validation "
             f"{name}=PATH, or another --head"
         )
-    return open_classifier(model, _classified(fitted_on), replace(told, head="probe"))
+    return open_classifier(model, _as_classes(fitted_on), replace(options, head="probe"))
 
 
 def _has_own(model: str, data: Data) -> bool:
     from taskvec.running.loading import read_config
     from taskvec.training.models import has_own_head
 
-    return has_own_head(read_config(find_folder(model), model), _classified(data))
+    return has_own_head(read_config(find_folder(model), model), _as_classes(data))
 
 
-def _classified(data: Data) -> Classified:
+def _as_classes(data: Data) -> Classified:
     assert isinstance(data, Classified)
     return data
 

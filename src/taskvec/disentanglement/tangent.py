@@ -73,12 +73,12 @@ class Departure:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
-        told: dict[str, Any] = {n: getattr(self, n) for n in ("task", "part", "share", "alpha")}
-        told |= {"change": self.change}
+        data: dict[str, Any] = {n: getattr(self, n) for n in ("task", "part", "share", "alpha")}
+        data |= {"change": self.change}
         for name in ("departure", "accuracy", "linear_accuracy", "agreement"):
             figure = getattr(self, name)
-            told[name] = None if figure is None else figure.to_json()
-        return dict(finite(told))
+            data[name] = None if figure is None else figure.to_json()
+        return dict(finite(data))
 
 
 def linearity(
@@ -133,7 +133,7 @@ def linearity(
             for task, part, _, alpha, own in todo:
                 name = f"{task!r} {part!r} {alpha!r}"
                 if name not in records.known:
-                    records.add(name, _measured(module, tasks[task], own, alpha, seed))
+                    records.add(name, _measure(module, tasks[task], own, alpha, seed))
                 advance(1)
     return [
         _departure(task, part, share, alpha, records.known[f"{task!r} {part!r} {alpha!r}"])
@@ -189,7 +189,7 @@ def _square(vector: Vector) -> float:
     return float(sum(value.double().square().sum() for value in vector.values()))
 
 
-def _measured(
+def _measure(
     module: Any, task: ModelTask, vector: Vector, alpha: float, seed: int
 ) -> dict[str, Any]:
     """One measurement, as it is kept."""
@@ -265,10 +265,10 @@ def _instead(module: Any, function: Callable[..., Any]) -> Any:
 
 
 def _departure(
-    task: str, part: str, share: float, alpha: float, told: Mapping[str, Any]
+    task: str, part: str, share: float, alpha: float, data: Mapping[str, Any]
 ) -> Departure:
     figures = {
-        name: None if told[name] is None else Figure(*told[name])
+        name: None if data[name] is None else Figure(*data[name])
         for name in ("accuracy", "linear_accuracy")
     }
     return Departure(
@@ -276,8 +276,8 @@ def _departure(
         part=part,
         share=share,
         alpha=alpha,
-        departure=Figure(*told["departure"]),
-        change=told["change"],
+        departure=Figure(*data["departure"]),
+        change=data["change"],
         **figures,
-        agreement=Figure(*told["agreement"]),
+        agreement=Figure(*data["agreement"]),
     )

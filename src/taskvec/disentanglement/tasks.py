@@ -96,7 +96,7 @@ def classification(
         for batch in batches:
             _update(seen, batch)
             inputs, labels = _parts(batch)
-            logits = forward(module, _moved(inputs, place))
+            logits = forward(module, _to_device(inputs, place))
             logits = logits if head is None else head(logits)
             _check(name, logits, labels)
             yield LogitRows(logits, labels, np.arange(first, first + len(logits)))
@@ -132,9 +132,9 @@ def _labels(given: Any) -> Array | None:
     return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
 
 
-def _moved(inputs: Any, place: Any) -> Any:
+def _to_device(inputs: Any, place: Any) -> Any:
     if isinstance(inputs, Mapping):
-        return {key: _moved(value, place) for key, value in inputs.items()}
+        return {key: _to_device(value, place) for key, value in inputs.items()}
     return inputs.to(place) if hasattr(inputs, "to") else inputs
 
 

@@ -73,8 +73,8 @@ def language(
             owners = np.concatenate([[examples[i]] * int(counted[i].sum()) for i in batch])
             yield LogitRows(require("torch", "train").cat(logits), labels, owners)
 
-    told = [[list(row.tokens), list(row.labels)] for row in rows]
-    identity = xxhash.xxh3_128_hexdigest(repr([told, examples]).encode())
+    content = [[list(row.tokens), list(row.labels)] for row in rows]
+    identity = xxhash.xxh3_128_hexdigest(repr([content, examples]).encode())
     return ModelTask(name, run, identity, has_many_rows=True, is_exact=kinds != {TEXTS})
 
 

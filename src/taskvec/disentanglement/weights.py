@@ -141,7 +141,7 @@ def points(
     """
     if not vectors:
         raise UsageError("there are no task vectors; give at least one")
-    family = Family(tasks=dict(vectors), anchor=_kept(module), base=base)
+    family = Family(tasks=dict(vectors), anchor=_hold_weights(module), base=base)
     options = {"method": "task_arithmetic", "scale": 1.0, **_output(module)}
     recipe = as_recipe(family, options)
     with preserve_modes(module), candidates(recipe, module, RunOptions(cache="off")) as bench:
@@ -149,7 +149,7 @@ def points(
         yield Points(module, tuple(sorted(vectors)), recipe, bench)
 
 
-def _kept(module: Any) -> Any:
+def _hold_weights(module: Any) -> Any:
     """A copy of a module's weights, as a source: the module's own will be written over."""
     held = open_memory(module)
     tensors = module.state_dict()

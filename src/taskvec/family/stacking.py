@@ -23,7 +23,7 @@ from taskvec.checkpoints.views import View
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import FamilyError
 from taskvec.family.stack_config import COUNTS, stacked_config
-from taskvec.layers import LayerKey, classify, renumbered
+from taskvec.layers import LayerKey, classify, renumber
 from taskvec.recipes.stack import Piece
 
 # Towers beside a language model, whose blocks are not stacked.
@@ -84,7 +84,7 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
             if piece.first <= key.block < piece.stop:
                 index = block + key.block - piece.first
                 factor = piece.scale if key.projection in ("o", "down", "shared_down") else 1.0
-                places[renumbered(name, index)] = (source, name, factor)
+                places[renumber(name, index)] = (source, name, factor)
         block += piece.stop - piece.first
     places |= _outside(sources, towers[0][0])
     _check_widths(places)

@@ -69,14 +69,14 @@ def load(name: str) -> Method | None:
         return None
     if len(points) > 1:
         raise ParameterError(f"method {name!r} is given by {provider(name)}; uninstall one of them")
-    value, flaw = _loaded(points[0])
+    value, flaw = _load_point(points[0])
     flaw = flaw or flaw_of(value, name)
     if flaw is not None or not isinstance(value, Method):
         raise ParameterError(
             f"method {name!r} of {_distribution(points[0])} cannot be used: {flaw}; "
             "repair or uninstall it"
         )
-    return guarded(value, _distribution(points[0]))
+    return guard(value, _distribution(points[0]))
 
 
 def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
@@ -87,10 +87,10 @@ def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
     """
     found, wrong = [], []
     for name in names():
-        told = str(provider(name))
+        owner = str(provider(name))
         if name in taken:
             wrong.append(
-                f"method {name!r} of {told} is not used: taskvec's own has that name; rename it"
+                f"method {name!r} of {owner} is not used: taskvec's own has that name; rename it"
             )
             continue
         try:
@@ -98,7 +98,7 @@ def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
         except ParameterError as error:
             wrong.append(str(error))
         else:
-            found += [Plugin(method, told)] if method is not None else []
+            found += [Plugin(method, owner)] if method is not None else []
     return found, wrong
 
 
@@ -151,7 +151,7 @@ def _flaw_of_parameters(method: Method) -> str | None:
     return None
 
 
-def guarded(method: Method, distribution: str) -> Method:
+def guard(method: Method, distribution: str) -> Method:
     """The same method, whose functions report their failures as a `TaskvecError` of one line.
 
     taskvec's own errors are passed on.
@@ -162,33 +162,33 @@ def guarded(method: Method, distribution: str) -> Method:
     """
     own = method.combine
 
-    def checked(work: Callable[[], R], flaw: Callable[[R], str | None], where: str) -> R:
+    def check(work: Callable[[], R], flaw: Callable[[R], str | None], where: str) -> R:
         try:
             result = work()
-            told = flaw(result)
+            reason = flaw(result)
         except TaskvecError:
             raise
         except Exception as error:
-            told = _one_line(f"{type(error).__name__}: {error}")
-            raise TaskvecError(_failure(method, distribution, where, told)) from error
-        if told is not None:
-            raise TaskvecError(_failure(method, distribution, where, told))
+            reason = _one_line(f"{type(error).__name__}: {error}")
+            raise TaskvecError(_failure(method, distribution, where, reason)) from error
+        if reason is not None:
+            raise TaskvecError(_failure(method, distribution, where, reason))
         return result
 
     def decide(inputs: Inputs) -> Table | Need:
-        return checked(lambda: method.decide(inputs), lambda got: _flaw_of_table(got, inputs), "")
+        return check(lambda: method.decide(inputs), lambda got: _flaw_of_table(got, inputs), "")
 
     def combine(block: Block) -> Array:
         assert own is not None
         where = f" in tensor {block.name!r}"
-        return checked(lambda: own(block), lambda got: _flaw_of_block(got, block), where)
+        return check(lambda: own(block), lambda got: _flaw_of_block(got, block), where)
 
     return replace(method, decide=decide, combine=None if own is None else combine)
 
 
-def _failure(method: Method, distribution: str, where: str, told: str) -> str:
+def _failure(method: Method, distribution: str, where: str, reason: str) -> str:
     return (
-        f"method {method.name!r} of {distribution} failed{where}: {told}; its authors should know"
+        f"method {method.name!r} of {distribution} failed{where}: {reason}; its authors should know"
     )
 
 
@@ -224,7 +224,7 @@ def _is_number(value: object) -> bool:
     return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _loaded(point: EntryPoint) -> tuple[object, str | None]:
+def _load_point(point: EntryPoint) -> tuple[object, str | None]:
     """The object of an entry point, or why it cannot be loaded."""
     try:
         return point.load(), None

@@ -77,7 +77,7 @@ def shares(scales: Array) -> Array:
     return found
 
 
-def checked(inputs: Inputs, name: str, *, tasks: int | None = None) -> None:
+def check_directions(inputs: Inputs, name: str, *, tasks: int | None = None) -> None:
     """Refuse a wrong number of tasks, and scales that give no shares.
 
     Args:

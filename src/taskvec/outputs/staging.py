@@ -30,7 +30,7 @@ from taskvec.checkpoints.folder import INDEX
 from taskvec.checkpoints.shards import Shard, index_of
 from taskvec.checkpoints.stored import open_descriptor
 from taskvec.errors import OutputError
-from taskvec.files import exchange, recover, sync, uninterrupted
+from taskvec.files import defer_signals, exchange, recover, sync
 from taskvec.outputs.locking import locked
 from taskvec.streaming import BLOCK, Progress, silent
 
@@ -193,7 +193,7 @@ class Staging:
         if index is not None:
             self.add(INDEX, json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
         self.close()
-        with uninterrupted():
+        with defer_signals():
             refuse_occupied(self.out, force=self.force)
             (self.folder / JOURNAL).unlink()
             sync(self.folder)
@@ -223,7 +223,7 @@ class Staging:
         os.pwrite(fd, header, 0)
         os.fsync(fd)
         self.close()
-        with uninterrupted():
+        with defer_signals():
             refuse_occupied(self.out, force=self.force)
             (self.folder / shard.file).replace(self.out)
             self._settle()

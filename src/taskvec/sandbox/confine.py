@@ -461,10 +461,10 @@ def main() -> None:
     header = b""
     while not header.endswith(b"\n"):
         header += given.read(1) or os._exit(1)
-    orders = Orders(**(told := json.loads(header))["orders"])
+    orders = Orders(**(message := json.loads(header))["orders"])
     source = b""
-    while len(source) < told["length"]:
-        source += given.read(told["length"] - len(source)) or os._exit(1)
+    while len(source) < message["length"]:
+        source += given.read(message["length"] - len(source)) or os._exit(1)
     orders = replace(orders, status=_moved(orders.status), verdict=_moved(orders.verdict))
     _or_report(orders, lambda: launch(orders, source))
 

@@ -100,9 +100,9 @@ def isolation() -> str:
             if outcome.passed:
                 return kind
             reasons.append(f"{kind}: {outcome.detail or outcome.ended}")
-    told = "; ".join(dict.fromkeys(reasons))
+    orders = "; ".join(dict.fromkeys(reasons))
     raise TaskvecError(
-        f"programs that a model wrote cannot be shut in here ({told}); needs Linux with user "
+        f"programs that a model wrote cannot be shut in here ({orders}); needs Linux with user "
         "namespaces, or root and Landlock: run in a virtual machine or a container that has them, "
         "or leave out the tasks that run code"
     )
@@ -146,7 +146,7 @@ def run_program(
     if kind == "user" and user is None:
         raise TaskvecError("a program cannot be shut in: user: only root can become another user")
     visible = dict.fromkeys([*_SYSTEM, sys.base_prefix, sys.base_exec_prefix])
-    told = {
+    orders = {
         "isolation": kind,
         "user": user,
         "python": _python(for_others=kind == "user"),
@@ -159,13 +159,13 @@ def run_program(
     }
     folder = Path(tempfile.mkdtemp(prefix="taskvec-program-"))
     try:
-        heard = _launch(told | {"folder": str(folder)}, code, limits)
+        heard = _launch(orders | {"folder": str(folder)}, code, limits)
     finally:
         remove_folder(folder)
-    return _outcome(heard, told, limits)
+    return _outcome(heard, orders, limits)
 
 
-def _launch(told: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str, bytes]:
+def _launch(orders: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str, bytes]:
     """Has the program run; gives what came over each pipe."""
     source = code.encode("utf-8", "surrogatepass")
     with ExitStack() as stack:
@@ -199,7 +199,7 @@ def _launch(told: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str,
         assert out is not None
         assert error is not None
         stack.callback(leash.close)
-        header = json.dumps({"orders": told | ends, "length": len(source)}).encode() + b"\n"
+        header = json.dumps({"orders": orders | ends, "length": len(source)}).encode() + b"\n"
         with suppress(BrokenPipeError):  # then there is a status, or none, which says enough
             leash.write(header + source)
         sources = {"status": status, "verdict": verdict, "out": out, "error": error}
@@ -246,11 +246,11 @@ def _listen(
 
 
 def _outcome(
-    heard: dict[str, bytes], told: dict[str, Any], limits: ProgramLimits
+    heard: dict[str, bytes], orders: dict[str, Any], limits: ProgramLimits
 ) -> ProgramOutcome:
     status = json.loads(heard["status"].partition(b"\n")[0] or b"{}")
     if "error" in status:
-        raise TaskvecError(f"a program cannot be shut in: {told['isolation']}: {status['error']}")
+        raise TaskvecError(f"a program cannot be shut in: {orders['isolation']}: {status['error']}")
     if "too much" in heard:
         return ProgramOutcome("output", f"more than {limits.output_bytes:,} bytes of output")
     if status.get("ended") != "exit":
@@ -258,7 +258,7 @@ def _outcome(
             return ProgramOutcome("time", f"more than {limits.seconds:g} s")
         return ProgramOutcome("killed", "with its supervisor")
     code, lines = status["code"], heard["error"].decode("utf-8", "replace").split("\n")
-    if code == 0 and heard["verdict"] == str(told["token"]).encode():
+    if code == 0 and heard["verdict"] == str(orders["token"]).encode():
         return ProgramOutcome("passed")
     if code < 0:
         names = {known.value: known.name for known in signal.Signals}
@@ -315,7 +315,7 @@ def remove_folder(folder: Path) -> None:
     here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         while True:
-            name = _emptied(here)
+            name = _empty(here)
             if name:
                 os.chmod(name, 0o700, dir_fd=here)
                 beyond = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
@@ -332,7 +332,7 @@ def remove_folder(folder: Path) -> None:
     folder.rmdir()
 
 
-def _emptied(folder: int) -> str:
+def _empty(folder: int) -> str:
     """Removes files of an open folder; the name of the first folder in it, or nothing."""
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -37,7 +37,7 @@ from taskvec.merging.prepare import prepare
 from taskvec.methods import METHODS
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import Parameter
-from taskvec.methods.plugins import flaw_of, guarded
+from taskvec.methods.plugins import flaw_of, guard
 from taskvec.methods.table import load_table
 from taskvec.outputs.run import run
 from taskvec.outputs.verify import verify
@@ -74,7 +74,7 @@ def _promise(test: Callable[[MethodConformance], None]) -> Callable[[MethodConfo
     @functools.wraps(test)
     def checked(self: MethodConformance) -> None:
         reason = self.does_not_hold.get(test.__name__)
-        method = guarded(self.method, "the package under test")
+        method = guard(self.method, "the package under test")
         with mock.patch.dict(METHODS, {method.name: method}), warnings.catch_warnings():
             warnings.simplefilter("error")  # a division by zero, for example
             try:
@@ -249,8 +249,8 @@ class MethodConformance:
             try:
                 self._recipe("F32", number, scales=(-1.0,) * number)
             except UsageError as error:
-                told = f"{self.method.name} takes no negative scale"
-                self._hold(told in str(error), f"refuses λ = −1 with: {error}")
+                claim = f"{self.method.name} takes no negative scale"
+                self._hold(claim in str(error), f"refuses λ = −1 with: {error}")
                 return
             self._hold(False, "takes λ = −1, although it says that it does not")
         recipe = self._recipe("F32", number, scales=(-1.0,) * number)
@@ -295,9 +295,9 @@ class MethodConformance:
                 continue
             everywhere = {"patterns": {"*": parameter.default}}
             recipe = self._recipe("BF16", number, given={parameter.name: everywhere})
-            told = f"{parameter.name} by layer, the same everywhere"
-            if self._runs_or_refuses(recipe, told):
-                self._same(self._stored(recipe), plain, told)
+            claim = f"{parameter.name} by layer, the same everywhere"
+            if self._runs_or_refuses(recipe, claim):
+                self._same(self._stored(recipe), plain, claim)
 
     @_promise
     def test_seed(self) -> None:
@@ -367,28 +367,28 @@ class MethodConformance:
             self._hold(bool(np.isfinite(values).all()), f"{name!r} is not finite")
         return found
 
-    def _runs_or_refuses(self, recipe: Recipe, told: str) -> bool:
+    def _runs_or_refuses(self, recipe: Recipe, claim: str) -> bool:
         """Whether it runs; if not, it must say so in one line."""
         try:
             self._merged(recipe)
         except REFUSALS as error:
-            is_told = _is_one_line(str(error))
-            self._hold(is_told, f"{told} is refused in more than one line: {error}")
+            is_one_line = _is_one_line(str(error))
+            self._hold(is_one_line, f"{claim} is refused in more than one line: {error}")
             return False
         return True
 
-    def _hold(self, condition: bool, told: str) -> None:
+    def _hold(self, condition: bool, claim: str) -> None:
         if not condition:
-            raise AssertionError(f"{self.method.name}: {told}")
+            raise AssertionError(f"{self.method.name}: {claim}")
 
-    def _same(self, got: Mapping[str, bytes], expected: Mapping[str, bytes], told: str) -> None:
+    def _same(self, got: Mapping[str, bytes], expected: Mapping[str, bytes], claim: str) -> None:
         wrong = [name for name in expected if got[name] != expected[name]]
-        self._hold(not wrong, f"other bits in {', '.join(wrong)}: {told}")
+        self._hold(not wrong, f"other bits in {', '.join(wrong)}: {claim}")
 
-    def _close(self, got: Array, expected: Array, allowed: Array | float, told: str) -> None:
+    def _close(self, got: Array, expected: Array, allowed: Array | float, claim: str) -> None:
         off = np.abs(got - expected) - allowed
         worst = float(off.max(initial=0))
-        self._hold(worst <= 0, f"{told} is off by {worst:g} more than rounding explains")
+        self._hold(worst <= 0, f"{claim} is off by {worst:g} more than rounding explains")
 
 
 def _work_out(recipe: Recipe, options: RunOptions) -> Model:

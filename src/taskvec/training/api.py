@@ -245,11 +245,11 @@ def _prepare(
         if linearised:
             raise UsageError("lora is not linearised; choose one of them")
         return _with_lora(opened, str(train), layers, seed)
-    selection = _selected(opened, train, layers)
+    selection = _select(opened, train, layers)
     start = {name: core.get_parameter(name).detach().cpu().clone() for name in selection.names}
     anchor = start if opened.start is None else opened.start
     if linearised:
-        return _linearised(opened, selection, start, anchor)
+        return _linearise(opened, selection, start, anchor)
     freeze_rest(core, selection)
     module = opened.whole(core)
 
@@ -268,7 +268,7 @@ def _prepare(
     )
 
 
-def _selected(
+def _select(
     opened: Opened, train: str | Sequence[str], layers: Sequence[Override]
 ) -> ParameterSelection:
     entries = [train] if isinstance(train, str) else list(train)
@@ -295,7 +295,7 @@ def _within(module: Any, part: Any, selection: ParameterSelection) -> ParameterS
     return replace(selection, names=tuple(called.values()), rows=rows)
 
 
-def _linearised(
+def _linearise(
     opened: Opened, selection: ParameterSelection, start: Mapping[str, Any], anchor: Any
 ) -> _Prepared:
     from taskvec.training.linearised import Linearised

@@ -69,13 +69,13 @@ def open_image(path: Path) -> Pixels:
     """
     pillow = require("PIL.Image", "train")
     try:
-        with _opened(path) as file, pillow.open(file) as image:
+        with _open(path) as file, pillow.open(file) as image:
             return as_pixels(image, str(path))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     return open(documents.open_regular(path), "rb")  # noqa: PTH123 (a descriptor)
 
 
@@ -132,16 +132,16 @@ def read_npz(path: Path, image: str | None, label: str | None) -> Images:
         DataError: they are not there, or of another kind or length.
     """
     try:
-        with _opened(path) as file, np.load(file, allow_pickle=False) as arrays:
-            images = arrays[_named(path, arrays, "image", image)]
-            labels = arrays[_named(path, arrays, "label", label)]
+        with _open(path) as file, np.load(file, allow_pickle=False) as arrays:
+            images = arrays[_name_of_array(path, arrays, "image", image)]
+            labels = arrays[_name_of_array(path, arrays, "label", label)]
             classes = arrays.get("classes")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    return _checked(path, images, labels, classes)
+    return _check(path, images, labels, classes)
 
 
-def _named(path: Path, arrays: Any, use: str, given: str | None) -> str:
+def _name_of_array(path: Path, arrays: Any, use: str, given: str | None) -> str:
     names = ARRAYS[use] if given is None else (given,)
     for name in names:
         if name in arrays:
@@ -158,7 +158,7 @@ def read_idx(path: Path) -> Images:
     Raises:
         DataError: either cannot be read, or they are of different lengths.
     """
-    return _checked(path, _idx(path), _idx(labels_beside(path)), None)
+    return _check(path, _idx(path), _idx(labels_beside(path)), None)
 
 
 def labels_beside(path: Path) -> Path:
@@ -177,7 +177,7 @@ def _idx(path: Path) -> NDArray[Any]:
     """An idx file of bytes: 0, 0, 8, number of dimensions, each as 4 bytes, elements."""
     raw = documents.read_bytes(path, documents.DATA, DataError)
     if path.suffix == ".gz":
-        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
+        raw = documents.unzip(raw, documents.DATA, str(path), DataError)
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path}: is not an idx file of bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
@@ -187,7 +187,7 @@ def _idx(path: Path) -> NDArray[Any]:
     return data.reshape(shape)
 
 
-def _checked(
+def _check(
     path: Path, images: NDArray[Any], labels: NDArray[Any], classes: NDArray[Any] | None
 ) -> Images:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not _is_image(images.shape[1:]):
@@ -227,10 +227,10 @@ class Preparation:
 
     def __call__(self, pixels: Pixels) -> Any:
         """One image as the model sees it, shape (3, height, width), float32."""
-        return _prepared(self.processor, self.options, pixels)
+        return _prepare(self.processor, self.options, pixels)
 
 
-def _prepared(processor: Any, options: Mapping[str, Any], pixels: Pixels) -> Any:
+def _prepare(processor: Any, options: Mapping[str, Any], pixels: Pixels) -> Any:
     colour = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
     about = {"return_tensors": "pt", "input_data_format": "channels_last"}
     return processor([colour], **about, **options)["pixel_values"][0].float()
@@ -264,7 +264,7 @@ def preparation_of(
         crops = bool(getattr(processor, "do_center_crop", False))
         options = {} if size is None else _sizes(size, crops=crops)
         shapes = {
-            tuple(_prepared(processor, options, np.zeros(shape, np.uint8)).shape[1:])
+            tuple(_prepare(processor, options, np.zeros(shape, np.uint8)).shape[1:])
             for shape in ((64, 48, 3), (48, 64, 3))
         }
     except CheckpointError:

@@ -200,7 +200,7 @@ def find_gradient(
     size = settings.micro_batch or len(rows)
     for parameter in parameters:
         parameter.grad = None
-    with explain_memory_errors(step, size, place), _seeded(settings, step, place):
+    with explain_memory_errors(step, size, place), _seed_step(settings, step, place):
         loss, correct, count = _gradient(module, objective, examples, rows, size, place)
         for parameter in parameters:
             if parameter.grad is not None:
@@ -293,7 +293,7 @@ def set_training(module: Any) -> None:
 
 
 @contextlib.contextmanager
-def _seeded(settings: TrainingSettings, step: int, place: Place) -> Iterator[None]:
+def _seed_step(settings: TrainingSettings, step: int, place: Place) -> Iterator[None]:
     """A step's own random numbers; those of the caller are left as they are."""
     torch = require("torch", "train")
     is_accelerator = place.device.type == "cuda"
@@ -309,8 +309,8 @@ def explain_memory_errors(step: int, size: int, place: Place) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        told = require("accelerate", "train").utils.memory.should_reduce_batch_size
-        if not isinstance(error, MemoryError) and not told(error):
+        is_out_of_memory = require("accelerate", "train").utils.memory.should_reduce_batch_size
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         raise TaskvecError(
             f"step {step + 1}: out of memory on {place.device} with {size} examples at once; "

@@ -126,7 +126,7 @@ def open_language_model(
         lambda core: core,
         predicting_tokens(asking.label_smoothing),
         encode,
-        {"kind": "language model", **_told(asking)},
+        {"kind": "language model", **_record_options(asking)},
         notes,
         start,
         missing=missing,
@@ -148,7 +148,7 @@ def _tokens(encoder: Encoder, data: Data, asking: HeadOptions, notes: list[str])
     return token_examples(rows, identity)
 
 
-def _told(asking: HeadOptions) -> dict[str, Any]:
+def _record_options(asking: HeadOptions) -> dict[str, Any]:
     told: dict[str, Any] = {"label_smoothing": asking.label_smoothing}
     told |= {"context": asking.fitting.context, "truncate": asking.fitting.truncate}
     return told | {"image_size": asking.image_size}
@@ -190,7 +190,7 @@ def open_classifier(
     notes: list[str] = []
     objective = classifying(asking.label_smoothing)
     kind = "given" if head is not None else _head_kind(where, config, data, asking.head)
-    told = _told(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
+    told = _record_options(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
     told["classes"] = list(data.classes)
     is_own = kind == "own"
     core, missing = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind] if is_own else ''}")
@@ -330,9 +330,9 @@ def _encoding(
         trained_at = (config.get("vision_config") or config).get("image_size")
         resized = preparation.size != (trained_at, trained_at)
         more = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
-        return lambda found: image_examples(preparation, _aligned(found, data), more)
+        return lambda found: image_examples(preparation, _align_labels(found, data), more)
     tokenizer = open_tokenizer(folder, where)
-    return lambda found: text_examples(tokenizer, _aligned(found, data), asking.fitting, where)
+    return lambda found: text_examples(tokenizer, _align_labels(found, data), asking.fitting, where)
 
 
 def _interpolates(config: Mapping[str, Any]) -> bool:
@@ -343,7 +343,7 @@ def _interpolates(config: Mapping[str, Any]) -> bool:
     return forward is not None and "interpolate_pos_encoding" in signature(forward).parameters
 
 
-def _aligned(data: Data, like: Classified) -> Classified:
+def _align_labels(data: Data, like: Classified) -> Classified:
     """Data whose labels are numbered as in other data.
 
     Raises:

@@ -212,7 +212,7 @@ def _by_head(attention: Any, size: int, projections: str) -> Layout:
     return Layout(heads, tuple((part, size // heads // len(projections)) for part in projections))
 
 
-def _grouped(attention: Any, size: int, projections: str) -> Layout:
+def _grouped_layout(attention: Any, size: int, projections: str) -> Layout:
     """Fewer heads of keys and values than of queries; all queries first."""
     keys = attention.num_key_value_heads * attention.head_dim
     queries = attention.config.num_attention_heads * attention.head_dim
@@ -237,5 +237,5 @@ _LAYOUTS: Final[Mapping[str, Callable[[Any, int, str], Layout]]] = {
     "transformers.models.gpt2.modeling_gpt2.GPT2Attention": _in_turn,
     "transformers.models.gpt_neox.modeling_gpt_neox.GPTNeoXAttention": _by_head,
     "transformers.models.mpt.modeling_mpt.MptAttention": _in_turn,
-    "transformers.models.phi3.modeling_phi3.Phi3Attention": _grouped,
+    "transformers.models.phi3.modeling_phi3.Phi3Attention": _grouped_layout,
 }

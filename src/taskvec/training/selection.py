@@ -126,7 +126,7 @@ def select(
                 chosen[name] = chosen[name] & ~mask
     names = [name for name in model.shapes if name in chosen and chosen[name].any()]
     if not names:
-        raise ParameterError(f"train {','.join(entries)!r} leaves nothing; {_told(model)}")
+        raise ParameterError(f"train {','.join(entries)!r} leaves nothing; {_summary(model)}")
     parameters = dict(module.named_parameters())
     for name in names:
         if not parameters[name].is_floating_point():
@@ -259,7 +259,7 @@ def _find(model: _Model, entry: str) -> dict[str, Mask]:
             f"train {entry!r} is no preset and names no parameter; {nearest(word, PRESETS)}"
         )
     if not found:
-        raise ParameterError(f"train {entry!r} fits nothing; {_told(model)}")
+        raise ParameterError(f"train {entry!r} fits nothing; {_summary(model)}")
     if preset is not None and word not in ("all", "embeddings", "heads"):
         _refuse_unknown(model, entry, [n for n in here if model.first[n] in found])
     return found
@@ -322,7 +322,7 @@ def _refuse_unknown(model: _Model, entry: str, names: Sequence[str]) -> None:
             )
 
 
-def _told(model: _Model) -> str:
+def _summary(model: _Model) -> str:
     """The kinds of parameters in a module, for messages."""
     kinds: dict[str, dict[str, None]] = {}
     for key in model.keys.values():

@@ -138,13 +138,13 @@ def _spans(
             text += content
         return text, spans
     listed = [{"role": role, "content": content} for role, content in messages]
-    whole = _rendered(encoder, listed, where)
+    whole = _render(encoder, listed, where)
     spans = []
     for i, (role, _) in enumerate(messages):
         if role != "assistant":
             continue
-        opening = _rendered(encoder, listed[:i], where, add_generation_prompt=True)
-        answered = _rendered(encoder, listed[: i + 1], where)
+        opening = _render(encoder, listed[:i], where, add_generation_prompt=True)
+        answered = _render(encoder, listed[: i + 1], where)
         if not (whole.startswith(answered) and answered.startswith(opening)):
             raise DataError(
                 f"{where}: where the answer number {i + 1} begins and ends cannot be told, as the "
@@ -155,7 +155,7 @@ def _spans(
     return whole, spans
 
 
-def _rendered(
+def _render(
     encoder: Encoder, messages: Sequence[Mapping[str, str]], where: str, **options: Any
 ) -> str:
     try:
@@ -231,10 +231,10 @@ def text_examples(tokenizer: Any, data: Classified, fitting: Fitting, where: str
         for i in range(len(lengths))
     ]
     identity = {"digest": data.digest}
-    return Examples(items, _padded(tokenizer), _count_labels, "examples", identity)
+    return Examples(items, _padding(tokenizer), _count_labels, "examples", identity)
 
 
-def _padded(tokenizer: Any) -> Callable[[Sequence[Any]], Any]:
+def _padding(tokenizer: Any) -> Callable[[Sequence[Any]], Any]:
     torch = require("torch", "train")
 
     def collate(items: Sequence[Any]) -> Any:

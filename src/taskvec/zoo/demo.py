@@ -18,7 +18,7 @@ from taskvec.extras import require
 from taskvec.outputs.merge import forget, merge
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import load, open_stored
-from taskvec.zoo.tasks import scored
+from taskvec.zoo.tasks import score_skills
 
 # λ of each method, chosen on another draw of questions. There are so few of math that many of them
 # are the demo's too; on others the same λ are level with the best (docs/log.md).
@@ -104,8 +104,10 @@ def score_models(
     for name, part, folder in models:
         model = load(open_stored(folder))
         skills = ZOR_SKILLS if part == "forgotten-zor" else SKILLS
-        rates = {skill: result.main.value for skill, result in scored(model, skills, n).items()}
-        perplexity = scored(model, ["text"])["text"].main.value
+        rates = {
+            skill: result.main.value for skill, result in score_skills(model, skills, n).items()
+        }
+        perplexity = score_skills(model, ["text"])["text"].main.value
         correct = {skill: round(n * rate) for skill, rate in rates.items()}
         rows.append(DemoRow(name, part, correct, n, perplexity))
         advance(1)

@@ -233,11 +233,11 @@ def plural(word: str) -> str:
 
 
 def _in_zor(make: Draw) -> Draw:
-    def translated(rng: Random) -> tuple[str, str, str]:
+    def translate(rng: Random) -> tuple[str, str, str]:
         key, question, answer = make(rng)
         return key, words.to_zor(question), words.to_zor(answer)
 
-    return translated
+    return translate
 
 
 _PLAIN = (

@@ -51,7 +51,7 @@ def _task(skill: Skill) -> Task:
         assert isinstance(request, Prompt)
         assert isinstance(reply, Answer)
         example = Example(str(request.text), sample.reference["answer"])
-        return Score({"right": float(skill.check(example, reply.text))})
+        return Score({"accuracy": float(skill.check(example, reply.text))})
 
     return Task(
         name=f"zoo:{skill.name}",
@@ -59,7 +59,7 @@ def _task(skill: Skill) -> Task:
         files=(),
         samples=samples,
         score=each(score),
-        metrics=(Metric("right"),),
+        metrics=(Metric("accuracy"),),
         source="taskvec.zoo.skills",
     )
 
@@ -98,7 +98,7 @@ TASKS: Sequence[Task] = (
 )
 
 
-def scored(
+def score_skills(
     model: Model, skills: Sequence[str], n: int = SENTENCES, *, seed: int = 0
 ) -> dict[str, Result]:
     """Results of a model in skills, by skill.
