@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 _SLOW = MIB // 2  # characters of YAML where PyYAML has no libyaml: some 80,000 a second
-_NUMBER_LENGTH = 300  # digits; a longer number is no float, and quadratic work to read
+_NUMBER_LENGTH = 300  # digits; a longer number is not a float and takes quadratic time to read
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # may begin or end a surrogate pair
 
 
@@ -54,7 +54,7 @@ class Limits:
 
 
 CONFIG = Limits(64 * MIB, 5_000_000)  # of a model, an adapter, an index of shards
-TOKENIZER = Limits(512 * MIB, 20_000_000)  # and other files that are carried over to an output
+TOKENIZER = Limits(512 * MIB, 20_000_000)  # and other files that are copied to an output
 RECIPE = Limits(MIB, 100_000)  # and a mergekit config
 CARD = Limits(8 * MIB, 500_000)  # model cards list thousands of scores
 MEASURED = Limits(
@@ -170,7 +170,7 @@ def read_bytes(
 
 
 def _read(file: io.FileIO, size: int, most: int) -> bytes:
-    """At most so many bytes; files of the system say 0 for their size, whatever they hold."""
+    """At most that many bytes; special files report a size of 0."""
     parts: list[bytes] = []
     step = size + 1
     while most and (part := file.read(min(step, most))):
@@ -181,7 +181,7 @@ def _read(file: io.FileIO, size: int, most: int) -> bytes:
 
 
 def unzip(content: bytes, limits: Limits, where: str, error: _Error) -> bytes:
-    """The content of a gzip file, which may be small and stand for terabytes."""
+    """The content of a gzip file; a small file may expand to terabytes."""
     try:
         with gzip.open(io.BytesIO(content)) as file:
             found = file.read(limits.nbytes + 1)
@@ -328,7 +328,7 @@ def _integer(text: str) -> int:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON; write null")
+    raise ValueError(f"{text} is not a number in JSON; write null")
 
 
 _STRICT = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)
@@ -340,7 +340,7 @@ def compose_yaml(
 ) -> list[yaml.Node]:
     """The root nodes of a file of YAML documents.
 
-    Aliases are not followed in counting; whoever builds values from the nodes must count again.
+    Counting does not follow aliases; code that builds values from the nodes must count again.
 
     Raises:
         TaskvecError: of class `error`: not YAML, too large, too many values or too deep.
@@ -403,7 +403,7 @@ def scalar(constructor: Any, node: yaml.Node) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of a parser says, cut to what fits a message."""
+    """The text of a parser's error, shortened for a message."""
     text = getattr(error, "problem", None) or str(error)
     return " ".join(text.split())[:100]
 

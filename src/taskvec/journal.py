@@ -24,7 +24,7 @@ class Journal:
     path: Path
 
     def read(self) -> list[dict[str, Any]]:
-        """The entries; empty if there is no such file."""
+        """The entries; empty if the file does not exist."""
         try:
             with open(documents.open_regular(self.path), "rb") as file:  # noqa: PTH123
                 lines = file.read().split(b"\n")
@@ -43,7 +43,7 @@ class Journal:
         return self.read()
 
     def begin(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Write the file anew with these entries; if that fails, the old one stays.
+        """Replace the file with these entries; if that fails, the old one stays.
 
         Raises:
             OutputError: the file cannot be written.

@@ -300,6 +300,6 @@ def test_data_without_labels_or_a_useless_single_model_are_told(probe: Probe) ->
         ]
         own[name] = classification(name, wrong)
     with pytest.raises(
-        DataError, match="model of 'one' has no right answer on its validation data"
+        DataError, match="model of 'one' has no correct answer on its validation data"
     ):
         task_addition(probe.module, probe.tunes, own, own)

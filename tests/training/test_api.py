@@ -41,7 +41,9 @@ def test_a_language_model_to_a_vector_that_is_a_task(tmp_path):
     said, told = [], []
     trained = run(
         model, data, tmp_path / "out", validation=0.25,
-        output=RunOutput(tmp_path / "out", say=said.append, tell=lambda *each: told.append(each)),
+        output=RunOutput(
+            tmp_path / "out", on_message=said.append, on_record=lambda *each: told.append(each)
+        ),
     )  # fmt: skip
     share = 100 * 2048 / 9264  # of 2 blocks of width 16: qkv 3 · 16², o 16²
     assert said == [f"trains 4 tensors, 2,048 of 9,264 parameters ({share:.1f} %)"]
@@ -81,7 +83,7 @@ def test_rows_of_a_fused_projection_that_do_not_train(tmp_path):
         if record["step"] == 2:
             raise KeyboardInterrupt
 
-    output = RunOutput(tmp_path / "parts", tell=stop)
+    output = RunOutput(tmp_path / "parts", on_record=stop)
     with pytest.raises(KeyboardInterrupt):
         run(model, data, train="attention-qv", settings=settings, output=output)
     parts = run(model, data, tmp_path / "parts", train="attention-qv", settings=settings)
@@ -133,7 +135,7 @@ def test_a_classifier_of_texts_with_its_own_head(tmp_path):
         model,
         data,
         train="all",
-        output=RunOutput(tmp_path / "out", say=said.append),
+        output=RunOutput(tmp_path / "out", on_message=said.append),
         validation=data,
     )
     assert said[1] == "the head is the model's own, frozen"
@@ -147,7 +149,7 @@ def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
     model, data = tiny.vit(tmp_path / "vit"), tiny.shapes(tmp_path / "a.npz")
     said = []
     whole = run(
-        model, data, train="attention", output=RunOutput(tmp_path / "whole", say=said.append)
+        model, data, train="attention", output=RunOutput(tmp_path / "whole", on_message=said.append)
     )
     assert said[1:] == [
         "images are seen at 8 × 8 px (no preprocessor_config.json: mean and deviation of ImageNet)",
@@ -163,7 +165,7 @@ def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(model, data, output=RunOutput(tmp_path / "parts", tell=stop))
+        run(model, data, output=RunOutput(tmp_path / "parts", on_record=stop))
     parts = run(model, data, tmp_path / "parts")
     assert all(torch.equal(parts.vector[name], τ) for name, τ in whole.vector.items())
     assert load_file(tmp_path / "parts/head.safetensors").keys() == head.keys()
@@ -185,7 +187,7 @@ def test_a_zero_shot_head_of_clip(tmp_path, monkeypatch):
         data,
         tmp_path / "out",
         asking=asking,
-        output=RunOutput(tmp_path / "out", say=said.append),
+        output=RunOutput(tmp_path / "out", on_message=said.append),
     )
     assert said[2] == "the head is zero-shot, from 2 names of classes"
     assert all(name.startswith("vision_model.encoder") for name in trained.vector)
@@ -239,7 +241,7 @@ def test_lora(tmp_path):
 
     whole = run(model, data, tmp_path / "whole", train="lora")
     with pytest.raises(KeyboardInterrupt):
-        run(model, data, train="lora", output=RunOutput(tmp_path / "parts", tell=stop))
+        run(model, data, train="lora", output=RunOutput(tmp_path / "parts", on_record=stop))
     parts = run(model, data, tmp_path / "parts", train="lora")
     vector = load_file(parts.path)
     assert len(vector) == 8
@@ -371,7 +373,7 @@ def test_classes_that_do_not_fit(tmp_path):
     three = tmp_path / "c.tsv"
     three.write_text("label\ttext\na\tx\nb\ty\nc\tz\n")
     assert refusal(UsageError, model, three, asking=HeadOptions(head="own")) == (
-        f"{model}: has no head of its own for 3 classes of texts; take probe"
+        f"{model}: has no head for 3 classes of texts; use probe"
     )
     assert refusal(UsageError, model, three, asking=HeadOptions(head="new")) == (
         "head must be own, probe or zero-shot; got 'new'"
@@ -429,7 +431,12 @@ def test_a_conversation_cut_to_nothing_is_told(tmp_path):
         file.write(json.dumps({"prompt": "a" * 90, "response": "b"}) + "\n")
     assert f"{data}, line 3: has " in refusal(DataError, model, data)
     said = []
-    run(model, data, asking=HeadOptions(Fitting(truncate=True)), output=RunOutput(say=said.append))
+    run(
+        model,
+        data,
+        asking=HeadOptions(Fitting(truncate=True)),
+        output=RunOutput(on_message=said.append),
+    )
     assert said[1] == (
         f"{data}: 1 of 3 conversations are left out: nothing of an answer is left where they are "
         "cut"

@@ -167,11 +167,9 @@ def test_a_template_that_rewrites_earlier_turns():
     made = tokenizer(last_only)
     with pytest.raises(DataError) as caught:
         answer_row(encoder(made), [*SHORT, *SHORT], "t.jsonl, line 3")
-    assert str(caught.value) == (
-        "t.jsonl, line 3: where the answer number 2 begins and ends cannot be told, as the chat "
-        "template of the model writes it otherwise in the whole conversation; split it into "
-        "conversations of one answer, the last"
-    )
+    text = str(caught.value)
+    assert text.startswith("t.jsonl, line 3: answer 2 cannot be located")
+    assert text.endswith("; split it into conversations with one answer, at the end")
 
 
 def test_a_template_that_refuses():

@@ -1,4 +1,4 @@
-"""Accuracy of merges on several tasks, example by example, kept as it comes."""
+"""Accuracy of merges on several tasks, example by example, stored as it is measured."""
 
 from __future__ import annotations
 

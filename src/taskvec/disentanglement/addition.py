@@ -34,7 +34,7 @@ from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
 
 SEARCHES = ("shared", "by-task")
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def task_addition(
         base: Model before instruction tuning, for methods that need it.
         search: `shared` or `by-task`.
         scales: The λ that are tried.
-        out: Folder in which measurements are kept as they come; the same call goes on from there.
+        out: Folder for measurements as they are made; the same call resumes from it.
         seed: Of intervals.
         progress: Told the merges tried.
 
@@ -130,7 +130,7 @@ def task_addition(
 
     Raises:
         UsageError: tasks do not fit together, or a method needs what is not given.
-        DataError: there are no labels, or a single-task model has no right answer.
+        DataError: labels are missing, or a single-task model has no correct answer.
         TaskvecError: anything else foreseen; the module is what it was.
     """
     for given in (validation, test):
@@ -167,13 +167,13 @@ class _Run:
         return self.accuracies.space.tasks
 
     def singles(self, split: str) -> dict[str, Counts]:
-        """What the single-task models get right on their own tasks."""
+        """Correct answers of the single-task models on their own tasks."""
         found = {}
         for task in self.names:
             counts = self.accuracies.of(split, "task_arithmetic", {task: 1.0})[task]
             if not counts.right.any():
                 raise DataError(
-                    f"the single-task model of {task!r} has no right answer on its {split} data, "
+                    f"the single-task model of {task!r} has no correct answer on its {split} data, "
                     "so that nothing can be normalised by it; check the vector, head and labels"
                 )
             found[task] = counts

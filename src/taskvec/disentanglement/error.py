@@ -2,7 +2,7 @@
 
 ξ(α1, α2) = Σ_t E_{x ∈ D_t} [ dist(f(x; θ0 + α_t τ_t), f(x; θ0 + α1 τ1 + α2 τ2)) ]
 
-It says how much the presence of the other vector changes what the model answers on a task's own
+It measures how much the other vector changes the model's answers on a task's own
 data: 0 where the two do not interfere. The distance is one of
 
 - `prediction`: 1 where the most likely classes differ, else 0, so that ξ is in [0, 2];
@@ -46,7 +46,7 @@ Array = np.ndarray[Any, Any]
 
 DISTANCES = ("prediction", "symmetric_kl")
 UNKNOWN = -1  # the prediction where an output is NaN
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def coefficients(count: int = 15, low: float = -2.0, high: float = 2.0) -> tuple
     (-1.0, -0.5, 0.0, 0.5, 1.0)
 
     Raises:
-        UsageError: there is no value, or the range is invalid.
+        UsageError: the number of values is 0, or the range is invalid.
     """
     if count < 1 or not low <= high or (count > 1 and low == high):
         raise UsageError(
@@ -170,7 +170,7 @@ def disentanglement_error(
         tasks: By the same names, what each is about.
         alphas: Coefficients along both axes, each once.
         distance: `prediction` or `symmetric_kl`.
-        out: Folder in which cells are kept as they come; the same call goes on from there.
+        out: Folder for cells as they are measured; the same call resumes from it.
         seed: Of intervals that are bootstrapped.
         progress: Told the cells done.
 
@@ -300,7 +300,7 @@ class _Grid:
     bootstraps: dict[str, Bootstrap] = field(default_factory=dict)
 
     def measure(self, a: float, b: float) -> None:
-        """Measure a cell, unless it is kept."""
+        """Measure a cell, unless it is stored."""
         if _name(a, b) in self.records.known:
             return
         one, two = self.names
@@ -374,7 +374,7 @@ def _name(a: float, b: float) -> str:
 
 
 def _load(path: Path) -> Array | None:
-    """Kept answers; None if there are none, or they are damaged."""
+    """Stored answers; None if they are missing or damaged."""
     try:
         found: Array = np.load(path)
     except (OSError, ValueError, EOFError):

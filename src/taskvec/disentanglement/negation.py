@@ -1,4 +1,4 @@
-"""Task negation: how far a task can be taken out of a model while a control is kept.
+"""Task negation: how far a task can be removed from a model while a control holds.
 
 θ0 − λ τ, or a merge with −λ by another method, is measured on data of the task and of a control.
 The chosen λ has the lowest accuracy on the task among those whose accuracy on the control is at
@@ -31,7 +31,7 @@ from taskvec.recipes.recipe import Model
 
 SPLITS = ("validation", "test")
 ROLES = ("target", "control")
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TriedNegation:
         scale: λ, which is subtracted.
         target: Accuracy on the task.
         control: Accuracy on the control.
-        is_allowed: Whether the control is kept.
+        is_allowed: Whether the control holds.
     """
 
     scale: float
@@ -57,7 +57,7 @@ class Negation:
 
     Attributes:
         method: As it was called.
-        keep: Share of the pre-trained model's accuracy on the control that is to be kept.
+        keep: Required share of the pre-trained model's accuracy on the control.
         scale: The chosen λ; None if no λ that was tried keeps the control.
         tried: All that were tried.
         target: Accuracy on the task's test data; None without a λ.
@@ -122,7 +122,7 @@ def task_negation(
         base: Model before instruction tuning, for methods that need it.
         keep: Share of the pre-trained model's accuracy on the control that must be left, in (0, 1].
         scales: The λ that are tried, not negative.
-        out: Folder in which measurements are kept as they come; the same call goes on from there.
+        out: Folder for measurements as they are made; the same call resumes from it.
         seed: Of intervals.
         progress: Told the merges tried.
 
@@ -131,7 +131,7 @@ def task_negation(
 
     Raises:
         UsageError: the arguments are contradictory or incomplete.
-        DataError: there are no labels, or θ0 has no right answer on the control.
+        DataError: labels are missing, or θ0 has no correct answer on the control.
         TaskvecError: anything else foreseen; the module is what it was.
     """
     splits = dict(zip(SPLITS, (validation, test), strict=True))
@@ -171,8 +171,8 @@ def _negate(
     for split, counts in alone.items():
         if not counts["control"].right.any():
             raise DataError(
-                f"the model before has no right answer on the control's {split} data, so that "
-                "nothing of it can be kept; give another control"
+                f"the pre-trained model has no correct answer on the control's {split} data; give "
+                "another control"
             )
     start, before = alone["validation"]["control"].right.sum(), alone["test"]
     tried = []

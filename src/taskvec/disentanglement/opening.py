@@ -108,7 +108,9 @@ def open_tasks(
     """
     kinds = {isinstance(each, Classified) for each in (*data.values(), *validation.values())}
     if len(kinds) != 1:
-        raise UsageError("texts to go on from and classes cannot be asked of one model; give one")
+        raise UsageError(
+            "prompts to continue and classes cannot be evaluated in one model; give one kind"
+        )
     if kinds == {True}:
         return _classifier(model, vectors, data, validation, asking)
     if asking.head is not None:

@@ -5,7 +5,7 @@ With f_lin(x; θ0 + α τ) = f(x; θ0) + α J(x; θ0) τ, the departure from lin
     ‖f(θ0 + α τ) − f_lin(θ0 + α τ)‖ / ‖f(θ0 + α τ) − f(θ0)‖
 
 with norms over all rows and classes. It is 0 where the model is linear along τ (kernel behaviour),
-and near 1 where the tangent says little of how the output changes. τ is taken whole, or restricted
+and near 1 if the tangent hardly predicts the change of the output. τ is taken whole, or restricted
 to the tensors of one part of the model, such as its attention modules: then all other weights stay
 at θ0. A head on top of the module is applied to the linearised outputs, as it is.
 
@@ -42,7 +42,7 @@ Vector = Mapping[str, Any]  # tensors by name
 
 PARTS = ("whole", "module", "block")
 WHOLE = "whole"
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def linearity(
         alphas: Coefficients, not 0, where there is nothing to measure.
         parts: What τ is restricted to beside `whole`: `module` (attention, MLP, norms … of all
             blocks together, by the layer table), `block` (each block), or nothing.
-        out: Folder in which measurements are kept as they come; the same call goes on from there.
+        out: Folder for measurements as they are made; the same call resumes from it.
         seed: Of intervals.
         progress: Told the measurements done.
 
@@ -192,7 +192,7 @@ def _square(vector: Vector) -> float:
 def _measure(
     module: Any, task: ModelTask, vector: Vector, alpha: float, seed: int
 ) -> dict[str, Any]:
-    """One measurement, as it is kept."""
+    """One measurement, as it is stored."""
     off, moves, own, tangents, same, examples = [], [], [], [], [], []
     for start, tangent, there in _together(module, task, vector, alpha):
         f0, linear, f = (rows.logits.double() for rows in (start, tangent, there))

@@ -28,7 +28,7 @@ class LogitRows:
 
     Attributes:
         logits: Torch tensor, shape (rows, classes); or features, shape (rows, dimensions).
-        labels: Class that is right, int64, shape (rows,); None where that is not known.
+        labels: Correct class, int64, shape (rows,); None if unknown.
         examples: Number of the example that each row belongs to, int64, shape (rows,).
     """
 
@@ -47,7 +47,7 @@ class ModelTask:
             device. The same rows in the same order at every call.
         identity: Changes when the data do, or what is put on top of the module.
         has_many_rows: Whether an example has several rows, such as the positions of a text.
-        is_exact: Whether an example is right only if all its rows are; if not, rows count.
+        is_exact: Whether an example is correct only if all its rows are; if not, rows count.
     """
 
     name: str
@@ -78,7 +78,7 @@ def classification(
             of the task's identity: after changing one, keep results in another folder.
 
     Raises:
-        DataError: there are no batches.
+        DataError: batches are missing.
         UsageError: `batches` can be gone through only once.
     """
     if isinstance(batches, Iterator):
@@ -139,7 +139,7 @@ def _to_device(inputs: Any, place: Any) -> Any:
 
 
 def _check(name: str, logits: Any, labels: Array | None) -> None:
-    """Refuse outputs that are no rows of logits, one for each label."""
+    """Refuse outputs that are not rows of logits, one for each label."""
     if getattr(logits, "ndim", None) != 2:
         shape = list(getattr(logits, "shape", ()))
         raise UsageError(
@@ -160,7 +160,7 @@ def _check(name: str, logits: Any, labels: Array | None) -> None:
 
 
 def _digest(batches: Iterable[Any]) -> str | None:
-    """Digest of all batches; None if there are none."""
+    """Digest of all batches; None without batches."""
     seen, count = xxhash.xxh3_128(), 0
     for batch in batches:
         _update(seen, batch)

@@ -48,7 +48,7 @@ def language(
         batch_tokens: Tokens of a batch, with padding; default: by the memory there is.
 
     Raises:
-        DataError: there are no texts, kinds are mixed, one is empty, or a prompt with its answer is
+        DataError: texts are missing, kinds are mixed, one is empty, or a prompt with its answer is
             longer than the model's context.
     """
     kinds = {_kind(text) for text in texts}

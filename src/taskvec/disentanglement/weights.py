@@ -1,6 +1,6 @@
 """Points of weight space: θ0 + Σ_t α_t τ_t in a loaded module, which is θ0 again afterwards.
 
-θ0 are the module's own weights. Points are candidates of the engine: worked out in float32 from
+θ0 are the module's own weights. Points are candidates of the engine: computed in float32 from
 stored vectors (float64 where the module is that) and rounded once to the module's dtype, so that
 the same point has the same bits, independent of what was there before. Any method of the library
 can take the place of the sum.
@@ -78,7 +78,7 @@ class Points:
             method: By name, or as in a recipe.
 
         Raises:
-            UsageError: there is no such method, or it needs what is not given.
+            UsageError: the method is unknown, or lacks something that it needs.
         """
         options = {"method": method, "scale": 1.0, **_output(self.module)}
         recipe = as_recipe(self.recipe.family, options)
@@ -136,11 +136,11 @@ def points(
         base: Model before instruction tuning, for methods that need it.
 
     Raises:
-        UsageError: there are no vectors.
+        UsageError: no vectors are given.
         TaskvecError: one of them is broken, or does not fit the module.
     """
     if not vectors:
-        raise UsageError("there are no task vectors; give at least one")
+        raise UsageError("no task vectors are given; give at least one")
     family = Family(tasks=dict(vectors), anchor=_hold_weights(module), base=base)
     options = {"method": "task_arithmetic", "scale": 1.0, **_output(module)}
     recipe = as_recipe(family, options)

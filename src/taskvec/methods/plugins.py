@@ -27,7 +27,7 @@ from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
 GROUP = "taskvec.methods"
-# What a recipe says beside a method's parameters, for all tasks or for one.
+# Keys of a recipe beside a method's parameters, for all tasks or for one.
 RESERVED = ("name", "model", "scale", "over", "hub")
 ALIGNMENTS = ("element", "row", "tensor")
 
@@ -53,13 +53,13 @@ def names() -> tuple[str, ...]:
 
 
 def provider(name: str) -> str | None:
-    """Name and version of the distributions that provide a method; None if there are none."""
+    """Name and version of the distributions that provide a method; None without one."""
     points = entry_points(group=GROUP, name=name)
     return " and ".join(sorted({_distribution(point) for point in points})) or None
 
 
 def load(name: str) -> Method | None:
-    """The method of a plug-in with that name; None if there is none.
+    """The method of a plug-in with that name; None without one.
 
     Raises:
         ParameterError: there is one, but it cannot be used.
@@ -80,7 +80,7 @@ def load(name: str) -> Method | None:
 
 
 def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
-    """Every method of a plug-in, and what is wrong with those that are left out.
+    """Every method of a plug-in, and why the others cannot be used.
 
     Args:
         taken: Names of taskvec's own methods, which a plug-in cannot replace.
@@ -211,7 +211,7 @@ def _flaw_of_table(outcome: object, inputs: Inputs) -> str | None:
 
 
 def _flaw_of_block(merged: object, block: Block) -> str | None:
-    # NumPy gives a scalar of its own, no array, for sums of tensors without dimensions.
+    # For tensors without dimensions, NumPy's sums are scalars, not arrays.
     if not isinstance(merged, (np.ndarray, np.generic)) or merged.dtype.kind != "f":
         return f"combine gave {type(merged).__name__}, not an array of floating-point numbers"
     if merged.shape != block.target.shape:

@@ -1,15 +1,15 @@
-"""Runs programs that a model wrote, shut in as far as the system allows.
+"""Run generated programs in a sandbox.
 
 A program runs in a child process with an empty environment, limits on time, memory, files, output
-and processes, and a folder of its own. What surrounds it is one of two things (`isolation`):
+and processes, and its own folder. There are two kinds of isolation (`isolation`):
 
-- `namespaces`: user, process, network, file and IPC namespaces of its own. It sees no other
-  process, no network, and no file but the system's libraries and Python, which it cannot change.
-- `user`: it runs as a user that nobody else is, which takes root; Landlock keeps it from files.
+- `namespaces`: new user, process, network, file and IPC namespaces. The program sees no other
+  process, no network, and only the files of Python and the system's libraries, read-only.
+- `user`: a user ID that nothing else uses, which requires root; Landlock restricts files.
 
-Either way a filter keeps it from system calls that it has no use for, sockets among them. Where
-neither is to be had, nothing is run. `confine` does all this in the child. A program that looks
-for it can find what the verdict rests on and forge it; see the how-to page for what is not covered.
+In both, a filter refuses system calls that programs do not need, such as sockets. If neither works,
+nothing runs. `confine` does all this in the child. A program that inspects its interpreter can
+forge the verdict; the how-to page lists what is not covered.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class ProgramOutcome:
 
 @functools.cache
 def isolation() -> str:
-    """The best of `ISOLATIONS` that works on this system, which is tried out once.
+    """The first of `ISOLATIONS` that works on this system; tested once.
 
     Raises:
-        TaskvecError: none does; no program can be run.
+        TaskvecError: none works; no program can be run.
     """
     reasons = []
     for kind in ISOLATIONS:
@@ -100,16 +100,16 @@ def isolation() -> str:
             if outcome.passed:
                 return kind
             reasons.append(f"{kind}: {outcome.detail or outcome.ended}")
-    orders = "; ".join(dict.fromkeys(reasons))
+    why = "; ".join(dict.fromkeys(reasons))
     raise TaskvecError(
-        f"programs that a model wrote cannot be shut in here ({orders}); needs Linux with user "
-        "namespaces, or root and Landlock: run in a virtual machine or a container that has them, "
-        "or leave out the tasks that run code"
+        f"generated programs cannot be isolated here ({why}); needs Linux with user namespaces, or "
+        "root and Landlock: use a virtual machine or a container that has them, or leave out the "
+        "tasks that run code"
     )
 
 
 def require_permission(what: str, *, allowed: bool) -> None:
-    """Refuses what runs programs, such as a task, unless the user allows it and the system can.
+    """Refuse a task that runs programs, unless the user allows it and an isolation works.
 
     Raises:
         UsageError: the user has not allowed it.
@@ -117,8 +117,8 @@ def require_permission(what: str, *, allowed: bool) -> None:
     """
     if not allowed:
         raise UsageError(
-            f"{what} runs programs that the model writes; allow that with "
-            "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
+            f"{what} runs generated programs; allow that with --allow-code-execution "
+            "(docs/how-to/run-generated-code.md describes the sandbox)"
         )
     isolation()
 
@@ -137,14 +137,14 @@ def run_program(
         within: One of `ISOLATIONS`; empty: the best that works.
 
     Raises:
-        TaskvecError: it cannot be shut in here.
+        TaskvecError: it cannot be isolated here.
     """
     kind, limits = within or isolation(), limits or ProgramLimits()
     if sys.platform != "linux":
-        raise TaskvecError(f"a program cannot be shut in: {sys.platform} has no namespaces")
+        raise TaskvecError(f"a program cannot be isolated: {sys.platform} has no namespaces")
     user = _lone_user()
     if kind == "user" and user is None:
-        raise TaskvecError("a program cannot be shut in: user: only root can become another user")
+        raise TaskvecError("a program cannot be isolated: user: only root can become another user")
     visible = dict.fromkeys([*_SYSTEM, sys.base_prefix, sys.base_exec_prefix])
     orders = {
         "isolation": kind,
@@ -200,7 +200,7 @@ def _launch(orders: dict[str, Any], code: str, limits: ProgramLimits) -> dict[st
         assert error is not None
         stack.callback(leash.close)
         header = json.dumps({"orders": orders | ends, "length": len(source)}).encode() + b"\n"
-        with suppress(BrokenPipeError):  # then there is a status, or none, which says enough
+        with suppress(BrokenPipeError):  # then the status, or its absence, reports the failure
             leash.write(header + source)
         sources = {"status": status, "verdict": verdict, "out": out, "error": error}
         return _listen(sources, leash, limits)
@@ -250,7 +250,9 @@ def _outcome(
 ) -> ProgramOutcome:
     status = json.loads(heard["status"].partition(b"\n")[0] or b"{}")
     if "error" in status:
-        raise TaskvecError(f"a program cannot be shut in: {orders['isolation']}: {status['error']}")
+        raise TaskvecError(
+            f"a program cannot be isolated: {orders['isolation']}: {status['error']}"
+        )
     if "too much" in heard:
         return ProgramOutcome("output", f"more than {limits.output_bytes:,} bytes of output")
     if status.get("ended") != "exit":
@@ -299,7 +301,7 @@ def _python(*, for_others: bool) -> str:
         if path.exists() and all(part.stat().st_mode & 1 for part in (path, *path.parents)):
             return str(path.resolve())
     raise TaskvecError(
-        f"a program cannot be shut in: user: other users cannot reach {own}, and there is no "
+        f"a program cannot be isolated: user: other users cannot reach {own}, and there is no "
         f"/usr/bin/{name}; install one of them"
     )
 

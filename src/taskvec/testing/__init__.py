@@ -69,7 +69,7 @@ INFINITE = 1_000.0  # what stands for the end of a range that has none
 
 
 def _promise(test: Callable[[MethodConformance], None]) -> Callable[[MethodConformance], None]:
-    """A test with its method in place, or the proof that what is said not to hold does not."""
+    """A test with its method in place, or the check that a declared exception really fails."""
 
     @functools.wraps(test)
     def checked(self: MethodConformance) -> None:
@@ -85,8 +85,8 @@ def _promise(test: Callable[[MethodConformance], None]) -> Callable[[MethodConfo
                 return
         if reason is not None:
             raise AssertionError(
-                f"{self.method.name}: {test.__name__} is said not to hold ({reason}), but does; "
-                "take it out of does_not_hold"
+                f"{self.method.name}: {test.__name__} is listed in does_not_hold ({reason}), but "
+                "passes; remove it there"
             )
 
     return checked
@@ -118,7 +118,7 @@ class _Case:
 
 
 class MethodConformance:
-    """The tests; a subclass says which method, and what it does not promise.
+    """The tests; a subclass names the method and what it does not guarantee.
 
     Attributes:
         method: The method.
@@ -137,7 +137,7 @@ class MethodConformance:
     ...     does_not_hold = {"test_order_of_tasks": "the first task leads"}
     >>> TestExcused().test_order_of_tasks()  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    AssertionError: task_arithmetic: test_order_of_tasks is said not to hold (the first task ...
+    AssertionError: task_arithmetic: test_order_of_tasks is listed in does_not_hold (the ...
     """
 
     method: ClassVar[Method]
@@ -176,7 +176,7 @@ class MethodConformance:
 
     @_promise
     def test_names_of_tasks(self) -> None:
-        """Tasks that exchange their names give the same, but for rounding; not where it draws."""
+        """Exchanging the names of tasks changes only rounding, except for a method that draws."""
         number = max(self._numbers())
         if self.draws or number < 2:
             return
@@ -252,7 +252,7 @@ class MethodConformance:
                 claim = f"{self.method.name} takes no negative scale"
                 self._hold(claim in str(error), f"refuses λ = −1 with: {error}")
                 return
-            self._hold(False, "takes λ = −1, although it says that it does not")
+            self._hold(False, "accepts λ = −1, although takes_negative_scale is False")
         recipe = self._recipe("F32", number, scales=(-1.0,) * number)
         anchor, got = flat(read("F32", "anchor")), flat(self._merged(recipe))
         vector = sum(flat(read("F32", task)) - anchor for task in TASKS[:number])
@@ -310,7 +310,7 @@ class MethodConformance:
         if self.draws:
             self._hold(other != one, "gives the same bits with another seed, and should draw")
         else:
-            self._same(other, one, "with another seed; say draws = True if it draws")
+            self._same(other, one, "with another seed; set draws = True if it draws")
 
     def _numbers(self) -> list[int]:
         """Numbers of tasks that it runs with; others must be refused in one line."""
@@ -368,7 +368,7 @@ class MethodConformance:
         return found
 
     def _runs_or_refuses(self, recipe: Recipe, claim: str) -> bool:
-        """Whether it runs; if not, it must say so in one line."""
+        """Whether it runs; if not, the error must be one line."""
         try:
             self._merged(recipe)
         except REFUSALS as error:

@@ -94,11 +94,11 @@ def finetune(
     asking: HeadOptions = HeadOptions(),
     output: RunOutput = RunOutput(),
 ) -> Finetuned:
-    """Fine-tune a model so that what changed is a task vector.
+    """Fine-tune a model; the result is a task vector.
 
     Args:
-        model: A folder, a name on the hub, or any torch module, which is trained in place. A run
-            that goes on from its folder wants the module with the weights that it began with.
+        model: A folder, a name on the hub, or any torch module, which is trained in place. To
+            resume from a folder, give the module with its initial weights.
         data: A file, a folder or `hub:NAME[:CONFIG[:SPLIT]]` (see `taskvec.training.data`); or
             `Examples`; or a sequence, such as a data set of torch, of items that torch's
             `default_collate` puts together.
@@ -143,12 +143,17 @@ def finetune(
     required = {name: p.requires_grad for name, p in opened.core.named_parameters()}
     prepared = _prepare(opened, train, overrides, linearised=linearised, seed=settings.seed)
     for line in (describe(prepared.selection), *opened.notes):
-        output.say(line)
-    told = {"train": train if isinstance(train, str) else ",".join(train), **opened.told}
-    told |= {"linearised": True} if linearised else {}
-    told |= {"layers": [dict(entry) for entry in layers]} if layers else {}
+        output.on_message(line)
+    provenance = {
+        "train": train if isinstance(train, str) else ",".join(train),
+        **opened.provenance,
+    }
+    provenance |= {"linearised": True} if linearised else {}
+    provenance |= {"layers": [dict(entry) for entry in layers]} if layers else {}
     loss = opened.objective if objective is None else objective
-    job = TrainingJob(prepared.module, prepared.within, loss, examples, checked, told, opened.files)
+    job = TrainingJob(
+        prepared.module, prepared.within, loss, examples, checked, provenance, opened.files
+    )
     sources = {"model": model, "data": data, "validation": validation}
     about = {name: str(each) for name, each in sources.items() if isinstance(each, (str, Path))}
     try:
@@ -355,7 +360,7 @@ def _with_lora(opened: Opened, train: str, layers: Sequence[Override], seed: int
 
 
 def _finish(out: Path, prepared: _Prepared, opened: Opened, output: RunOutput) -> dict[str, Any]:
-    """Write the vector, and the model if it is wanted; what there is to say about the run."""
+    """Write the vector, and the model if requested; returns notes about the run."""
     vector = out / folder.VECTOR
     with without_bars(require("transformers", "train")):
         prepared.save(vector, True)

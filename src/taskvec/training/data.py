@@ -1,6 +1,6 @@
 """Data to train on: files, folders and data sets of the hub, as texts, conversations or classes.
 
-The format is told from the name and, of rows, from their fields:
+The format follows from the name and, for rows, from their fields:
 
 ```text
 text      running text: .txt, or rows with a text and no label
@@ -58,7 +58,7 @@ class Reading:
     """How data are read.
 
     Attributes:
-        format: One of `FORMATS`; None: told from the name and the fields.
+        format: One of `FORMATS`; None: detected from the name and the fields.
         fields: Names of fields, or of arrays of an npz, by what they are for; see `FIELDS`.
         limit: Most examples, drawn by the seed; None: all.
         seed: Of what is drawn.
@@ -134,7 +134,7 @@ def read_data(source: str | Path, reading: Reading = Reading()) -> Data:
         reading: How.
 
     Raises:
-        UsageError: the format cannot be told, or is unknown.
+        UsageError: the format cannot be detected, or is unknown.
         DataError: it is not there, cannot be read, or holds nothing.
     """
     if reading.format is not None and reading.format not in FORMATS:
@@ -214,7 +214,7 @@ def _images(found: Images, path: Path, files: Sequence[Path]) -> Classified:
 
 
 def _kind(path: Path) -> str:
-    """The format of a path by its name; empty if its rows tell."""
+    """The format of a path by its name; empty if it depends on the rows."""
     if path.is_dir():
         return "folder"
     name = path.name.lower().removesuffix(".gz")
@@ -223,10 +223,7 @@ def _kind(path: Path) -> str:
         return "idx"
     kind = {**kinds, ".parquet": ""}.get(Path(name).suffix)
     if kind is None:
-        raise UsageError(
-            f"{path}: its format cannot be told from its name; say it: --format "
-            f"{' | '.join(FORMATS)}"
-        )
+        raise UsageError(f"{path}: unknown format; give --format {' | '.join(FORMATS)}")
     return kind
 
 
@@ -296,8 +293,8 @@ def _kind_of_rows(there: set[str], row: DataRow, where: str) -> str:
     if "text" in there:
         return "text"
     raise UsageError(
-        f"{where}: what its rows are for cannot be told from their fields "
-        f"({', '.join(row.data)}); say it, such as --fields prompt=NAME,response=NAME"
+        f"{where}: no known combination of fields ({', '.join(row.data)}); name them, for example "
+        "--fields prompt=NAME,response=NAME"
     )
 
 

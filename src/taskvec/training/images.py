@@ -65,7 +65,7 @@ def open_image(path: Path) -> Pixels:
     """The pixels of an image file.
 
     Raises:
-        DataError: it is no image that can be read.
+        DataError: it is not a readable image.
     """
     pillow = require("PIL.Image", "train")
     try:
@@ -104,7 +104,7 @@ def read_folder(path: Path) -> Images:
     """Images in a folder for each class; classes in order of their names.
 
     Raises:
-        DataError: there are no folders with images.
+        DataError: no folder has images.
     """
     found = {
         sub.name: sorted(p for p in sub.rglob("*") if p.suffix.lower() in IMAGE_NAMES)
@@ -148,7 +148,7 @@ def _name_of_array(path: Path, arrays: Any, use: str, given: str | None) -> str:
             return name
     raise DataError(
         f"{path}: has no array {names[0]!r}; it has {', '.join(arrays)}: "
-        f"say which, --fields {use}=NAME"
+        f"name one with --fields {use}=NAME"
     )
 
 
@@ -215,7 +215,7 @@ class Preparation:
 
     Attributes:
         processor: Of transformers.
-        options: Sizes in the place of its own.
+        options: Sizes that replace its own.
         size: Height and width that the model sees.
         origin: Where this is from, for people.
     """
@@ -244,10 +244,10 @@ def preparation_of(
     Args:
         folder: Of the model.
         config: Of the model.
-        size: Height and width in the place of its own.
+        size: Height and width that replace its own.
 
     Raises:
-        CheckpointError: the processor cannot be read, or neither it nor the config says a size.
+        CheckpointError: the processor cannot be read, or neither it nor the config has a size.
     """
     path = None if folder is None else folder / PROCESSOR
     if folder is None or path is None or not path.is_file():
@@ -273,7 +273,7 @@ def preparation_of(
         text = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read: {text}") from error
     if len(shapes) > 1:
-        raise CheckpointError(f"{path}: says no height and width; give a size (--image-size)")
+        raise CheckpointError(f"{path}: has no height and width; give a size (--image-size)")
     ((height, width),) = shapes
     origin = path.name if size is None else f"{path.name}, at {size} px"
     return Preparation(processor, options, (height, width), origin)

@@ -73,7 +73,7 @@ class Linearised(nn.Module):
             rows: The rows that a parameter is trained in, if not in all.
 
         Raises:
-            ParameterError: a name is no parameter or is there twice, or none is given.
+            ParameterError: a name is not a parameter or is given twice, or no name is given.
         """
         super().__init__()
         self.module = module.eval().requires_grad_(False)
@@ -115,7 +115,7 @@ class Linearised(nn.Module):
 
     @torch.no_grad()
     def put(self, vector: Vector) -> None:
-        """Set τ; parameters that the vector says nothing of get zero.
+        """Set τ; parameters that the vector does not have get zero.
 
         Raises:
             FamilyError: it has a parameter, a shape or a row that has no τ here.
@@ -152,7 +152,7 @@ def derivative(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> 
 
     Returns:
         f(x; θ0) and J(x; θ0) τ, each as the module returns its output; where that holds integers
-        or what is no tensor, both have the same.
+        or values that are not tensors, are the same in both.
 
     Raises:
         ParameterError: a name of the vector is no parameter.
@@ -221,7 +221,7 @@ def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     for name in names:
         if name not in parameters:
             raise ParameterError(
-                f"names: {name!r} is no parameter of {type(module).__name__}; "
+                f"names: {name!r} is not a parameter of {type(module).__name__}; "
                 f"{nearest(name, list(parameters))}"
             )
         if name in chosen:

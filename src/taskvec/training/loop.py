@@ -2,7 +2,7 @@
 
 It trains any torch module on anything that can be drawn and put together, and knows no files. What
 a step does depends on the seed, the number of the step and the weights alone, so that a run that
-goes on from stored weights gives the bits of one that was never interrupted (on the CPU, with as
+resumes from stored weights gives the bits of one that was never interrupted (on the CPU, with as
 many threads). accelerate moves batches, knows what out of memory looks like, and adds up over
 processes; the Trainer of transformers was the alternative, and wants models and data of its kind.
 """
@@ -122,7 +122,7 @@ def find_place(settings: TrainingSettings) -> Place:
     """The device of this process; several processes are joined by accelerate.
 
     Raises:
-        UsageError: there is no such device, or the batch cannot be shared out.
+        UsageError: the device does not exist, or the batch cannot be divided between processes.
     """
     torch = require("torch", "train")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -228,7 +228,7 @@ def _gradient(
     size: int,
     place: Place,
 ) -> tuple[float, float | None, int]:
-    """Add the gradient of the mean loss of a batch to the parameters; loss, share right, count."""
+    """Add the gradient of the mean loss of a batch to the parameters; loss, accuracy, count."""
     batches = [
         examples.collate([examples.items[i] for i in rows[at : at + size]])
         for at in range(0, len(rows), size)
@@ -285,7 +285,7 @@ def measure(
 
 
 def set_training(module: Any) -> None:
-    """Training mode, but for layers with running statistics."""
+    """Training mode, except for layers with running statistics."""
     module.train()
     for part in module.modules():
         if getattr(part, "running_mean", None) is not None:

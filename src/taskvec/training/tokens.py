@@ -19,7 +19,7 @@ from taskvec.training.data import Classified, Conversations, Documents
 from taskvec.training.loop import Examples
 from taskvec.training.objectives import IGNORED
 
-WINDOW = 512  # tokens, where nothing is said and the model reads that many
+WINDOW = 512  # tokens, by default, if the model reads that many
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,13 @@ def answer_rows(
     Without a chat template, texts stand behind each other as they are.
 
     Raises:
-        DataError: one is too long, or its answers cannot be told.
+        DataError: one is too long, or its answers cannot be located.
         UsageError: the limit is above what the model reads, or the tokenizer gives no offsets.
     """
     length = _length(encoder, fitting, default=encoder.context)
     if not encoder.tokenizer.is_fast:
         raise UsageError(
-            f"{encoder.where}: its tokenizer does not say where tokens stand in the text; "
+            f"{encoder.where}: its tokenizer gives no positions of tokens in the text; "
             "convert it to a fast one (tokenizer.json)"
         )
     rows, dropped = [], 0
@@ -147,9 +147,9 @@ def _spans(
         answered = _render(encoder, listed[: i + 1], where)
         if not (whole.startswith(answered) and answered.startswith(opening)):
             raise DataError(
-                f"{where}: where the answer number {i + 1} begins and ends cannot be told, as the "
-                f"chat template of {encoder.where} writes it otherwise in the whole conversation; "
-                "split it into conversations of one answer, the last"
+                f"{where}: answer {i + 1} cannot be located, because the chat template of "
+                f"{encoder.where} writes it differently in the whole conversation; split it into "
+                "conversations with one answer, at the end"
             )
         spans.append((len(opening), len(answered)))
     return whole, spans
@@ -210,7 +210,7 @@ def text_examples(tokenizer: Any, data: Classified, fitting: Fitting, where: str
     Args:
         tokenizer: Of transformers, with a padding token.
         data: Texts.
-        fitting: Most tokens; None: what the tokenizer says that the model reads.
+        fitting: Largest number of tokens; None: the length of the model in the tokenizer.
         where: The model, for messages.
 
     Raises:

@@ -47,7 +47,7 @@ def save_vector(
             The vector's names are its own, also where transformers renames tensors on loading.
         selection: What trained; the rest is not looked at.
         path: File to appear; ends in `.safetensors`.
-        task: Name that the file says.
+        task: Name of the task in the file.
         dtype: Element type; default: float32, or float64 where a weight is that.
         force: Replace the file if it is there.
 
@@ -55,7 +55,7 @@ def save_vector(
         What was written; tensors that did not change are not in it.
 
     Raises:
-        UsageError: the selection is of another module, or `start` is no whole model.
+        UsageError: the selection is of another module, or `start` is not a whole model.
         FamilyError: `start` lacks a tensor that trained, or has it in another shape, or nothing
             changed.
         TaskvecError: the file cannot be written.
@@ -133,6 +133,6 @@ def _to_stored(
 
 
 def _name_in_anchor(names: list[str], index: Names) -> str | None:
-    """What the anchor calls a tensor that goes by these names."""
+    """The anchor's name of a tensor with these names."""
     found = (find_tensor(name, index) for name in names)
     return next((name for name in found if name is not None), None)

@@ -25,7 +25,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The provenance beside the models in a folder; empty where there is none yet."""
+    """The provenance beside the models in a folder; empty if the file does not exist."""
     file = folder / "provenance.json"
     return documents.read_object(file, documents.MEASURED) if file.exists() else {}
 

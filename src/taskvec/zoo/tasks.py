@@ -1,6 +1,6 @@
 """The zoo's skills as tasks: `zoo:math`, `zoo:refusal` …, and `zoo:text` for plain text.
 
-They are brought in as those of any other distribution are, by an entry point.
+They are registered by an entry point, like those of any other distribution.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def score_skills(
         model: A member of the zoo, or a merge of some.
         skills: Names of skills, or `text`.
         n: Questions of each skill, 1 to 150; those of a smaller n are among those of a larger.
-        seed: Which questions; another one where something is chosen by its score, so that the
-            reported numbers rest on questions that had no say in it.
+        seed: Selects the questions. Use another seed to choose something by its score, so that the
+            reported numbers come from other questions.
 
     Raises:
-        UsageError: there is no such skill.
+        UsageError: the skill is unknown.
     """
     options = EvaluationOptions(settings=SampleSettings(seed=seed))
     prepared = [
