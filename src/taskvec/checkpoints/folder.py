@@ -278,7 +278,7 @@ def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
         whole = re.sub(r"\.index.*", "", index)
         if whole in files:
             raise CheckpointError(
-                f"{folder}: has both {whole} and {index}; remove the one that is not meant"
+                f"{folder}: has both {whole} and {index}; remove the wrong one"
             )
         shards = read_index(folder, index, files)
         stems = {whole.removesuffix(".safetensors")}
@@ -340,7 +340,7 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
 
 def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: Set[str]) -> None:
     """Raise `CheckpointError` if a shard does not hold what the index lists for it."""
-    remedy = "the two were not saved together; download both again, or write the index anew"
+    remedy = "the two were not saved together; download both again, or write the index again"
     if listed - found:
         name = min(listed - found)
         raise CheckpointError(

@@ -102,21 +102,21 @@ def hold_rows(module: nn.Module, trained: Mapping[str, RowRanges]) -> Iterator[C
     """
     torch = require("torch", "train")
     parameters = dict(module.named_parameters())
-    frozen_rows = []
+    saved = []
     for name, rows in trained.items():
         parameter = parameters[name]
         frozen = frozen_rows(rows, parameter.shape[rows.axis]).to(parameter.device)
         values = parameter.detach().index_select(rows.axis, frozen)
-        frozen_rows.append((parameter, rows.axis, frozen, values))
+        saved.append((parameter, rows.axis, frozen, values))
 
     def put_back() -> None:
         with torch.no_grad():
-            for parameter, axis, frozen, values in frozen_rows:
+            for parameter, axis, frozen, values in saved:
                 there = parameter.device
                 parameter.index_copy_(axis, frozen.to(there), values.to(there, parameter.dtype))
 
     hooks: list[Any] = []
-    for parameter, axis, frozen, _ in frozen_rows:
+    for parameter, axis, frozen, _ in saved:
         tensor: Any = parameter  # register_hook has no types
         hooks.append(tensor.register_hook(_masking(axis, frozen)))
     try:
