@@ -156,7 +156,7 @@ def test_a_place_that_is_occupied_is_told_before_anything_is_loaded(cli, tmp_pat
     )
     for force in ((), ("--force",)):
         assert refused(cli, 1, *given, other / "mine", *force) == (
-            f"{other}/mine: is a file; give another place, a folder is written"
+            f"{other}/mine: is a file; give the path of a folder"
         )
     assert (other / "mine").read_text() == "kept"
 

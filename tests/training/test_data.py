@@ -230,7 +230,7 @@ def test_idx(tmp_path, packed):
     path = tmp_path / f"train-images-idx3-ubyte{suffix}"
     path.write_bytes(pack(idx(images)))
     labels = tmp_path / f"train-labels-idx1-ubyte{suffix}"
-    assert refusal(path) == (f"{path}: its labels are not there; expected {labels.name} beside it")
+    assert refusal(path) == (f"{path}: its labels are missing; expected {labels.name} beside it")
     labels.write_bytes(pack(idx(np.array([1, 0, 1], np.uint8))))
     data = read_data(path)
     assert data.labels == [1, 0, 1]

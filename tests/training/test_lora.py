@@ -151,8 +151,8 @@ def test_small_changes_are_not_lost_in_bfloat16(tmp_path):
         (
             "gpt2",
             "lora:attention-q",
-            "lora: 'transformer.h.0.attn.c_attn.weight' holds more than what is asked for; "
-            "factors go with a whole layer: take lora:attention",
+            "lora: 'transformer.h.0.attn.c_attn.weight' covers more than the selection; "
+            "LoRA factors need a whole layer: use lora:attention",
         ),
         (
             "llama",

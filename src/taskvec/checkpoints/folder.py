@@ -277,9 +277,7 @@ def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
     if index is not None:
         whole = re.sub(r"\.index.*", "", index)
         if whole in files:
-            raise CheckpointError(
-                f"{folder}: has both {whole} and {index}; remove the wrong one"
-            )
+            raise CheckpointError(f"{folder}: has both {whole} and {index}; remove the wrong one")
         shards = read_index(folder, index, files)
         stems = {whole.removesuffix(".safetensors")}
         stems |= {found["stem"] for found in map(_SHARD.fullmatch, shards) if found is not None}

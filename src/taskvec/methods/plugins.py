@@ -115,7 +115,7 @@ def flaw_of(value: object, name: str) -> str | None:
     if not isinstance(value, Method):
         return f"it is {_one_line(repr(value))}, not a Method"
     if value.name != name:
-        return f"it calls itself {value.name!r}"
+        return f"its name is {value.name!r}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         return "a name must be small letters, digits and _"
     if value.alignment not in ALIGNMENTS:
@@ -128,7 +128,7 @@ def flaw_of(value: object, name: str) -> str | None:
     if value.default_scale is not None and not _is_number(value.default_scale):
         return f"default_scale must be a finite number or None; got {value.default_scale!r}"
     if not callable(value.decide) or not (value.combine is None or callable(value.combine)):
-        return "decide must be a function, and combine one or None"
+        return "decide must be a function; combine must be a function or None"
     return _flaw_of_parameters(value)
 
 
@@ -138,7 +138,7 @@ def _flaw_of_parameters(method: Method) -> str | None:
         if not isinstance(parameter, Parameter):
             return f"{_one_line(repr(parameter))} among its parameters is not a Parameter"
         if parameter.name in RESERVED:
-            return f"its parameter {parameter.name!r} is a key that recipes have already"
+            return f"its parameter {parameter.name!r} is already a key of recipes"
         if parameter.name in seen:
             return f"its parameter {parameter.name!r} is declared twice"
         if parameter.by_layer and parameter.choices:
@@ -188,7 +188,8 @@ def guard(method: Method, distribution: str) -> Method:
 
 def _failure(method: Method, distribution: str, where: str, reason: str) -> str:
     return (
-        f"method {method.name!r} of {distribution} failed{where}: {reason}; its authors should know"
+        f"method {method.name!r} of {distribution} failed{where}: {reason}; "
+        "report it to its authors"
     )
 
 

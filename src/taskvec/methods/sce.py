@@ -57,8 +57,8 @@ def check(tasks: Sequence[str], density: float, where: str) -> None:
     """Raise `ParameterError` if there is one task, of those whose λ is not 0, and it must vary."""
     if density < 1 and len(tasks) == 1:
         raise ParameterError(
-            f"sce selects what varies across tasks; got one{where}, {tasks[0]} (those of λ = 0 do "
-            "not count); add a task, or set density to 1"
+            f"sce selects entries that vary across tasks; got one{where}, {tasks[0]} (those of "
+            "λ = 0 do not count); add a task, or set density to 1"
         )
 
 

@@ -131,7 +131,7 @@ def finetune(
         if is_first_process():  # others may be later than what it writes
             folder.refuse_other(output.out, force=output.force)
         if output.saves_model and not isinstance(model, (str, os.PathLike)):
-            raise UsageError("a model is saved beside the vector only of a model in a folder")
+            raise UsageError("saving the model needs a model in a folder")
     overrides = tuple(override(entry) for entry in layers)
     learned, measured = _read(data, validation, reading)
     settings = settings_for(learned, settings)
@@ -193,7 +193,7 @@ def _read(data: Any, validation: Any, reading: Reading) -> tuple[Any, Any]:
         return data, read_data(validation, reading)
     if isinstance(validation, float):
         if not isinstance(data, (Documents, Conversations, Classified)):
-            raise UsageError("a share can be held out only of data that are read here")
+            raise UsageError("validation as a share needs data from a file; give validation data")
         return held_out(data, validation, reading.seed)
     return data, validation
 
@@ -212,10 +212,12 @@ def _open(
         return open_language_model(model, tokenizer, asking)
     if isinstance(model, (str, os.PathLike)):
         if not isinstance(data, Classified):
-            raise UsageError("a model in a folder learns from data that are read here; load it")
+            raise UsageError(
+                "a model in a folder needs data from a file or the hub; or load the model"
+            )
         return open_classifier(model, data, asking, head=head, made=made, settings=settings)
     if isinstance(data, Classified):
-        raise UsageError("a module in memory learns classes from examples: give a sequence of them")
+        raise UsageError("a classifier in memory needs a sequence of examples as data")
     objective = classifying(asking.label_smoothing)
     return Opened(model, lambda core: core, objective, as_examples, {})
 
@@ -248,7 +250,7 @@ def _prepare(
     core = opened.core
     if wants_lora(train):
         if linearised:
-            raise UsageError("lora is not linearised; choose one of them")
+            raise UsageError("lora cannot be combined with linearised; choose one")
         return _with_lora(opened, str(train), layers, seed)
     selection = _select(opened, train, layers)
     start = {name: core.get_parameter(name).detach().cpu().clone() for name in selection.names}

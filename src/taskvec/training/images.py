@@ -169,7 +169,7 @@ def labels_beside(path: Path) -> Path:
     """
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     if beside == path or not beside.is_file():
-        raise DataError(f"{path}: its labels are not there; expected {beside.name} beside it")
+        raise DataError(f"{path}: its labels are missing; expected {beside.name} beside it")
     return beside
 
 

@@ -84,8 +84,8 @@ def add_lora(
 def _check_target(module: nn.Module, name: str, chosen: ParameterSelection) -> None:
     if name in chosen.rows:
         raise ParameterError(
-            f"lora: {name!r} holds more than what is asked for; factors go with a whole layer: "
-            "take lora:attention"
+            f"lora: {name!r} covers more than the selection; LoRA factors need a whole layer: "
+            "use lora:attention"
         )
     is_inside = is_multihead(module.get_submodule(whole_of(module, name)))
     if not name.endswith(".weight") or is_inside or not is_linear(module, name):

@@ -142,8 +142,8 @@ def _tokens(encoder: Encoder, data: Data, asking: HeadOptions, notes: list[str])
     rows, dropped = answer_rows(encoder, data, asking.fitting)
     if dropped:
         notes.append(
-            f"{data.where}: {dropped:,} of {len(data.items):,} conversations are left out: nothing "
-            "of an answer is left where they are cut"
+            f"{data.where}: {dropped:,} of {len(data.items):,} conversations are left out: their "
+            "answers are beyond the limit of tokens"
         )
     return token_examples(rows, identity)
 
@@ -327,7 +327,7 @@ def _encoding(
     if data.kind == "image":
         preparation = preparation_of(folder, config, asking.image_size)
         height, width = preparation.size
-        notes.append(f"images are seen at {height} × {width} px ({preparation.origin})")
+        notes.append(f"images are resized to {height} × {width} px ({preparation.origin})")
         trained_at = (config.get("vision_config") or config).get("image_size")
         resized = preparation.size != (trained_at, trained_at)
         more = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}

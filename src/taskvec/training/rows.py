@@ -174,8 +174,8 @@ def layout_of(module: nn.Module, name: str, projections: str) -> Layout:
     kind = next((kind for kind in _classes(attention) if kind in _LAYOUTS), None)
     if kind is None:
         raise ParameterError(
-            f"the rows of {' and '.join(projections)} in {name!r} are not known, as the class "
-            f"{_classes(attention)[0]} is not; train the whole attention"
+            f"the rows of {' and '.join(projections)} in {name!r} are unknown, because the "
+            f"class {_classes(attention)[0]} is; train the whole attention"
         )
     layout = _LAYOUTS[kind](attention, size, projections)
     if layout.groups * sum(rows for _, rows in layout.parts) != size:

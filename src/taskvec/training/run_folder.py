@@ -59,7 +59,7 @@ def refuse_other(out: Path, *, force: bool) -> None:
         OutputError: it is.
     """
     if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; give another place, a folder is written")
+        raise OutputError(f"{out}: is a file; give the path of a folder")
     if not (out / RUN).is_file():
         refuse_occupied(out, force=force)
 

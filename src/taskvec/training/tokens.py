@@ -87,7 +87,7 @@ def answer_rows(
             if not fitting.truncate:
                 raise DataError(
                     f"{where}: has {len(row.tokens)} tokens, the limit is {length}; "
-                    "cut such at the end (--truncate), or leave it out"
+                    "truncate such examples (--truncate), or leave it out"
                 )
             row = TokenRow(row.tokens[:length], row.labels[:length])
         if all(label == IGNORED for label in row.labels[1:]):
@@ -224,7 +224,7 @@ def text_examples(tokenizer: Any, data: Classified, fitting: Fitting, where: str
         place = lengths.index(max(lengths))
         raise DataError(
             f"{data.where}: example {place} has {lengths[place]} tokens, the limit of {where} is "
-            f"{limit}; cut such at the end (--truncate)"
+            f"{limit}; truncate such examples (--truncate)"
         )
     items = [
         ({name: values[i] for name, values in found.items()}, data.labels[i])
