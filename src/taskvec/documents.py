@@ -1,4 +1,4 @@
-"""Documents: text, JSON and YAML that users and models bring, read within limits.
+"""Documents: text, JSON and YAML from users and models, read within limits.
 
 Such a file may be anything: a pipe that never ends, a few lines that stand for a billion values, a
 link to somebody's secrets. Every way in goes through here, and every failure is one line that names
@@ -101,7 +101,7 @@ def _check_kind(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """Where a file of a model's folder really lies, which is in that folder.
+    """The real path of a file of a model's folder, which must be inside that folder.
 
     The files of a snapshot in a hub cache are links to its blobs; those count as in the folder.
 
@@ -265,7 +265,7 @@ def parse_json(
     """The value of a JSON text.
 
     Args:
-        content: The text, as `decoded` gave it, or its bytes in UTF-8.
+        content: The text, as `decode` returns it, or its bytes in UTF-8.
         limits: Of its kind.
         where: What messages call it.
         error: Class of the errors.

@@ -1,4 +1,4 @@
-"""Giving what is finished its name, in one step where the system can, and never half of it."""
+"""Atomic writes and renames of files and folders."""
 
 from __future__ import annotations
 

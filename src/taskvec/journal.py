@@ -19,7 +19,7 @@ from taskvec.files import write_text, writing
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A file of JSON objects, one a line."""
+    """A file of JSON objects, one per line."""
 
     path: Path
 
@@ -61,7 +61,7 @@ class Journal:
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Remove what stands behind the last line feed of a file, if the file is there."""
+    """Remove the text after the last line feed of a file, if the file exists."""
     if not path.is_file():
         return
     with path.open("rb") as file:

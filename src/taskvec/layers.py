@@ -168,7 +168,7 @@ def classify(name: str, overrides: Sequence[Override] = ()) -> LayerKey:
 def renumber(name: str, block: int) -> str:
     """The name of a tensor in a block with another number for the block.
 
-    >>> renumbered("model.layers.3.mlp.experts.3.up_proj.weight", 10)
+    >>> renumber("model.layers.3.mlp.experts.3.up_proj.weight", 10)
     'model.layers.10.mlp.experts.3.up_proj.weight'
     """
     parts = _INDEX_SEGMENT.split(name)

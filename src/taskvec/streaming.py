@@ -71,7 +71,7 @@ class RunOptions:
     """How to run, as opposed to what.
 
     Attributes:
-        threads: Default: the processors there are, at most 8.
+        threads: Default: the number of processors, at most 8.
         block: Elements worked on at once; changes no bit of the result.
         precision: Arithmetic, `float32` or `float64`; a recipe brings its own.
         progress: Called with what is being done.
@@ -95,7 +95,7 @@ class RunOptions:
 
 
 def row_step(shape: Sequence[int]) -> int:
-    """What a tensor may be cut at multiples of so that rows, its last dimension, stay whole.
+    """A step size at whose multiples a tensor can be cut between rows (its last dimension).
 
     >>> row_step((5, 3)), row_step((100_000, 48))
     (65536, 196608)
@@ -141,7 +141,7 @@ def cut(
 def stream(
     units: Iterator[Unit], make_worker: Callable[[], Callable[[Unit], R]], threads: int
 ) -> Iterator[R]:
-    """Work on units in threads and give the results as they come.
+    """Work on units in threads and yield the results as they arrive.
 
     Args:
         units: Taken by one thread at a time.

@@ -30,7 +30,7 @@ class Entry(BaseModel):
 
     Attributes:
         short: The key whose value may stand for the whole, as a word; empty: no short form.
-        elsewhere: Keys that are often looked for here, with where what they mean is written.
+        elsewhere: Keys that users try here, with the place of their counterparts.
         examples: What to write for a required key.
     """
 
@@ -128,7 +128,7 @@ def _describe(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str
 def format_key(key: list[Any] | Key) -> str:
     """A key as text.
 
-    >>> dotted(("layers", 0, "pattern"))
+    >>> format_key(("layers", 0, "pattern"))
     'layers[0].pattern'
     """
     words = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)

@@ -1,4 +1,4 @@
-"""Weight disentanglement: its error, task addition and negation, where linearity sits.
+"""Weight disentanglement: its error, task addition and negation, departure from linearity.
 
 `tasks` has the inputs and labels, `weights` puts them at points of weight space, `records` stores
 measurements.

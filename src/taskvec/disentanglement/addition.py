@@ -39,7 +39,7 @@ VERSION = 1  # of stored measurements; other versions are measured again
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Coefficients that were tried.
+    """Coefficients and their scores on validation data.
 
     Attributes:
         scales: λ by task.
@@ -57,10 +57,10 @@ class Addition:
     """Task addition by one method.
 
     Attributes:
-        method: As it was called.
+        method: As given.
         search: One of `SEARCHES`.
         scales: The chosen λ, by task.
-        tried: All that were tried, in that order.
+        tried: All of them, in order.
         accuracy: Of the merge on test data, by task.
         normalised: That over the single-task model's, by task.
         single: Accuracy of the single-task models on test data, by task.
@@ -194,7 +194,7 @@ class _Run:
         return found
 
     def by_task(self, method: str | Mapping[str, Any], before: Sequence[Tried]) -> list[Tried]:
-        """One λ after the other, from the best shared one, until a round betters nothing."""
+        """One λ after the other, from the best shared one, until a round improves nothing."""
         found = {tuple(each.scales.values()): each for each in before}
         best = _best(before)
         while True:

@@ -237,7 +237,7 @@ def check_tasks(vectors: Mapping[str, Model], tasks: Mapping[str, ModelTask]) ->
 
 
 def outcomes(task: ModelTask, module: Any, distance: str) -> tuple[Array, Array | None, Array]:
-    """What a module answers on a task's data.
+    """The answers of a module on a task's data.
 
     Args:
         task: Which.
@@ -325,7 +325,7 @@ class _Grid:
         self.records.add(_name(a, b), measured)
 
     def single(self, task: str, alpha: float) -> Array:
-        """What the single-task model answers on the task's data; the weights may move."""
+        """The answers of the single-task model on the task's data; this may change the weights."""
         known = self.singles.get((task, alpha))
         if known is None and self.folder is not None:
             known = _load(self.folder / self.file(task, alpha))
@@ -338,7 +338,7 @@ class _Grid:
         )
 
     def keep(self, task: str, alpha: float, values: Array) -> Array:
-        """Keep what a single-task model answers."""
+        """Store the answers of a single-task model."""
         self.singles[task, alpha] = values
         if self.folder is not None:
             raw = io.BytesIO()

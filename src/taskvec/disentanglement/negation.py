@@ -36,7 +36,7 @@ VERSION = 1  # of stored measurements; other versions are measured again
 
 @dataclass(frozen=True, slots=True)
 class TriedNegation:
-    """A coefficient that was tried, on validation data.
+    """A coefficient and its scores on validation data.
 
     Attributes:
         scale: λ, which is subtracted.
@@ -56,9 +56,9 @@ class Negation:
     """Task negation by one method.
 
     Attributes:
-        method: As it was called.
+        method: As given.
         keep: Required share of the pre-trained model's accuracy on the control.
-        scale: The chosen λ; None if no λ that was tried keeps the control.
+        scale: The chosen λ; None if the control holds at no λ.
         tried: All that were tried.
         target: Accuracy on the task's test data; None without a λ.
         control: Accuracy on the control's test data; see above.
@@ -209,7 +209,7 @@ def _note(
     keep: float,
     share: Figure | None,
 ) -> str:
-    """What a reader must know of the choice."""
+    """A note on the chosen λ, if it needs one."""
     if best is None:
         return f"no coefficient keeps {keep:.0%} of the control; the smallest is {tried[0].scale:g}"
     if best.scale == 0:

@@ -34,7 +34,7 @@ BATCH = 64  # examples of a classifier at once
 
 @dataclass(frozen=True, slots=True)
 class MeasuringOptions:
-    """How a model is loaded and asked.
+    """How a model is loaded and run.
 
     Attributes:
         dtype: Of a language model's weights; a classifier is float32.
@@ -63,7 +63,7 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Examples put together, as often as is wished, in their order.
+    """Batches of examples, in their order, any number of times.
 
     Attributes:
         examples: Which.
@@ -135,7 +135,7 @@ def open_tasks(
 def open_vectors(
     model: str, module: Any, vectors: Mapping[str, str], scratch: Path
 ) -> dict[str, Model]:
-    """Vectors in the names that the module has its tensors by.
+    """Vectors under the module's names of the tensors.
 
     transformers renames tensors of some models on loading, and leaves out a head that is not asked
     for. Of such models the fine-tunes are written, loaded and removed again.
@@ -197,7 +197,7 @@ def _classifier(
     validation: Mapping[str, Data],
     asking: MeasuringOptions,
 ) -> tuple[Any, dict[str, ModelTask], dict[str, ModelTask]]:
-    """One module, and for each task the head that belongs on it."""
+    """One module, and a head for each task."""
     core: Any = None
     found: tuple[dict[str, ModelTask], dict[str, ModelTask]] = {}, {}
     everything = (*data.values(), *validation.values())
@@ -231,7 +231,7 @@ def _open(
     fitted_on: Data | None,
     asking: MeasuringOptions,
 ) -> Any:
-    """A classifier for one task; a head that is made for it numbers classes as its data do."""
+    """A classifier for one task; a new head numbers classes as the data do."""
     from taskvec.training import run_folder as folder
     from taskvec.training.models import HEAD, open_classifier
     from taskvec.training.models import HeadOptions as Head
@@ -278,7 +278,7 @@ def _as_classes(data: Data) -> Classified:
 
 
 def _head_of(opened: Any, core: Any) -> tuple[Any, Any]:
-    """The head of a classifier, and how features are had from the module that it is put on."""
+    """The head of a classifier, and how to get features from its module."""
     from taskvec.training.heads import Classifier
 
     classifier = opened.whole(core)

@@ -1,4 +1,4 @@
-"""Where linearity sits: how far a model is from its tangent along task vectors and parts of them.
+"""Departure of a model from its tangent, along task vectors and parts of them.
 
 With f_lin(x; θ0 + α τ) = f(x; θ0) + α J(x; θ0) τ, the departure from linearity on a task's data is
 
@@ -47,7 +47,7 @@ VERSION = 1  # of stored measurements; other versions are measured again
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """How far from linear a model is at one coefficient.
+    """Departure from linearity at one coefficient.
 
     Attributes:
         task: Whose vector and data.
@@ -249,7 +249,7 @@ def _sum(value: Any, change: Any) -> Any:
 
 
 def _instead(module: Any, function: Callable[..., Any]) -> Any:
-    """A module that gives what a function does, and is otherwise like another."""
+    """A module that calls a function, and is otherwise like another module."""
     nn = require("torch.nn", "train")
 
     class Instead(nn.Module):  # type: ignore[misc,name-defined]

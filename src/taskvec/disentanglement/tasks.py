@@ -1,4 +1,4 @@
-"""What a task asks of a model: data, how a model is run over them, and which outputs count.
+"""Tasks: data, how a model runs over them, and which outputs count.
 
 A task yields rows of logits, batch by batch, in the same order every time. A row is one answer of
 the model: an example that is classified, or a position of a text whose next token is predicted.
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitRows:
-    """What a model gives for one batch.
+    """Outputs of a model for one batch.
 
     Attributes:
         logits: Torch tensor, shape (rows, classes); or features, shape (rows, dimensions).
@@ -39,13 +39,13 @@ class LogitRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelTask:
-    """A task's data and how a module is run over them.
+    """A task's data and how a module runs over them.
 
     Attributes:
         name: For messages.
         run: Runs a module over all data, as it is: without gradients, in evaluation mode, on its
             device. The same rows in the same order at every call.
-        identity: Changes when the data do, or what is put on top of the module.
+        identity: Changes with the data and with the head on the module.
         has_many_rows: Whether an example has several rows, such as the positions of a text.
         is_exact: Whether an example is correct only if all its rows are; if not, rows count.
     """
@@ -186,7 +186,7 @@ def _update(seen: Any, value: Any) -> None:
 
 
 def _head_digest(head: Any) -> str:
-    """Digest of a head's weights; of a function without weights nothing is known."""
+    """Digest of a head's weights; a function without weights has none."""
     if head is None or not hasattr(head, "state_dict"):
         return ""
     seen = xxhash.xxh3_128()
@@ -208,7 +208,7 @@ def rows_of(task: ModelTask, module: Any) -> Iterator[LogitRows]:
 
 
 def by_example(task: ModelTask, right: Array, examples: Array) -> tuple[Array, Array]:
-    """How many rows of each example are right, and of how many; both float64, shape (examples,).
+    """Number of correct rows of each example, and number of rows; both float64, shape (examples,).
 
     Of an exact task, whether all are, of one.
 

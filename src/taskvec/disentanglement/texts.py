@@ -1,4 +1,4 @@
-"""Tasks of causal language models: texts, and where in them a next token counts."""
+"""Tasks of causal language models: texts, and the positions that count."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _kind(text: str | Pair | Conversation) -> str:
 def _token_rows(
     name: str, number: int, text: str | Pair | Conversation, encoder: Encoder, width: int
 ) -> list[TokenRow]:
-    """Tokens that are read, each with the one that should follow, if that counts."""
+    """Input tokens, each with the correct next token if that position counts."""
     where = f"data of task {name!r}: text {number}"
     if isinstance(text, str):
         found = list(document_rows(encoder, text, Windows(width, width)))
@@ -113,7 +113,7 @@ def _token_rows(
 
 
 def _pair_row(encoder: Encoder, prompt: str, answer: str) -> TokenRow:
-    """A prompt and the tokens of its answer, each as what should follow the one before it."""
+    """A prompt and the tokens of its answer, each as the correct next token."""
     before, whole = encoder.encode(prompt), encoder.encode(prompt + answer)
     shared = 0
     while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:

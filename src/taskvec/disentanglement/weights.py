@@ -89,7 +89,7 @@ class Points:
         return recipe
 
     def vector(self, task: str) -> dict[str, Any]:
-        """τ of a task as the module takes it, at least in float32, by parameter; without zeros.
+        """τ of a task by parameter of the module, at least in float32; without zeros.
 
         The module is at θ0 before and afterwards.
         """
@@ -150,7 +150,7 @@ def points(
 
 
 def _hold_weights(module: Any) -> Any:
-    """A copy of a module's weights, as a source: the module's own will be written over."""
+    """A copy of a module's weights as a source, because the module's own are overwritten."""
     held = open_memory(module)
     tensors = module.state_dict()
     copies = {n: view_of(n, tensors[n].detach().cpu().clone(), held.where) for n in held.views}

@@ -1,4 +1,4 @@
-"""What every merge method must do, as tests that the tests of a method take over.
+"""Tests that every merge method must pass; the tests of a method inherit them.
 
 ```python
 from taskvec.testing import MethodConformance
@@ -62,7 +62,7 @@ from taskvec.testing.families import (
 __all__ = ["MethodConformance"]
 
 OURS = dict(METHODS)
-REFUSALS = (UsageError, OutputError)  # a crash inside a method is neither, see `guarded`
+REFUSALS = (UsageError, OutputError)  # a crash inside a method is neither, see `guard`
 OFF = RunOptions(cache="off", threads=1)
 _NUMBERS: dict[tuple[Method, tuple[float, ...]], list[int]] = {}  # see `_numbers`
 INFINITE = 1_000.0  # what stands for the end of a range that has none
@@ -102,7 +102,7 @@ class _Case:
         models: Member that each task is.
         shapes: `odd` or `long`.
         target: Which member is edited.
-        order: −1 turns the tasks round.
+        order: −1 reverses the tasks.
         renamed: Whether the tasks have each other's names.
         seed: See `Recipe`.
     """
@@ -208,7 +208,7 @@ class MethodConformance:
 
     @_promise
     def test_degenerate_tasks_and_scales(self) -> None:
-        """Tasks that cancel, that count for nothing or that change nothing: it runs or refuses."""
+        """Tasks that cancel, have λ = 0 or change nothing: it runs or refuses."""
         number = max(self._numbers())
         cases: list[tuple[tuple[str, ...], tuple[float, ...]]] = [
             (TASKS, (0.5, 0.0, 0.3)),
@@ -392,7 +392,7 @@ class MethodConformance:
 
 
 def _work_out(recipe: Recipe, options: RunOptions) -> Model:
-    """What a merge writes, stored elements by tensor, without a folder."""
+    """The output of a merge without a folder: stored elements by tensor."""
     decided = decide(prepare(recipe, options))
     sink = InMemory(list(decided.edits.values()))
     apply(decided, sink)

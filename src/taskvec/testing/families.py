@@ -91,7 +91,7 @@ def _models(shapes: Mapping[str, tuple[int, ...]], *, is_half: bool) -> dict[str
 
 
 def _encode(values: Array, dtype: str) -> Array:
-    """Stored elements; what bfloat16 has no room for is cut off."""
+    """Stored elements; bfloat16 is truncated."""
     if dtype == "BF16":
         return (np.asarray(values, "<f4").view("<u4") >> 16).astype("<u2")
     return np.asarray(values).astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])

@@ -1,4 +1,4 @@
-"""`finetune`: a model, data and what trains, to a task vector."""
+"""`finetune`: from a model, data and a selection of parameters to a task vector."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ LANGUAGE = TrainingSettings(steps=1000, batch_size=16, learning_rate=2e-5)
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """What came out.
+    """The result of `finetune`.
 
     Attributes:
-        vector: θ − θ0 of what trained, by name; on the CPU.
-        selection: What trained.
-        records: A record per step and per validation.
-        module: As trained: what was given or loaded, within its head and linearisation.
-        path: File of the vector; None: none was written.
+        vector: θ − θ0 of the trained parameters, by name; on the CPU.
+        selection: The trained parameters.
+        records: One for each step and each validation.
+        module: The trained module, inside its head and linearization.
+        path: File of the vector; None if it was not written.
     """
 
     vector: Mapping[str, Any]
@@ -61,13 +61,13 @@ class Finetuned:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A model with what trains of it found.
+    """A model and its parameters that train.
 
     Attributes:
-        module: What the objective is called with.
-        selection: What trains, for people and for vectors.
-        within: The same in names of `module`.
-        vector: θ − θ0 as it is now.
+        module: The argument of the objective.
+        selection: The parameters that train, by their names in the vector.
+        within: The same by their names in `module`.
+        vector: Returns the present θ − θ0.
         save: Writes the vector to a file.
     """
 
@@ -105,8 +105,8 @@ def finetune(
         train: What trains; see `taskvec.training.selection` and `taskvec.training.lora`.
         layers: Overrides of the layer table, as in a recipe.
         validation: As `data`; or a share of the data, such as 0.1, that is held out.
-        objective: From module and batch to the mean loss, or to an `Outcome`; None: the next token,
-            or cross-entropy over classes.
+        objective: From module and batch to the mean loss, or to a `BatchLoss`; None: the next
+            token, or cross-entropy over classes.
         tokenizer: Of a module, where the data are texts.
         head: Of a classifier in a folder: from features to logits, frozen.
         linearised: Train the model's tangent at its present weights (arXiv 2305.12827).
@@ -207,7 +207,7 @@ def _open(
     settings: TrainingSettings,
     made: Path | None,
 ) -> Opened:
-    """The model as what the data ask for."""
+    """The model, opened for the kind of the data."""
     if isinstance(data, (Documents, Conversations)):
         return open_language_model(model, tokenizer, asking)
     if isinstance(model, (str, os.PathLike)):
@@ -223,7 +223,7 @@ def _open(
 
 
 def as_examples(data: Any, opened: Opened | None = None) -> Examples:
-    """Data as examples; a sequence by torch's way of putting items together."""
+    """Data as examples; the items of a sequence are collated by torch."""
     if isinstance(data, Examples):
         return data
     if opened is not None and isinstance(data, (Documents, Conversations, Classified)):
@@ -246,7 +246,7 @@ def _prepare(
     linearised: bool,
     seed: int,
 ) -> _Prepared:
-    """Find what trains, and put a model into the form that it trains in."""
+    """Find the parameters that train, and prepare the model for training."""
     core = opened.core
     if wants_lora(train):
         if linearised:
@@ -289,7 +289,7 @@ def _select(
 
 
 def _without_missing(opened: Opened) -> list[str]:
-    """Entries that take away what is random, and so no part of a task vector."""
+    """Entries that deselect randomly initialized parameters, which no task vector can contain."""
     there = {name for name, _ in opened.core.named_parameters()}
     return [f"!{name}" for name in opened.missing if name in there]
 

@@ -55,11 +55,11 @@ _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How data are read.
+    """How to read data.
 
     Attributes:
         format: One of `FORMATS`; None: detected from the name and the fields.
-        fields: Names of fields, or of arrays of an npz, by what they are for; see `FIELDS`.
+        fields: Names of fields, or of arrays of an npz, by use; see `FIELDS`.
         limit: Most examples, drawn by the seed; None: all.
         seed: Of what is drawn.
     """
@@ -160,7 +160,7 @@ def inputs_of(source: str | Path) -> list[Path]:
 
 
 def limit_data(data: Data, limit: int | None, seed: int) -> Data:
-    """At most so many examples, drawn by the seed, in their order."""
+    """At most that many examples, drawn with the seed, in their order."""
     if limit is None or len(data.items) <= limit:
         return data
     if limit < 1:
@@ -170,7 +170,7 @@ def limit_data(data: Data, limit: int | None, seed: int) -> Data:
 
 
 def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
-    """Training and validation examples: a share of the data, drawn by the seed, is held out."""
+    """Training and validation examples; a share of the data, drawn with the seed, is held out."""
     if not 0 < share < 1:
         raise UsageError(f"a share for validation must be between 0 and 1; got {share}")
     count = round(len(data.items) * share)
@@ -334,7 +334,7 @@ def _labels(
 
 
 def number_classes(labels: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...]]:
-    """Numbers and names of classes: whole numbers stand for themselves, names are put in order.
+    """Numbers and names of classes: integers are used as they are, names are sorted.
 
     >>> number_classes(["2", "0"], "here"), number_classes(["cat", "ant", "cat"], "here")
     (([2, 0], ('0', '1', '2')), ([1, 0, 1], ('ant', 'cat')))

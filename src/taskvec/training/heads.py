@@ -33,7 +33,7 @@ DEAD: Final = 1e-6  # of a feature's largest value, or of the largest deviation,
 class Classifier(nn.Module):
     """Logits of classes: head(pooled(backbone(inputs))).
 
-    Called with what the backbone is called with. The backbone may be linearised: pooling and head
+    It takes the arguments of the backbone. The backbone may be linearised: pooling and head
     are linear, so the logits are too, except for `embed`, which normalizes.
 
     Attributes:
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         self.pool = pool
 
     def features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the head is given; shape (batch, dimensions)."""
+        """The input of the head; shape (batch, dimensions)."""
         if getattr(getattr(self.backbone, "config", None), "use_cache", False):
             kwargs.setdefault("use_cache", False)
         output = self.backbone(*args, **kwargs)
@@ -118,7 +118,7 @@ class AnswerHead(nn.Module):
 
 
 def pooled(output: Any, pool: str, attention_mask: Tensor | None = None) -> Tensor:
-    """One vector for each example, from what a backbone gave.
+    """One vector for each example, from the output of a backbone.
 
     - `cls`: the first token's; `last`: the last token's that is not padding; `mean`: the mean over
       those. A language model that gives no hidden states has its logits pooled.

@@ -1,7 +1,7 @@
-"""Images to train on: read from folders and arrays, and made ready for a model.
+"""Images for training: read from folders and arrays, and prepared for a model.
 
-Pixels are arrays of uint8, shape (height, width) if grey, else (height, width, 3). The image
-processor of the model, of transformers, makes them ready for it.
+Pixels are arrays of uint8, shape (height, width) if grey, else (height, width, 3). The model's
+image processor in transformers prepares them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Images(NamedTuple):
-    """Images that were read.
+    """Images with labels.
 
     Attributes:
         items: A sequence of pixels.
@@ -49,7 +49,7 @@ class Images(NamedTuple):
 
 
 class Folder(Sequence[Any]):
-    """Images in files, opened when they are asked for."""
+    """Images in files, opened when they are used."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -217,7 +217,7 @@ class Preparation:
         processor: Of transformers.
         options: Sizes that replace its own.
         size: Height and width that the model sees.
-        origin: Where this is from, for people.
+        origin: Where this is from, for messages.
     """
 
     processor: Any
@@ -280,7 +280,7 @@ def preparation_of(
 
 
 def _sizes(side: int, *, crops: bool) -> dict[str, Any]:
-    """What makes a processor give squares of this side."""
+    """Options with which a processor returns squares of this side."""
     square = {"height": side, "width": side}
     return {"size": {"shortest_edge": side}, "crop_size": square} if crops else {"size": square}
 

@@ -27,11 +27,11 @@ from taskvec.training.settings import TrainingSettings, learning_rate_at
 
 
 class BatchLoss(NamedTuple):
-    """What an objective finds on a batch.
+    """The result of an objective on a batch.
 
     Attributes:
-        loss: Mean over what counts in the batch; a scalar with a gradient.
-        correct: How many of what counts were predicted rightly; None: not known.
+        loss: Mean over the counted items of the batch; a scalar with a gradient.
+        correct: Number of correct predictions among them; None if unknown.
     """
 
     loss: Any
@@ -43,15 +43,15 @@ Objective = Callable[[Any, Any], Any]  # module, batch → mean loss, or an `Bat
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What is trained or measured on.
+    """Examples for training or validation.
 
     Attributes:
-        items: Any sequence; only `len` and items by number are asked for.
-        collate: Puts items together into a batch: tensors in mappings, tuples and lists.
-        count: How much counts in a batch, such as its answer tokens or its images; the mean over
-            several batches is weighted by it.
-        unit: What is counted: `examples` or `tokens`.
-        identity: What it is, for the record: `n` and, if known, a digest.
+        items: Any sequence; only `len` and indexing are used.
+        collate: Makes a batch of items: tensors in mappings, tuples and lists.
+        count: Number of counted items in a batch, such as answer tokens or images; means over
+            several batches are weighted by it.
+        unit: Of the count: `examples` or `tokens`.
+        identity: For the record: `n` and, if known, a digest.
     """
 
     items: Sequence[Any]
@@ -62,13 +62,13 @@ class Examples:
 
 
 class StepResult(NamedTuple):
-    """What a step found on its examples, before the update.
+    """Figures of a step before the update.
 
     Attributes:
-        loss: Mean over what counted, in nats.
-        correct: Share that was predicted rightly; None: not known.
-        grad_norm: Of the gradient before it was clipped.
-        counted: How much counted.
+        loss: Mean over the counted items, in nats.
+        correct: Accuracy; None if unknown.
+        grad_norm: Of the gradient before clipping.
+        counted: Number of counted items.
     """
 
     loss: float
@@ -113,7 +113,7 @@ class Place:
             require("accelerate", "train").PartialState().wait_for_everyone()
 
     def computing(self) -> Any:
-        """A context in which the model is asked."""
+        """A context for running the model."""
         torch = require("torch", "train")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
@@ -159,7 +159,7 @@ def draw_examples(step: int, count: int, settings: TrainingSettings) -> list[int
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a run that writes."""
+    """Whether this process is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -212,7 +212,7 @@ def find_gradient(
 
 
 def change_weights(optimizer: Any, step: int, settings: TrainingSettings) -> float:
-    """Change the weights by the gradient that was found; returns the learning rate."""
+    """Update the weights by the gradient; returns the learning rate."""
     rate = learning_rate_at(step, settings)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -260,9 +260,9 @@ def _outcome(module: Any, objective: Objective, batch: Any, place: Place) -> Bat
 def measure(
     module: Any, objective: Objective, examples: Examples, settings: TrainingSettings, place: Place
 ) -> tuple[float, float | None]:
-    """Mean loss and share predicted rightly over all examples; the module is left in its mode.
+    """Mean loss and share predicted rightly over all examples; the module stays in its mode.
 
-    Every process measures everything, so that all know the same.
+    Every process measures everything, so all have the same result.
     """
     torch = require("torch", "train")
     size = settings.micro_batch or settings.batch_size
@@ -294,7 +294,7 @@ def set_training(module: Any) -> None:
 
 @contextlib.contextmanager
 def _seed_step(settings: TrainingSettings, step: int, place: Place) -> Iterator[None]:
-    """A step's own random numbers; those of the caller are left as they are."""
+    """Random numbers of a step; the caller's random state is restored."""
     torch = require("torch", "train")
     is_accelerator = place.device.type == "cuda"
     seeds = np.random.SeedSequence([settings.seed, step, place.rank]).generate_state(1, np.uint64)
@@ -305,7 +305,7 @@ def _seed_step(settings: TrainingSettings, step: int, place: Place) -> Iterator[
 
 @contextlib.contextmanager
 def explain_memory_errors(step: int, size: int, place: Place) -> Iterator[None]:
-    """Tell that memory ran out, and what helps."""
+    """Report that memory ran out, with a remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -328,7 +328,7 @@ def _check_finite(step: int, what: str, value: float) -> None:
 
 @contextlib.contextmanager
 def hold_interrupts() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until what is done here is whole."""
+    """Delay Ctrl-C and SIGTERM until the block is complete."""
     if threading.current_thread() is not threading.main_thread():  # they do not reach others
         yield
         return

@@ -1,4 +1,4 @@
-"""Models to train: opened from a folder as what the data ask for, with their loss and examples."""
+"""Models to train: opened from a folder for the kind of the data, with loss and examples."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ class Opened:
     """A model that can be trained.
 
     Attributes:
-        core: What the selection is of and a vector is named after; of torch.
-        whole: From the core, or what it was linearised to, to what the objective is called with.
+        core: The torch module whose parameters are selected and named in the vector.
+        whole: From the core, or its linearization, to the argument of the objective.
         objective: Its loss.
         encode: From data to examples.
         provenance: What the result depends on, for `run.json`.
         notes: For the user.
-        start: What a vector starts from: the folder, or None for the core's own weights.
-        freezes_head: Whether the model's own head stays as it is though everything trains.
-        missing: Parameters of the core that the folder does not hold: they do not train.
+        start: Where a vector starts: the folder, or None for the core's own weights.
+        freezes_head: Whether the model's own head is frozen even under `all`.
+        missing: Parameters of the core that the folder lacks; they do not train.
         files: Content of the folder of a run that a resumed run needs.
     """
 

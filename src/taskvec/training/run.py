@@ -73,7 +73,7 @@ class TrainingJob:
     Attributes:
         module: Of torch; trained in place.
         selection: What trains of it.
-        objective: From module and batch to mean loss, or an `Outcome`.
+        objective: From module and batch to mean loss, or a `BatchLoss`.
         examples: What is trained on.
         validation: What the loss is measured on besides; None: nothing.
         provenance: What else a result depends on, for `run.json`; JSON types.

@@ -39,7 +39,7 @@ def save_vector(
     dtype: str | None = None,
     force: bool = False,
 ) -> Extracted:
-    """Write θ − θ_start of the parameters that trained, as `taskvec extract` writes a vector.
+    """Write θ − θ_start of the trained parameters, in the format of `taskvec extract`.
 
     Args:
         module: As trained, or as `add_lora` wrapped it.
@@ -86,7 +86,7 @@ def save_vector(
 def _to_stored(
     module: Any, weights: Mapping[str, Tensor], anchor: Source, path: Path
 ) -> Iterator[tuple[Source | Mapping[str, Tensor], list[str]]]:
-    """The trained tensors under the names that the anchor has them by, and those names.
+    """The trained tensors under their names in the anchor, and those names.
 
     What transformers renames, fuses or splits on loading is saved by it into a folder beside `path`
     that goes again.
