@@ -152,4 +152,4 @@ def test_average_takes_no_table(tmp_path, cli, flags):
         "merge", tmp_path / "out", *flags, "--method", "average", "--table", tmp_path / "t.csv"
     )
     assert code == 2
-    assert err == "taskvec: error: average takes no table; use task_arithmetic or lata\n"
+    assert err == "taskvec: error: average does not accept a table; use task_arithmetic or lata\n"

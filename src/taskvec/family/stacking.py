@@ -64,7 +64,7 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
 
     Raises:
         FamilyError: a range is outside its model, a model has no blocks or several towers of them,
-            shapes of embeddings differ, or a scale would be undone by a norm after the block.
+            shapes of embeddings differ, or a norm after the block would undo a scale.
     """
     towers = [_tower(source) for source in sources]
     places: dict[str, tuple[Source, str, float]] = {}  # new name → where it is from
@@ -106,14 +106,14 @@ def _check_scale(source: Source, name: str, key: LayerKey) -> None:
     """Refuse a scale where it is not known, or undone, what a block adds."""
     if "post_feedforward_layernorm" in name:
         raise FamilyError(
-            f"stack: scale of {source.where} would be undone by {name!r}, which norms what "
-            "a block adds; leave scale out"
+            f"stack: scale of {source.where} would have no effect: {name!r} normalizes what a "
+            "block adds; remove scale"
         )
     is_matrix = len(source.tensors[name].shape) > 1
     if is_matrix and key.projection is None and key.module != "norm":
         raise FamilyError(
-            f"stack: scale of {source.where}: {name!r} is not known, and may be what a block adds; "
-            "leave scale out"
+            f"stack: scale of {source.where}: {name!r} is unknown and may be what a block adds; "
+            "remove scale"
         )
 
 

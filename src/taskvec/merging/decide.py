@@ -47,7 +47,7 @@ def decide(prepared: Prepared) -> Decided:
     table = load_table(recipe.table) if isinstance(recipe.table, Path) else recipe.table
     if table is not None:
         if not (method.takes_table or table.is_final or table.origin == method.name):
-            raise UsageError(f"{method.name} takes no table; use task_arithmetic or lata")
+            raise UsageError(f"{method.name} does not accept a table; use task_arithmetic or lata")
         check_table(table, members.tasks, members.merged, table.origin)
     has_a_say = method.sparsifies or method.combine is not None  # in what becomes of weights
     is_weights = method.takes_table and has_a_say and table is not None and table.selection is None

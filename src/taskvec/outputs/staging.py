@@ -211,7 +211,7 @@ class Staging:
         except OSError as error:
             raise OutputError(
                 f"{self.out}: is in place, but the disk did not confirm it "
-                f"({error.strerror or error}); look at it with taskvec verify"
+                f"({error.strerror or error}); check it with taskvec verify"
             ) from error
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -285,7 +285,7 @@ def refuse_occupied(out: Path, *, force: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out}: is not empty; --force replaces the whole folder")
     if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is there already; --force replaces it")
+        raise OutputError(f"{out}: already exists; --force replaces it")
 
 
 def staging_folder(out: Path) -> Path:
