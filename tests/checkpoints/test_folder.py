@@ -216,7 +216,7 @@ def test_tensor_is_listed_in_the_wrong_shard(sharded):
     assert found.startswith(
         f"{sharded}: {INDEX} says that 'lm_head.weight' is in {SHARDS[0]}, where it is not"
     )
-    assert found.endswith("write the index anew")
+    assert found.endswith("write the index again")
 
 
 def test_tensor_is_not_listed(sharded):

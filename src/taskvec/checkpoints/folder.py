@@ -356,7 +356,7 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
 
 def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: Set[str]) -> None:
     """Raise `CheckpointError` if a shard does not hold what the index lists for it."""
-    remedy = "the two were not saved together; download both again, or write the index anew"
+    remedy = "the two were not saved together; download both again, or write the index again"
     if listed - found:
         name = min(listed - found)
         raise CheckpointError(

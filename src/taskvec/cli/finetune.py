@@ -66,8 +66,8 @@ def run(args: Arguments) -> int:
                 validate_every=args.validate_every,
                 saves_model=args.save == "model",
                 tensorboard=args.tensorboard,
-                tell=bar.tell,
-                say=say if is_first else lambda text: None,
+                on_record=bar.tell,
+                on_message=say if is_first else lambda text: None,
             ),
         )
     if is_first:
