@@ -6,7 +6,8 @@ installed, then as parts of fused tensors or fused tensors of parts. What then h
 left to the comparison of members, which says so.
 
 A text-only member of a family whose target sees or hears as well has no tower for that: its task
-vector is zero there, and where no member has the tower, it is copied from the target.
+vector is zero there, and where no member has the tower, it is copied from the target. The other way
+round, what a member sees or hears with is left out where the target has only text.
 """
 
 from __future__ import annotations
@@ -93,6 +94,15 @@ def with_names_of_target(
                     done[id(source)] = _renamed(source, match)
                     notes += _said(role, match)
         found = done[id(source)]
+        more = _more_senses(found, target)
+        if more:
+            tensors = {name: info for name, info in found.tensors.items() if name not in more}
+            done[id(source)] = derived(found, "without senses of its own", tensors=tensors)
+            notes.append(
+                f"{describe(role)} has {_some(more)} ({len(more):,} tensors), which the target has "
+                "no tower for: left out"
+            )
+            found = done[id(source)]
         if not found.is_difference and found is not target:
             senses = _without_senses(found, target)
             if senses:
@@ -302,6 +312,18 @@ def _said(role: str, match: _Match) -> list[str]:
             f"{kind}, such as {theirs!r} for {name!r}"
         )
     return out
+
+
+def _more_senses(source: Source, target: Source) -> set[str]:
+    """Tensors of towers for images or sound of which the target has nothing."""
+    if source.is_difference or source is target:
+        return set()
+    more = [name for name in source.tensors if name not in target.tensors]
+    groups = {n: found[1] for n in more if (found := _SENSES.match(canonical(n))) is not None}
+    if not groups:
+        return set()
+    theirs = {m[1] for n in target.tensors if (m := _SENSES.match(canonical(n))) is not None}
+    return set(groups) if not theirs else set()
 
 
 def _without_senses(source: Source, target: Source) -> set[str]:
