@@ -281,7 +281,7 @@ VERB = Verb(
         Option("--limit", type=int, metavar="N", heading=DATA_HEAD, show_default="all",
                help="examples of a task, drawn by the seed"),
         Option("--seed", type=int, default=0, metavar="N", heading=DATA_HEAD,
-               help="seed of examples and intervals"),
+               help="seed of examples, intervals and methods that draw random numbers"),
         *READING,
         Option("--points", type=int, metavar="N", heading=MEASURE_HEAD,
                show_default="error 15 × 15, addition and negation 21, linearity 8",

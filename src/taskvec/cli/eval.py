@@ -48,7 +48,7 @@ def run(args: Arguments) -> int:
     from taskvec.evaluation.results import about, evaluate_models, write_results
     from taskvec.evaluation.signs import find_signs
 
-    options = evaluating.options_from(args, limit=args.limit)
+    options = evaluating.options_from(args, args.seed or 0, limit=args.limit)
     prepared = prepare(names, options)
     merges = merges_among(specs)
     others = models.keys() - {reference, *singles.values()}
@@ -101,7 +101,8 @@ def _spec(args: Arguments, path: str) -> Spec:
     if not path.endswith((".yaml", ".yml", ".json")):
         return path
     is_recipe = Path(path).name != MANIFEST_FILE  # a manifest is replayed as it is
-    flags = Arguments(task=(), settings=args.settings if is_recipe else (), quiet=args.quiet)
+    settings, seed = (args.settings, args.seed) if is_recipe else ((), None)
+    flags = Arguments(task=(), settings=settings, seed=seed, quiet=args.quiet)
     return recipe_from(flags, path), None
 
 

@@ -31,8 +31,8 @@ DATA = (
            help="your task files for harness:… tasks", more="[how](../how-to/use-the-harness.md)"),
 )  # fmt: skip
 SEED = Option(
-    "--seed", type=int, default=0, metavar="N", heading=DATA_HEAD,
-    help="seed of samples, draws and intervals",
+    "--seed", type=click.IntRange(min=0), metavar="N", heading=DATA_HEAD, show_default="0",
+    help="seed of samples, draws and intervals, and of recipes among the models",
 )  # fmt: skip
 LIMIT = Option(
     "--limit", type=int, metavar="N", heading=DATA_HEAD, show_default="all",
@@ -95,7 +95,7 @@ def pair(text: str, flag: str, form: str) -> tuple[str, str]:
     return left, right
 
 
-def options_from(args: Arguments, *, limit: int | None = None) -> EvaluationOptions:
+def options_from(args: Arguments, seed: int, *, limit: int | None = None) -> EvaluationOptions:
     """How to evaluate; records go to the output folder of the command."""
     from taskvec.evaluation.evaluate import EvaluationOptions
     from taskvec.evaluation.task import SampleSettings
@@ -104,7 +104,7 @@ def options_from(args: Arguments, *, limit: int | None = None) -> EvaluationOpti
         data=places(args.data),
         limit=limit,
         include_path=None if args.include_path is None else Path(args.include_path).expanduser(),
-        settings=SampleSettings(args.shots, args.seed or 0, args.draws, args.apply_chat_template),
+        settings=SampleSettings(args.shots, seed, args.draws, args.apply_chat_template),
         context=args.context,
         stride=args.stride,
         truncate=args.truncate,

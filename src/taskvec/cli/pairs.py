@@ -40,7 +40,7 @@ def run(args: Arguments) -> int:
         if task in measure:
             raise UsageError(f"--measure is given twice for task {task!r}")
         measure[task] = key
-    options = evaluating.options_from(args, limit=args.limit)
+    options = evaluating.options_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
     found = measure_pairs(recipe, measure, options=options)
     told = found.to_json()

@@ -97,7 +97,7 @@ def _job(args: Arguments, recipe: Recipe) -> SearchJob:
     axes = [parse_axis(text) for text in args.vary]
     apart = evaluating.places(args.test_data, "--test-data") if args.test_data else None
     splitting = Splitting(args.select_n, args.test_n, apart)
-    options = evaluating.options_from(args)
+    options = evaluating.options_from(args, recipe.seed)
     return make_job(recipe, axes, goals, options, splitting, sampler=args.sampler)
 
 

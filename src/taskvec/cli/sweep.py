@@ -36,7 +36,7 @@ def run(args: Arguments) -> int:
     if args.plot:
         require("matplotlib", "report")
     sweep = parse_sweep(args.vary[0])
-    options = evaluating.options_from(args, limit=args.limit)
+    options = evaluating.options_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
     found = measure_sweep(
         recipe, sweep, measure=args.measure, minimize=args.minimize, options=options
