@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
     from taskvec.evaluation.intervals import Figure
     from taskvec.evaluation.loading import Spec
-    from taskvec.evaluation.signs import Finding
 
 OUT = "taskvec-eval"
 MANIFEST_FILE = "taskvec-manifest.json"
@@ -46,7 +45,7 @@ def run(args: Arguments) -> int:
     from taskvec.evaluation.evaluate import prepare
     from taskvec.evaluation.expectations import expect, merges_among
     from taskvec.evaluation.results import about, evaluate_models, write_results
-    from taskvec.evaluation.signs import find_signs
+    from taskvec.evaluation.signs import find_signs, find_successes, fold
 
     options = evaluating.options_from(args, args.seed or 0, limit=args.limit)
     prepared = prepare(names, options)
@@ -59,10 +58,12 @@ def run(args: Arguments) -> int:
     findings = find_signs(
         results, reference=reference, singles=singles, merges=merges, expected=expected
     )
+    successes = find_successes(results, reference=reference, expected=expected)
     told = {
         "reference": reference,
         "tasks": {task: [each.to_json() for each in row] for task, row in compared.items()},
         "expected": {name: expected[name] for name in models if expected.get(name)},
+        "as_expected": [success.to_json() for success in successes],
         "findings": [finding.to_json() for finding in findings],
         **about(),
     }
@@ -72,7 +73,9 @@ def run(args: Arguments) -> int:
     else:
         for task, rows in compared.items():
             _print(task, rows, reference, singles.get(task))
-        _print_findings(findings)
+        if successes:
+            _print_list("As expected:", [success.text for success in successes])
+        _print_list("Findings:" if findings else "Findings: none", fold(findings))
         print(f"{args.out}/: results.json, and what was asked and replied")
     return 0
 
@@ -135,12 +138,10 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
     print()
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
-    """Signs of failure, a paragraph each."""
-    from taskvec.evaluation.signs import fold
-
-    print("Findings:" if findings else "Findings: none")
-    for text in fold(findings):
+def _print_list(head: str, texts: Sequence[str]) -> None:
+    """A paragraph for each text."""
+    print(head)
+    for text in texts:
         print(textwrap.fill(f"- {text}", 100, subsequent_indent="  "))
     print()
 
