@@ -213,9 +213,11 @@ def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
                 about["task_cosine"],
             ]
         )
-    sigma = f"≤ σ = {result['threshold']:g}"
-    print(f"similarity to instruction tuning, by {result['granularity']}; ρ and c: whole model")
-    show(lines, ("task", *quantiles, f"layers {sigma}", "parameters", "ρ", "c"))
+    print(
+        f"similarity to instruction tuning, by {result['granularity']}; σ = "
+        f"{result['threshold']:g}; ρ and c: whole model"
+    )
+    show(lines, ("task", *quantiles, "layers ≤ σ", "params ≤ σ", "ρ", "c"))
     if len(tasks) < 2:
         return
     print("\nrank correlation (Spearman) of similarity between tasks")
