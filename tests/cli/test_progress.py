@@ -143,7 +143,7 @@ def test_numbers_never_wrap(columns):
     for whole in ("1,234,567", "12.50%", "0.500 [0.400, 0.600]", "41.92 kB"):
         assert whole in text
     assert text.count("norm ") == (2 if columns == 60 else 1)
-    right = {len(line) for line in lines if line.endswith(" B") or line.endswith("kB")}
+    right = {len(line) for line in lines if line.endswith((" B", "kB"))}
     assert len(right) == 1
 
 

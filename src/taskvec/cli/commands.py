@@ -35,6 +35,7 @@ class Option(click.Option):
         heading: In the help of a verb; a group that several verbs share has its own in the page.
         words: Values that shells complete and the help lists; what reads the value checks it.
         more: Markdown after the help text in the page, such as a link.
+        shown: The default as the help shows it; where no value is given, Python's default holds.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Option(click.Option):
         **attributes: Any,
     ) -> None:  # fmt: skip
         self.heading, self.words, self.more = heading, tuple(words), more
-        default = attributes.pop("show_default", None) or attributes.get("default")
+        self.shown = default = attributes.pop("show_default", None) or attributes.get("default")
         if isinstance(attributes.get("type"), click.Choice):
             words = attributes["type"].choices
         if words:

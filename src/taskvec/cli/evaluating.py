@@ -120,14 +120,13 @@ def options_from(args: Arguments, seed: int, *, limit: int | None = None) -> Eva
 def _tools(args: Arguments) -> Tools:
     from taskvec.evaluation.judges import parse_judge
     from taskvec.evaluation.task import Tools
-    from taskvec.streaming import default_threads
 
     judge = None
     if args.judge is not None:
         folder = Path(args.out) / "verdicts"
         judge = parse_judge(args.judge, device=args.device, folder=folder)
-    workers = default_threads() if args.workers is None else args.workers
-    return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=workers)
+    allowed = args.allow_code_execution
+    return Tools(allow_code_execution=allowed, judge=judge, workers=args.workers)
 
 
 def places(texts: Sequence[str], flag: str = "--data") -> DataPlaces:

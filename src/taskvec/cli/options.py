@@ -57,11 +57,11 @@ FAMILY = (
            help="names of tensors to edit, as a shell pattern; repeatable"),
     Option("--exclude", metavar="PATTERN", multiple=True, heading=FAMILY_HEAD,
            help="names of tensors to leave alone; repeatable"),
-    Option("--vocabulary", heading=FAMILY_HEAD,
+    Option("--vocabulary", heading=FAMILY_HEAD, show_default="refuse",
            words=("refuse", "truncate-padding", "by-token", "union"),
            help="what to do where members have different token rows",
            more="[how](../how-to/vocabularies.md)"),
-    Option("--new-tokens", heading=FAMILY_HEAD, words=("copy", "drop"),
+    Option("--new-tokens", heading=FAMILY_HEAD, show_default="copy", words=("copy", "drop"),
            help="with --vocabulary union: tokens that only tasks have"),
     ALLOW_PICKLE,
 )  # fmt: skip

@@ -18,6 +18,7 @@ from taskvec.errors import OutputError
 
 NARROW = 12  # of a column of texts on a narrow terminal
 
+
 def answer(result: Any) -> None:
     """Print a result as one line of JSON."""
     print(json.dumps(result, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))

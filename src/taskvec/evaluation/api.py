@@ -51,7 +51,7 @@ def evaluate(
     batch_tokens: int | None = None,
     judge: Judge | str | None = None,
     allow_code_execution: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
     out: str | os.PathLike[str] | None = None,
     name: str | None = None,
     progress: SampleProgress = silent,
@@ -83,7 +83,7 @@ def evaluate(
         judge: Who says how harmful an answer is, or what stands for one on the command line; None:
             refusal phrases.
         allow_code_execution: Whether programs that the model wrote may be run.
-        workers: Programs that run at once.
+        workers: Programs that run at once; None: as many as there are processors, at most 8.
         out: Folder for records, from which an interrupted run goes on; None: nothing is written.
         name: What the model is called in results, and in `out`; default: as it is given, and
             `candidate` for what is merged in memory.
