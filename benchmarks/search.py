@@ -46,7 +46,7 @@ def searching(work: Path) -> dict[str, list[float]]:
     spent: list[float] = []
 
     @contextmanager
-    def timed(total: int) -> Iterator[Any]:
+    def timed(label: str, total: int) -> Iterator[Any]:
         started = time.perf_counter()
         yield lambda done: None
         spent.append(time.perf_counter() - started)

@@ -43,14 +43,14 @@ class Progress(Protocol):
     """Told what is being done; the command line shows a bar."""
 
     def __call__(
-        self, label: str, total_bytes: int, /
+        self, label: str, total: int, /
     ) -> AbstractContextManager[Callable[[int], object]]:
-        """Begin a stage; the context gives a function to call with the bytes done since."""
+        """Begin; the context gives a function to call with the bytes or items done since."""
 
 
-def silent(label: str, total_bytes: int) -> AbstractContextManager[Callable[[int], object]]:
+def silent(label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
     """Progress that nobody sees."""
-    return nullcontext(lambda advanced_bytes: None)
+    return nullcontext(lambda done: None)
 
 
 def default_threads() -> int:

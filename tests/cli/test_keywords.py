@@ -33,10 +33,10 @@ READING = (Reading, HeadOptions, Fitting)
 IN_PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "scan": (tv.scan, *RECIPE), "plan": (tv.plan, *RECIPE), "merge": RECIPE,
     "forget": (tv.forget, *RECIPE), "extract": (tv.extract, *RECIPE), "inspect": (tv.inspect,),
-    "verify": (tv.verify,), "eval": (tv.evaluate,),
-    "search": (coefficients.search, Splitting, *ASKING, *RECIPE),
-    "sweep": (coefficients.measure_sweep, *ASKING, *RECIPE),
-    "pairs": (coefficients.measure_pairs, *ASKING, *RECIPE),
+    "verify": (tv.verify,), "eval": (*ASKING, tv.evaluate),
+    "search": (Splitting, *ASKING, coefficients.search, *RECIPE),
+    "sweep": (*ASKING, coefficients.measure_sweep, *RECIPE),
+    "pairs": (*ASKING, coefficients.measure_pairs, *RECIPE),
     "propose": RECIPE,
     "fit": (FitSettings, tv.fit, *READING, *RECIPE),
     "finetune": (training.finetune, TrainingSettings, RunOutput, *READING),
@@ -73,7 +73,6 @@ ELSEWHERE = {
 # Defaults that differ, by verb and flag.
 DIFFERENT = {
     ("disentangle", "methods"): "a mapping by name in Python",
-    ("search", "executor"): "a word for the class",
     **{(verb, "seed"): "the recipe's" for verb in ("search", "sweep", "pairs", "fit")},
 }
 

@@ -38,16 +38,19 @@ def test_recipes_of_eval(recipe, flags, seed):
 
 
 @pytest.mark.parametrize(("flags", "seed"), [((), 3), (("--seed", 7), 7)])
-def test_samples_of_a_search(recipe, tmp_path, flags, seed):
-    for module in ("torch", "optuna"):
-        pytest.importorskip(module)
-    from taskvec.cli.recipe import recipe_only
-    from taskvec.cli.search import _job
+def test_samples_of_a_search(cli, recipe, tmp_path, monkeypatch, flags, seed):
+    pytest.importorskip("torch")
+    pytest.importorskip("optuna")
+    seen = []
 
+    def run(job, out, **how):
+        seen.append((job.seed, job.options.settings.seed, job.space.recipe.seed))
+        raise UsageError("enough")
+
+    monkeypatch.setattr("taskvec.coefficients.api.run_search", run)
     asked = ("--maximize", "zoo:math", "--select-n", 2, "--test-n", 2, "--out", tmp_path / "out")
-    args = parsed("search", recipe, *asked, *flags)
-    job = _job(args, recipe_only(args, str(recipe)))
-    assert (job.seed, job.options.settings.seed, job.space.recipe.seed) == (seed, seed, seed)
+    cli("search", recipe, *asked, *flags)
+    assert seen == [(seed, seed, seed)]
 
 
 @pytest.mark.parametrize(("flags", "seed"), [((), 3), (("--seed", 7), 7)])

@@ -19,7 +19,6 @@ from taskvec.coefficients.pairs import (
     pure_weights,
 )
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions
 from taskvec.evaluation.intervals import Figure
 from taskvec.evaluation.task import Metric
 from taskvec.recipes.coerce import as_recipe
@@ -164,7 +163,7 @@ def _torch():
 
 
 def found_in(recipe, tasks, n):
-    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, options=EvaluationOptions(limit=n))
+    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, limit=n)
 
 
 @pytest.mark.usefixtures("_torch")

@@ -24,7 +24,7 @@ from taskvec.coefficients.sensitivity import (
 )
 from taskvec.coefficients.sweeps import Sweep
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import figure
 from taskvec.evaluation.task import Metric, Score
 from taskvec.recipes.coerce import as_recipe
@@ -198,8 +198,7 @@ def test_merges_are_measured_beside_the_recipe():
     """σ = −1 keeps nothing and σ = 1 everything: the ends are instruct and plain arithmetic."""
     recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold", "threshold": 1}, scale=1.0)
     tasks = ["zoo:math", "zoo:text"]
-    options = EvaluationOptions(limit=20)
-    found = measure_sweep(recipe, "threshold=-1,1", measure=tasks, options=options)
+    found = measure_sweep(recipe, "threshold=-1,1", measure=tasks, limit=20)
     nothing, everything = found.points
     assert (nothing.kept["math"].energy, everything.kept["math"].energy) == (0.0, 1.0)
     plain = tv.evaluate(recipe, ["zoo:math", "zoo:text"], limit=20)
@@ -220,8 +219,7 @@ def test_merges_are_measured_beside_the_recipe():
 def test_a_merge_that_fails_is_told_and_the_others_go_on():
     method = {"name": "lata", "scheme": "threshold", "normalize_weights": "norm"}
     recipe = recipe_of_zoo(method)
-    options = EvaluationOptions(limit=5)
-    found = measure_sweep(recipe, "threshold=-1,1", minimize=["zoo:math"], options=options)
+    found = measure_sweep(recipe, "threshold=-1,1", minimize=["zoo:math"], limit=5)
     failed, merged = found.points
     assert "normalize_weights of task 'math' cannot be norm" in failed.error
     assert (failed.scores, failed.is_safe) == ({}, False)

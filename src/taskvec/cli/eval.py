@@ -44,10 +44,11 @@ def run(args: Arguments) -> int:
     from taskvec.evaluation.comparison import compare
     from taskvec.evaluation.evaluate import prepare
     from taskvec.evaluation.expectations import expect, merges_among
+    from taskvec.evaluation.options import evaluation_options
     from taskvec.evaluation.results import about, evaluate_models, write_results
     from taskvec.evaluation.signs import find_signs, find_successes, fold
 
-    options = evaluating.options_from(args, args.seed or 0, limit=args.limit)
+    options = evaluation_options(evaluating.keywords_from(args, args.seed or 0, limit=args.limit))
     prepared = prepare(names, options)
     merges = merges_among(specs)
     others = models.keys() - {reference, *singles.values()}

@@ -40,9 +40,9 @@ def run(args: Arguments) -> int:
         if task in measure:
             raise UsageError(f"--measure is given twice for task {task!r}")
         measure[task] = key
-    options = evaluating.options_from(args, recipe.seed, limit=args.limit)
+    asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
-    found = measure_pairs(recipe, measure, options=options)
+    found = measure_pairs(recipe, measure, **asking)
     told = found.to_json()
     write(Path(args.out) / "pairs", told, rows(told), recipe)
     if args.plot:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from taskvec.coefficients.api import SearchResult
     from taskvec.coefficients.goals import Goals
     from taskvec.coefficients.scoring import Executor, SearchJob
-    from taskvec.recipes.recipe import Recipe
 
 OUT = "taskvec-search"
 GOALS_HEAD, SCORED_HEAD, SEARCH_HEAD = "Goals", "Where candidates are scored", "What is varied"
@@ -36,30 +35,27 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     recipe = recipe_only(args, args.recipe, needs_scales=False)
 
-    from taskvec.coefficients.api import run_search
+    from taskvec.coefficients.api import SearchKeywords, search
     from taskvec.reporting.search import draw_search
 
     if args.plot:
         require("matplotlib", "report")
-    job = _job(args, recipe)
+    own = {key: getattr(args, key) for key in SearchKeywords.__annotations__} | {
+        "single": dict(evaluating.pair(text, "--single", "GOAL=TASK") for text in args.single),
+        "test_data": evaluating.places(args.test_data, "--test-data") if args.test_data else None,
+        "executor": _executor(args),
+    }
     announce_compiling()
-    out = Path(args.out)
-    bars = Bars(args, unit="candidates")
-    found = run_search(
-        job,
-        out,
-        trials=args.trials,
-        executor=_executor(args),
-        progress=lambda total: bars("candidates", total),
-    )
-    drawn = draw_search(found.told, out) if args.plot else []
+    asking = evaluating.keywords_from(args, recipe.seed)
+    found = search(recipe, **asking | own | {"progress": Bars(args, unit="candidates")})
+    drawn = draw_search(found.told, Path(args.out)) if args.plot else []
     if args.json:
         answer(found.told)
     else:
-        _print(found, job)
-        print(f"{out}/: {', '.join(_files(found, drawn))}")
+        _print(found, found.job)
+        print(f"{args.out}/: {', '.join(_files(found, drawn))}")
     if found.recipe is None:
-        _warn_of_miss(found, job.goals)
+        _warn_of_miss(found, found.job.goals)
         return 3
     _warn(found)
     return 0
@@ -76,29 +72,6 @@ def _executor(args: Arguments) -> Callable[[SearchJob], Executor]:
     if args.ray_address is not None or args.ray_workers is not None:
         raise UsageError("--ray-address and --ray-workers go with --executor ray")
     return Local
-
-
-def _job(args: Arguments, recipe: Recipe) -> SearchJob:
-    from taskvec.coefficients.api import make_job
-    from taskvec.coefficients.goals import make_goals
-    from taskvec.coefficients.space import parse_axis
-    from taskvec.coefficients.splits import Splitting
-
-    goals = make_goals(
-        args.maximize,
-        args.minimize,
-        args.keep,
-        single=dict(evaluating.pair(text, "--single", "GOAL=TASK") for text in args.single),
-        tasks=list(recipe.family.tasks),
-        aggregate=args.aggregate,
-        keep_share=args.keep_share,
-        trade_off=args.trade_off,
-    )
-    axes = [parse_axis(text) for text in args.vary]
-    apart = evaluating.places(args.test_data, "--test-data") if args.test_data else None
-    splitting = Splitting(args.select_n, args.test_n, apart)
-    options = evaluating.options_from(args, recipe.seed)
-    return make_job(recipe, axes, goals, options, splitting, sampler=args.sampler)
 
 
 def _print(found: SearchResult, job: SearchJob) -> None:

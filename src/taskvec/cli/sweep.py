@@ -36,11 +36,9 @@ def run(args: Arguments) -> int:
     if args.plot:
         require("matplotlib", "report")
     sweep = parse_sweep(args.vary[0])
-    options = evaluating.options_from(args, recipe.seed, limit=args.limit)
+    asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
-    found = measure_sweep(
-        recipe, sweep, measure=args.measure, minimize=args.minimize, options=options
-    )
+    found = measure_sweep(recipe, sweep, measure=args.measure, minimize=args.minimize, **asking)
     told, name = found.to_json(), f"sweep-{sweep.label}"
     write(Path(args.out) / name, told, rows(told), recipe)
     if args.plot:

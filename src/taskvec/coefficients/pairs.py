@@ -28,17 +28,19 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from taskvec.coefficients.goals import make_goals, metrics_of
 from taskvec.coefficients.sensitivity import prepare_each
 from taskvec.errors import TaskvecError, UsageError, nearest
-from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
+from taskvec.evaluation.options import EvaluationKeywords, evaluation_options
 from taskvec.evaluation.task import Metric
+from taskvec.keywords import takes
 from taskvec.merging.decide import check_scales
 from taskvec.merging.layer_report import rank_correlation, sign_conflicts
 from taskvec.merging.prepare import open_with_base
@@ -182,11 +184,11 @@ class Pairs:
         }
 
 
+@takes(EvaluationKeywords)
 def measure_pairs(
     recipe: Recipe | str | os.PathLike[str],
     measure: Mapping[str, str],
-    *,
-    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
+    **options: Unpack[EvaluationKeywords],
 ) -> Pairs:
     """Merge every pair of tasks in memory and compare it with each task alone.
 
@@ -196,19 +198,20 @@ def measure_pairs(
         recipe: Names the tasks, λ and the method; or the file of a recipe.
         measure: What each task of the recipe is measured by, `TASK` or `TASK@METRIC` of the
             evaluation; tasks without one are left out.
-        options: How to evaluate.
+        {options}
 
     Raises:
         UsageError: λ is missing, a measure is of no task of the recipe, or there are too few.
         TaskvecError: the target or a fine-tune cannot be measured.
     """
+    how = evaluation_options(options)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     check_scales(recipe)
     tasks = _checked(recipe, measure)
     keys = list(dict.fromkeys(measure.values()))
     goals = make_goals(keys, trade_off=len(keys) > 1)
     asked = {task: measure[task].partition("@")[0] for task in tasks}
-    by_name = {each.task.name: each for each in prepare_each(list(asked.values()), options)}
+    by_name = {each.task.name: each for each in prepare_each(list(asked.values()), how)}
     scan = scan_members(open_with_base(recipe))
     weights = pure_weights(recipe, scan)
     granularity = str(recipe.parameters[tasks[0]].get("granularity", "tensor"))
@@ -219,7 +222,7 @@ def measure_pairs(
         return {task: found[asked[task]] for task in tasks}
 
     pairs = []
-    with Models(options or EvaluationOptions()) as models:
+    with Models(how) as models:
         untouched = ask(_untouched(recipe, tasks[0]), "target", tasks)
         metrics = metrics_of(goals, list(untouched.values()))
         alone = {

@@ -21,8 +21,9 @@ from taskvec.coefficients.scoring import Ask, CandidateOutcome, Executor, Local,
 from taskvec.coefficients.splits import Split, split
 from taskvec.coefficients.study import members_of
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import Asked, silent
+from taskvec.evaluation.evaluate import Asked
 from taskvec.extras import require
+from taskvec.streaming import silent
 
 TRIES = 2  # workers that may end over one candidate
 # Read when Ray is imported, or by the processes that it starts.

@@ -20,7 +20,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -30,7 +30,9 @@ from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, prepare
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
+from taskvec.evaluation.options import EvaluationKeywords, evaluation_options
 from taskvec.evaluation.task import Metric
+from taskvec.keywords import takes
 from taskvec.merging.decide import check_scales
 from taskvec.merging.prepare import open_with_base
 from taskvec.merging.scans import scan_members
@@ -239,13 +241,14 @@ def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> Kep
     )
 
 
+@takes(EvaluationKeywords)
 def measure_sweep(
     recipe: Recipe | str | os.PathLike[str],
     sweep: Sweep | str,
     *,
     measure: Sequence[str] = (),
     minimize: Sequence[str] = (),
-    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
+    **options: Unpack[EvaluationKeywords],
 ) -> Sensitivity:
     """Try every value of a sweep.
 
@@ -257,12 +260,13 @@ def measure_sweep(
         measure: Tasks of the evaluation, `TASK` or `TASK@METRIC`, to be good at; none, with
             `minimize` empty: only what is kept is told, and no model is loaded.
         minimize: To be bad at, such as a skill to be forgotten.
-        options: How to evaluate.
+        {options}
 
     Raises:
         UsageError: the recipe has no such number or lacks λ, or a value is outside its range.
         TaskvecError: the recipe itself cannot be merged or measured.
     """
+    how = evaluation_options(options)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     sweep = parse_sweep(sweep) if isinstance(sweep, str) else sweep
     check_scales(recipe)
@@ -270,10 +274,10 @@ def measure_sweep(
     if not measure and not minimize:
         return Sensitivity(sweep, blank_points(recipe, sweep))
     goals = make_goals(measure, minimize, trade_off=len(measure) + len(minimize) > 1)
-    prepared = prepare_each([goal.task for goal in goals.goals], options)
+    prepared = prepare_each([goal.task for goal in goals.goals], how)
     points = blank_points(recipe, sweep)
     found: list[Results] = []
-    with Models(options) as models:
+    with Models(how) as models:
         models.check((recipe, None), prepared)
         reference = models.evaluate((recipe, None), prepared, "recipe")
         metrics = metrics_of(goals, reference)

@@ -28,10 +28,10 @@ from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Figure, percentiles
 from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 SEARCHES = ("shared", "by-task")
 VERSION = 1  # of what is kept: another one is measured anew
@@ -108,7 +108,7 @@ def task_addition(
     scales: Sequence[float] = coefficients(21, 0.0, 1.0),
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> dict[str, Addition]:
     """Choose coefficients on validation data and measure the merge on test data.
 

@@ -12,11 +12,11 @@ from typing import Any
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, file_name
 from taskvec.evaluation.loading import Models, Spec
+from taskvec.evaluation.options import VERDICTS_FOLDER
 from taskvec.files import write_text
 
 PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "numpy")
 RESULTS_FILE = "results.json"
-VERDICTS_FOLDER = "verdicts"
 
 
 def evaluate_models(
