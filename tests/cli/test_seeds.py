@@ -7,6 +7,7 @@ import pytest
 from taskvec import zoo
 from taskvec.cli.commands import Arguments, make_group
 from taskvec.errors import UsageError
+from taskvec.recipes.recipe import Recipe
 
 
 def parsed(name: str, *words: object) -> Arguments:
@@ -33,8 +34,8 @@ def test_recipes_of_eval(recipe, flags, seed):
     from taskvec.cli.eval import _spec
 
     candidate = _spec(parsed("eval", recipe, *flags), str(recipe))
-    assert isinstance(candidate, tuple)
-    assert candidate[0].seed == seed
+    assert isinstance(candidate, Recipe)
+    assert candidate.seed == seed
 
 
 @pytest.mark.parametrize(("flags", "seed"), [((), 3), (("--seed", 7), 7)])

@@ -140,13 +140,13 @@ def test_safe_is_not_worse_than_the_best_by_more_than_the_interval():
     assert worse(found) == [("t",), ("t",), (), (), (), ("t",)]
     assert found.safe == [(0.2, 0.4)]
     # 36 of 40 against 40: the four that differ are drawn at least once in 98.6 % of resamples.
-    apart = found.points[1].scores["t"].to_best
+    apart = found.points[1].scores["t"].less_best
     assert apart.value == pytest.approx(-0.1)
     assert apart.low < -0.1 < apart.high < 0
     # 38 against 40: neither is drawn in (38/40)^40 = 12.9 % of them.
-    assert found.points[2].scores["t"].to_best.high == 0
-    assert found.points[3].scores["t"].to_best.value == 0
-    assert found.points[5].scores["t"].to_recipe.value == pytest.approx(0.25)
+    assert found.points[2].scores["t"].less_best.high == 0
+    assert found.points[3].scores["t"].less_best.value == 0
+    assert found.points[5].scores["t"].less_recipe.value == pytest.approx(0.25)
 
 
 def test_every_task_has_a_say_and_low_may_be_wanted():
@@ -187,7 +187,7 @@ def test_nan_is_never_the_best_and_never_safe():
     measure = Measure(Goal("t", MAXIMIZE), metric, result("t", [-2.0] * 3, metric))
     points = scored([Point(0.1), Point(0.2)], found, {"t": measure})
     assert [point.is_safe for point in points] == [False, True]
-    assert points[1].scores["t"].to_recipe.value == 1.0
+    assert points[1].scores["t"].less_recipe.value == 1.0
 
 
 # --- with models --------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_merges_are_measured_beside_the_recipe():
     for task in plain:
         assert everything.scores[task].figure == plain[task].main
         assert nothing.scores[task].figure == instruct[task].main
-        assert everything.scores[task].to_recipe.value == 0
+        assert everything.scores[task].less_recipe.value == 0
     assert worse(found) == [("zoo:math",), ()]
     assert found.safe == [(1.0, 1.0)]
     told = found.to_json()

@@ -12,6 +12,7 @@ from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, misuse
 from taskvec.cli.printing import answer, show
 from taskvec.cli.recipe import recipe_from
 from taskvec.errors import UsageError
+from taskvec.journal import finite
 
 if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
@@ -62,10 +63,10 @@ def run(args: Arguments) -> int:
     successes = find_successes(results, reference=reference, expected=expected)
     told = {
         "reference": reference,
-        "tasks": {task: [each.to_json() for each in row] for task, row in compared.items()},
+        "tasks": finite(compared),
         "expected": {name: expected[name] for name in models if expected.get(name)},
-        "as_expected": [success.to_json() for success in successes],
-        "findings": [finding.to_json() for finding in findings],
+        "as_expected": finite(successes),
+        "findings": finite(findings),
         **about(),
     }
     write_results(Path(args.out), told)
@@ -107,7 +108,7 @@ def _spec(args: Arguments, path: str) -> Spec:
     is_recipe = Path(path).name != MANIFEST_FILE  # a manifest is replayed as it is
     settings, seed = (args.settings, args.seed) if is_recipe else ((), None)
     flags = Arguments(task=(), settings=settings, seed=seed, quiet=args.quiet)
-    return recipe_from(flags, path), None
+    return recipe_from(flags, path)
 
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:

@@ -115,8 +115,8 @@ def _shown(figure: Figure | None, sign: str = "") -> str:
 def _effect(effect: Effect | None) -> list[str]:
     if effect is None:
         return ["–", "–", "–", "failed"]
-    apart = [_shown(effect.to_single, "+"), _shown(effect.to_tuned, "+")]
-    return [_shown(effect.merged), *apart, effect.outcome]
+    apart = [_shown(effect.less_single, "+"), _shown(effect.less_tuned, "+")]
+    return [_shown(effect.merged), *apart, effect.outcome or ""]
 
 
 def _geometry(pair: Pair) -> list[Any]:

@@ -15,6 +15,7 @@ from taskvec.cli.printing import answer, show, write_text
 from taskvec.cli.recipe import recipe_only, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError, nearest
+from taskvec.journal import finite
 
 if TYPE_CHECKING:
     from taskvec.coefficients.closed_form import Proposals
@@ -50,7 +51,7 @@ def run(args: Arguments) -> int:
     suggestion = suggest_scheme(scan, granularity)
     warn([*members.warnings, *weights.warnings])
     if args.json:
-        told = {"weights": weights.origin} | proposals.to_json() | {"scheme": suggestion.to_json()}
+        told = {"weights": weights.origin} | proposals.to_json() | {"scheme": finite(suggestion)}
         answer(told)
     else:
         _print(proposals, suggestion, weights, list(recipe.family.tasks))

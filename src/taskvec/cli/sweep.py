@@ -141,7 +141,7 @@ def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
             line += (
                 ["–", "–", ""]
                 if score is None
-                else [span(score.figure), span(score.to_recipe, "+"), "*" * score.is_worse]
+                else [span(score.figure), span(score.less_recipe, "+"), "*" * score.is_worse]
             )
         table.append(line)
     show(table, head)

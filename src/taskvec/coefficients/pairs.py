@@ -40,6 +40,7 @@ from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.options import EvaluationKeywords, evaluation_options
 from taskvec.evaluation.task import Metric
+from taskvec.journal import fields_to_json, finite
 from taskvec.keywords import takes
 from taskvec.merging.decide import check_scales
 from taskvec.merging.layer_report import rank_correlation, sign_conflicts
@@ -91,24 +92,19 @@ class Alone:
     target: Result
     single: Result | None
     tuned: Result
-    error: str = ""
+    error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-
-        def told(result: Result | None) -> Any:
-            return None if result is None else result.figures[self.metric.name].to_json()
-
         about = {name: self.target.about[name] for name in ("n", "available", "seed")}
+        results = {name: getattr(self, name) for name in ("target", "single", "tuned")}
         return {
             "measure": self.target.task,
             "metric": self.metric.name,
             "higher_is_better": self.metric.higher_is_better,
             **about,
-            "target": told(self.target),
-            "single": told(self.single),
-            "tuned": told(self.tuned),
-            "error": self.error or None,
+            **{n: finite(r and r.figures[self.metric.name]) for n, r in results.items()},
+            "error": self.error,
         }
 
 
@@ -118,24 +114,15 @@ class Effect:
 
     Attributes:
         merged: Its metric in the merge of both.
-        to_single: Less that of the task's vector alone, paired; None without a single.
-        to_tuned: Less that of the fine-tune, paired.
-        outcome: `synergy`, `interference` or `neither`; empty without a single.
+        less_single: Less that of the task's vector alone, paired; None without a single.
+        less_tuned: Less that of the fine-tune, paired.
+        outcome: `synergy`, `interference` or `neither`; None without a single.
     """
 
     merged: Figure
-    to_single: Figure | None
-    to_tuned: Figure
-    outcome: str
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
-            "merged": self.merged.to_json(),
-            "less_single": None if self.to_single is None else self.to_single.to_json(),
-            "less_tuned": self.to_tuned.to_json(),
-            "outcome": self.outcome or None,
-        }
+    less_single: Figure | None
+    less_tuned: Figure
+    outcome: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +139,11 @@ class Pair:
     tasks: tuple[str, str]
     geometry: Geometry
     effects: Mapping[str, Effect]
-    error: str = ""
+    error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "tasks": list(self.tasks),
-            **asdict(self.geometry),
-            "effects": {task: effect.to_json() for task, effect in self.effects.items()},
-            "error": self.error or None,
-        }
+        return fields_to_json(self, without=("geometry",)) | asdict(self.geometry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +160,7 @@ class Pairs:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "tasks": {task: alone.to_json() for task, alone in self.alone.items()},
-            "pairs": [pair.to_json() for pair in self.pairs],
-        }
+        return {"tasks": finite(self.alone), "pairs": finite(self.pairs)}
 
 
 @takes(EvaluationKeywords)
@@ -218,7 +197,7 @@ def measure_pairs(
 
     def ask(candidate: Recipe, name: str, tasks: Sequence[str]) -> dict[str, Result]:
         wanted = [by_name[each] for each in dict.fromkeys(asked[task] for task in tasks)]
-        found = {r.task: r for r in models.evaluate((candidate, None), wanted, name)}
+        found = {r.task: r for r in models.evaluate(candidate, wanted, name)}
         return {task: found[asked[task]] for task in tasks}
 
     pairs = []
@@ -287,12 +266,12 @@ def _alone(recipe: Recipe, task: str, metric: Metric, target: Result, ask: Ask) 
 
 def _effect(merged: Result, alone: Alone) -> Effect:
     metric, single = alone.metric, alone.single
-    to_single = None if single is None else _apart(metric, merged, single)
+    less_single = None if single is None else _apart(metric, merged, single)
     return Effect(
         merged.figures[metric.name],
-        to_single,
+        less_single,
         _apart(metric, merged, alone.tuned),
-        "" if to_single is None else outcome(metric, to_single),
+        None if less_single is None else outcome(metric, less_single),
     )
 
 

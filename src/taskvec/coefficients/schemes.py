@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -128,11 +128,6 @@ class Suggestion:
     threshold: float | None
     reasons: tuple[str, ...]
     shapes: Mapping[str, SimilarityShape]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        shapes = {task: asdict(shape) for task, shape in self.shapes.items()}
-        return asdict(self) | {"reasons": list(self.reasons), "shapes": shapes}
 
 
 def suggest_scheme(scan: Scan, granularity: str = "tensor") -> Suggestion:

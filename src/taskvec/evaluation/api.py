@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 from taskvec.checkpoints.memory import Module
@@ -81,10 +82,11 @@ def evaluate(
     if isinstance(model, Family):
         method = "task_arithmetic" if table is None or given is not None else table
         model = as_recipe(model, {"method": method, "scale": scale or {}})
-    spec = (model, given) if isinstance(model, Recipe) else model
     default = "candidate" if isinstance(model, Recipe) else os.fspath(model)
+    if given is not None and isinstance(model, Recipe):
+        model = replace(model, table=given)
     with Models(how) as models:
-        return Results(models.evaluate(spec, prepared, name or default))
+        return Results(models.evaluate(model, prepared, name or default))
 
 
 def _check_arguments(model: Any, tasks: Any, tokenizer: Any, table: Any, scale: Any) -> None:

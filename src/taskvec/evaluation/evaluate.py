@@ -38,6 +38,7 @@ from taskvec.evaluation.task import (
     task_of,
 )
 from taskvec.evaluation.tasks import task as find_task
+from taskvec.journal import finite
 from taskvec.running.encoding import Encoder, Windows
 from taskvec.running.model import DTYPES, Model, preserve_modes
 from taskvec.sandbox.programs import require_permission
@@ -173,7 +174,7 @@ class Result:
             "version": self.version,
             "model": self.model,
             "main": self.metrics[0].name,
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            "figures": finite(self.figures),
             **self.about,
         }
 

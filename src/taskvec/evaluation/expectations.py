@@ -16,6 +16,7 @@ from typing import Any
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.evaluation.loading import Spec
 from taskvec.evaluation.task import Task
+from taskvec.recipes.recipe import Recipe
 from taskvec.recipes.replay import MANIFEST_FILE, read_manifest
 
 DIRECTIONS = ("up", "down", "keep")
@@ -39,8 +40,8 @@ def merges_among(models: Mapping[str, Spec]) -> dict[str, MergeScales]:
     """The models that are merges, by name."""
     found = {}
     for name, spec in models.items():
-        if isinstance(spec, tuple):
-            family = spec[0].family
+        if isinstance(spec, Recipe):
+            family = spec.family
             scales = {n: task.scale or 0.0 for n, task in family.tasks.items()}
             target = family.edited
             place = os.fspath(target) if isinstance(target, (str, os.PathLike)) else ""
@@ -122,7 +123,7 @@ def _by_sign(
 
 
 def _is_same(target: str, reference: Spec) -> bool:
-    if not target or isinstance(reference, tuple):
+    if not target or isinstance(reference, Recipe):
         return False
     one, other = Path(target).expanduser(), Path(os.fspath(reference)).expanduser()
     return target == os.fspath(reference) or (one.exists() and one.resolve() == other.resolve())

@@ -17,6 +17,7 @@ from taskvec.evaluation import gibberish
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, difference, figure, span
 from taskvec.evaluation.task import Metric, Score
+from taskvec.journal import fields_to_json
 from taskvec.running.requests import Answer, Likelihood, Reply
 
 SUCCESS = "as_expected"  # not one of `SIGNS`
@@ -79,16 +80,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "model": self.model,
-            "task": self.task,
-            "sign": self.sign,
-            "text": self.text,
-            "what": self.what,
-            "cause": self.cause,
-            "advice": self.advice,
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
-        }
+        return fields_to_json(self) | {"text": self.text}
 
 
 @dataclass(frozen=True, slots=True)
