@@ -131,6 +131,12 @@ class Verb(click.Command):
                 formatter.write_dl(records, col_max=28)
 
 
+def given_of(args: Arguments, options: Sequence[Option]) -> dict[str, Any]:
+    """The values of some options that were given, by name."""
+    values = {option.name: getattr(args, str(option.name)) for option in options}
+    return {str(name): value for name, value in values.items() if value is not None}
+
+
 def heading_of(param: click.Parameter) -> str:
     """Where an option is listed."""
     return param.heading if isinstance(param, Option) else GENERAL

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +14,7 @@ from taskvec.cli.printing import answer, show, write_text, writing
 from taskvec.cli.recipe import recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
+from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
     from taskvec.family.members import Members
@@ -61,7 +59,11 @@ def run(args: Arguments) -> int:
     if args.save_table:
         _save_table(recipe, members, scan, Path(args.save_table))
     if args.csv:
-        _write_csv(result["layers"], args.csv)
+        text = csv_text(result["layers"])
+        if args.csv == "-":
+            print(text, end="")
+        else:
+            write_text(args.csv, text)
     if args.plot:
         from taskvec.reporting.figures import draw_similarity
 
@@ -132,21 +134,6 @@ def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> Non
         raise UsageError(f"the table of {recipe.method.name} rests on more than a scan")
     with writing(path):
         table.save(path)
-
-
-def _write_csv(rows: list[Row], path: str) -> None:
-    if path == "-":
-        _rows_to(sys.stdout, rows)
-        return
-    text = io.StringIO(newline="")
-    _rows_to(text, rows)
-    write_text(path, text.getvalue())
-
-
-def _rows_to(file: Any, rows: list[Row]) -> None:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
 
 
 def _rows(

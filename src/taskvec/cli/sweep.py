@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from taskvec.cli.recipe import recipe_only
 from taskvec.cli.search import OUT, PLOT, SEARCH_HEAD
 from taskvec.cli.streams import warn
 from taskvec.extras import require
+from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
     from taskvec.coefficients.sensitivity import Point, Sensitivity
@@ -79,11 +78,7 @@ def write(
     everything = {**told, "recipe": recipe.to_dict(), **about()}
     text = json.dumps(everything, indent=1, ensure_ascii=False)
     write_text(path.with_name(path.name + ".json"), text + "\n")
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_text(path.with_name(path.name + ".csv"), out.getvalue())
+    write_text(path.with_name(path.name + ".csv"), csv_text(table))
 
 
 def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -109,13 +104,8 @@ _SHARES = ("layers", "parameters", "energy")
 
 def figure_columns(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any]:
     """Value and interval of a figure as columns; empty where there is none."""
-    value, low, high = (None, None, None) if figure is None else _three(figure)
+    value, (low, high) = (figure["value"], figure["interval"]) if figure else (None, (None, None))
     return {name: value, f"{name} low": low, f"{name} high": high}
-
-
-def _three(figure: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    low, high = figure["interval"]
-    return figure["value"], low, high
 
 
 def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
