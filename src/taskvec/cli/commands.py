@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 
 from taskvec.cli.streams import say
 from taskvec.cli.verbs import VERBS
-from taskvec.errors import MissingExtraError, nearest
+from taskvec.errors import MissingExtraError, UsageError, nearest
 
 Arguments = SimpleNamespace  # values of a command line, by the names of its options
 
@@ -259,6 +259,23 @@ def misuse(text: str) -> NoReturn:
         click.UsageError: always.
     """
     raise click.UsageError(text, click.get_current_context())
+
+
+def pairs_of(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
+    """Right side by left side of texts of the form LEFT=RIGHT.
+
+    Raises:
+        UsageError: one is not of that form, or a left side is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        left, _, right = text.partition("=")
+        if not left or not right:
+            raise UsageError(f"{flag} takes {form}; got {text!r}")
+        if left in found:
+            raise UsageError(f"{flag} {left} is given twice; give each a name of its own")
+        found[left] = right
+    return found
 
 
 def split_paths(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import disentangle_tables as tables
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
-from taskvec.cli.options import READING
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, pairs_of
+from taskvec.cli.options import READING, fields_from
 from taskvec.cli.printing import answer
 from taskvec.cli.progress import Bars
-from taskvec.cli.reading import fields_from
 from taskvec.cli.streams import say
 from taskvec.errors import UsageError, nearest
 
@@ -34,8 +33,11 @@ GRIDS = {
 def run(args: Arguments) -> int:
     """Run this verb."""
     measures = _words(args.measure, MEASURES, "--measure")
-    vectors, data = _named(args.task, "--task"), _named(args.data, "--data")
-    validation = _named(args.validation, "--validation")
+    vectors, data = (
+        pairs_of(given, flag, "NAME=…")
+        for given, flag in ((args.task, "--task"), (args.data, "--data"))
+    )
+    validation = pairs_of(args.validation, "--validation", "NAME=…")
     _check(args, measures, vectors, data, validation)
 
     from taskvec.disentanglement.opening import open_vectors
@@ -247,16 +249,6 @@ def _words(text: str, known: Sequence[str], flag: str) -> list[str]:
     for word in found or [""]:
         if word not in known:
             raise UsageError(f"{flag}: unknown {word!r}; {nearest(word, list(known))}")
-    return found
-
-
-def _named(texts: Sequence[str], flag: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        name, path = evaluating.pair(text, flag, "NAME=…")
-        if name in found:
-            raise UsageError(f"{flag} {name} is given twice; give each a name of its own")
-        found[name] = path
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, misuse
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, misuse, pairs_of
 from taskvec.cli.printing import answer, show
 from taskvec.cli.recipe import recipe_from
 from taskvec.errors import UsageError
@@ -29,8 +29,8 @@ def run(args: Arguments) -> int:
     if args.list:
         return _list(as_json=args.json)
     models = _named(args.models)
-    singles = dict(evaluating.pair(text, "--single", "TASK=NAME") for text in args.single)
-    said = dict(evaluating.pair(text, "--expect", "TASK=up|down|keep") for text in args.expect)
+    singles = pairs_of(args.single, "--single", "TASK=NAME")
+    said = pairs_of(args.expect, "--expect", "TASK=up|down|keep")
     names = [name for text in args.tasks for name in text.split(",") if name]
     reference = args.reference or next(iter(models))
     for name in (reference, *singles.values()):

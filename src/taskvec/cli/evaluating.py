@@ -81,18 +81,6 @@ def out_option(default: str, what: str) -> Option:
     )  # fmt: skip
 
 
-def pair(text: str, flag: str, form: str) -> tuple[str, str]:
-    """Both sides of LEFT=RIGHT.
-
-    Raises:
-        UsageError: it is not that.
-    """
-    left, _, right = text.partition("=")
-    if not left or not right:
-        raise UsageError(f"{flag} takes {form}; got {text!r}")
-    return left, right
-
-
 def keywords_from(args: Arguments, seed: int, *, limit: int | None = None) -> dict[str, Any]:
     """Keywords of `taskvec.evaluation.options`; records go to the output folder of the command."""
     from taskvec.evaluation.options import EvaluationKeywords

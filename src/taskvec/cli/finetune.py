@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, given_of
-from taskvec.cli.options import READING
+from taskvec.cli.options import READING, fields_from
 from taskvec.cli.printing import answer, show
 from taskvec.cli.progress import Steps
-from taskvec.cli.reading import fields_from
 from taskvec.cli.streams import say
 
 if TYPE_CHECKING:

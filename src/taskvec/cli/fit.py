@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskvec.cli.commands import JSON, Arguments, Option, Verb, given_of
-from taskvec.cli.evaluating import DEVICE, LOADED_DTYPE, pair
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, given_of, pairs_of
+from taskvec.cli.evaluating import DEVICE, LOADED_DTYPE
 from taskvec.cli.finetune import IMAGE_SIZE, POOL, TRUNCATE
-from taskvec.cli.options import FAMILY, READING, RECIPE, RUNNING
+from taskvec.cli.options import FAMILY, READING, RECIPE, RUNNING, fields_from
 from taskvec.cli.printing import answer, show
 from taskvec.cli.progress import Steps
-from taskvec.cli.reading import fields_from
 from taskvec.cli.recipe import recipe_only, running
 from taskvec.cli.streams import warn
 from taskvec.errors import TaskvecWarning, UsageError
@@ -33,9 +32,9 @@ SOURCES_HEAD, DESCENT_HEAD, MODELS_HEAD = "Prompts", "Descent", "Memory"
 
 def run(args: Arguments) -> int:
     """Run this verb."""
-    prompts = _by_name(args.prompts, "--prompts", "NAME=FILE")
-    teachers = _by_name(args.teacher, "--teacher", "NAME=TEACHER")
-    weights = _by_name(args.weight, "--weight", "NAME=NUMBER")
+    prompts = pairs_of(args.prompts, "--prompts", "NAME=FILE")
+    teachers = pairs_of(args.teacher, "--teacher", "NAME=TEACHER")
+    weights = pairs_of(args.weight, "--weight", "NAME=NUMBER")
     fields = fields_from(args)
     # --granularity is that of the fit here, not the method's.
     about_recipe = Arguments(**{**vars(args), "granularity": None})
@@ -74,17 +73,6 @@ def run(args: Arguments) -> int:
     else:
         _print(found, args.out)
     return 0
-
-
-def _by_name(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
-    """Values by source; a source that is given twice is refused."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, value = pair(text, flag, form)
-        if name in found:
-            raise UsageError(f"{flag} {name} is given twice; give each source a name of its own")
-        found[name] = value
-    return found
 
 
 def _number(text: str, source: str) -> float:

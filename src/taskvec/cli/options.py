@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskvec.cli.commands import Argument, Option
+from taskvec.cli.commands import Argument, Arguments, Option, pairs_of
 
 FAMILY_HEAD, OUTPUT_HEAD, RUNNING_HEAD = "Family", "Output", "Running"
 
@@ -109,6 +109,17 @@ RUNNING = (
     Option("--rescan", is_flag=True, heading=RUNNING_HEAD,
            help="scan again even if a cached scan matches"),
 )  # fmt: skip
+
+
+def fields_from(args: Arguments) -> dict[str, str]:
+    """Names of fields by use, from `--fields`.
+
+    Raises:
+        UsageError: an entry is not USE=NAME.
+    """
+    texts = [text for text in (args.fields or "").split(",") if text]
+    return pairs_of(texts, "--fields", "USE=NAME,…")
+
 
 DATA_HEAD = "Format of data"
 READING = (

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, pairs_of
 from taskvec.cli.options import FAMILY, RECIPE
 from taskvec.cli.printing import announce_compiling, answer, show
 from taskvec.cli.recipe import recipe_only
 from taskvec.cli.search import OUT, PLOT
 from taskvec.cli.streams import warn
 from taskvec.cli.sweep import MEASURE_HEAD, figure_columns, files, write
-from taskvec.errors import UsageError
 from taskvec.extras import require
 
 if TYPE_CHECKING:
@@ -34,12 +33,7 @@ def run(args: Arguments) -> int:
 
     if args.plot:
         require("matplotlib", "report")
-    measure: dict[str, str] = {}
-    for text in args.measure:
-        task, key = evaluating.pair(text, "--measure", "TASK=MEASURE")
-        if task in measure:
-            raise UsageError(f"--measure is given twice for task {task!r}")
-        measure[task] = key
+    measure = pairs_of(args.measure, "--measure", "TASK=MEASURE")
     asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
     found = measure_pairs(recipe, measure, **asking)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, pairs_of
 from taskvec.cli.options import FAMILY, RECIPE
 from taskvec.cli.printing import announce_compiling, answer, show
 from taskvec.cli.progress import Bars
@@ -41,7 +41,7 @@ def run(args: Arguments) -> int:
     if args.plot:
         require("matplotlib", "report")
     own = {key: getattr(args, key) for key in SearchKeywords.__annotations__} | {
-        "single": dict(evaluating.pair(text, "--single", "GOAL=TASK") for text in args.single),
+        "single": pairs_of(args.single, "--single", "GOAL=TASK"),
         "test_data": evaluating.places(args.test_data, "--test-data") if args.test_data else None,
         "executor": _executor(args),
     }
