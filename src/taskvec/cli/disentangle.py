@@ -50,13 +50,13 @@ def run(args: Arguments) -> int:
 
         module, states = linearised(module, models)
         models = dict(states)
-    told: dict[str, Any] = {"model": args.model}
+    record: dict[str, Any] = {"model": args.model}
     for measure in measures:
-        told[measure] = _MEASURED[measure](args, module, models, tasks, chosen_on)
+        record[measure] = _MEASURED[measure](args, module, models, tasks, chosen_on)
     folder = Path(args.out)
-    write_text(folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if args.json:
-        answer(told)
+        answer(record)
     else:
         print(f"{args.out}/: results.json, and what was measured")
     return 0
@@ -139,21 +139,21 @@ def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> 
         distance=args.distance,
         **_common(args),
     )
-    told, folder = found.to_json(), Path(args.out)
+    record, folder = found.to_json(), Path(args.out)
     write_text(folder / "error.csv", found.to_csv())
-    _draw(told, folder / "error.png")
+    _draw(record, folder / "error.png")
     if not args.json:
         tables.print_error(found)
-    return told
+    return record
 
 
-def _draw(told: Mapping[str, Any], path: Path) -> None:
+def _draw(record: Mapping[str, Any], path: Path) -> None:
     """The heat map, where matplotlib is installed."""
     from taskvec.errors import MissingExtraError
     from taskvec.reporting.heat_map import draw_heat_map
 
     try:
-        draw_heat_map(told, path)
+        draw_heat_map(record, path)
     except MissingExtraError as error:
         say(f"no heat map: {error}")
 
@@ -180,7 +180,7 @@ def _addition(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) 
 def _negation(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> dict[str, Any]:
     from taskvec.disentanglement import task_negation
 
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for name, vector in vectors.items():
         if name == args.control:
             continue
@@ -195,10 +195,10 @@ def _negation(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) 
             scales=_coefficients(args, "negation"),
             **_common(args),
         )
-        told[name] = [each.to_json() for each in found.values()]
+        record[name] = [each.to_json() for each in found.values()]
         if not args.json:
             tables.print_negations(name, args.control, list(found.values()))
-    return told
+    return record
 
 
 def _linearity(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> list[Any]:

@@ -30,7 +30,7 @@ def run(args: Arguments) -> int:
         return _list(as_json=args.json)
     models = _named(args.models)
     singles = pairs_of(args.single, "--single", "TASK=NAME")
-    said = pairs_of(args.expect, "--expect", "TASK=up|down|keep")
+    wanted = pairs_of(args.expect, "--expect", "TASK=up|down|keep")
     names = [name for text in args.tasks for name in text.split(",") if name]
     reference = args.reference or next(iter(models))
     for name in (reference, *singles.values()):
@@ -54,14 +54,14 @@ def run(args: Arguments) -> int:
     merges = merges_among(specs)
     others = models.keys() - {reference, *singles.values()}
     asked = [each.task for each in prepared]
-    expected = expect(merges, others, said, asked, reference=specs[reference])
+    expected = expect(merges, others, wanted, asked, reference=specs[reference])
     results = evaluate_models(specs, prepared, options)
     compared = compare(results, reference=reference, singles=singles)
     findings = find_signs(
         results, reference=reference, singles=singles, merges=merges, expected=expected
     )
     successes = find_successes(results, reference=reference, expected=expected)
-    told = {
+    record = {
         "reference": reference,
         "tasks": finite(compared),
         "expected": {name: expected[name] for name in models if expected.get(name)},
@@ -69,9 +69,9 @@ def run(args: Arguments) -> int:
         "findings": finite(findings),
         **about(),
     }
-    write_results(Path(args.out), told)
+    write_results(Path(args.out), record)
     if args.json:
-        answer(told)
+        answer(record)
     else:
         for task, rows in compared.items():
             _print(task, rows, reference, singles.get(task))
@@ -155,13 +155,13 @@ def _how(rows: Sequence[Compared]) -> str:
     asked = (request for sample in rows[0].result.samples for request in sample.requests)
     if not any(isinstance(request, WholeText) for request in asked):
         return ""
-    said = {
+    wanted = {
         row.result.model: "context {context}, stride {stride}".format_map(row.result.about)
         for row in rows
     }
-    if len(set(said.values())) == 1:
-        return f", {said[rows[0].result.model]}"
-    return "".join(f"; {model}: {how}" for model, how in said.items())
+    if len(set(wanted.values())) == 1:
+        return f", {wanted[rows[0].result.model]}"
+    return "".join(f"; {model}: {how}" for model, how in wanted.items())
 
 
 def _list(*, as_json: bool) -> int:
@@ -169,7 +169,7 @@ def _list(*, as_json: bool) -> int:
 
     known = {**tasks(), **installed_tasks()}
     if as_json:
-        told: Mapping[str, Any] = {
+        record: Mapping[str, Any] = {
             name: {
                 "summary": task.summary,
                 "metrics": [metric.name for metric in task.metrics],
@@ -180,7 +180,7 @@ def _list(*, as_json: bool) -> int:
             }
             for name, task in known.items()
         }
-        answer(told)
+        answer(record)
         return 0
     show(
         [

@@ -37,27 +37,27 @@ def run(args: Arguments) -> int:
     asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
     found = measure_pairs(recipe, measure, **asking)
-    told = found.to_json()
-    write(Path(args.out) / "pairs", told, rows(told), recipe)
+    record = found.to_json()
+    write(Path(args.out) / "pairs", record, rows(record), recipe)
     if args.plot:
         from taskvec.reporting.coefficients import draw_pairs
 
-        draw_pairs(told, Path(args.out) / "pairs.png")
+        draw_pairs(record, Path(args.out) / "pairs.png")
     if args.json:
-        answer(told)
+        answer(record)
     else:
         _print(found)
         print(files(args, "pairs"))
     return 0
 
 
-def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Two rows a pair, one for each task."""
     found = []
-    for pair in told["pairs"]:
+    for pair in record["pairs"]:
         for task in pair["tasks"]:
             (partner,) = set(pair["tasks"]) - {task}
-            alone, effect = told["tasks"][task], pair["effects"].get(task)
+            alone, effect = record["tasks"][task], pair["effects"].get(task)
             row = {"task": task, "with": partner, "measure": alone["measure"], "n": alone["n"]}
             for name in ("target", "single", "tuned"):
                 row |= figure_columns(name, alone[name])
@@ -120,11 +120,11 @@ def _geometry(pair: Pair) -> list[Any]:
 def _verdict(found: Pairs) -> str:
     outcomes = Counter(effect.outcome for pair in found.pairs for effect in pair.effects.values())
     count = sum(outcomes.values())
-    told = ", ".join(
+    shares = ", ".join(
         f"{name} in {outcomes[name]}" for name in ("synergy", "interference", "neither")
     )
     return (
-        f"Of {count} effects: {told}. Synergy and interference mean that the paired 95 % interval "
+        f"Of {count} effects: {shares}. Synergy and interference mean that the paired 95 % interval "
         f"of the difference to the task alone lies on one side of 0; of {count} such intervals "
         f"about {count / 20:.1g} would by chance."
     )

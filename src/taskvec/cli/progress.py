@@ -23,7 +23,7 @@ DELAY_S = 0.5
 
 
 class Bars:
-    """The bars of one command, a `Progress` for whatever it calls.
+    """The bars of one command, a `Progress` for all that it calls.
 
     Args:
         args: With `quiet` and `verbose`.

@@ -48,9 +48,9 @@ def run(args: Arguments) -> int:
     announce_compiling()
     asking = evaluating.keywords_from(args, recipe.seed)
     found = search(recipe, **asking | own | {"progress": Bars(args, unit="candidates")})
-    drawn = draw_search(found.told, Path(args.out)) if args.plot else []
+    drawn = draw_search(found.record, Path(args.out)) if args.plot else []
     if args.json:
-        answer(found.told)
+        answer(found.record)
     else:
         _print(found, found.job)
         print(f"{args.out}/: {', '.join(_files(found, drawn))}")
@@ -75,27 +75,27 @@ def _executor(args: Arguments) -> Callable[[SearchJob], Executor]:
 
 
 def _print(found: SearchResult, job: SearchJob) -> None:
-    told = found.told
+    record = found.record
     axes = [axis.key for axis in job.space.axes]
     goals = [goal.key for goal in job.goals.goals]
-    samples = next(iter(told["samples"].values()))
+    samples = next(iter(record["samples"].values()))
     print(
-        f"{told['tried']} candidates scored, {told['failed']} failed; sampler {told['sampler']}, "
-        f"seed {told['seed']}, n = {samples['select']['n']:,} a task for selection"
+        f"{record['tried']} candidates scored, {record['failed']} failed; sampler "
+        f"{record['sampler']}, seed {record['seed']}, n = {samples['select']['n']:,} a task for selection"
     )
     names = _objective_names(job.goals)
     rows = [
         [trial["number"], *(trial["point"].get(axis) for axis in axes),
          *(trial["values"][goal] for goal in goals), *trial["objectives"], _verdict(trial)]
-        for trial in _best(told, found)
+        for trial in _best(record, found)
     ]  # fmt: skip
-    for name in ("target", "single") if told["single"] else ("target",):
-        values = [told[name].get(goal) for goal in goals]
+    for name in ("target", "single") if record["single"] else ("target",):
+        values = [record[name].get(goal) for goal in goals]
         rows.append([name, *(None for _ in axes), *values, *(None for _ in names), ""])
     show(rows, ("candidate", *axes, *goals, *names, "kept" if job.goals.kept else ""))
     print()
-    if told["test"] is not None:
-        _print_test(told, job.goals)
+    if record["test"] is not None:
+        _print_test(record, job.goals)
 
 
 def _objective_names(goals: Goals) -> list[str]:
@@ -104,12 +104,12 @@ def _objective_names(goals: Goals) -> list[str]:
     return [goals.aggregate if len(goals.aims) > 1 else "objective"]
 
 
-def _best(told: Mapping[str, Any], found: SearchResult) -> list[Mapping[str, Any]]:
+def _best(record: Mapping[str, Any], found: SearchResult) -> list[Mapping[str, Any]]:
     """The candidates worth a line, the winner first."""
-    scored = [t for t in told["trials"] if not t["error"] and t["same_as"] is None]
+    scored = [t for t in record["trials"] if not t["error"] and t["same_as"] is None]
     if found.choice.front:
-        scored = [trial for trial in scored if trial["number"] in told["front"]]
-    winner = told["winner"] and told["winner"]["number"]
+        scored = [trial for trial in scored if trial["number"] in record["front"]]
+    winner = record["winner"] and record["winner"]["number"]
     by_rank = sorted(
         scored,
         key=lambda t: (
@@ -128,11 +128,11 @@ def _verdict(trial: Mapping[str, Any]) -> str:
     return "yes" if max(trial["violations"].values()) <= 0 else "no"
 
 
-def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
+def _print_test(record: Mapping[str, Any], goals: Goals) -> None:
     """The winner on test data, beside what it is compared with."""
-    test = told["test"]
+    test = record["test"]
     reference = "the recipe as given" if test["reference"] == "given" else "target"
-    counts = {task: parts["test"]["n"] for task, parts in told["samples"].items()}
+    counts = {task: parts["test"]["n"] for task, parts in record["samples"].items()}
     sizes = ", ".join(f"{task} n = {count:,}" for task, count in counts.items())
     print(f"On test data, which were not used for the choice ({sizes}); 95 % intervals:")
     rows = []
@@ -152,27 +152,27 @@ def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
     head = ("", "winner", "recipe as given", "target", f"Δ winner vs {reference}", "kept")
     show(rows, head)
     print()
-    for line in _remarks(told):
+    for line in _remarks(record):
         print(textwrap.fill(f"- {line}", 100, subsequent_indent="  "))
     print()
 
 
-def _remarks(told: Mapping[str, Any]) -> list[str]:
+def _remarks(record: Mapping[str, Any]) -> list[str]:
     scores = {
         trial["number"]: trial["objectives"]
-        for trial in told["trials"]
+        for trial in record["trials"]
         if not trial["error"]
         and trial["same_as"] is None
         and all(violation <= 0 for violation in trial["violations"].values())
     }
-    level = list(scores.values()).count(scores.get(told["winner"]["number"]))
+    level = list(scores.values()).count(scores.get(record["winner"]["number"]))
     lines = [
-        f"The winner's score on selection data is the best of {told['tried']} and therefore too "
+        f"The winner's score on selection data is the best of {record['tried']} and therefore too "
         "good; its score on test data is unbiased."
     ]
     if level > 1:
         lines.append(
-            f"{level} of {told['tried']} candidates are level with the winner on selection data: "
+            f"{level} of {record['tried']} candidates are level with the winner on selection data: "
             "the choice among them is arbitrary. More samples or wider axes may separate them."
         )
     return lines
@@ -220,7 +220,7 @@ def _warn(found: SearchResult) -> None:
     lost: Sequence[str] = [
         f"{key}: kept on selection data, but not on test data: {each['value']:.4g}, and would have "
         f"to be {each['bound']:.4g}"
-        for key, each in found.told["test"]["kept"].items()
+        for key, each in found.record["test"]["kept"].items()
         if not each["holds"]
     ]
     warn(lost)

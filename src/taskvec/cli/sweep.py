@@ -38,16 +38,16 @@ def run(args: Arguments) -> int:
     asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
     found = measure_sweep(recipe, sweep, measure=args.measure, minimize=args.minimize, **asking)
-    told, name = found.to_json(), f"sweep-{sweep.label}"
-    write(Path(args.out) / name, told, rows(told), recipe)
+    record, name = found.to_json(), f"sweep-{sweep.label}"
+    write(Path(args.out) / name, record, rows(record), recipe)
     if args.plot:
         from taskvec.reporting.coefficients import draw_sensitivity
 
-        draw_sensitivity(told, Path(args.out) / f"{name}.png")
+        draw_sensitivity(record, Path(args.out) / f"{name}.png")
     if args.json:
-        answer(told)
+        answer(record)
     else:
-        _print(found, told)
+        _print(found, record)
         print(files(args, name))
     return 0
 
@@ -59,13 +59,13 @@ def files(args: Arguments, name: str) -> str:
 
 
 def write(
-    path: Path, told: Mapping[str, Any], table: Sequence[Mapping[str, Any]], recipe: Recipe
+    path: Path, record: Mapping[str, Any], table: Sequence[Mapping[str, Any]], recipe: Recipe
 ) -> None:
     """Write what was found as JSON, with recipe and versions, and as CSV.
 
     Args:
         path: Without an ending.
-        told: JSON types.
+        record: JSON types.
         table: Rows with the same keys.
         recipe: As it was given.
 
@@ -75,22 +75,22 @@ def write(
     from taskvec.evaluation.results import about
     from taskvec.files import write_text
 
-    everything = {**told, "recipe": recipe.to_dict(), **about()}
+    everything = {**record, "recipe": recipe.to_dict(), **about()}
     text = json.dumps(everything, indent=1, ensure_ascii=False)
     write_text(path.with_name(path.name + ".json"), text + "\n")
     write_text(path.with_name(path.name + ".csv"), csv_text(table))
 
 
-def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each value; `kept` columns are by task, the others by measure."""
-    kept = sorted({task for point in told["points"] for task in point["kept"]})
+    kept = sorted({task for point in record["points"] for task in point["kept"]})
     found = []
-    for point in told["points"]:
-        row = {told["sweep"]: point["value"]}
+    for point in record["points"]:
+        row = {record["sweep"]: point["value"]}
         for task in kept:
             shares = point["kept"].get(task, {})
             row |= {f"kept_{name} {task}": shares.get(name) for name in _SHARES}
-        for key in told["measures"]:
+        for key in record["measures"]:
             score = point["scores"].get(key)
             row |= figure_columns(key, score)
             row |= figure_columns(f"less_recipe {key}", score and score["less_recipe"])
@@ -108,12 +108,12 @@ def figure_columns(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any
     return {name: value, f"{name} low": low, f"{name} high": high}
 
 
-def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
+def _print(found: Sensitivity, record: Mapping[str, Any]) -> None:
     from taskvec.evaluation.intervals import span
 
     label, measures = found.sweep.label, found.measures
     for key, measure in measures.items():
-        about = told["measures"][key]
+        about = record["measures"][key]
         print(
             f"{key}: {measure.metric.name}, {about['wanted']} is wanted; n = {about['n']:,}, "
             f"seed {about['seed']}; the recipe as it is has "

@@ -38,16 +38,16 @@ class SearchResult:
         recipe: The winner's, ready to merge; None: no candidate keeps all that must be kept.
         choice: The winner, the front of a trade-off, or the nearest miss.
         job: What was searched.
-        told: All that `trials.json` holds, as JSON types.
+        record: All that `trials.json` holds, as JSON types.
     """
 
     recipe: Recipe | None
     choice: Choice
     job: SearchJob
-    told: Mapping[str, Any]
+    record: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        trials = self.told["tried"]
+        trials = self.record["tried"]
         winner = self.choice.winner
         found = "no winner" if winner is None else f"winner {dict(winner.point)} {winner.values}"
         return f"<SearchResult: {trials} candidates, {found}>"
@@ -56,7 +56,7 @@ class SearchResult:
         """A row for each candidate: its point, its values, and its error if it failed."""
         rows = [
             {key: trial[key] for key in ("number", "error")} | trial["point"] | trial["values"]
-            for trial in self.told["trials"]
+            for trial in self.record["trials"]
         ]
         return frame(rows)
 
@@ -109,7 +109,7 @@ def search(recipe: Recipe | str | os.PathLike[str], **options: Unpack[AllKeyword
     """Search the coefficients of a recipe by what candidates score.
 
     The same search goes on from the folder `out`, by default `taskvec-search`, and processes may
-    share it; `seed` is that of the sampler too, and `progress` is told of candidates.
+    share it; `seed` is that of the sampler too, and `progress` counts candidates.
 
     Args:
         recipe: What is merged, or the file of a recipe; λ that it lacks must be varied.
@@ -125,7 +125,7 @@ def search(recipe: Recipe | str | os.PathLike[str], **options: Unpack[AllKeyword
     """
     given = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, needs_scales=False)
     vary = options.get("vary") or ()
-    axes = [f"{key}={said}" for key, said in vary.items()] if isinstance(vary, Mapping) else vary
+    axes = [f"{k}={values}" for k, values in vary.items()] if isinstance(vary, Mapping) else vary
     ways = [options.get(way) or () for way in ("maximize", "minimize", "keep")]
     own = {t.name: t for way in ways for a in way if not isinstance(a, str) for t in [task_of(a)]}
     goals = make_goals(

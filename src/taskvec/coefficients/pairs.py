@@ -171,7 +171,7 @@ def measure_pairs(
 ) -> Pairs:
     """Merge every pair of tasks in memory and compare it with each task alone.
 
-    A pair whose merge fails is told with the error; the others go on.
+    A pair whose merge fails has the error; the others go on.
 
     Args:
         recipe: Names the tasks, λ and the method; or the file of a recipe.

@@ -216,10 +216,10 @@ def _stay_at_home() -> None:
     if ray is None:
         os.environ.update(AT_HOME)
     elif not ray.is_initialized() and AT_HOME.items() - os.environ.items():
-        told = " ".join(f"{name}={value}" for name, value in AT_HOME.items())
+        record = " ".join(f"{name}={value}" for name, value in AT_HOME.items())
         raise TaskvecError(
             "Ray was imported before the search, and would listen on all addresses of this "
-            f"machine; set {told} before that, or start a cluster yourself with ray.init()"
+            f"machine; set {record} before that, or start a cluster yourself with ray.init()"
         )
 
 

@@ -155,8 +155,8 @@ def suggest_scheme(scan: Scan, granularity: str = "tensor") -> Suggestion:
     reasons = [f"{t}: {rule.reason.format(s=shapes[t])}" for t, rule in decided.items()]
     schemes = {rule.scheme for rule in decided.values()}
     if len(schemes) > 1:
-        told = ", ".join(f"{t} {rule.scheme or 'none'}" for t, rule in decided.items())
-        return Suggestion(None, None, (*reasons, f"tasks disagree ({told})"), shapes)
+        record = ", ".join(f"{t} {rule.scheme or 'none'}" for t, rule in decided.items())
+        return Suggestion(None, None, (*reasons, f"tasks disagree ({record})"), shapes)
     scheme = schemes.pop() if schemes else None
     if scheme != "threshold":
         return Suggestion(scheme, None, tuple(reasons), shapes)

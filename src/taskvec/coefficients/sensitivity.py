@@ -245,7 +245,7 @@ def measure_sweep(
         recipe: Everything but the number that is swept, or the file of a recipe.
         sweep: Which number, and its values; as on the command line, `"threshold=0.5:1:0.05"`.
         measure: Tasks of the evaluation, `TASK` or `TASK@METRIC`, to be good at; none, with
-            `minimize` empty: only what is kept is told, and no model is loaded.
+            `minimize` empty: only what is kept is reported, and no model is loaded.
         minimize: To be bad at, such as a skill to be forgotten.
         {options}
 

@@ -28,7 +28,7 @@ from taskvec.journal import finite
 from taskvec.recipes.writing import SCHEMA_FILE, recipe_text, schema_text
 from taskvec.tables import csv_text
 
-FEWEST = 20  # scored candidates that importances are told from
+FEWEST = 20  # scored candidates that importances need
 
 
 def study_json(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[str, Any]:

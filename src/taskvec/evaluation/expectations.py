@@ -89,7 +89,7 @@ def expect(
     Raises:
         UsageError: a task is not asked, or a direction is unknown.
     """
-    said: dict[str, str] = {}
+    wanted: dict[str, str] = {}
     for name, direction in given.items():
         if direction not in DIRECTIONS:
             raise UsageError(
@@ -101,11 +101,11 @@ def expect(
                 f"expect {name}={direction}: no such task; the tasks are "
                 f"{', '.join(task.name for task in tasks)}"
             )
-        said |= dict.fromkeys(named, direction)
-    found = {model: dict(said) for model in others}
+        wanted |= dict.fromkeys(named, direction)
+    found = {model: dict(wanted) for model in others}
     for model, merge in merges.items():
         is_target = _is_same(merge.target, reference)
-        found[model] = _by_sign(merge.scales, tasks, is_target=is_target) | said
+        found[model] = _by_sign(merge.scales, tasks, is_target=is_target) | wanted
     return found
 
 

@@ -134,6 +134,6 @@ def _stamp(recipe: Recipe) -> str:
     # What is not there is on the hub, and the recipe says its commit.
     files = sorted({stamp_of(path) for path in paths if path.exists()})
     given = load_table(recipe.table) if isinstance(recipe.table, Path) else recipe.table
-    told = given.to_json() if given is not None else None
-    text = json.dumps([recipe.to_dict(), files, told], sort_keys=True)
+    table = given.to_json() if given is not None else None
+    text = json.dumps([recipe.to_dict(), files, table], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -72,11 +72,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def write_results(folder: Path, told: Mapping[str, Any]) -> None:
+def write_results(folder: Path, record: Mapping[str, Any]) -> None:
     """Write `results.json` beside the records.
 
     Raises:
         OutputError: it cannot be written.
     """
-    text = json.dumps(told, indent=1, ensure_ascii=False)
+    text = json.dumps(record, indent=1, ensure_ascii=False)
     write_text(folder / RESULTS_FILE, text + "\n")

@@ -4,7 +4,7 @@ A task is data and two pure functions: `samples` turns rows of a data file into 
 turns replies into numbers. Neither knows a model, and nothing here needs torch. There are three
 kinds of requests: `Continuation` (how likely is this text after that one), `Prompt` (go on from
 here) and `WholeText` (predict this text token by token). Requests and replies are those of
-`taskvec.running.requests`; whoever writes a task finds them here too.
+`taskvec.running.requests`; authors of tasks find them here too.
 """
 
 from __future__ import annotations

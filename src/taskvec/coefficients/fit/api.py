@@ -173,13 +173,13 @@ def _steered(
 
 @dataclass(slots=True)
 class _Run:
-    """How it runs, what was said, and where states go.
+    """How it runs, its warnings, and where states go.
 
     Attributes:
         settings: How.
         progress: See `fit`.
         out: See `fit`.
-        warnings: What was said.
+        warnings: Issued so far.
         records: By source.
     """
 
@@ -190,7 +190,7 @@ class _Run:
     records: dict[str, SourceRecord] = field(default_factory=dict)
 
     def warn(self, text: str) -> None:
-        """Say something now, and in the result."""
+        """Warn now, and in the result."""
         self.warnings.append(text)
         warnings.warn(text, TaskvecWarning, stacklevel=4)
 
@@ -202,7 +202,7 @@ class _Run:
         """Take up a folder, or refuse that of another fit."""
         if self.out is None:
             return
-        told = {
+        record = {
             "settings": {k: v for k, v in asdict(self.settings).items() if k != "hold"},
             "members": directions.fingerprints,
             "sources": {
@@ -212,7 +212,7 @@ class _Run:
             "start": begin.tolist(),
         }
         path = self.out / STATE / "fit.digest"
-        digest = content_of(told)
+        digest = content_of(record)
         if path.is_file() and path.read_text() != digest:
             raise OutputError(
                 f"{self.out}: holds a fit of other prompts, members or settings; choose another "

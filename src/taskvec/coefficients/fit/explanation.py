@@ -17,7 +17,7 @@ from taskvec.evaluation.intervals import RESAMPLES, Figure
 from taskvec.methods.lata import spearman
 
 Array = np.ndarray[Any, Any]
-FEWEST = 4  # layers that a correlation is told of
+FEWEST = 4  # layers of a correlation
 
 
 @dataclass(frozen=True, slots=True)

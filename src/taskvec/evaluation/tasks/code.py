@@ -226,8 +226,8 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
 def _score(outcomes: Sequence[ProgramOutcome]) -> Score:
     n, passed = len(outcomes), sum(outcome.passed for outcome in outcomes)
     values = {f"pass@{k}": pass_at(k, n=n, passed=passed) for k in PASS_AT if k <= n}
-    told = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]
-    return Score(values, {"passed": passed, "outcomes": told})
+    details = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]
+    return Score(values, {"passed": passed, "outcomes": details})
 
 
 def _program(reference: Any, reply: object) -> str:
