@@ -124,9 +124,9 @@ def _verdict(found: Pairs) -> str:
         f"{name} in {outcomes[name]}" for name in ("synergy", "interference", "neither")
     )
     return (
-        f"Of {count} effects: {shares}. Synergy and interference mean that the paired 95 % interval "
-        f"of the difference to the task alone lies on one side of 0; of {count} such intervals "
-        f"about {count / 20:.1g} would by chance."
+        f"Of {count} effects: {shares}. Synergy and interference mean that the paired 95 % "
+        "interval of the difference to the task alone lies on one side of 0; of "
+        f"{count} such intervals about {count / 20:.1g} would by chance."
     )
 
 

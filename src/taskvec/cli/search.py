@@ -81,7 +81,8 @@ def _print(found: SearchResult, job: SearchJob) -> None:
     samples = next(iter(record["samples"].values()))
     print(
         f"{record['tried']} candidates scored, {record['failed']} failed; sampler "
-        f"{record['sampler']}, seed {record['seed']}, n = {samples['select']['n']:,} a task for selection"
+        f"{record['sampler']}, seed {record['seed']}, n = {samples['select']['n']:,} a task for "
+        "selection"
     )
     names = _objective_names(job.goals)
     rows = [

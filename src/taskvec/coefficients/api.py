@@ -123,39 +123,40 @@ def search(recipe: Recipe | str | os.PathLike[str], **options: Unpack[AllKeyword
             something else.
         TaskvecError: anything else foreseen, such as that every candidate failed.
     """
+    how: dict[str, Any] = dict(options)
     given = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, needs_scales=False)
-    vary = options.get("vary") or ()
+    vary = how.get("vary") or ()
     axes = [f"{k}={values}" for k, values in vary.items()] if isinstance(vary, Mapping) else vary
-    ways = [options.get(way) or () for way in ("maximize", "minimize", "keep")]
+    ways = [how.get(way) or () for way in ("maximize", "minimize", "keep")]
     own = {t.name: t for way in ways for a in way if not isinstance(a, str) for t in [task_of(a)]}
     goals = make_goals(
         *([a if isinstance(a, str) else task_of(a).name for a in way] for way in ways),
-        single=options.get("single"),
+        single=how.get("single"),
         tasks=list(given.family.tasks),
-        aggregate=options.get("aggregate", "mean"),
-        keep_share=options.get("keep_share", 0.95),
-        trade_off=options.get("trade_off", False),
+        aggregate=how.get("aggregate", "mean"),
+        keep_share=how.get("keep_share", 0.95),
+        trade_off=how.get("trade_off", False),
     )
-    out = Path(options.get("out", "taskvec-search"))
-    apart = options.get("test_data")
+    out = Path(how.get("out", "taskvec-search"))
+    apart = how.get("test_data")
     splitting = Splitting(
-        options.get("select_n"), options.get("test_n"), None if apart is None else places_of(apart)
+        how.get("select_n"), how.get("test_n"), None if apart is None else places_of(apart)
     )
     job = make_job(
         given,
         [parse_axis(text) for text in axes],
         goals,
-        evaluation_options({**options, "out": out}),
+        evaluation_options(how | {"out": out}),
         splitting,
-        sampler=options.get("sampler", "auto"),
+        sampler=how.get("sampler", "auto"),
         own=own,
     )
     return run_search(
         job,
         out,
-        trials=options.get("trials"),
-        executor=options.get("executor", Local),
-        progress=options.get("progress", silent),
+        trials=how.get("trials"),
+        executor=how.get("executor", Local),
+        progress=how.get("progress", silent),
     )
 
 

@@ -79,7 +79,7 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         apart = {"less_recipe": self.less_recipe, "less_best": self.less_best}
-        return self.figure.to_json() | finite(apart) | {"worse": self.is_worse}
+        return self.figure.to_json() | {**finite(apart), "worse": self.is_worse}
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,13 +158,13 @@ def _check_same(folder: Path, before: Any, now: Mapping[str, Any]) -> None:
     if before is None or before == now:
         return
     keys = [key for key in now if before.get(key) != now[key]]
-    record = []
+    changes = []
     for key in keys:
         one, other = (json.dumps(each, ensure_ascii=False) for each in (before.get(key), now[key]))
-        record.append(key if len(one) + len(other) > 200 else f"{key} was {one}, is {other}")
+        changes.append(key if len(one) + len(other) > 200 else f"{key} was {one}, is {other}")
     raise UsageError(
-        f"{folder}: holds a study of something else; what differs: {'; '.join(record)}. Give another "
-        "--out"
+        f"{folder}: holds a study of something else; what differs: {'; '.join(changes)}. Give "
+        "another --out"
     )
 
 

@@ -30,7 +30,7 @@ class Compared:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         about = {"difference": self.difference, "share_of_single": self.share}
-        return self.result.to_json() | finite(about)
+        return self.result.to_json() | dict(finite(about))
 
 
 def compare(

@@ -66,7 +66,7 @@ def with_overrides(
         for key, value in _places(data, name, copy.deepcopy(overrides[name])):
             is_other = "method" in data and key == ("method", "name")
             replaced = _put(data, key, value)
-            removed = [replaced, *_own_of_tasks(data, replaced if is_other else key)]
+            removed: list[Key] = [replaced, *_own_of_tasks(data, replaced if is_other else key)]
             for known in (lines, origins):
                 for old in [old for old in known for gone in removed if old[: len(gone)] == gone]:
                     known.pop(old, None)
@@ -102,21 +102,17 @@ def _turn(name: str | Key) -> int:
     return 1 if section == "tasks" else 3 if dot and section not in _SECTIONS else 2
 
 
-def _own_of_tasks(data: Mapping[str, Any], replaced: Key) -> list[Key]:
+def _own_of_tasks(data: Mapping[str, Any], replaced: Key) -> Iterator[Key]:
     """Remove from the tasks a parameter, or all of a method, that was replaced; the keys."""
     tasks = data.get("tasks")
     if not isinstance(tasks, dict) or replaced[0] != "method" or replaced[1:] == ("name",):
-        return []
-    removed = [
-        ("tasks", task, word)
-        for task, entry in tasks.items()
-        if isinstance(entry, dict)
-        for word in list(entry)
-        if (word == replaced[1] if len(replaced) > 1 else word not in TaskEntry.model_fields)
-    ]
-    for _, task, word in removed:
-        del tasks[task][word]
-    return removed
+        return
+    for task, entry in tasks.items():
+        for word in list(entry) if isinstance(entry, dict) else ():
+            is_own = word not in TaskEntry.model_fields
+            if is_own if len(replaced) == 1 else word == replaced[1]:
+                del entry[word]
+                yield "tasks", task, word
 
 
 def _check_task(document: Document, data: Mapping[str, Any], name: str | Key) -> None:
