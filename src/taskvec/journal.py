@@ -19,18 +19,18 @@ from taskvec.files import write_text, writing
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A file of JSON objects, one a line."""
+    """A file of JSON objects, one per line."""
 
     path: Path
 
     def read(self) -> list[dict[str, Any]]:
-        """The entries; empty if there is no such file."""
+        """The entries; empty if the file does not exist."""
         try:
             with open(documents.open_regular(self.path), "rb") as file:  # noqa: PTH123
                 lines = file.read().split(b"\n")
         except OSError:
             return []
-        return [entry for line in lines if (entry := _parsed(line)) is not None]
+        return [entry for line in lines if (entry := _parse(line)) is not None]
 
     def resume(self) -> list[dict[str, Any]]:
         """The entries, after a line that was cut off is removed, so that more can be added.
@@ -43,7 +43,7 @@ class Journal:
         return self.read()
 
     def begin(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Write the file anew with these entries; if that fails, the old one stays.
+        """Replace the file with these entries; if that fails, the old one stays.
 
         Raises:
             OutputError: the file cannot be written.
@@ -61,7 +61,7 @@ class Journal:
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Remove what stands behind the last line feed of a file, if the file is there."""
+    """Remove the text after the last line feed of a file, if the file exists."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -110,7 +110,7 @@ def _line(entry: Mapping[str, Any]) -> str:
     return text
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

@@ -217,6 +217,6 @@ VERB = Verb(
     page="""\
 Asks models the samples of some tasks and prints figures with 95 % intervals, side by side, and
 [signs of failure](signs.md); [how](../how-to/evaluate.md), [tasks](tasks.md). A recipe or a
-manifest in the place of a model is merged in memory. `--json` prints what goes to
+manifest instead of a model is merged in memory. `--json` prints what goes to
 `results.json`.""",
 )  # fmt: skip

@@ -36,7 +36,7 @@ def run(args: Arguments) -> int:
     is_first, label = is_first_process(), f"finetune {Path(args.model).name}"
     with Steps(args) as bar:
 
-        def tell(record: Mapping[str, Any], steps: int) -> None:
+        def record_step(record: Mapping[str, Any], steps: int) -> None:
             if is_first and "loss" in record:
                 bar.tell(label, record["step"], steps, record["loss"])
 
@@ -64,8 +64,8 @@ def run(args: Arguments) -> int:
                 validate_every=args.validate_every,
                 saves_model=args.save == "model",
                 tensorboard=args.tensorboard,
-                tell=tell,
-                say=say if is_first else lambda text: None,
+                on_record=record_step,
+                on_message=say if is_first else lambda text: None,
             ),
         )
     if is_first:

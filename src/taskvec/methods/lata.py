@@ -110,7 +110,7 @@ def drop_above(similarity: Array, threshold: float) -> Array:
 
 
 def layer_weights(statistics: LayerStatistics, parameters: Mapping[str, Any], task: str) -> Array:
-    """Weight of every layer for one task, normalized as the parameters say.
+    """Weight of every layer for one task, normalized by the parameters.
 
     Layers that the task did not change (τ_t = 0) are left out of ranking and normalization and get
     weight 0.

@@ -63,7 +63,7 @@ def distances(scan: Scan) -> list[Distances]:
 
 
 def role_warnings(scan: Scan) -> list[str]:
-    """Warnings about implausible roles of a family, with the figures; empty if there are none.
+    """Warnings about implausible roles of a family, with the figures.
 
     Args:
         scan: Statistics of a family, with or without a base.

@@ -1,6 +1,6 @@
 """Data to train on: files, folders and data sets of the hub, as texts, conversations or classes.
 
-The format is told from the name and, of rows, from their fields:
+The format follows from the name and, for rows, from their fields:
 
 ```text
 text      running text: .txt, or rows with a text and no label
@@ -55,11 +55,11 @@ _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How data are read.
+    """How to read data.
 
     Attributes:
-        format: One of `FORMATS`; None: told from the name and the fields.
-        fields: Names of fields, or of arrays of an npz, by what they are for; see `FIELDS`.
+        format: One of `FORMATS`; None: detected from the name and the fields.
+        fields: Names of fields, or of arrays of an npz, by use; see `FIELDS`.
         limit: Most examples, drawn by the seed; None: all.
         seed: Of what is drawn.
     """
@@ -139,7 +139,7 @@ def read_data(source: str | Path, reading: Reading = Reading()) -> Data:
         reading: How.
 
     Raises:
-        UsageError: the format cannot be told, or is unknown.
+        UsageError: the format cannot be detected, or is unknown.
         DataError: it is not there, cannot be read, or holds nothing.
     """
     if reading.format is not None and reading.format not in FORMATS:
@@ -165,7 +165,7 @@ def inputs_of(source: str | Path) -> list[Path]:
 
 
 def limit_data(data: Data, limit: int | None, seed: int) -> Data:
-    """At most so many examples, drawn by the seed, in their order."""
+    """At most that many examples, drawn with the seed, in their order."""
     if limit is None or len(data.items) <= limit:
         return data
     if limit < 1:
@@ -175,7 +175,7 @@ def limit_data(data: Data, limit: int | None, seed: int) -> Data:
 
 
 def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
-    """Training and validation examples: a share of the data, drawn by the seed, is held out."""
+    """Training and validation examples; a share of the data, drawn with the seed, is held out."""
     if not 0 < share < 1:
         raise UsageError(f"a share for validation must be between 0 and 1; got {share}")
     count = round(len(data.items) * share)
@@ -219,7 +219,7 @@ def _images(found: Images, path: Path, files: Sequence[Path]) -> Classified:
 
 
 def _kind(path: Path) -> str:
-    """The format of a path by its name; empty if its rows tell."""
+    """The format of a path by its name; empty if it depends on the rows."""
     if path.is_dir():
         return "folder"
     name = path.name.lower().removesuffix(".gz")
@@ -228,10 +228,7 @@ def _kind(path: Path) -> str:
         return "idx"
     kind = {**kinds, ".parquet": ""}.get(Path(name).suffix)
     if kind is None:
-        raise UsageError(
-            f"{path}: its format cannot be told from its name; say it: --format "
-            f"{' | '.join(FORMATS)}"
-        )
+        raise UsageError(f"{path}: unknown format; give --format {' | '.join(FORMATS)}")
     return kind
 
 
@@ -306,8 +303,8 @@ def _kind_of_rows(there: set[str], row: DataRow, where: str) -> str:
     if "text" in there:
         return "text"
     raise UsageError(
-        f"{where}: what its rows are for cannot be told from their fields "
-        f"({', '.join(row.data)}); say it, such as --fields prompt=NAME,response=NAME"
+        f"{where}: no known combination of fields ({', '.join(row.data)}); name them, for example "
+        "--fields prompt=NAME,response=NAME"
     )
 
 
@@ -357,7 +354,7 @@ def _labels(
 
 
 def number_classes(labels: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...]]:
-    """Numbers and names of classes: whole numbers stand for themselves, names are put in order.
+    """Numbers and names of classes: integers are used as they are, names are sorted.
 
     >>> number_classes(["2", "0"], "here"), number_classes(["cat", "ant", "cat"], "here")
     (([2, 0], ('0', '1', '2')), ([1, 0, 1], ('ant', 'cat')))

@@ -203,7 +203,7 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
     """Runs the program of every answer; a program that comes twice is run once.
 
     Raises:
-        TaskvecError: programs may not be run, or cannot be shut in here.
+        TaskvecError: programs may not be run, or cannot be isolated here.
     """
     require_permission("scoring code", allowed=tools.allow_code_execution)
     programs = [
