@@ -33,7 +33,7 @@ from taskvec.errors import OutputError, ParameterError, UsageError
 from taskvec.family.members import Members
 from taskvec.family.opening import ties_head
 from taskvec.family.vocabulary import told_tokens
-from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey
+from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey, model_order
 from taskvec.merging.apply import InMemory, Record, apply_edits
 from taskvec.merging.changes import is_difference, less_target
 from taskvec.merging.edits import Edit
@@ -141,7 +141,7 @@ class Written:
     """An adapter that is about to be published.
 
     Attributes:
-        rows: What became of each tensor that differs, in name order.
+        rows: What became of each tensor that differs, in the order of the model.
         records: Digests of what was read, by tensor, then by role; of the difference as `output`.
         digests: Of the tensors of the adapter, by name.
         fingerprint: Of the adapter by content.
@@ -486,8 +486,10 @@ def _write(
     config = json.dumps(_config(work, modules), indent=2, sort_keys=True)
     # A tokenizer that has tokens which the model lacks.
     files = {CONFIG: config.encode() + b"\n", **work.change.model.files}
+    keys = {row.name: work.change.members.keys[row.name] for row in work.rows}
+    order = {name: model_order(k.tower, k.block, k.module, name) for name, k in keys.items()}
     written = Written(
-        rows=tuple(work.rows),
+        rows=tuple(sorted(work.rows, key=lambda row: order[row.name])),
         records=work.records,
         digests=work.spool.digests,
         fingerprint=fingerprint(

@@ -57,7 +57,7 @@ class Merged:
         fingerprint: Identity of its weights by content.
         table: Weights that were used.
         warnings: What a user should know.
-        factored: Of an adapter, what became of each tensor that differs, in name order.
+        factored: Of an adapter, what became of each tensor that differs, in the order of the model.
         lost: Of an adapter, the share of ‖τ‖² of the whole model that it lacks.
     """
 
