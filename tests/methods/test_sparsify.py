@@ -41,7 +41,7 @@ def test_only_the_l1_norm_needs_a_pass(method):
     assert isinstance(method.decide(inputs(method)), Table)
     asked = method.decide(inputs(method, {"rescale": "l1", "density": 0.2}))
     assert isinstance(asked, Need)
-    assert (asked.statistic, asked.densities) == ("kept", {"a": 0.2, "b": 0.2})
+    assert (asked.statistic, asked.densities) == ("masked_sums", {"a": 0.2, "b": 0.2})
     sums = {"a": {"w": (6.0, 2.0)}, "b": {"w": (5.0, 0.0)}}  # of b nothing was drawn
     table = method.decide(inputs(method, {"rescale": "l1", "density": 0.2}, passes=(sums,)))
     assert table.selection.factors == {"a": {"w": 3.0}, "b": {"w": 1.0}}

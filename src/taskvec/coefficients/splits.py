@@ -62,8 +62,8 @@ class Split:
 
 def digest(samples: Sequence[Sample]) -> str:
     """Of ids and requests, in order."""
-    told = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    record = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) -> Split:
@@ -113,7 +113,7 @@ def _divided(
             there += f" and {len(left)} others for the test"
         raise UsageError(
             f"task {task!r} has {there}; {wanted} for selection and {how.test_n or 1} for the test "
-            "do not fit; ask for fewer, or give test data apart"
+            "do not fit; ask for fewer, or give separate test data"
         )
     return _part(here, chosen), _part(apart or here, test)
 

@@ -1,7 +1,7 @@
 """Data of tasks: rows of local files, or of data sets on the hub.
 
 Files are JSON, JSON lines, CSV, TSV, plain text or Parquet, also gzipped (`.gz`). A row knows where
-it is from, so that a field that is missing is told with file and line.
+it is from, so that an error about a missing field names file and line.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[st
     """The rows that a task reads, by role.
 
     Raises:
-        DataError: a file is not there, cannot be read or holds no rows.
+        DataError: a file is not there, cannot be read or has no rows.
         MissingExtraError: the hub is needed, and datasets is not installed.
     """
     found: dict[str, list[DataRow]] = {}
@@ -190,7 +190,7 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
 def _filled(paths: Sequence[Path]) -> list[DataRow]:
     rows = [row for path in paths for row in read_rows(path)]
     if not rows:
-        raise DataError(f"{paths[0]}: holds no rows")
+        raise DataError(f"{paths[0]}: has no rows")
     return rows
 
 
@@ -215,8 +215,8 @@ def read_rows(path: Path) -> list[DataRow]:
         return [DataRow(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
     raw = documents.read_bytes(path, documents.DATA, DataError)
     if path.suffix == ".gz":
-        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
-    text = documents.decoded(raw, str(path), DataError)
+        raw = documents.unzip(raw, documents.DATA, str(path), DataError)
+    text = documents.decode(raw, str(path), DataError)
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
     if kind in readers:
         return [DataRow(data, where, stem) for data, where in readers[kind](path, text)]

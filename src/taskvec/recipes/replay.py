@@ -35,7 +35,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not whole or not all(map(_is_model, [data["output"], *data["members"].values()])):
         raise CheckpointError(f"{file}: is not a manifest of format {FORMAT}")
     if not all(isinstance(member.get("path"), str) for member in data["members"].values()):
-        raise CheckpointError(f"{file}: does not say where the members were")
+        raise CheckpointError(f"{file}: lacks the paths of the members")
     return data
 
 
