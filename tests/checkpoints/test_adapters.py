@@ -11,7 +11,8 @@ import pytest
 from tests.adapters import SCALING, deltas, pair, write_adapter
 from tests.conftest import Arrays, from_bf16, to_bf16, write_checkpoint, write_safetensors
 
-from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter
+from taskvec import patterns
+from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter, scaling_of
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source, added
 from taskvec.errors import CheckpointError, FamilyError
@@ -484,3 +485,11 @@ def test_names_of_memory_and_of_files(tmp_path: Path) -> None:
     tensors = pair("model.language_model.layers.0.self_attn.q_proj", 4, 4)
     tensors |= pair("model.visual.blocks.0.attn.qkv", 6, 4)
     assert sorted(put(tmp_path / "lora", over, tensors).tensors) == sorted(shapes)
+
+
+def test_a_pattern_of_a_config_may_not_cost_years(monkeypatch):
+    monkeypatch.setattr(patterns, "_SECONDS", 1)
+    config = {"r": 8, "lora_alpha": 8, "rank_pattern": {"(a+)+b": 4}}
+    with pytest.raises(CheckpointError, match=r"rank_pattern.*\(a\+\)\+b.*more than 1 s"):
+        scaling_of(config, "a" * 100)
+    patterns._close_children()

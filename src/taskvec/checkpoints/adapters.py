@@ -37,6 +37,7 @@ from taskvec.checkpoints.safetensors import TensorInfo, read_header
 from taskvec.checkpoints.source import Derived, Source, Sum
 from taskvec.checkpoints.views import View
 from taskvec.errors import CheckpointError, FamilyError
+from taskvec.patterns import Pattern
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -245,7 +246,9 @@ def scaling_of(config: Mapping[str, Any], module: str) -> tuple[float, int]:
 
     def matching(key: str, default: Any) -> Any:
         for pattern, value in (config.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if Pattern(
+                rf"\A(.*\.)?({pattern})$", f"{key} {pattern[:60]!r}", CheckpointError
+            ).search(module):
                 return value
         return default
 
