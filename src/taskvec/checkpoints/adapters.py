@@ -246,9 +246,9 @@ def scaling_of(config: Mapping[str, Any], module: str) -> tuple[float, int]:
 
     def matching(key: str, default: Any) -> Any:
         for pattern, value in (config.get(key) or {}).items():
-            if Pattern(
-                rf"\A(.*\.)?({pattern})$", f"{key} {pattern[:60]!r}", CheckpointError
-            ).search(module):
+            where = f"{key} {pattern[:60]!r}"
+            fits = Pattern(rf"\A(.*\.)?({pattern})$", where, CheckpointError)
+            if fits.search(module) is not None:
                 return value
         return default
 
