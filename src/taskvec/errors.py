@@ -5,6 +5,7 @@ TaskvecError                 exit code 1; a known failure, told in one line
 ├── CheckpointError          an input file or folder is broken, unsafe or of an unsupported kind
 ├── FamilyError              the members are fine one by one but do not fit together
 ├── OutputError              the output cannot be written where it was asked for
+├── NothingToDoError         exit code 3; the result would be the unchanged model
 ├── DataError                data for a measurement are missing or malformed
 ├── StaleError               something on disk is not what was measured before
 ├── MissingExtraError        an optional dependency is not installed
@@ -37,6 +38,12 @@ class FamilyError(TaskvecError):
 
 class OutputError(TaskvecError):
     """The output cannot be written where it was asked for."""
+
+
+class NothingToDoError(TaskvecError):
+    """The result would not differ from what is there; nothing was written."""
+
+    exit_code = 3
 
 
 class DataError(TaskvecError):
