@@ -138,7 +138,7 @@ def test_a_name_with_the_number_of_a_block_is_in_it_whatever_else_is_unknown(nam
     assert key.block == 4
     assert (key.tower, key.module, key.projection) == NUMBERED[name]
     assert key.at("block", name) == f"{key.tower}/4"
-    assert layers.renumbered(name, 10) == name.replace(".4.", ".10.")
+    assert layers.renumber(name, 10) == name.replace(".4.", ".10.")
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -1,8 +1,8 @@
-"""Documents that people write or exchange, as pydantic models; what is wrong in one, in our words.
+"""Documents that people write or exchange, as pydantic models with one-line errors.
 
-A kind of document is a class of `Entry`. `check` makes one of plain data, or hands the first thing
-that is wrong to its caller as the key of the value and one line of text; the caller knows the file,
-the line and the class of the error. pydantic's own words are seen by nobody.
+A kind of document is a subclass of `Entry`. `check` creates one from plain data, or passes the
+first error to its caller as the key of the value and one line of text; the caller knows the file,
+the line and the class of the error. Users never see pydantic's messages.
 
 pydantic takes a tenth of a second to import on a slow machine: import this module where a document
 is read, not at the top of a command.
@@ -30,7 +30,7 @@ class Entry(BaseModel):
 
     Attributes:
         short: The key whose value may stand for the whole, as a word; empty: no short form.
-        elsewhere: Keys that are often looked for here, with where what they mean is written.
+        elsewhere: Keys that users try here, with the place of their counterparts.
         examples: What to write for a required key.
     """
 
@@ -90,7 +90,7 @@ def unknown(key: object, known: tuple[str, ...], elsewhere: Mapping[str, str]) -
     """A message about a key that is not known."""
     if key in elsewhere:
         return f"unknown key {key!r}{{place}}; {elsewhere[str(key)]}"
-    hint = nearest(str(key), known) if known else "there are none here"
+    hint = nearest(str(key), known) if known else "no keys are allowed here"
     return f"unknown key {key!r}{{place}}; {hint}"
 
 
@@ -114,7 +114,7 @@ def check(model: type[E], data: object, fail: Callable[[Key, str], NoReturn], at
         first = found.errors(include_url=False)[0]
     except UnicodeError:  # pydantic hands no such key on
         fail(at, "has a key with half of a surrogate pair")
-    return fail(*_described(first, data, at))
+    return fail(*_describe(first, data, at))
 
 
 def read_as(
@@ -143,16 +143,16 @@ def read_as(
     return check(model, data, fail)
 
 
-def _described(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str]:
+def _describe(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str]:
     """Key and message of one of pydantic's errors."""
     key, value = list(at), cast(Any, data)
-    for part in error["loc"]:  # which also names members of unions, that are no keys
+    for part in error["loc"]:  # which also contains members of unions, which are not keys
         is_key = isinstance(value, dict) and part in value
         if is_key or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             key.append(part)
             value = value[part]
     context = error.get("ctx", {})
-    place = dotted(key)
+    place = format_key(key)
     got = _shown(value)
     if error["type"] != "taskvec":
         expected = _expected(error["type"], context)
@@ -162,10 +162,10 @@ def _described(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, st
     return tuple(key if context["key"] is None else [*key, context["key"]]), what
 
 
-def dotted(key: list[Any] | Key) -> str:
+def format_key(key: list[Any] | Key) -> str:
     """A key as text.
 
-    >>> dotted(("layers", 0, "pattern"))
+    >>> format_key(("layers", 0, "pattern"))
     'layers[0].pattern'
     """
     words = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)

@@ -216,7 +216,7 @@ def test_tensor_is_listed_in_the_wrong_shard(sharded):
     assert found.startswith(
         f"{sharded}: {INDEX} says that 'lm_head.weight' is in {SHARDS[0]}, where it is not"
     )
-    assert found.endswith("write the index anew")
+    assert found.endswith("write the index again")
 
 
 def test_tensor_is_not_listed(sharded):
@@ -246,7 +246,7 @@ def test_tensor_in_two_shards(sharded):
 def test_both_single_file_and_index(sharded):
     write_safetensors(sharded / "model.safetensors", WEIGHTS)
     assert refusal(sharded) == (
-        f"{sharded}: has both model.safetensors and {INDEX}; remove the one that is not meant"
+        f"{sharded}: has both model.safetensors and {INDEX}; remove the wrong one"
     )
 
 

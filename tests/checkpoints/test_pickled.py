@@ -198,7 +198,7 @@ def test_code_in_a_file_is_never_run(tmp_path, kind, asked, zipped, cli):
     assert f"{file}: {REMEDY}" == refusal(folder, allow=False)
     assert refusal(folder) == (
         f"{file}: is damaged or holds more than weights (asks for {asked}); nothing in it was run; "
-        "save its state dict as safetensors where you trust it"
+        "save its state dict as safetensors if you trust it"
     )
     for flags in ([], ["--allow-pickle"]):
         code, _, _ = cli(
@@ -217,14 +217,14 @@ def test_code_in_a_file_is_never_run(tmp_path, kind, asked, zipped, cli):
     [
         ({}, "it is empty"),
         ([1], "it is a list"),
-        ({"w": torch.ones(2), "epoch": 3}, "'epoch' is no tensor"),
-        ({"state_dict": {"w": 1.0}}, "'state_dict' is no tensor"),
+        ({"w": torch.ones(2), "epoch": 3}, "'epoch' is not a tensor"),
+        ({"state_dict": {"w": 1.0}}, "'state_dict' is not a tensor"),
     ],
 )
 def test_what_is_no_state_dict(tmp_path, content, got):
     torch.save(content, tmp_path / "m.pt")
     assert refusal(tmp_path / "m.pt") == (
-        f"{tmp_path}/m.pt: is no state dict ({got}); save the tensors by name, or under "
+        f"{tmp_path}/m.pt: is not a state dict ({got}); save the tensors by name, or under "
         "'state_dict'"
     )
 
@@ -234,7 +234,7 @@ def test_damaged_files(tmp_path, content):
     (tmp_path / "m.bin").write_bytes(content)
     told = refusal(tmp_path / "m.bin")
     assert told.startswith(f"{tmp_path}/m.bin: is ")
-    assert told.count("nothing in it was run") + told.count("no state dict") == 1
+    assert told.count("nothing in it was run") + told.count("not a state dict") == 1
 
 
 def test_several_files_and_nothing_to_say_which(tmp_path):

@@ -339,7 +339,7 @@ def errors(made: dict[str, Path]) -> list[tuple[tv.Family, str, type[TaskvecErro
          f"task 'a' ({lora}): is an adapter, and instruct (or anchor), which it is over, is "
          "missing; give it"),
         (tv.Family({"m": TaskSpec(math, over="base")}, instruct, base=base), "lata", UsageError,
-         f"task 'm' ({math}): is no adapter, so that it is over nothing; leave out over"),
+         f"task 'm' ({math}): is not an adapter; remove `over`"),
     ]  # fmt: skip
 
 

@@ -314,7 +314,7 @@ def test_state_dict_that_is_made_up(family):
             return {"w": torch.ones(2)}
 
     assert refusal(family_of(family), Odd()) == (
-        "out: 'w' of its state dict is no parameter or buffer"
+        "out: 'w' of its state dict is not a parameter or buffer"
     )
 
 

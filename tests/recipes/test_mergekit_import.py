@@ -754,7 +754,7 @@ def test_parameters_of_the_base_are_told():
         (config("ties", parameters={"rescale": True}), "rescale: true of ties"),
         (config("ties", parameters={"normalize": "maybe"}), "normalize must be true or false"),
         (config("ties", models=[{"model": "a+b+c"}]), "a model is PATH or PATH.LORA"),
-        (config("ties", models=[{"model": "a"}, {"model": "a"}]), "a stands twice"),
+        (config("ties", models=[{"model": "a"}, {"model": "a"}]), "a occurs twice"),
         (config("ties", models=[{"model": {"model": "a", "override_architecture": "X"}}]),
          "override_architecture is not supported"),
         ("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0]}]\n",

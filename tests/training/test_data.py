@@ -61,8 +61,8 @@ def test_pairs(tmp_path, prompt, response):
 def test_fields_of_other_names(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"in": "why", "out": "so"})
     assert refusal(path, kind=UsageError) == (
-        f"{path}: what its rows are for cannot be told from their fields (in, out); say it, such "
-        "as --fields prompt=NAME,response=NAME"
+        f"{path}: no known combination of fields (in, out); name them, for example "
+        "--fields prompt=NAME,response=NAME"
     )
     data = read_data(path, Reading(fields={"prompt": "in", "response": "out"}))
     assert data.items == [(("user", "why"), ("assistant", "so"))]
@@ -140,8 +140,7 @@ def test_lines_of_labels_and_texts(tmp_path):
     path = tmp_path / "words.all"
     path.write_bytes("1 good  film\n0 bad\n\n1 café\n".encode("latin-1"))
     assert refusal(path, kind=UsageError) == (
-        f"{path}: its format cannot be told from its name; say it: --format text | chat | classes "
-        "| lines | folder | npz | idx"
+        f"{path}: unknown format; give --format text | chat | classes | lines | folder | npz | idx"
     )
     data = read_data(path, Reading("lines"))
     assert (data.items, data.labels) == (["good  film", "bad", "café"], [1, 0, 1])
@@ -231,7 +230,7 @@ def test_idx(tmp_path, packed):
     path = tmp_path / f"train-images-idx3-ubyte{suffix}"
     path.write_bytes(pack(idx(images)))
     labels = tmp_path / f"train-labels-idx1-ubyte{suffix}"
-    assert refusal(path) == (f"{path}: its labels are not there; expected {labels.name} beside it")
+    assert refusal(path) == (f"{path}: its labels are missing; expected {labels.name} beside it")
     labels.write_bytes(pack(idx(np.array([1, 0, 1], np.uint8))))
     data = read_data(path)
     assert data.labels == [1, 0, 1]

@@ -260,7 +260,7 @@ def _check_kind(where: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         said = f"is a {kind} adapter" if kind else f"{CONFIG} does not say peft_type"
-        raise CheckpointError(f"{where}: {said}; only LoRA is read as it is: {_MERGE}")
+        raise CheckpointError(f"{where}: {said}; only LoRA is supported: {_MERGE}")
     for key, meaning in _REFUSED.items():
         if config.get(key):
             raise CheckpointError(f"{where}: {key} ({meaning}) is not supported; {_MERGE}")
@@ -287,7 +287,7 @@ def _sorted_parts(
         match = _PART.fullmatch(called)
         if match is None:
             if ".lora_" in called or "." not in called:
-                raise CheckpointError(f"{where}: tensor {stored!r} is not understood; {_MERGE}")
+                raise CheckpointError(f"{where}: tensor {stored!r} is not recognized; {_MERGE}")
             whole[called] = stored
             continue
         module, part, leaf = match["module"], match["part"], match["leaf"]
@@ -303,7 +303,7 @@ def _sorted_parts(
             modules.setdefault(module, {})[f"{part}.{leaf}" if is_named else part] = stored
     if len(names) > 1:
         raise CheckpointError(
-            f"{where}: holds adapters {', '.join(sorted(names))}; save each in a folder of its own"
+            f"{where}: holds adapters {', '.join(sorted(names))}; save each in its own folder"
         )
     return modules, copies | whole
 
@@ -345,7 +345,7 @@ def _of_module(
     if "lora_magnitude_vector" in parts:
         m = parts["lora_magnitude_vector"]
         if transposed or len(over.tensors[name].shape) != 2:
-            _fail(adapter, f"uses DoRA on {name!r}, which is no plain linear layer", _MERGE)
+            _fail(adapter, f"uses DoRA on {name!r}, which is not a plain linear layer", _MERGE)
         if adapter.stored.tensors[m].shape != over.tensors[name].shape[:1]:
             _misfit(adapter, over, m, adapter.stored.tensors[m].shape, name)
         yield name, a, shape, lambda: Decomposed(over.view(name), make(), view(m))

@@ -281,9 +281,7 @@ def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
     if index is not None:
         whole = re.sub(r"\.index.*", "", index)
         if whole in files:
-            raise CheckpointError(
-                f"{folder}: has both {whole} and {index}; remove the one that is not meant"
-            )
+            raise CheckpointError(f"{folder}: has both {whole} and {index}; remove the wrong one")
         shards = read_index(folder, index, files)
         stems = {whole.removesuffix(".safetensors")}
         stems |= {found["stem"] for found in map(_SHARD.fullmatch, shards) if found is not None}
@@ -343,7 +341,7 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
 
 def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: Set[str]) -> None:
     """Raise `CheckpointError` if a shard does not hold what the index lists for it."""
-    remedy = "the two were not saved together; download both again, or write the index anew"
+    remedy = "the two were not saved together; download both again, or write the index again"
     if listed - found:
         name = min(listed - found)
         raise CheckpointError(

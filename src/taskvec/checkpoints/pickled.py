@@ -133,7 +133,7 @@ def _load(path: Path) -> dict[str, Any]:
         what = f"asks for {asked[1]}" if asked else f"{type(error).__name__}"
         raise CheckpointError(
             f"{path}: is damaged or holds more than weights ({what}); nothing in it was run; "
-            "save its state dict as safetensors where you trust it"
+            "save its state dict as safetensors if you trust it"
         ) from error
     return _state_dict(path, content)
 
@@ -146,9 +146,9 @@ def _state_dict(path: Path, content: object) -> dict[str, Any]:
             if found and all(isinstance(n, str) and is_torch(t) for n, t in found.items()):
                 return dict(found)
         odd = [str(name) for name, value in content.items() if not is_torch(value)]
-        got = f"{odd[0]!r} is no tensor" if odd else "it is empty"
+        got = f"{odd[0]!r} is not a tensor" if odd else "it is empty"
     else:
         got = f"it is a {type(content).__name__}"
     raise CheckpointError(
-        f"{path}: is no state dict ({got}); save the tensors by name, or under 'state_dict'"
+        f"{path}: is not a state dict ({got}); save the tensors by name, or under 'state_dict'"
     )

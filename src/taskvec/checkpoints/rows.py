@@ -112,26 +112,26 @@ def gather(parts: Sequence[View], which: Array, row: Array) -> View:
     """
     numbers: dict[int, int] = {}  # by the identity of a part that is used
     used: list[View] = []
-    renumbered = np.full(len(which), NOTHING, np.int16)
+    renumber = np.full(len(which), NOTHING, np.int16)
     for i, part in enumerate(parts):
         mine = which == i
         if mine.any():
             if numbers.setdefault(id(part), len(used)) == len(used):
                 used.append(part)
-            renumbered[mine] = numbers[id(part)]
+            renumber[mine] = numbers[id(part)]
     like = used[0] if used else parts[0]
     if (
         len(row) == like.shape[0]
-        and not renumbered.any()
+        and not renumber.any()
         and np.array_equal(row, np.arange(len(row)))
     ):
         return like
-    is_nothing = renumbered == NOTHING
-    joined = (renumbered[1:] == renumbered[:-1]) & ((row[1:] == row[:-1] + 1) | is_nothing[1:])
+    is_nothing = renumber == NOTHING
+    joined = (renumber[1:] == renumber[:-1]) & ((row[1:] == row[:-1] + 1) | is_nothing[1:])
     runs = np.concatenate([[0], np.flatnonzero(~joined) + 1, [len(row)]])
     return Gathered(
         parts=tuple(used),
-        which=renumbered,
+        which=renumber,
         row=np.asarray(row, np.int64),
         runs=runs.astype(np.int64),
         dtype=_common([part.dtype for part in used or [like]]),

@@ -157,8 +157,7 @@ def open_vector(path: str | os.PathLike[str]) -> Vector:
     metadata = read_metadata(stored.inputs[0])
     if metadata.get("taskvec") != KIND:
         raise CheckpointError(
-            f"{path}: does not say that it holds a task vector; expected a file that "
-            "`taskvec extract` wrote"
+            f"{path}: is not a task vector; expected a file that `taskvec extract` wrote"
         )
     for name, info in stored.tensors.items():
         if not info.dtype.is_float:

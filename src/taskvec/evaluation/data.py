@@ -1,7 +1,7 @@
 """Data of tasks: rows of local files, or of data sets on the hub.
 
 Files are JSON, JSON lines, CSV, TSV, plain text or Parquet, also gzipped (`.gz`). A row knows where
-it is from, so that a field that is missing is told with file and line.
+it is from, so that an error about a missing field names file and line.
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ def read_rows(path: Path) -> list[DataRow]:
         return [DataRow(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
     raw = documents.read_bytes(path, documents.DATA, DataError)
     if path.suffix == ".gz":
-        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
-    text = documents.decoded(raw, str(path), DataError)
+        raw = documents.unzip(raw, documents.DATA, str(path), DataError)
+    text = documents.decode(raw, str(path), DataError)
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
     if kind in readers:
         return [DataRow(data, where, stem) for data, where in readers[kind](path, text)]

@@ -66,7 +66,7 @@ def with_one_embedding(sources: Mapping[str, Source]) -> tuple[dict[str, Source]
             notes.append(f"{copy} is {origin} in every member and left out")
         elif lacking and all(origin in result[role].tensors for role in lacking):
             result = changed(result, lacking, partial(with_copy, copy, origin))
-            notes.append(f"{copy} is not {origin} in all members: it is a tensor of its own")
+            notes.append(f"{copy} is not {origin} in all members, so it is merged separately")
     return result, notes
 
 

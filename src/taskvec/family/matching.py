@@ -130,7 +130,7 @@ def _is_taken(role: str, source: Source, name: str, taken: Mapping[str, str], ot
     if one is not None and canonical(one) == canonical(other):
         raise FamilyError(
             f"{describe(role)} ({source.where}): {one!r} and {other!r} are both {name!r} of the "
-            "target; give a copy without the one that is not meant"
+            "target; give a copy without the wrong one"
         )
     return one is not None
 

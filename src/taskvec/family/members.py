@@ -263,12 +263,12 @@ def _compare(
     if extra and not member.tensors.keys() & target.tensors.keys():
         raise FamilyError(
             f"{who} ({member.where}): has no tensor in common with the target ({target.where}), "
-            f"but {extra[0]!r} and {len(extra) - 1} more; it is of another model"
+            f"but {extra[0]!r} and {len(extra) - 1} more; it is another model"
         )
     if extra:
         raise FamilyError(
             f"{who} ({member.where}): has tensor {extra[0]!r}, which the target lacks "
-            f"({len(extra)} extra); if it is not meant, leave it out with exclude: "
+            f"({len(extra)} extra); to leave it out, use exclude: "
             f"[{_like(extra, target.tensors)}]"
         )
     for name in chosen:

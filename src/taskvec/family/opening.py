@@ -159,7 +159,7 @@ def _roles(
 
 def _stage(name: str, stages: Mapping[str, Source]) -> Source:
     if name not in stages:
-        raise UsageError(f"{STAGE}{name}: there is no such stage; {nearest(name, list(stages))}")
+        raise UsageError(f"{STAGE}{name}: unknown stage; {nearest(name, list(stages))}")
     return stages[name]
 
 

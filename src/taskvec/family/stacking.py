@@ -23,7 +23,7 @@ from taskvec.checkpoints.views import View
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import FamilyError
 from taskvec.family.stack_config import COUNTS, stacked_config
-from taskvec.layers import LayerKey, classify, renumbered
+from taskvec.layers import LayerKey, classify, renumber
 from taskvec.recipes.stack import Piece
 
 # Towers beside a language model, whose blocks are not stacked.
@@ -64,7 +64,7 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
 
     Raises:
         FamilyError: a range is outside its model, a model has no blocks or several towers of them,
-            shapes of embeddings differ, or a scale would be undone by a norm after the block.
+            shapes of embeddings differ, or a norm after the block would undo a scale.
     """
     towers = [_tower(source) for source in sources]
     places: dict[str, tuple[Source, str, float]] = {}  # new name → where it is from
@@ -84,7 +84,7 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
             if piece.first <= key.block < piece.stop:
                 index = block + key.block - piece.first
                 factor = piece.scale if key.projection in ("o", "down", "shared_down") else 1.0
-                places[renumbered(name, index)] = (source, name, factor)
+                places[renumber(name, index)] = (source, name, factor)
         block += piece.stop - piece.first
     places |= _outside(sources, towers[0][0])
     _check_widths(places)
@@ -106,14 +106,14 @@ def _check_scale(source: Source, name: str, key: LayerKey) -> None:
     """Refuse a scale where it is not known, or undone, what a block adds."""
     if "post_feedforward_layernorm" in name:
         raise FamilyError(
-            f"stack: scale of {source.where} would be undone by {name!r}, which norms what "
-            "a block adds; leave scale out"
+            f"stack: scale of {source.where} would have no effect: {name!r} normalizes what a "
+            "block adds; remove scale"
         )
     is_matrix = len(source.tensors[name].shape) > 1
     if is_matrix and key.projection is None and key.module != "norm":
         raise FamilyError(
-            f"stack: scale of {source.where}: {name!r} is not known, and may be what a block adds; "
-            "leave scale out"
+            f"stack: scale of {source.where}: {name!r} is unknown and may be what a block adds; "
+            "remove scale"
         )
 
 

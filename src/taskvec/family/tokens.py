@@ -36,7 +36,7 @@ def tokenizer_source(sources: Mapping[str, Source], name: str | None) -> Source 
     own = None if source is None else read_tokenizer(source)
     target = read_tokenizer(sources["target"])
     if source is None or own is None:
-        raise FamilyError(f"tokenizer of {name!r}, which `out` asks for: there is none; remove it")
+        raise FamilyError(f"tokenizer of {name!r}, named in `out`, does not exist; remove it")
     if target is not None and not own.agrees(target):
         raise FamilyError(
             f"tokenizer of {name!r} ({source.where}): its tokens are not those of the target "

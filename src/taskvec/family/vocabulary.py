@@ -310,7 +310,7 @@ def _note(member: _Member, target: _Member, new: Sequence[_New]) -> Iterator[str
     lacking = [t for t in theirs if t not in own]
     left_out = [t for t in own if t not in theirs and t not in appended]
     parts = [f"lacks {some(lacking)} of the target"] if lacking else []
-    parts += [f"{some(left_out)} of its own left out"] if left_out else []
+    parts += [f"leaves out {some(left_out)} that only it has"] if left_out else []
     if not member.tokenizer.knows_all:
         parts.append(f"{member.tokenizer.file} lists no special tokens: their rows are not merged")
     if parts or any(theirs.get(token, row) != row for token, row in own.items()):

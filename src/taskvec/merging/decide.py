@@ -21,7 +21,7 @@ from taskvec.recipes.depth import by_tensor, factors
 from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.collect import Sources
 from taskvec.statistics.competition import competition
-from taskvec.statistics.kept import Sums, kept_by_rank, kept_sums
+from taskvec.statistics.masked_sums import Sums, masked_sums, masked_sums_by_rank
 from taskvec.statistics.products import Products, products_of_models, products_of_vectors
 from taskvec.statistics.scan import Scan
 from taskvec.statistics.trim import Threshold, thresholds
@@ -47,7 +47,7 @@ def decide(prepared: Prepared) -> Decided:
     table = load_table(recipe.table) if isinstance(recipe.table, Path) else recipe.table
     if table is not None:
         if not (method.takes_table or table.is_final or table.origin == method.name):
-            raise UsageError(f"{method.name} takes no table; use task_arithmetic or lata")
+            raise UsageError(f"{method.name} does not accept a table; use task_arithmetic or lata")
         check_table(table, members.tasks, members.merged, table.origin)
     has_a_say = method.sparsifies or method.combine is not None  # in what becomes of weights
     is_weights = method.takes_table and has_a_say and table is not None and table.selection is None
@@ -151,22 +151,22 @@ def _thresholds(prepared: Prepared, need: Need) -> dict[str, dict[str, Threshold
     return thresholds(sources, weights, need.densities, need.scope, prepared.options)
 
 
-def _kept(prepared: Prepared, need: Need) -> Sums:
+def _masked_sums(prepared: Prepared, need: Need) -> Sums:
     """Σ |x| and Σ m |x| under the layer weights that the method has made and its random masks."""
     sources, weights = _pure_vectors(prepared, need)
     names = prepared.members.merged
     bounds = {t: {n: bound(value_at(d, n)) for n in names} for t, d in need.densities.items()}
-    return kept_sums(sources, weights, bounds, _keys(prepared, need), prepared.options)
+    return masked_sums(sources, weights, bounds, _keys(prepared, need), prepared.options)
 
 
-def _kept_by_rank(prepared: Prepared, need: Need) -> Sums:
+def _masked_sums_by_rank(prepared: Prepared, need: Need) -> Sums:
     """The same where the larger entries of a row are kept more often."""
     sources, weights = _pure_vectors(prepared, need)
     shares = {
         t: {n: (value_at(d, n), value_at(need.epsilons[t], n)) for n in prepared.members.merged}
         for t, d in need.densities.items()
     }
-    return kept_by_rank(sources, weights, shares, _keys(prepared, need), prepared.options)
+    return masked_sums_by_rank(sources, weights, shares, _keys(prepared, need), prepared.options)
 
 
 def _competition(prepared: Prepared, need: Need) -> dict[str, dict[str, float]]:
@@ -180,8 +180,8 @@ def _competition(prepared: Prepared, need: Need) -> dict[str, dict[str, float]]:
 COLLECTORS: dict[str, Callable[[Prepared, Need], object]] = {
     "products": _products,
     "thresholds": _thresholds,
-    "kept": _kept,
-    "kept_by_rank": _kept_by_rank,
+    "masked_sums": _masked_sums,
+    "masked_sums_by_rank": _masked_sums_by_rank,
     "competition": _competition,
 }
 

@@ -162,7 +162,8 @@ def table_from_json(data: object, where: str) -> Table:
     if not columns:
         raise UsageError(f"{where}: has no weights; {remedy}")
     table = _build(columns, where)
-    return table if file.selection is None else replace(table, selection=file.selection.selected())
+    selection = file.selection.to_selection() if file.selection is not None else None
+    return replace(table, selection=selection)
 
 
 def load_table(path: str | Path) -> Table:
@@ -185,12 +186,12 @@ def load_table(path: str | Path) -> Table:
     header = rows[0][1:]
     columns: dict[str, dict[str, object]] = {task: {} for task in header}
     if len(columns) != len(header):
-        raise UsageError(f"{path}: a task stands twice in the first line")
+        raise UsageError(f"{path}: a task occurs twice in the first line")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(rows[0]):
             raise UsageError(f"{path}:{number}: {len(row)} fields, expected {len(rows[0])}")
         if row[0] in columns[header[0]]:
-            raise UsageError(f"{path}:{number}: tensor {row[0]!r} stands twice")
+            raise UsageError(f"{path}:{number}: tensor {row[0]!r} occurs twice")
         for task, value in zip(header, row[1:], strict=True):
             columns[task][row[0]] = value
     return replace(_build(columns, str(path)), origin=f"table {path.name}")
@@ -235,10 +236,10 @@ def check_table(table: Table, tasks: tuple[str, ...], names: tuple[str, ...], wh
     if extra:
         hint = nearest(extra[0], names)
         hint = f"; {hint}" if hint.startswith("did") else ""
-        raise UsageError(f"{where}: tensor {extra[0]!r} is not one that is merged{hint}")
+        raise UsageError(f"{where}: tensor {extra[0]!r} is not merged here{hint}")
     missing = sorted(set(names) - set(table.names))
     if missing:
         raise UsageError(
             f"{where}: no weight for tensor {missing[0]!r} ({len(missing)} missing); "
-            "give 0 to leave it alone"
+            "give 0 to leave it unchanged"
         )

@@ -28,7 +28,7 @@ class SelectionEntry(Entry):
     merge: Literal[MERGES]  # type: ignore[valid-type]
     seed: int
 
-    def selected(self) -> Selection:
+    def to_selection(self) -> Selection:
         """The selection itself."""
         thresholds = {
             task: {

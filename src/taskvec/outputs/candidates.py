@@ -84,7 +84,7 @@ class Bench:
         """
         mine = self.prepared.recipe
         if recipe.family.members != mine.family.members:
-            raise UsageError("a candidate must have the members of the recipe that it began with")
+            raise UsageError("a candidate must have the members of its first recipe")
         try:
             if _needs(recipe) != _needs(mine):
                 self.prepared = prepare(recipe, self.prepared.options)

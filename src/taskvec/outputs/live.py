@@ -154,7 +154,7 @@ def parameters_of(into: Module | Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name in module.state_dict():
         if name not in live:  # a hook makes it up, so that writing it would change nothing
-            raise UsageError(f"out: {name!r} of its state dict is no parameter or buffer")
+            raise UsageError(f"out: {name!r} of its state dict is not a parameter or buffer")
         found[name] = live[name]
     return found
 
@@ -236,7 +236,7 @@ def _first_names(extents: Mapping[str, Extent]) -> dict[str, str]:
             continue
         if before is not None and same_device and extent.start < reached:
             raise UsageError(
-                f"out: {name!r} and {before[0]!r} share a part of their memory; give each its own"
+                f"out: {name!r} and {before[0]!r} share part of their memory; give each its own"
             )
         first[name], before, reached = name, (name, extent), extent.stop
     return first

@@ -265,7 +265,7 @@ def _other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> 
     digests = known["anchor"]["digests"] if "anchor" in known else {}
     vectors = {task: members.sources[f"task:{task}"] for task in members.tasks}
     return [
-        f"task {task!r} is a vector that was taken from another model than the anchor "
+        f"task {task!r} is a vector from another model than the anchor "
         f"({vector.metadata.get('anchor', 'unknown')})"
         for task, vector in vectors.items()
         if isinstance(vector, Vector)

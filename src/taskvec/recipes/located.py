@@ -92,7 +92,7 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
                         fail(each, "a value contains itself")
                     merged = entries(each, (*above, each)) | merged
             elif key_node.value in own:
-                fail(key_node, f"key {key_node.value!r} stands twice")
+                fail(key_node, f"key {key_node.value!r} occurs twice")
             else:
                 own[key_node.value] = (key_node, value_node)
         return merged | own

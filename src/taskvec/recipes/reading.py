@@ -250,10 +250,10 @@ def _layer_weights(entry: StageRecipe, place: _Place, owner: Method) -> MethodCh
         return None
     takes = owner.sparsifies or owner.combine is not None
     if not (takes and owner.takes_table):
-        place.fail(at, f"{owner.name} takes no layer_weights, it makes its own; remove the key")
+        place.fail(at, f"{owner.name} takes no layer_weights; remove the key")
     method, given = _method(entry.layer_weights, place, at)
     if not method.needs_scan or method.sparsifies:
-        place.fail(at, f"{method.name} weighs no layers; for example: lata")
+        place.fail(at, f"{method.name} gives no layer weights; for example: lata")
     try:
         values = {k: numeric(v) for k, v in given.items()}
         return MethodChoice(method, resolve(method.parameters, values, method.name))

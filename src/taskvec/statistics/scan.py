@@ -81,7 +81,7 @@ class Scan:
         """Position of a task.
 
         Raises:
-            UsageError: there is no such task.
+            UsageError: the task is unknown.
         """
         if task not in self.tasks:
             raise UsageError(f"no task {task!r} in this scan; it has {', '.join(self.tasks)}")
@@ -246,7 +246,7 @@ def layer_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics
 
 
 def known_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics:
-    """As `layer_statistics`, but values that need a base are NaN if there is none."""
+    """As `layer_statistics`; without a base, values that need one are NaN."""
     statistics = layer_statistics(scan, task, granularity)
     if scan.has_base:
         return statistics

@@ -145,9 +145,9 @@ def _chosen(recipe: Recipe, task: str | None) -> str:
     if task is None and len(tasks) == 1:
         return tasks[0]
     if task is None:
-        raise UsageError(f"tasks are {', '.join(tasks)}; name the one that is wanted")
+        raise UsageError(f"tasks are {', '.join(tasks)}; name one of them")
     if task not in tasks:
-        raise UsageError(f"task {task!r} is not one of this family; {nearest(task, tasks)}")
+        raise UsageError(f"task {task!r} is not in this family; {nearest(task, tasks)}")
     return task
 
 

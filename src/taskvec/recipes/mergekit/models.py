@@ -29,7 +29,7 @@ def fill_roles(work: Work) -> None:
         seen = [source.reference for source in sources]
         twice = next((s for i, s in enumerate(sources) if s.reference in seen[:i]), None)
         if twice is not None:
-            document.fail(twice.key, f"{twice.reference} stands twice; mergekit refuses that too")
+            document.fail(twice.key, f"{twice.reference} occurs twice; mergekit refuses that too")
         bases = [source for source in sources if source.reference == base]
         is_whole = sources[0].blocks is None
         if base is not None and not bases:

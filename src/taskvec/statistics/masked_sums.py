@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 Sums = dict[str, dict[str, tuple[float, float]]]  # (all, kept) by task, then by tensor
 
 
-def kept_sums(
+def masked_sums(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
     bounds: Mapping[str, Mapping[str, int]],
@@ -46,7 +46,7 @@ def kept_sums(
     return _swept(sources, weights, add, options)
 
 
-def kept_by_rank(
+def masked_sums_by_rank(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
     shares: Mapping[str, Mapping[str, tuple[float, float]]],
@@ -56,11 +56,11 @@ def kept_by_rank(
     """The same sums if larger entries of a row are kept more often; see `kernels.magprune`.
 
     Args:
-        sources: See `kept_sums`.
-        weights: See `kept_sums`.
+        sources: See `masked_sums`.
+        weights: See `masked_sums`.
         shares: Density and ε by task, then by tensor.
-        keys: See `kept_sums`.
-        options: See `kept_sums`.
+        keys: See `masked_sums`.
+        options: See `masked_sums`.
     """
     from taskvec.kernels.magprune import add_magnitudes, prune
     from taskvec.kernels.select import load_vector
@@ -104,11 +104,11 @@ def _swept(
             return count
 
         sweep(vector, begin, options, "sum", by_row=by_row)
-        found[task] = {name: _added(chunks) for name, chunks in sums.items()}
+        found[task] = {name: _add_chunks(chunks) for name, chunks in sums.items()}
     return found
 
 
-def _added(chunks: Array) -> tuple[float, float]:
+def _add_chunks(chunks: Array) -> tuple[float, float]:
     total = kept = 0.0
     for all_of_it, kept_of_it in chunks.tolist():
         total += all_of_it
