@@ -126,7 +126,7 @@ class TokenizerConfig(Foreign):
 
     tokenizer_class: str | None = None
     extra_ids: Row = 100
-    added_tokens_decoder: dict[Numeral, AddedEntry] = Field({})
+    added_tokens_decoder: dict[Numeral, AddedEntry] = Field(default={})
 
 
 class SpecialTokens(RootModel[dict[str, Contents]]):

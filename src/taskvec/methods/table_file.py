@@ -22,8 +22,8 @@ class SelectionEntry(Entry):
     ceilings: dict[str, dict[str, Bits]]
     densities: dict[str, Share | dict[str, Share]]
     rescale: dict[str, Number | dict[str, Number]]
-    factors: dict[str, dict[str, Number]] = Field({})
-    limits: dict[str, dict[str, float]] = Field({})
+    factors: dict[str, dict[str, Number]] = Field(default={})
+    limits: dict[str, dict[str, float]] = Field(default={})
     election: Literal[ELECTIONS]  # type: ignore[valid-type]
     merge: Literal[MERGES]  # type: ignore[valid-type]
     seed: int

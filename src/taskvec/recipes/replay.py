@@ -51,7 +51,7 @@ class Manifest(Foreign):
     recipe: dict[str, Any]
     decided_by: str = "table"
     table: dict[str, Any]
-    stages: dict[str, dict[str, Any]] = Field({})
+    stages: dict[str, dict[str, Any]] = Field(default={})
     members: dict[str, MemberEntry]
     output: OutputEntry
 
