@@ -316,15 +316,17 @@ UP = f"{MLP}.up_proj"
          "training began; save it with path_initial_model_for_weight_conversion, which makes "
          f"an ordinary LoRA of it, or {MERGE}"),
         ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changed the model"),
-        ({"r": 0}, "ranks and alphas in adapter_config.json must be numbers above 0; got 0"),
-        ({"alpha_pattern": {"q": "8"}}, "must be numbers above 0; got '8'"),
+        ({"r": 0}, "r must be above 0"),
+        ({"alpha_pattern": {"q": "8"}}, "alpha_pattern.q must be a finite number; got '8'"),
+        ({"rank_pattern": ["q"]}, "rank_pattern must be a mapping; got ['q']"),
+        ({"rank_pattern": {"(": 8}}, "'(', which is not a regular expression"),
     ],
 )  # fmt: skip
 def test_kinds_that_are_refused(tmp_path: Path, config: dict[str, Any], text: str) -> None:
     folder = write_adapter(tmp_path / "lora", PAIR, **config)
     with pytest.raises(CheckpointError) as error:
         open_adapter(folder)
-    assert str(error.value).startswith(f"{folder}: ")
+    assert str(error.value).startswith((f"{folder}: ", f"{folder}/adapter_config.json: "))
     assert text in str(error.value)
 
 
