@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,7 @@ from taskvec.checkpoints.safetensors import TensorInfo, read_header, read_metada
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
 from taskvec.errors import CheckpointError
+from taskvec.patterns import Pattern
 
 _KOHYA: Final = re.compile(r"(?P<root>lora_(?:unet|te\d?|transformer|prior)_)(?P<module>.+)")
 _COMPONENT: Final = re.compile(
@@ -176,25 +177,33 @@ def _alpha(stored: Checkpoint, name: str) -> float:
     return alpha
 
 
-def _told(file: Path) -> Any:
-    """What says α of a module that has no tensor for it: the file's metadata, or α = r."""
-    text = read_metadata(file).get(_METADATA, "")
-    about: Any = {}
-    if text:
-        try:
-            about = json.loads(text)
-        except ValueError:
-            raise CheckpointError(f"{file}: {_METADATA} is not JSON; save it again") from None
+def _told(file: Path) -> Callable[[str, int], float]:
+    """What says α of a module that has no tensor for it: the file's metadata, or α = r.
+
+    Raises:
+        CheckpointError: the metadata are not what diffusers writes.
+    """
+    remedy = f"{_METADATA} in the header is not what diffusers writes; save the file again"
+    try:
+        about = json.loads(read_metadata(file).get(_METADATA, "{}"))
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{file}: {remedy}") from None
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{file}: {remedy}")
 
     def told(module: str, rank: int) -> float:
         match = _COMPONENT.fullmatch(module)
         root = match["root"] if match is not None else ""
-        patterns = about.get(f"{root}alpha_pattern") or {}
-        rest = module.removeprefix(root)
-        for pattern, alpha in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", rest):
-                return float(alpha)
-        return float(about.get(f"{root}lora_alpha", rank))
+        alpha, patterns = about.get(f"{root}lora_alpha", rank), about.get(f"{root}alpha_pattern")
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+            where = f"{file}: {root}alpha_pattern {pattern[:60]!r}"
+            fits = Pattern(rf"\A(.*\.)?({pattern})$", where, CheckpointError)
+            if fits.search(module.removeprefix(root)) is not None:
+                alpha = value
+                break
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
+            raise CheckpointError(f"{file}: α of {module!r} is {alpha!r}; {remedy}")
+        return float(alpha)
 
     return told
 

@@ -19,6 +19,7 @@ from taskvec.checkpoints.companions import companions, of_tokenizer
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
+from taskvec.errors import NothingToDoError
 from taskvec.family.loads import check_loads
 from taskvec.family.members import Members
 from taskvec.family.tokens import tokenizer_source
@@ -84,26 +85,36 @@ class Merged:
         return html_table(rows, repr(self))
 
 
-def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged:
+def run(
+    recipe: Recipe,
+    out: Path,
+    options: RunOptions = RunOptions(),
+    *,
+    takes_zeros: bool = True,
+) -> Merged:
     """Merge by a recipe and publish the folder.
 
     Args:
         recipe: Checked recipe.
         out: Folder to appear.
         options: How to run.
+        takes_zeros: Whether a table of zeros, which changes nothing, is applied like any other.
 
     Raises:
+        NothingToDoError: the table is zero everywhere, and `takes_zeros` is false.
         TaskvecError: anything foreseen; no output is left, and an output that was there is
             untouched.
     """
     prepared = prepare(recipe, options)
     if recipe.out.form == "lora":
-        return _run_adapter(prepared, out)
+        return _run_adapter(prepared, out, takes_zeros=takes_zeros)
     check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
     out = Path(os.path.realpath(out))
     files, warnings = _companions(prepared)
     _check_stacks(prepared.recipe, prepared.members, prepared.stages)
     decided = decide(prepared)
+    if not takes_zeros:
+        _refuse_zeros(decided, out)
     about, more = _about(decided, out, warnings)
     with staged(out, prepared.shards, _job(decided), force=options.force) as staging:
         for name, content in {**files, **about}.items():
@@ -118,11 +129,22 @@ def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged
     )
 
 
-def _run_adapter(prepared: Prepared, out: Path) -> Merged:
+def _refuse_zeros(decided: Decided, out: Path) -> None:
+    """Raise `NothingToDoError` if a table is zero everywhere."""
+    if decided.prepared.recipe.tasks and not decided.table.weights.any():
+        raise NothingToDoError(
+            f"{out}: not written: every layer has weight 0, so nothing would change; give a higher "
+            "--threshold or another --scheme, or --force to write the unchanged model"
+        )
+
+
+def _run_adapter(prepared: Prepared, out: Path, *, takes_zeros: bool) -> Merged:
     """The same, where the result is an adapter over the target."""
     check_place(prepared.members, plan_adapter(prepared).nbytes, out, force=prepared.options.force)
     out = Path(os.path.realpath(out))
     decided = decide(prepared)
+    if not takes_zeros:
+        _refuse_zeros(decided, out)
     with prepared.members.at_rest():
         change = change_of(decided)
     about, warnings = _about(decided, out, ())
