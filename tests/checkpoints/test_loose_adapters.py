@@ -201,7 +201,7 @@ def test_metadata_of_another_kind_are_an_error(unet, tmp_path, text):
     down, up, _ = factors(MODULES[0], 4)
     tensors = {f"unet.{MODULES[0]}.lora_A.weight": down, f"unet.{MODULES[0]}.lora_B.weight": up}
     save_file(tensors, tmp_path / "style.safetensors", {"lora_adapter_metadata": text})
-    with pytest.raises(CheckpointError, match="lora_adapter_metadata|alpha_pattern"):
+    with pytest.raises(CheckpointError, match=r"lora_adapter_metadata|alpha_pattern"):
         merged(tmp_path, tmp_path / "style.safetensors")
 
 
