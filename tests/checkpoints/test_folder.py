@@ -243,11 +243,28 @@ def test_tensor_in_two_shards(sharded):
     assert "remove" not in found  # both shards are needed
 
 
-def test_both_single_file_and_index(sharded):
-    write_safetensors(sharded / "model.safetensors", WEIGHTS)
-    assert refusal(sharded) == (
-        f"{sharded}: has both model.safetensors and {INDEX}; remove the wrong one"
-    )
+def test_one_file_is_read_rather_than_shards_as_in_transformers(sharded):
+    write_safetensors(sharded / "model.safetensors", {"only.weight": np.ones(2, np.float32)})
+    (sharded / SHARDS[2]).unlink()  # nothing asks for a set that is not read
+    found = open_checkpoint(sharded)
+    assert list(found.tensors) == ["only.weight"]
+    (note,) = found.notes
+    assert f"model.safetensors and {INDEX}" in note
+    assert "left out" in note
+
+
+def test_shards_are_read_rather_than_one_file_as_in_diffusers(sharded):
+    stem = "diffusion_pytorch_model"
+    (sharded / INDEX).rename(sharded / f"{stem}.safetensors.index.json")
+    index = (sharded / f"{stem}.safetensors.index.json").read_text()
+    (sharded / f"{stem}.safetensors.index.json").write_text(index.replace('"model-', f'"{stem}-'))
+    for shard in SHARDS:
+        (sharded / shard).rename(sharded / shard.replace("model-", f"{stem}-"))
+    write_safetensors(sharded / f"{stem}.safetensors", {"only.weight": np.ones(2, np.float32)})
+    found = open_checkpoint(sharded)
+    assert list(found.tensors) == sorted(WEIGHTS)
+    (note,) = found.notes
+    assert f"{stem}.safetensors is left out" in note
 
 
 def test_index_of_another_name_as_diffusers_has_it(sharded):

@@ -257,6 +257,12 @@ def test_several_files_and_nothing_to_say_which(tmp_path):
     )
 
 
+def test_one_file_is_read_rather_than_shards_as_in_transformers(tmp_path):
+    folder = write_pickled(tmp_path / "m", WEIGHTS, shards=3)
+    torch.save({"only": torch.ones(2)}, folder / "pytorch_model.bin")
+    assert list(open_pickled(folder).tensors) == ["only"]
+
+
 def test_index_that_does_not_fit(tmp_path):
     folder = write_pickled(tmp_path / "m", WEIGHTS, shards=2)
     index = json.loads((folder / INDEX).read_text())

@@ -134,6 +134,13 @@ _CONVERT = (
 # Names of the factors of adapters, what those are, and what to do.
 _FACTORS = (
     (
+        re.compile(
+            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
+        ),
+        "factors of a LyCORIS adapter",
+        _CONVERT,
+    ),
+    (
         re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)"),
         "LoRA factors as PEFT or diffusers name them",
         "put the adapter_config.json that was saved with them beside them, call the file "
@@ -147,13 +154,6 @@ _FACTORS = (
     (
         re.compile(r"\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\."),
         "LoRA factors as diffusers named them",
-        _CONVERT,
-    ),
-    (
-        re.compile(
-            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
-        ),
-        "factors of a LyCORIS adapter",
         _CONVERT,
     ),
 )
@@ -236,6 +236,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     refuse_factors(folder / (single or ""), infos)
     config = read_config(folder) if single is None else {}
     config, notes = plain_config(folder / (single or ""), config, infos)
+    if single is None:
+        notes = (*notes, *_two_sets(folder, shards))
     return Checkpoint(
         folder,
         {name: infos[name] for name in sorted(infos)},
@@ -262,14 +264,32 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _index(folder: Path) -> str | None:
-    """Name of the index: that of transformers or, as diffusers has it, the only other one."""
+    """Name of the index: that of transformers or, as diffusers has it, the only other one.
+
+    Where one file holds everything as well, transformers loads that, and diffusers the shards.
+    """
     found = sorted(path.name for path in folder.glob("*.safetensors.index*.json"))
-    if INDEX in found:
-        return INDEX
     if (folder / SINGLE).exists():
         return None
+    if INDEX in found:
+        return INDEX
     found = [name for name in found if not _COPY.fullmatch(name)] or found
     return found[0] if len(found) == 1 else None
+
+
+def _two_sets(folder: Path, read: Iterable[str]) -> list[str]:
+    """What is left out where one file and, with an index, shards hold the same model."""
+    file = next(iter(read))
+    shard = _SHARD.fullmatch(file)
+    stem = shard["stem"] if shard is not None else file.removesuffix(".safetensors")
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if not ((folder / whole).exists() and (folder / index).exists()):
+        return []
+    if shard is not None:
+        how = f"the shards are read, as diffusers does, and {whole} is left out"
+    else:
+        how = f"{whole} is read, as transformers does, and the shards are left out"
+    return [f"{folder}: has both {whole} and {index}; {how}"]
 
 
 def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
@@ -280,8 +300,6 @@ def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
     files = {p.name for p in folder.glob("*.safetensors")}
     if index is not None:
         whole = re.sub(r"\.index.*", "", index)
-        if whole in files:
-            raise CheckpointError(f"{folder}: has both {whole} and {index}; remove the wrong one")
         shards = read_index(folder, index, files)
         stems = {whole.removesuffix(".safetensors")}
         stems |= {found["stem"] for found in map(_SHARD.fullmatch, shards) if found is not None}

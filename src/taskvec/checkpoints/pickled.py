@@ -77,10 +77,10 @@ def is_pickled(path: Path) -> bool:
 
 def _weight_files(folder: Path) -> list[str]:
     """The weight files of a folder that has no safetensors; empty if it has none or too many."""
+    if (folder / SINGLE).exists():  # before shards, as transformers does
+        return [SINGLE]
     if (folder / INDEX).exists():
         return sorted(read_index(folder, INDEX, {p.name for p in folder.iterdir()}))
-    if (folder / SINGLE).exists():
-        return [SINGLE]
     found = [p.name for p in folder.iterdir() if p.suffix in SUFFIXES]
     found = [name for name in found if not _TRAINING.fullmatch(name)]
     return found if len(found) == 1 else []
