@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from taskvec.checkpoints.adapters import Adapter
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.family.opening import open_model
@@ -69,7 +69,7 @@ def verify(
     """
     path, how = Path(folder), run_options(options)
     manifest = read_manifest(path)
-    expected, output = manifest["output"], open_checkpoint(path)
+    expected, output = manifest["output"], open_stored(path)
     checks = [_compare("output", output, expected, how)]
     extra = sorted(output.tensors.keys() - expected["digests"].keys())
     if extra:
