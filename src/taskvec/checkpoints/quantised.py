@@ -47,6 +47,7 @@ from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES, FLOATS, DType
 from taskvec.errors import CheckpointError
 
+DEQUANTISED: Final = "dequantised"  # what was done to a source whose weights are widened
 REMEDY: Final = "give the model as it was before quantisation"
 _KEYS: Final = ("quantization_config", "compression_config")
 # Where tools before `quantization_config` said the same.
@@ -137,7 +138,7 @@ def plain(source: S) -> S | Source:
     }
     made = derived(
         source,
-        "dequantised",
+        DEQUANTISED,
         tensors=rest | infos,
         make_view=lambda name: weights[name].view() if name in weights else source.view(name),
         config=config,

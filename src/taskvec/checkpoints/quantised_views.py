@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +28,7 @@ SLAB_BYTES = 1 << 23
 SLABS = 4  # that a source keeps
 
 
+@runtime_checkable
 class Quantised(View, Protocol):
     """A view of a quantised weight."""
 
