@@ -68,7 +68,8 @@ def cut16(values: Array) -> Array:
 
 
 def fp8(shape_of_scales: Callable[[int, int], tuple[int, ...]], name_of_scale: str,
-        said: dict[str, Any], block: tuple[int, int] | None = None) -> Callable[..., Made]:  # fmt: skip
+        said: dict[str, Any], block: tuple[int, int] | None = None,
+) -> Callable[..., Made]:  # fmt: skip
     """FP8 with scales of some shape."""
 
     def make(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> Made:
@@ -234,7 +235,8 @@ def gptq(
             f"{module}g_idx": ("I32", of.astype("<i4")),
         }
         values = (codes - zeros[of].astype(np.float64)) * scales[of].astype(np.float64)
-        said = {"quant_method": "gptq", "bits": bits, "group_size": group, "checkpoint_format": version,
+        said = {"quant_method": "gptq", "bits": bits, "group_size": group,
+                "checkpoint_format": version,
                 "desc_act": shuffled}  # fmt: skip
         return stored, values.T, said
 
@@ -271,7 +273,7 @@ def awq(rng: np.random.Generator, name: str, shape: tuple[int, int], group: int 
 
 
 def mxfp4(rng: np.random.Generator, name: str, shape: tuple[int, int, int]) -> Made:
-    """Experts of gpt-oss: stored as the transpose of each matrix, 32 codes with one power of two."""
+    """Experts of gpt-oss, stored as the transpose of each matrix: 32 codes to a power of two."""
     experts, rows, columns = shape
     codes = rng.integers(0, 16, (experts, columns, rows // 32, 32)).astype(np.uint8)
     powers = rng.integers(115, 125, codes.shape[:3]).astype(np.uint8)
@@ -287,7 +289,8 @@ def mxfp4(rng: np.random.Generator, name: str, shape: tuple[int, int, int]) -> M
 SAID_FP8 = {"quant_method": "fp8", "weight_block_size": [32, 16]}
 FLOAT = {"quant_method": "compressed-tensors", "format": "float-quantized"}
 FORMATS: dict[str, Callable[..., Made]] = {
-    "fp8 blocks": fp8(lambda r, c: (-(-r // 32), -(-c // 16)), "weight_scale_inv", SAID_FP8, (32, 16)),
+    "fp8 blocks": fp8(lambda r, c: (-(-r // 32), -(-c // 16)), "weight_scale_inv", SAID_FP8,
+                      (32, 16)),
     "fp8 tensor": fp8(lambda r, c: (1,), "weight_scale", FLOAT),
     "fp8 scalar": fp8(lambda r, c: (), "weight_scale", FLOAT),
     "fp8 channel": fp8(lambda r, c: (r, 1), "weight_scale", FLOAT),

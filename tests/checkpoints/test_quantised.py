@@ -81,7 +81,8 @@ def test_spreads_of_a_codebook():
 def test_codebooks_of_bytes_are_torchs(name):
     torch = pytest.importorskip("torch")
     kind = {"I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-            "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz}[name]  # fmt: skip
+            "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+            "F8_E5M2FNUZ": torch.float8_e5m2fnuz}[name]  # fmt: skip
     codes = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(kind)
     np.testing.assert_array_equal(BYTES[name], codes.to(torch.float32).numpy())
 

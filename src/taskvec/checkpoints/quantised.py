@@ -371,7 +371,7 @@ def _packed(source: Source, said: Mapping[str, Any], name: str) -> _Weight:
     fitting = [
         bits
         for bits in choices
-        if isinstance(bits, int) and 0 < bits <= 8
+        if bits in (2, 4, 8)  # of others, the layout depends on the version that packed them
         and words.shape == (rows, -(-columns // (32 // bits)))
     ]  # fmt: skip
     across = scales.shape[-1] if scales.shape else 0
