@@ -36,12 +36,14 @@ class TensorInfo:
         dtype: Element type.
         shape: Shape; () for a scalar.
         offset: First byte, from the start of the file.
+        quantised_bytes: Bytes that it takes in the file, where it is stored quantised.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     offset: int
+    quantised_bytes: int | None = None
 
     @property
     def size(self) -> int:
@@ -51,6 +53,8 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
+        if self.quantised_bytes is not None:
+            return self.quantised_bytes
         return self.size * self.dtype.bits // 8
 
 
