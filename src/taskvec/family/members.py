@@ -263,7 +263,7 @@ def _compare(
     if extra and not member.tensors.keys() & target.tensors.keys():
         raise FamilyError(
             f"{who} ({member.where}): has no tensor in common with the target ({target.where}), "
-            f"but {extra[0]!r} and {len(extra) - 1} more; it is another model"
+            f"but {extra[0]!r} and {len(extra) - 1} more; it belongs to another model"
         )
     if extra:
         raise FamilyError(
