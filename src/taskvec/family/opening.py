@@ -192,7 +192,7 @@ def _put_on(
         under, is_task = over.get(role, ""), role.startswith("task:")
         if not under:
             raise UsageError(
-                f"{role} ({given.where}): is an adapter, and there is no model that it is over; "
+                f"{role} ({given.where}): is an adapter, and the model below it is missing; "
                 f"give the whole model as {role}"
             )
         if role == "target" and given is found.get("anchor"):
@@ -242,10 +242,7 @@ def _check_over(found: Mapping[str, Source | Adapter], family: Family) -> None:
     for task in sorted(name for name, each in family.tasks.items() if each.over):
         given = found[f"task:{task}"]
         if not isinstance(given, Adapter):
-            raise UsageError(
-                f"task {task!r} ({given.where}): is no adapter, so that it is over nothing; "
-                "leave out over"
-            )
+            raise UsageError(f"task {task!r} ({given.where}): is not an adapter; remove `over`")
 
 
 def _parted_head(adapter: Adapter, over: Source) -> str | None:

@@ -77,15 +77,15 @@ def remedy_for_rows(member: Source, target: Source) -> str:
     try:
         return _fitting_policy(member, target)
     except CheckpointError as error:
-        return f"which policy of vocabulary fits cannot be told: {error}"
+        return f"no vocabulary policy can be recommended: {error}"
 
 
 def _fitting_policy(member: Source, target: Source) -> str:
     own, theirs = read_tokenizer(member), read_tokenizer(target)
     if own is None or theirs is None:
         return (
-            f"no tokenizer in {(target if theirs is None else member).where} says what the rows "
-            "are for: put its files there, or exclude the tensor"
+            f"no tokenizer in {(target if theirs is None else member).where} describes the "
+            "rows: add its files, or exclude the tensor"
         )
     names = token_tensors({"target": target, "member": member})
     rows = min(

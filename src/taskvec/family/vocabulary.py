@@ -146,7 +146,7 @@ def _members(
         vector = vector_in(source) if source.is_difference else None
         if not rows and vector is not None and vector.metadata.get("new_tokens", "[]") != "[]":
             raise FamilyError(
-                f"{describe(role)} ({source.where}): has new tokens and changes no others; "
+                f"{describe(role)} ({source.where}): has new tokens but changes no others; "
                 "give the fine-tune itself"
             )
         if id(source) in found or not rows:
@@ -156,8 +156,8 @@ def _members(
             tokenizer = _of_difference(role, source, start, rows)
         if tokenizer is None:
             raise FamilyError(
-                f"{describe(role)} ({source.where}): no tokenizer says what its rows of tokens are "
-                f"for; vocabulary: {policy} needs one ({', '.join(VOCABULARIES)} or *.tiktoken)"
+                f"{describe(role)} ({source.where}): no tokenizer describes its token rows; "
+                f"vocabulary: {policy} needs one ({', '.join(VOCABULARIES)} or *.tiktoken)"
             )
         same = [m.tokenizer for m in found.values() if m.tokenizer.agrees(tokenizer)]
         found[id(source)] = _Member(describe(role), source, same[0] if same else tokenizer, rows)
@@ -179,8 +179,8 @@ def _of_difference(
         return tokenizer if fit else None
     if told.get("tokens_digest") != _digest(tokenizer):
         raise FamilyError(
-            f"{describe(role)} ({source.where}): was extracted over a model with other tokens than "
-            f"the anchor ({start.where}); extract it over this anchor"
+            f"{describe(role)} ({source.where}): was extracted over a model whose tokens differ "
+            f"from the anchor's ({start.where}); extract it over this anchor"
         )
     new = {text: Added(row, flags) for text, row, flags in json.loads(told["new_tokens"])}
     if not new:
