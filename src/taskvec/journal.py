@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,30 @@ def cut_unfinished_line(path: Path) -> None:
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON has it: None for every number that is not finite."""
+    """A value as JSON has it: None for every number that is not finite.
+
+    What has a `to_json` says that itself; other dataclasses become their fields, arrays lists, and
+    what JSON lacks its text.
+    """
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        return fields_to_json(value)
+    if hasattr(value, "tolist"):  # arrays and their numbers
+        value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [finite(each) for each in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
+def fields_to_json(value: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass, but for some, as JSON has them."""
+    names = [field.name for field in fields(value) if field.name not in without]
+    return {name: finite(getattr(value, name)) for name in names}
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -43,14 +43,14 @@ class Progress(Protocol):
     """Called with the progress of each stage; the command line shows a bar."""
 
     def __call__(
-        self, label: str, total_bytes: int, /
+        self, label: str, total: int, /
     ) -> AbstractContextManager[Callable[[int], object]]:
-        """Begin a stage; the context gives a function to call with the bytes done since."""
+        """Begin; the context gives a function to call with the bytes or items done since."""
 
 
-def silent(label: str, total_bytes: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Shows no progress."""
-    return nullcontext(lambda advanced_bytes: None)
+def silent(label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Show no progress."""
+    return nullcontext(lambda done: None)
 
 
 def default_threads() -> int:

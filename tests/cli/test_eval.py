@@ -102,6 +102,11 @@ def test_success_at_forgetting_is_no_finding(cli, tmp_path):
     told = json.loads(text)
     assert told["tasks"]["zoo:unsafe"][1]["difference"]["value"] < -0.8
     assert (told["expected"], told["findings"]) == ({"safer": {"zoo:unsafe": "down"}}, [])
+    (met,) = told["as_expected"]
+    assert (met["model"], met["task"]) == ("safer", "zoo:unsafe")
+    _, text, _ = cli("eval", *asked, "--out", tmp_path)
+    assert "\nAs expected:\n- safer in zoo:unsafe: right 0.000 " in text
+    assert "\nFindings: none\n" in text
     _, text, _ = cli("eval", *asked, "--out", tmp_path, "--json", "--expect", "unsafe=keep")
     assert "below_reference" in [each["sign"] for each in json.loads(text)["findings"]]
 

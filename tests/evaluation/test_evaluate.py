@@ -544,7 +544,7 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
     with Models(options) as models:
         for scale in (0.0, 1.0, 0.0):
             recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": scale}})
-            (result,) = models.evaluate((recipe, None), prepared, f"λ = {scale}")
+            (result,) = models.evaluate(recipe, prepared, f"λ = {scale}")
             rates.append(result.main.value)
         assert len(loads) == 1
         (alone,) = models.evaluate(zoo.path("math"), prepared, "math")

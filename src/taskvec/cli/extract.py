@@ -29,8 +29,6 @@ def run(args: Arguments) -> int:
 
     path, out_path = split_paths(args.paths, args.out, has_family=has_family(args))
     out = Path(out_path)
-    seed = args.seed or 0
-    shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=seed)
     task = _chosen(args)
     if args.what == "instruction" and path is None and not args.task:
         args.task = (f"instruct={args.instruct or args.anchor}",)  # a family needs a task
@@ -42,6 +40,8 @@ def run(args: Arguments) -> int:
             raise UsageError(f"layer weights go with a pure vector; got {args.what}")
         recipe = replace(recipe, table=load_table(args.table))
     wanted = Wanted(args.what, task, args.scaled)
+    seed = recipe.seed if args.form == "lora" else 0
+    shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=seed)
     started = time.monotonic()
     options = running(args, out.name)
     extracted = write_difference(recipe, out, wanted, shape, options)

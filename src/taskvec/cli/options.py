@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskvec.cli.commands import Argument, Option
+from taskvec.cli.commands import Argument, Arguments, Option, pairs_of
 
 FAMILY_HEAD, OUTPUT_HEAD, RUNNING_HEAD = "Family", "Output", "Running"
 
@@ -57,11 +57,11 @@ FAMILY = (
            help="names of tensors to edit, as a shell pattern; repeatable"),
     Option("--exclude", metavar="PATTERN", multiple=True, heading=FAMILY_HEAD,
            help="names of tensors to leave alone; repeatable"),
-    Option("--vocabulary", heading=FAMILY_HEAD,
+    Option("--vocabulary", heading=FAMILY_HEAD, show_default="refuse",
            words=("refuse", "truncate-padding", "by-token", "union"),
            help="what to do where members have different token rows",
            more="[how](../how-to/vocabularies.md)"),
-    Option("--new-tokens", heading=FAMILY_HEAD, words=("copy", "drop"),
+    Option("--new-tokens", heading=FAMILY_HEAD, show_default="copy", words=("copy", "drop"),
            help="with --vocabulary union: tokens that only tasks have"),
     ALLOW_PICKLE,
 )  # fmt: skip
@@ -109,6 +109,17 @@ RUNNING = (
     Option("--rescan", is_flag=True, heading=RUNNING_HEAD,
            help="scan again even if a cached scan matches"),
 )  # fmt: skip
+
+
+def fields_from(args: Arguments) -> dict[str, str]:
+    """Names of fields by use, from `--fields`.
+
+    Raises:
+        UsageError: an entry is not USE=NAME.
+    """
+    texts = [text for text in (args.fields or "").split(",") if text]
+    return pairs_of(texts, "--fields", "USE=NAME,…")
+
 
 DATA_HEAD = "Format of data"
 READING = (

@@ -15,6 +15,7 @@ from taskvec.cli.printing import answer, show, write_text
 from taskvec.cli.recipe import recipe_only, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError, nearest
+from taskvec.journal import finite
 
 if TYPE_CHECKING:
     from taskvec.coefficients.closed_form import Proposals
@@ -50,8 +51,8 @@ def run(args: Arguments) -> int:
     suggestion = suggest_scheme(scan, granularity)
     warn([*members.warnings, *weights.warnings])
     if args.json:
-        told = {"weights": weights.origin} | proposals.to_json() | {"scheme": suggestion.to_json()}
-        answer(told)
+        record = {"weights": weights.origin} | proposals.to_json() | {"scheme": finite(suggestion)}
+        answer(record)
     else:
         _print(proposals, suggestion, weights, list(recipe.family.tasks))
     if args.out is not None:
@@ -118,8 +119,8 @@ def _print(
     print()
     for (i, a), (j, b) in combinations(zip(at, tasks, strict=True), 2):
         print(f"sign conflict {a}, {b}: {v.conflict[i, j]:.1%} of the elements that both change")
-    told = "none (task_arithmetic)" if suggestion.scheme is None else suggestion.scheme
-    print(f"scheme: {told}")
+    record = "none (task_arithmetic)" if suggestion.scheme is None else suggestion.scheme
+    print(f"scheme: {record}")
     for reason in suggestion.reasons:
         print(f"  {reason}")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +14,7 @@ from taskvec.cli.printing import answer, show, write_text, writing
 from taskvec.cli.recipe import recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
+from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
     from taskvec.family.members import Members
@@ -61,7 +59,11 @@ def run(args: Arguments) -> int:
     if args.save_table:
         _save_table(recipe, members, scan, Path(args.save_table))
     if args.csv:
-        _write_csv(result["layers"], args.csv)
+        text = csv_text(result["layers"])
+        if args.csv == "-":
+            print(text, end="")
+        else:
+            write_text(args.csv, text)
     if args.plot:
         from taskvec.reporting.figures import draw_similarity
 
@@ -134,21 +136,6 @@ def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> Non
         table.save(path)
 
 
-def _write_csv(rows: list[Row], path: str) -> None:
-    if path == "-":
-        _rows_to(sys.stdout, rows)
-        return
-    text = io.StringIO(newline="")
-    _rows_to(text, rows)
-    write_text(path, text.getvalue())
-
-
-def _rows_to(file: Any, rows: list[Row]) -> None:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-
-
 def _rows(
     args: Arguments, result: dict[str, Any], scan: Scan, table: Table | None, *, is_full: bool
 ) -> list[Row]:
@@ -213,9 +200,11 @@ def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
                 about["task_cosine"],
             ]
         )
-    sigma = f"≤ σ = {result['threshold']:g}"
-    print(f"similarity to instruction tuning, by {result['granularity']}; ρ and c: whole model")
-    show(lines, ("task", *quantiles, f"layers {sigma}", "parameters", "ρ", "c"))
+    print(
+        f"similarity to instruction tuning, by {result['granularity']}; σ = "
+        f"{result['threshold']:g}; ρ and c: whole model"
+    )
+    show(lines, ("task", *quantiles, "layers ≤ σ", "params ≤ σ", "ρ", "c"))
     if len(tasks) < 2:
         return
     print("\nrank correlation (Spearman) of similarity between tasks")

@@ -40,7 +40,7 @@ class Stop:
         sys.unraisablehook = self._swallowed
 
     def restore(self, *, ends: bool) -> None:
-        """Give the signals back, or ignore them if the process ends: all is done and said."""
+        """Give the signals back, or ignore them if the process ends."""
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if ends else handler)
         sys.unraisablehook = self._report

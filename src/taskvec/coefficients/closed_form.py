@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.errors import UsageError
+from taskvec.journal import fields_to_json, finite
 from taskvec.methods.table import Table, check_table
 from taskvec.statistics.scan import Scan
 
@@ -200,8 +201,7 @@ class Proposals:
                 name: {
                     "scale": dict(scales),
                     "share": dict(self.shares[name]),
-                    "summary": FORMULAS[name].summary,
-                    "source": FORMULAS[name].source,
+                    **fields_to_json(FORMULAS[name], without=("formula",)),
                 }
                 for name, scales in self.scales.items()
             },
@@ -209,12 +209,10 @@ class Proposals:
                 task: {
                     "norm": float(v.norm[t]),
                     "pure_norm": float(v.pure_norm[t]),
-                    "cosine": dict(zip(v.tasks, v.cosine[t].tolist(), strict=True)),
-                    "sign_conflict": {
-                        other: float(x) if np.isfinite(x) else None
-                        for other, x in zip(v.tasks, v.conflict[t], strict=True)
-                        if other != task
-                    },
+                    "cosine": finite(dict(zip(v.tasks, v.cosine[t], strict=True))),
+                    "sign_conflict": finite(
+                        {o: v.conflict[t, i] for i, o in enumerate(v.tasks) if o != task}
+                    ),
                 }
                 for t, task in enumerate(v.tasks)
             },

@@ -9,7 +9,7 @@ objective `entropy`, for any module of torch: the same descent, in streams inste
 that nothing is held out and the last step is taken.
 
 Low entropy is a stand-in for low loss, not a measure of it: a model that is sure of one class
-whatever it sees has none. Look at the scores of the result.
+for any input has none. Look at the scores of the result.
 
 Source: AdaMerging, arXiv:2310.02575, section 3.2; Adam at 0.001 from λ = 0.3 is the paper's. That λ
 is held in [0, 1] by projection, and that sources count alike, is this project's reading.

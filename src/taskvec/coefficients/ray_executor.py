@@ -21,8 +21,9 @@ from taskvec.coefficients.scoring import Ask, CandidateOutcome, Executor, Local,
 from taskvec.coefficients.splits import Split, split
 from taskvec.coefficients.study import members_of
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import Asked, silent
+from taskvec.evaluation.evaluate import Asked
 from taskvec.extras import require
+from taskvec.streaming import silent
 
 TRIES = 2  # workers that may end over one candidate
 # Read when Ray is imported, or by the processes that it starts.
@@ -215,10 +216,10 @@ def _stay_at_home() -> None:
     if ray is None:
         os.environ.update(AT_HOME)
     elif not ray.is_initialized() and AT_HOME.items() - os.environ.items():
-        told = " ".join(f"{name}={value}" for name, value in AT_HOME.items())
+        record = " ".join(f"{name}={value}" for name, value in AT_HOME.items())
         raise TaskvecError(
             "Ray was imported before the search, and would listen on all addresses of this "
-            f"machine; set {told} before that, or start a cluster yourself with ray.init()"
+            f"machine; set {record} before that, or start a cluster yourself with ray.init()"
         )
 
 

@@ -109,24 +109,24 @@ def parse_axis(text: str) -> Axis:
     (Axis(name='scale', task='math', choices=(), low=0.0, high=1.0, step=None), \
 (0.1, 0.4, 0.7, 1.0))
     """
-    key, equals, said = text.partition("=")
+    key, equals, values = text.partition("=")
     name, _, task = key.strip().partition(".")
-    if not equals or not name or not said.strip():
+    if not equals or not name or not values.strip():
         raise UsageError(f"--vary must be NAME=LOW:HIGH[:STEP] or NAME=ONE,OTHER,…; got {text!r}")
     about: dict[str, Any] = {"name": name, "task": task or None}
-    if ":" not in said:
-        words = tuple(_value(word.strip()) for word in said.split(",") if word.strip())
+    if ":" not in values:
+        words = tuple(_value(word.strip()) for word in values.split(",") if word.strip())
         if len(set(words)) < len(words) or len(words) < 2:
-            raise UsageError(f"--vary {key}: needs two or more values, each once; got {said!r}")
+            raise UsageError(f"--vary {key}: needs two or more values, each once; got {values!r}")
         return Axis(**about, choices=words)
-    numbers = [_value(part.strip()) for part in said.split(":")]
+    numbers = [_value(part.strip()) for part in values.split(":")]
     if len(numbers) not in (2, 3) or any(isinstance(number, str) for number in numbers):
-        raise UsageError(f"--vary {key}: a range is LOW:HIGH or LOW:HIGH:STEP; got {said!r}")
+        raise UsageError(f"--vary {key}: a range is LOW:HIGH or LOW:HIGH:STEP; got {values!r}")
     low, high, *step = (float(number) for number in numbers)
     if not low < high or (step and not 0 < step[0] <= (high - low) * (1 + 1e-9)):
         raise UsageError(
             f"--vary {key}: LOW must be below HIGH, and STEP from above 0 to the range; "
-            f"got {said!r}"
+            f"got {values!r}"
         )
     return Axis(**about, low=low, high=high, step=step[0] if step else None)
 

@@ -62,8 +62,8 @@ class Split:
 
 def digest(samples: Sequence[Sample]) -> str:
     """Of ids and requests, in order."""
-    told = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    record = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) -> Split:

@@ -28,10 +28,10 @@ from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Figure, percentiles
 from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 SEARCHES = ("shared", "by-task")
 VERSION = 1  # of stored measurements; other versions are measured again
@@ -108,7 +108,7 @@ def task_addition(
     scales: Sequence[float] = coefficients(21, 0.0, 1.0),
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> dict[str, Addition]:
     """Choose coefficients on validation data and measure the merge on test data.
 
@@ -122,7 +122,7 @@ def task_addition(
         search: `shared` or `by-task`.
         scales: The λ that are tried.
         out: Folder for measurements as they are made; the same call resumes from it.
-        seed: Of intervals.
+        seed: Of intervals, and of methods that draw random numbers.
         progress: Told the merges tried.
 
     Returns:
@@ -140,11 +140,11 @@ def task_addition(
     if not len(scales) or not np.isfinite(scales).all():
         raise UsageError(f"scales must be finite numbers; got {list(scales)}")
     splits = {"validation": validation, "test": test}
-    with points(module, vectors, base=base) as space:
+    with points(module, vectors, base=base, seed=seed) as space:
         for method in methods.values():
             space.by(method)  # what is wrong with a method is found before anything is measured
         identities = {s: {t: task.identity for t, task in by.items()} for s, by in splits.items()}
-        key = key_of([VERSION, space.identity(), identities])
+        key = key_of([VERSION, space.identity(), identities, seed])
         records = open_records(None if out is None else Path(out), "addition", key)
         run = _Run(Accuracies(space, splits, records, seed), sorted({float(s) for s in scales}))
         with progress("addition", len(methods) * len(run.scales)) as advance:

@@ -35,12 +35,12 @@ from taskvec.disentanglement.records import Records, key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Bootstrap, Figure, ratio, total
 from taskvec.extras import require
 from taskvec.files import write_whole, writing
 from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 Array = np.ndarray[Any, Any]
 
@@ -158,7 +158,7 @@ def disentanglement_error(
     distance: str = "prediction",
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> Disentanglement:
     """Measure the disentanglement error of two task vectors on a grid.
 

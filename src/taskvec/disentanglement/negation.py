@@ -24,10 +24,10 @@ from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Figure
 from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 SPLITS = ("validation", "test")
 ROLES = ("target", "control")
@@ -109,7 +109,7 @@ def task_negation(
     scales: Sequence[float] = coefficients(21, 0.0, 1.0),
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> dict[str, Negation]:
     """Choose λ on validation data and measure θ0 − λ τ on test data.
 
@@ -123,7 +123,7 @@ def task_negation(
         keep: Share of the pre-trained model's accuracy on the control that must be left, in (0, 1].
         scales: The λ that are tried, not negative.
         out: Folder for measurements as they are made; the same call resumes from it.
-        seed: Of intervals.
+        seed: Of intervals, and of methods that draw random numbers.
         progress: Told the merges tried.
 
     Returns:
@@ -144,11 +144,11 @@ def task_negation(
         raise UsageError(f"keep must be in (0, 1]; got {keep:g}")
     if not len(scales) or not all(0 <= scale < np.inf for scale in scales):
         raise UsageError(f"scales are subtracted and must not be negative; got {list(scales)}")
-    with points(module, {"target": vector}, base=base) as space:
+    with points(module, {"target": vector}, base=base, seed=seed) as space:
         for method in methods.values():
             space.by(method)
         identities = {s: {t: task.identity for t, task in by.items()} for s, by in splits.items()}
-        key = key_of([VERSION, space.identity(), identities])
+        key = key_of([VERSION, space.identity(), identities, seed])
         records = open_records(None if out is None else Path(out), "negation", key)
         accuracies = Accuracies(space, splits, records, seed)
         tries = sorted({float(scale) for scale in scales})

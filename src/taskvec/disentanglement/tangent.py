@@ -27,12 +27,12 @@ from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Bootstrap, Figure, percentiles, ratio
 from taskvec.extras import require
 from taskvec.journal import finite
 from taskvec.layers import MODULES
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 if TYPE_CHECKING:
     from taskvec.training.linearised import Linearised
@@ -90,7 +90,7 @@ def linearity(
     parts: str = "module",
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> list[Departure]:
     """Measure how far a model is from its tangent along each task vector.
 

@@ -80,7 +80,7 @@ class Points:
         Raises:
             UsageError: the method is unknown, or lacks something that it needs.
         """
-        options = {"method": method, "scale": 1.0, **_output(self.module)}
+        options = {"method": method, "scale": 1.0, "seed": self.recipe.seed, **_output(self.module)}
         recipe = as_recipe(self.recipe.family, options)
         if recipe.needs_base and recipe.family.base is None:
             raise UsageError(
@@ -122,7 +122,7 @@ class Points:
 
 @contextmanager
 def points(
-    module: Any, vectors: Mapping[str, Model], *, base: Model | None = None
+    module: Any, vectors: Mapping[str, Model], *, base: Model | None = None, seed: int = 0
 ) -> Iterator[Points]:
     """Points of weight space around a loaded module.
 
@@ -134,6 +134,7 @@ def points(
         vectors: By task: a file of `taskvec extract`, or a fine-tune of the module (a folder, a
             hub name, an adapter, a module, a state dict).
         base: Model before instruction tuning, for methods that need it.
+        seed: Of methods that draw random numbers.
 
     Raises:
         UsageError: no vectors are given.
@@ -142,7 +143,7 @@ def points(
     if not vectors:
         raise UsageError("no task vectors are given; give at least one")
     family = Family(tasks=dict(vectors), anchor=_hold_weights(module), base=base)
-    options = {"method": "task_arithmetic", "scale": 1.0, **_output(module)}
+    options = {"method": "task_arithmetic", "scale": 1.0, "seed": seed, **_output(module)}
     recipe = as_recipe(family, options)
     with preserve_modes(module), candidates(recipe, module, RunOptions(cache="off")) as bench:
         module.eval()

@@ -1,7 +1,7 @@
 """Data of tasks: rows of local files, or of data sets on the hub.
 
 Files are JSON, JSON lines, CSV, TSV, plain text or Parquet, also gzipped (`.gz`). A row knows where
-it is from, so that a field that is missing is told with file and line.
+it is from, so that an error about a missing field names file and line.
 """
 
 from __future__ import annotations

@@ -12,12 +12,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from taskvec.errors import DataError, TaskvecError, UsageError
 from taskvec.evaluation import intervals
@@ -39,25 +38,15 @@ from taskvec.evaluation.task import (
     task_of,
 )
 from taskvec.evaluation.tasks import task as find_task
+from taskvec.journal import finite
 from taskvec.running.encoding import Encoder, Windows
 from taskvec.running.model import DTYPES, Model, preserve_modes
 from taskvec.sandbox.programs import require_permission
+from taskvec.streaming import Progress, silent
 from taskvec.tables import frame, html_table
 
 Asked = str | Task | MetricFunction
 CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
-
-
-class SampleProgress(Protocol):
-    """Called with the number of samples done; the command line shows a bar."""
-
-    def __call__(self, label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-        """Begin a stage; the context gives a function to call with the samples done since."""
-
-
-def silent(label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Progress that nobody sees."""
-    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +82,7 @@ class EvaluationOptions:
     device: str = "auto"
     tools: Tools = field(default_factory=Tools)
     out: Path | None = None
-    progress: SampleProgress = silent
+    progress: Progress = silent
 
     def __post_init__(self) -> None:
         numbers = {
@@ -185,7 +174,7 @@ class Result:
             "version": self.version,
             "model": self.model,
             "main": self.metrics[0].name,
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            "figures": finite(self.figures),
             **self.about,
         }
 

@@ -195,13 +195,13 @@ class Vocabulary:
     measured as everybody else: its own rare words are unknown too.
 
     Attributes:
-        told: Words of prompts and right answers.
+        given_words: Words of prompts and right answers.
         samples: Words of the reference's answers, by sample.
         counts: In how many samples the reference writes a word.
         judged: Which samples count: not those with a stock answer.
     """
 
-    told: frozenset[str]
+    given_words: frozenset[str]
     samples: Sequence[frozenset[str]]
     counts: Mapping[str, int]
     judged: Sequence[bool]
@@ -210,7 +210,8 @@ class Vocabulary:
         """How many of the words of an answer to a sample are unknown."""
         own = self.samples[place]
         return sum(
-            word not in self.told and self.counts.get(word, 0) - (word in own) < 1 for word in words
+            word not in self.given_words and self.counts.get(word, 0) - (word in own) < 1
+            for word in words
         )
 
 
@@ -222,7 +223,7 @@ def vocabulary(reference: Sequence[Result]) -> Vocabulary:
     given = [(task, *texts) for task, texts in zip(tasks, written, strict=True)]
     times = Counter(given)
     return Vocabulary(
-        told=frozenset(
+        given_words=frozenset(
             w for texts in known_texts(reference) for text in texts for w in tokens(text)
         ),
         samples=words,

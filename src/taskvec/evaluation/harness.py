@@ -24,10 +24,10 @@ from taskvec.evaluation.harness_scores import (
     apart,
     harness_metrics,
     harness_scores,
-    plain,
 )
 from taskvec.evaluation.task import Replies, RowsByRole, Sample, SampleSettings, Score, Task, Tools
 from taskvec.extras import require
+from taskvec.journal import finite
 from taskvec.running.requests import Continuation, Prompt, Request, Text, WholeText
 
 PREFIX = "harness:"
@@ -189,7 +189,7 @@ def _sample(
     inner: Any, name: str, instances: Sequence[Any], requests: Sequence[Sequence[Request]]
 ) -> Sample:
     is_text = inner.OUTPUT_TYPE == "loglikelihood_rolling"  # which the request has already
-    reference = {} if is_text else {"target": plain(inner.doc_to_target(instances[0].doc))}
+    reference = {} if is_text else {"target": finite(inner.doc_to_target(instances[0].doc))}
     return Sample(name, tuple(each for some in requests for each in some), reference)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.evaluation.task import Metric, Score
+from taskvec.journal import finite
 
 Array = np.ndarray[Any, Any]
 
@@ -41,8 +42,7 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers; what is not finite becomes None."""
-        bounds = [x if math.isfinite(x) else None for x in (self.value, self.low, self.high)]
-        return {"value": bounds[0], "interval": bounds[1:], "n": self.n}
+        return dict(finite({"value": self.value, "interval": [self.low, self.high], "n": self.n}))
 
 
 def wilson(correct: float, n: int) -> tuple[float, float]:

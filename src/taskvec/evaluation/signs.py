@@ -17,8 +17,10 @@ from taskvec.evaluation import gibberish
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, difference, figure, span
 from taskvec.evaluation.task import Metric, Score
+from taskvec.journal import fields_to_json
 from taskvec.running.requests import Answer, Likelihood, Reply
 
+SUCCESS = "as_expected"  # not one of `SIGNS`
 SIGNS = (
     "broken_logits",
     "gibberish",
@@ -78,16 +80,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "model": self.model,
-            "task": self.task,
-            "sign": self.sign,
-            "text": self.text,
-            "what": self.what,
-            "cause": self.cause,
-            "advice": self.advice,
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
-        }
+        return fields_to_json(self) | {"text": self.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +134,38 @@ def find_signs(
         merges: Models that are merges; causes and advice name λ for these only.
         expected: Where main metrics should move, by model and task; see `expectations`.
     """
-    singles, expected = singles or {}, expected or {}
-    found: list[Finding] = []
+    cases = _cases(results, reference, singles or {}, merges, expected or {})
+    return [
+        finding
+        for mine in cases
+        for finding in sorted(_of_model(mine), key=lambda each: SIGNS.index(each.sign))
+    ]
+
+
+def find_successes(
+    results: Mapping[str, Sequence[Result]],
+    *,
+    reference: str,
+    expected: Mapping[str, Mapping[str, str]],
+) -> list[Finding]:
+    """Main metrics that should move and did, by more than the interval; see `find_signs`."""
+    moved = [_moved(case) for mine in _cases(results, reference, {}, (), expected) for case in mine]
+    return [each for each in moved if each is not None and each.sign == SUCCESS]
+
+
+def _cases(
+    results: Mapping[str, Sequence[Result]],
+    reference: str | None,
+    singles: Mapping[str, str],
+    merges: Collection[str],
+    expected: Mapping[str, Mapping[str, str]],
+) -> Iterator[list[_Case]]:
+    """The cases of every model, in the order of the models."""
     for model, mine in results.items():
         theirs = results[reference] if reference is not None and model != reference else None
         role = "merge" if model in merges else "other"
         role = "single" if model in singles.values() else role
-        cases = [
+        yield [
             _Case(
                 "reference" if model == reference else role,
                 result,
@@ -157,8 +175,6 @@ def find_signs(
             )
             for place, result in enumerate(mine)
         ]
-        found += sorted(_of_model(cases), key=lambda finding: SIGNS.index(finding.sign))
-    return found
 
 
 def _of_model(cases: Sequence[_Case]) -> list[Finding]:
@@ -420,21 +436,27 @@ def _below_single(case: _Case) -> Iterator[Finding]:
 
 def _not_as_expected(case: _Case) -> Iterator[Finding]:
     """A main metric that should move, and did not, or to the other side."""
+    moved = _moved(case)
+    if moved is not None and moved.sign != SUCCESS:
+        yield moved
+
+
+def _moved(case: _Case) -> Finding | None:
+    """What became of a main metric that should move; None if it should not."""
     if case.other is None or case.expected in (None, "keep"):
-        return
+        return None
     apart, side = _side(case.result, case.other)
-    if side in SIDES[case.expected]:
-        return
     metric, mine, theirs = case.result.metrics[0], case.result.main, case.other.main
-    what = (
-        f"{metric.name} {span(mine)} should be {WAYS[case.expected]} {case.other.model}'s, "
-        f"{span(theirs)}, and is not: {span(apart, '+')}"
-    )
     figures = {metric.name: mine, "reference": theirs, "difference": apart}
+    way = f"{WAYS[case.expected]} {case.other.model}'s, {span(theirs)}"
+    if side in SIDES[case.expected]:
+        what = f"{metric.name} {span(mine)} is {way}, as expected: {span(apart, '+')}"
+        return Finding(case.result.model, case.result.task, SUCCESS, what, figures=figures)
+    what = f"{metric.name} {span(mine)} should be {way}, and is not: {span(apart, '+')}"
     cause = "λ of this task too small, or layers that hold it are left out" if not side else ""
     cause = cause if case.role == "merge" else ""
     advice = "a λ that is further from 0, or a higher threshold of lata"
-    yield case.finding("not_as_expected", what, cause, advice, figures)
+    return case.finding("not_as_expected", what, cause, advice, figures)
 
 
 def _better(one: Result, other: Result) -> bool:

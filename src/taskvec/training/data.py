@@ -42,7 +42,7 @@ from taskvec.training.images import (
 FORMATS = ("text", "chat", "classes", "lines", "folder", "npz", "idx")
 HUB = "hub:"
 # Fields by what they are for, the first that is there; `--fields` names others.
-FIELDS: Mapping[str, tuple[str, ...]] = {
+FIELDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "prompt": ("prompt", "instruction", "question", "query"),
     "response": ("response", "completion", "answer", "output"),
@@ -68,6 +68,11 @@ class Reading:
     fields: Mapping[str, str] = field(default_factory=dict)
     limit: int | None = None
     seed: int = 0
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Fields by what they are for, in the order in which they are looked for."""
+        return FIELDS | {use: (name,) for use, name in self.fields.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +249,20 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(source: str, reading: Reading) -> Data:
+def hub_data(source: str) -> HubData:
+    """The data set that `hub:NAME[:CONFIG[:SPLIT]]` names.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
     name, config, split, *more = [*source.removeprefix(HUB).split(":"), "", ""][:4]
     if not name or any(more):
         raise UsageError(f"{source}: must be hub:NAME[:CONFIG[:SPLIT]]")
-    hub = HubData(name, config or None, split or "train")
-    rows = read_hub(hub, "--data")
+    return HubData(name, config or None, split or "train")
+
+
+def _from_hub(source: str, reading: Reading) -> Data:
+    rows = read_hub(hub_data(source), "--data")
     if not rows:
         return Documents([], source, "")
     digest = xxhash.xxh3_128()
@@ -264,10 +277,7 @@ def _from_rows(rows: Sequence[DataRow], reading: Reading, where: str, digest: st
     """Rows by their fields."""
     if not rows:
         return Documents([], where, digest)
-    names = {
-        use: [reading.fields[use]] if use in reading.fields else list(known)
-        for use, known in FIELDS.items()
-    }
+    names = reading.names
     there = {use for use, known in names.items() if any(name in rows[0].data for name in known)}
     kind = reading.format or _kind_of_rows(there, rows[0], where)
     if kind == "text":
@@ -299,12 +309,24 @@ def _kind_of_rows(there: set[str], row: DataRow, where: str) -> str:
 
 
 def _conversation(
-    row: DataRow, names: Mapping[str, list[str]], *, from_messages: bool
+    row: DataRow, names: Mapping[str, Sequence[str]], *, from_messages: bool
 ) -> tuple[Message, ...]:
     if not from_messages:
         asked, answered = row.text(*names["prompt"]), row.text(*names["response"])
         return (("user", asked), ("assistant", answered))
-    listed = next(row.data[name] for name in names["messages"] if name in row.data)
+    messages = messages_of(row, names["messages"])
+    if not any(role == "assistant" for role, _ in messages):
+        raise DataError(f"{row.where}: no message is of the assistant, so nothing is learned")
+    return messages
+
+
+def messages_of(row: DataRow, names: Sequence[str]) -> tuple[Message, ...]:
+    """The messages under the first of these fields that is there; none where none is.
+
+    Raises:
+        DataError: they are not messages.
+    """
+    listed = next((row.data[name] for name in names if name in row.data), [])
     messages: list[Message] = []
     for each in listed if isinstance(listed, list) else [None]:
         role = content = None
@@ -316,8 +338,6 @@ def _conversation(
                 f"{row.where}: messages must be a list of objects with a role and a content"
             )
         messages.append((_ROLES.get(role, role), content))
-    if not any(role == "assistant" for role, _ in messages):
-        raise DataError(f"{row.where}: no message is of the assistant, so nothing is learned")
     return tuple(messages)
 
 

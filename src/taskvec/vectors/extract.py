@@ -69,7 +69,7 @@ def extract(
         UsageError: the request is contradictory or incomplete.
         TaskvecError: anything foreseen; nothing half-written is left.
     """
-    what, seed = options.get("what") or "task", options.get("seed") or 0
+    what = options.get("what") or "task"
     wanted = Wanted(what, options.get("task"), bool(options.get("scaled")))
     if what != "pure" and options.get("table") is not None:
         raise UsageError(f"layer weights go with a pure vector; got {what}")
@@ -80,7 +80,7 @@ def extract(
         rank=options.get("rank"),
         energy=options.get("energy"),
         rest=options.get("rest") or "refuse",
-        seed=seed if options.get("form") == "lora" else 0,
+        seed=asked.seed if options.get("form") == "lora" else 0,
     )
     return write_difference(asked, Path(out), wanted, shape, run_options(options))
 

@@ -28,7 +28,7 @@ from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import OutputError, ParameterError, UsageError
 from taskvec.family.opening import ties_head
 from taskvec.family.vocabulary import told_tokens
-from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey
+from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey, model_order
 from taskvec.merging.apply import InMemory, Record, apply_edits
 from taskvec.merging.edits import Edit
 from taskvec.outputs.place import check_place
@@ -155,16 +155,19 @@ def extract_lora(
             written = _write(out, found, work, modules, start)
     lost = math.fsum((row.norm * row.error) ** 2 for row in work.rows)
     total = math.fsum(row.norm**2 for row in work.rows)
+    keys = {row.name: found.members.keys[row.name] for row in work.rows}
+    order = {name: model_order(k.tower, k.block, k.module, name) for name, k in keys.items()}
+    rows = sorted(work.rows, key=lambda row: order[row.name])
     return Extracted(
         path=out,
         name=f"{found.name} as a LoRA adapter",
-        tensors=tuple(row.name for row in work.rows if row.kept != "dropped"),
+        tensors=tuple(row.name for row in rows if row.kept != "dropped"),
         zero=found.zero,
         bytes=written,
         fingerprint=None,
         anchor_fingerprint=start,
         warnings=_warnings(found, modules),
-        factored=tuple(work.rows),
+        factored=tuple(rows),
         lost=lost / total,
     )
 

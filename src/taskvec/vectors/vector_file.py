@@ -65,7 +65,7 @@ class Extracted:
         fingerprint: Identity of the vector by content; None for an adapter.
         anchor_fingerprint: Identity of the tensors that it starts from.
         warnings: What a user should know.
-        factored: Of an adapter, what became of each tensor, in name order.
+        factored: Of an adapter, what became of each tensor, in the order of the model.
         lost: Of an adapter, the share of ‖τ‖² of the whole model that it lacks.
     """
 

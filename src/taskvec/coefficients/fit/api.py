@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +44,8 @@ from taskvec.coefficients.fit.settings import MODEL, Descent, FitSettings, layer
 from taskvec.coefficients.fit.steering import Steered
 from taskvec.coefficients.fit.teaching import Teachers, answered, teach
 from taskvec.errors import DataError, OutputError, TaskvecWarning, UsageError
-from taskvec.files import write_whole
+from taskvec.files import write_text
+from taskvec.journal import Journal
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import preserve_modes
@@ -120,7 +120,7 @@ def fit(
     run = _Run(settings_of(settings), progress, None if out is None else Path(out))
     directions = open_directions(recipe, running)
     begin = directions.start(start)
-    run.settings.descent.check_start(float(begin.min()), float(begin.max()))
+    run.settings.check_start(float(begin.min()), float(begin.max()))
     is_language = is_language_model(directions, model)
     negative = [task for task, scale in directions.recipe.scales.items() if scale < 0]
     lessons = lessons_of(
@@ -173,13 +173,13 @@ def _steered(
 
 @dataclass(slots=True)
 class _Run:
-    """How it runs, what was said, and where states go.
+    """How it runs, its warnings, and where states go.
 
     Attributes:
         settings: How.
         progress: See `fit`.
         out: See `fit`.
-        warnings: What was said.
+        warnings: Issued so far.
         records: By source.
     """
 
@@ -190,7 +190,7 @@ class _Run:
     records: dict[str, SourceRecord] = field(default_factory=dict)
 
     def warn(self, text: str) -> None:
-        """Say something now, and in the result."""
+        """Warn now, and in the result."""
         self.warnings.append(text)
         warnings.warn(text, TaskvecWarning, stacklevel=4)
 
@@ -202,7 +202,7 @@ class _Run:
         """Take up a folder, or refuse that of another fit."""
         if self.out is None:
             return
-        told = {
+        record = {
             "settings": {k: v for k, v in asdict(self.settings).items() if k != "hold"},
             "members": directions.fingerprints,
             "sources": {
@@ -212,39 +212,30 @@ class _Run:
             "start": begin.tolist(),
         }
         path = self.out / STATE / "fit.digest"
-        digest = content_of(told)
-        try:
-            if path.is_file() and path.read_text() != digest:
-                raise OutputError(
-                    f"{self.out}: holds a fit of other prompts, members or settings; choose "
-                    "another folder, or remove it"
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, digest.encode())
-        except OSError as error:
-            raise OutputError(f"{self.out}: cannot be written: {error}") from error
+        digest = content_of(record)
+        if path.is_file() and path.read_text() != digest:
+            raise OutputError(
+                f"{self.out}: holds a fit of other prompts, members or settings; choose another "
+                "folder, or remove it"
+            )
+        write_text(path, digest)
 
     def known_answers(self, source: str) -> dict[str, tuple[str, bool]]:
         """Answers that an earlier run generated."""
-        path = self.state(f"answers-{content_of({'source': source})}.jsonl")
-        found: dict[str, tuple[str, bool]] = {}
-        if path is None or not path.is_file():
-            return found
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                prompt, text, is_whole = json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
-            found[prompt] = text, is_whole
-        return found
+        known = self._answers(source)
+        entries = [] if known is None else known.read()
+        return {each["prompt"]: (each["text"], each["is_whole"]) for each in entries}
 
     def keep_answers(self, source: str, answers: Sequence[tuple[str, str, bool]]) -> None:
         """Keep answers for a run that goes on."""
+        known = self._answers(source)
+        if known is not None and answers:
+            new = [dict(zip(("prompt", "text", "is_whole"), each, strict=True)) for each in answers]
+            known.begin([*known.read(), *new])
+
+    def _answers(self, source: str) -> Journal | None:
         path = self.state(f"answers-{content_of({'source': source})}.jsonl")
-        if path is not None and answers:
-            lines = [json.dumps(each, ensure_ascii=False) for each in answers]
-            before = path.read_bytes() if path.is_file() else b""
-            write_whole(path, before + ("\n".join(lines) + "\n").encode())
+        return None if path is None else Journal(path)
 
 
 def _taught(
@@ -398,7 +389,7 @@ def _fitted(
     tables: list[Array] = []
     if settings.granularity != MODEL:
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            runs[f"seed {seed}"] = down(f"seed {seed}", layers, settings.descent, seed)
+            runs[f"seed {seed}"] = down(f"seed {seed}", layers, settings, seed)
         tables = [layers.by_tensor(each.weights) for each in list(runs.values())[1:]]
     draws = Resamples(at_start, {n: s.weight for n, s in goal.sources.items()}, settings.seed)
     at_one = measured(one_table)

@@ -14,10 +14,10 @@ import numpy as np
 
 from taskvec.coefficients.fit.directions import TaskDirections
 from taskvec.evaluation.intervals import RESAMPLES, Figure
-from taskvec.methods.lata import rank
+from taskvec.methods.lata import spearman
 
 Array = np.ndarray[Any, Any]
-FEWEST = 4  # layers that a correlation is told of
+FEWEST = 4  # layers of a correlation
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +34,6 @@ class Explained:
     task: str
     against: str
     correlation: Figure
-
-
-def spearman(one: Array, other: Array) -> float:
-    """Rank correlation; NaN where either is constant.
-
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
-    1.0
-    """
-    a, b = rank(one), rank(other)
-    a, b = a - a.mean(), b - b.mean()
-    below = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / below if below > 0 else float("nan")
 
 
 def explained(

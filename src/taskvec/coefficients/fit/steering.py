@@ -128,7 +128,7 @@ class Steered:
     def steering(self) -> Iterator[None]:
         """Evaluation mode, with hooks on what has a task vector and no gradient of anything else.
 
-        Modes and gradients are as before at the end; weights are whatever was put last.
+        Modes and gradients are as before at the end; weights are those that were put last.
         """
         required = {name: p.requires_grad for name, p in self.module.named_parameters()}
         hooks = []

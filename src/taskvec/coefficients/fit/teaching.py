@@ -33,7 +33,7 @@ class Teachers:
         steered: The module.
         names: The module's own names of the target's tensors.
         device: For models of their own.
-        dtype: Likewise.
+        dtype: For models of their own.
     """
 
     directions: TaskDirections
@@ -206,11 +206,11 @@ def teach(
     with torch.no_grad():
         for start in range(0, len(rows), size):
             mine = rows[start : start + size]
-            said = asker.ask({name: mine}, hidden=hidden)[name]
+            outputs = asker.ask({name: mine}, hidden=hidden)[name]
             for i in range(len(mine)):
-                there = said.owner == i
-                values = said.values[there]
-                states = None if said.hidden is None else said.hidden[:, there]
+                there = outputs.owner == i
+                values = outputs.values[there]
+                states = None if outputs.hidden is None else outputs.hidden[:, there]
                 if asker.kind == "features":
                     found.append(Taught(features=values))
                 else:

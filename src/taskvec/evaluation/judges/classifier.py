@@ -57,8 +57,8 @@ class ClassifierJudge:
         """
         torch = require("torch", "eval")
         tokenizer = _loaded(load_tokenizer, self.model)
-        model, told = _loaded(load_module, self.model, "AutoModelForSequenceClassification")
-        refuse_random(model, told, f"judge classifier:{self.model}")
+        model, info = _loaded(load_module, self.model, "AutoModelForSequenceClassification")
+        refuse_random(model, info, f"judge classifier:{self.model}")
         model.eval().to(self.device)
         size = BATCH if tokenizer.pad_token is not None else 1
         verdicts: list[Verdict] = []

@@ -37,6 +37,7 @@ from taskvec.evaluation.tasks.likelihood import MBPP
 from taskvec.evaluation.tasks.shared import nonblank_text, refuse_shots, with_ids
 from taskvec.running.requests import Answer, Prompt, Text
 from taskvec.sandbox.programs import ProgramOutcome, require_permission, run_program
+from taskvec.streaming import default_threads
 
 MAX_NEW_TOKENS = 512
 DRAWN_TEMPERATURE = 0.8
@@ -210,7 +211,7 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
         for sample, mine in zip(samples, replies, strict=True)
     ]
     scores = []
-    with ThreadPoolExecutor(tools.workers) as pool:
+    with ThreadPoolExecutor(tools.workers or default_threads()) as pool:
         different = dict.fromkeys(itertools.chain.from_iterable(programs))
         running = {program: pool.submit(run_program, program) for program in different}
         try:
@@ -225,8 +226,8 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
 def _score(outcomes: Sequence[ProgramOutcome]) -> Score:
     n, passed = len(outcomes), sum(outcome.passed for outcome in outcomes)
     values = {f"pass@{k}": pass_at(k, n=n, passed=passed) for k in PASS_AT if k <= n}
-    told = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]
-    return Score(values, {"passed": passed, "outcomes": told})
+    details = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]
+    return Score(values, {"passed": passed, "outcomes": details})
 
 
 def _program(reference: Any, reply: object) -> str:
