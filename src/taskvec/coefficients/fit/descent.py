@@ -182,7 +182,7 @@ def _load(path: Path, w: Any, adam: Any, found: Descended) -> int:
         if there["w"].shape != tuple(w.shape):
             raise ValueError(f"weights of shape {there['w'].shape}")
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise OutputError(f"{path}: cannot be read ({error}); remove it to begin anew") from error
+        raise OutputError(f"{path}: cannot be read ({error}); remove it to start again") from error
     with torch.no_grad():
         w.copy_(torch.from_numpy(there["w"]))
     adam.state[w] = {

@@ -42,7 +42,7 @@ class Imported:
     @property
     def text(self) -> str:
         """The recipe as YAML."""
-        kind = "faithfully (random masks have other bits)" if self.is_faithful else "as meant"
+        kind = "faithfully (random masks have other bits)" if self.is_faithful else "as intended"
         about = f"Imported from mergekit, {kind}; see docs/how-to/from-mergekit.md"
         return recipe_text(self.recipe, about)
 
