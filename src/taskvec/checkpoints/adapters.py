@@ -64,7 +64,7 @@ _REFUSED = {
 }
 # Initialisations that take their matrices out of the model's weights.
 _CHANGES_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Models whose linear layers are stored as (in, out); elsewhere `fan_in_fan_out` says so.
+# Models whose linear layers are stored as (in, out); elsewhere `fan_in_fan_out` is set.
 _STORED_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 # Inside a block, what transformers 5 calls modules in memory, and files still do: ViT and its kin
 # (BEiT, DeiT, MAE …), which also have `layers` for `encoder.layer`, and DINOv2.
@@ -127,7 +127,7 @@ def open_adapter(path: str | os.PathLike[str], *, allow_pickle: bool = False) ->
 
     Args:
         path: The folder.
-        allow_pickle: Whether `adapter_model.bin` may be read where there is no other file.
+        allow_pickle: Whether `adapter_model.bin` may be read if there is no other file.
 
     Raises:
         CheckpointError: broken files, or a kind of adapter that is not supported.

@@ -66,7 +66,7 @@ class Checkpoint:
         path: The folder, absolute.
         single: Name of the file in it, if that was opened and not the folder.
         tensors: What the headers say, by name, in name order.
-        config: `config.json`; empty if there is none.
+        config: `config.json`; empty without one.
         notes: What looks odd and was dealt with, in words.
     """
 
@@ -246,7 +246,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder; empty if there is none.
+    """`config.json` of a model folder; empty without one.
 
     Raises:
         CheckpointError: it cannot be read, is not a JSON object, or is a link out of the folder.
@@ -369,7 +369,7 @@ def plain_config(
     """The config of weights that are stored as they are, and what was left out of it, in words.
 
     Tools that train over a quantised model, or take its quantisation back, leave the key
-    `quantization_config` in configs of plain weights; whoever loads the result would quantise it.
+    `quantization_config` in configs of plain weights; a loader would quantize the result.
 
     Raises:
         CheckpointError: the weights are packed or scaled.
@@ -389,13 +389,15 @@ def refuse_quantised(
 ) -> None:
     """Raise `CheckpointError` if tensors are packed or scaled; the config alone does not say so."""
     remedy = "task arithmetic needs the weights themselves; use the model before quantisation"
-    said = config.get("quantization_config")
-    kind = said.get("quant_method", "unknown") if isinstance(said, dict) else "unknown"
+    quantization = config.get("quantization_config")
+    kind = (
+        quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+    )
     for name, info in infos.items():
-        is_packed = said and len(info.shape) > 1 and not info.dtype.is_float
+        is_packed = quantization and len(info.shape) > 1 and not info.dtype.is_float
         is_packed = is_packed or (info.dtype.name == "U8" and _MXFP4_NAME.fullmatch(name))
         if info.dtype.is_quantised or is_packed or _QUANTISED_NAME.fullmatch(name):
-            by = f", {kind} by config.json" if said else ""
+            by = f", {kind} by config.json" if quantization else ""
             raise CheckpointError(
                 f"{folder}: weights are quantised (tensor {name!r}, {info.dtype.name}{by}); "
                 f"{remedy}"

@@ -238,7 +238,7 @@ def _put(weights: Source, change: Source) -> Source:
 
 
 def _check_over(found: Mapping[str, Source | Adapter], family: Family) -> None:
-    """Refuse `over` where there is no adapter that it could be said of."""
+    """Refuse `over` for a task that is not an adapter."""
     for task in sorted(name for name, each in family.tasks.items() if each.over):
         given = found[f"task:{task}"]
         if not isinstance(given, Adapter):
@@ -308,7 +308,7 @@ def _open_path(path: str | os.PathLike[str], allow_pickle: bool) -> Source | Ada
 def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[str]]:
     """The same sources with a head either in all of them or in none.
 
-    If any member has a head of its own, those that tie it to the embedding get it as a view of the
+    If any member has a separate head, those that tie it to the embedding get it as a view of the
     embedding; if all tie it, copies that some of them store are left out, as transformers does.
     """
     notes: list[str] = []
@@ -364,9 +364,9 @@ def ties_head(source: Source, head: str) -> bool:
     """Whether a member takes its head from the embedding when it is loaded, by its config."""
     text = source.config.get("text_config")
     places = [source.config, *([text] if isinstance(text, dict) else [])]
-    said = [place["tie_word_embeddings"] for place in places if "tie_word_embeddings" in place]
-    if said:
-        is_tied = bool(said[0])
+    declared = [place["tie_word_embeddings"] for place in places if "tie_word_embeddings" in place]
+    if declared:
+        is_tied = bool(declared[0])
     else:
         is_tied = head not in source.tensors or (
             source.config.get("model_type") in _TIED_BY_DEFAULT

@@ -52,7 +52,7 @@ TOKEN_ROWS: Final = (*TOKEN_EMBEDDINGS, *LANGUAGE_HEADS, *_BIASES)
 def token_tensors(sources: Mapping[str, Source]) -> list[str]:
     """Names of the tensors whose rows are tokens, where the members have them in a shape that fits.
 
-    What fits in no way is left to the comparison of all tensors, which says so.
+    Other differences are left to the comparison of all tensors, which reports them.
     """
     target = sources["target"]
     names = []
@@ -106,7 +106,7 @@ def _fitting_policy(member: Source, target: Source) -> str:
 
 
 def other_rows(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]:
-    """Warnings about members that have as many token rows as the target, but for other tokens.
+    """Warnings about members that have as many token rows as the target, but of other tokens.
 
     Args:
         sources: By role.

@@ -173,16 +173,16 @@ def _of_difference(
     """
     tokenizer = read_tokenizer(start)
     vector = vector_in(source)
-    told = vector.metadata if vector is not None else {}
-    if tokenizer is None or "new_tokens" not in told:
+    metadata = vector.metadata if vector is not None else {}
+    if tokenizer is None or "new_tokens" not in metadata:
         fit = all(start.tensors[n].shape[0] == count for n, count in rows.items())
         return tokenizer if fit else None
-    if told.get("tokens_digest") != _digest(tokenizer):
+    if metadata.get("tokens_digest") != _digest(tokenizer):
         raise FamilyError(
             f"{describe(role)} ({source.where}): was extracted over a model whose tokens differ "
             f"from the anchor's ({start.where}); extract it over this anchor"
         )
-    new = {text: Added(row, flags) for text, row, flags in json.loads(told["new_tokens"])}
+    new = {text: Added(row, flags) for text, row, flags in json.loads(metadata["new_tokens"])}
     if not new:
         return tokenizer
     files = with_added_tokens(start, tokenizer, new)
@@ -196,7 +196,7 @@ def vector_in(source: Source) -> Vector | None:
     return vector_in(source.parts[0]) if source.parts and source.is_difference else None
 
 
-def told_tokens(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
+def token_metadata(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
     """What a vector must say of tokens, where its anchor was given other rows than it has.
 
     Returns:
@@ -218,12 +218,12 @@ def told_tokens(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
         for text, about in given.added.items()
         if text not in own.tokens
     )
-    told = {
+    metadata = {
         "new_tokens": json.dumps([[text, row, dict(flags)] for row, text, flags in new]),
         "tokens_digest": _digest(own),
     }
     rows = np.array([row for row, _, _ in new], np.int64)
-    return told, dict.fromkeys(names, rows) if len(rows) else {}
+    return metadata, dict.fromkeys(names, rows) if len(rows) else {}
 
 
 def _digest(tokenizer: Tokenizer) -> str:
@@ -329,7 +329,7 @@ def _places(target: Tokenizer, member: Tokenizer) -> Array:
 
 
 def _limited(places: Array, had: int, rows: int) -> Array:
-    """Places for a tensor of `rows` rows from one that has `had`; −1 where there is no row."""
+    """Places for a tensor of `rows` rows from one that has `had`; −1 without a row."""
     out = np.full(rows, -1, np.int64)
     count = min(rows, len(places))
     out[:count] = places[:count]

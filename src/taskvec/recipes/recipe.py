@@ -170,7 +170,7 @@ class Output:
     Attributes:
         dtype: `bfloat16`, `float16`, `float32` or `float64`; None for the target's own, tensor by
             tensor.
-        shard_bytes: Largest size of one file; a larger tensor gets a file of its own.
+        shard_bytes: Largest size of one file; a larger tensor gets its own file.
         precision: Arithmetic, `float32` or `float64`.
         tokenizer: Task or role whose tokenizer and chat template the result has; None: the target.
         chat_template: Chat template that takes the place of theirs.
@@ -193,7 +193,7 @@ class Recipe:
         out: How the result is written.
         seed: For methods that draw random numbers; recorded in any case.
         layer_weights: What the method weighs layers by; None for 1 everywhere.
-        table: Layer weights in the place of the method's own, as a file or a table.
+        table: Layer weights instead of the method's own, as a file or a table.
         stages: Recipes whose results this one reads as `stage:NAME`, by name, in order.
     """
 

@@ -211,16 +211,16 @@ def inspect(
 def _opened(
     model: str | os.PathLike[str], allow_pickle: bool
 ) -> tuple[str, Source, Mapping[str, Any]]:
-    """Kind, tensors as they are stored, and what is said of them."""
+    """Kind, stored tensors, and facts about them."""
     source = open_model(model, allow_pickle=allow_pickle)
     if isinstance(source, Adapter):
-        said = ("peft_type", "r", "lora_alpha", "use_rslora", "base_model_name_or_path")
-        return "adapter", source.stored, {k: source.config[k] for k in said if k in source.config}
+        keys = ("peft_type", "r", "lora_alpha", "use_rslora", "base_model_name_or_path")
+        return "adapter", source.stored, {k: source.config[k] for k in keys if k in source.config}
     inner = _inner(source)
     if isinstance(inner, Vector):
         return "vector", source, inner.metadata
-    said = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings")
-    return "model", source, {k: source.config[k] for k in said if k in source.config}
+    keys = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings")
+    return "model", source, {k: source.config[k] for k in keys if k in source.config}
 
 
 def _inner(source: Source) -> Source:
@@ -229,7 +229,7 @@ def _inner(source: Source) -> Source:
 
 
 def _files(source: Source) -> dict[str, int]:
-    """Weight files by name; empty for what is not in files of its own."""
+    """Weight files by name; empty for a source without its own files."""
     inner = _inner(source)
     stored = inner.stored if isinstance(inner, Vector) else inner
     return {f.name: f.size for f in stored.stored} if isinstance(stored, Checkpoint) else {}

@@ -27,7 +27,7 @@ from taskvec.checkpoints.views import size
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import OutputError, ParameterError, UsageError
 from taskvec.family.opening import ties_head
-from taskvec.family.vocabulary import told_tokens
+from taskvec.family.vocabulary import token_metadata
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey, model_order
 from taskvec.merging.apply import InMemory, Record, apply_edits
 from taskvec.merging.edits import Edit
@@ -123,7 +123,7 @@ def extract_lora(
     recipe = replace(recipe, out=replace(recipe.out, dtype=None))  # the difference is not rounded
     found = make_difference(recipe, wanted, options)
     kinds = {edit.name: _kind(edit, found.members.keys[edit.name]) for edit in found.edits}
-    grown = told_tokens(found.members.sources[found.start])[1]  # rows that the anchor lacks
+    grown = token_metadata(found.members.sources[found.start])[1]  # rows that the anchor lacks
     kinds |= dict.fromkeys(kinds.keys() & grown.keys())
     modules = _modules_to_save(found, kinds) if shape.rest == "save" else []
     _refuse_rest(kinds, shape.rest)

@@ -1,6 +1,6 @@
 """From a mergekit configuration to a recipe, with every place where the two mean something else.
 
-What is said of mergekit is what version 0.1.5 does. Where it does something that its author
+Statements about mergekit refer to version 0.1.5. Where it does something that its author
 probably did not want, the recipe has what was wanted, unless it is to be faithful; then it has the
 same formula, and only the bits of random masks differ.
 """

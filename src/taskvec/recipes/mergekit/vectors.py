@@ -270,7 +270,7 @@ def _breadcrumbs(
 
 
 def _giving_way(work: Work, task: str, density: Layered, gamma: Layered) -> Layered:
-    """min(γ, 1 − density), where it can be said without knowing the number of blocks."""
+    """min(γ, 1 − density), if it does not depend on the number of blocks."""
     most = gamma.number
     if most is None or not density.is_stepwise:
         work.document.fail(
