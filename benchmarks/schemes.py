@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks.closed_form import Bench, bootstrap, interval, mean
 from taskvec.coefficients import propose
 from taskvec.coefficients.schemes import suggest_scheme
 from taskvec.errors import UsageError
+from taskvec.journal import finite
 
 TASKS = ("math", "code")
 MULTIPLES = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)
@@ -99,7 +101,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "family": "zoo" if bench.folder is None else bench.folder.name,
         "n": {task: len(answers) for task, answers in right["none"].items()},
         "choosing_n": bench.choosing_n,
-        "suggestion": suggestion.to_json(),
+        "suggestion": finite(asdict(suggestion)),
         "best": best,
         "rows": rows,
         "policies": {

@@ -326,7 +326,7 @@ def messages_of(row: DataRow, names: Sequence[str]) -> tuple[Message, ...]:
     Raises:
         DataError: they are not messages.
     """
-    listed = next((row.data[name] for name in names if name in row.data), [])
+    listed: Any = next((row.data[name] for name in names if name in row.data), [])
     messages: list[Message] = []
     for each in listed if isinstance(listed, list) else [None]:
         role = content = None
