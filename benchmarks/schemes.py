@@ -15,7 +15,6 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "family": "zoo" if bench.folder is None else bench.folder.name,
         "n": {task: len(answers) for task, answers in right["none"].items()},
         "choosing_n": bench.choosing_n,
-        "suggestion": finite(asdict(suggestion)),
+        "suggestion": finite(suggestion),
         "best": best,
         "rows": rows,
         "policies": {

@@ -105,7 +105,7 @@ def test_success_at_forgetting_is_no_finding(cli, tmp_path):
     (met,) = told["as_expected"]
     assert (met["model"], met["task"]) == ("safer", "zoo:unsafe")
     _, text, _ = cli("eval", *asked, "--out", tmp_path)
-    assert "\nAs expected:\n- safer in zoo:unsafe: right 0.000 " in text
+    assert "\nAs expected:\n- safer in zoo:unsafe: accuracy 0.000 " in text
     assert "\nFindings: none\n" in text
     _, text, _ = cli("eval", *asked, "--out", tmp_path, "--json", "--expect", "unsafe=keep")
     assert "below_reference" in [each["sign"] for each in json.loads(text)["findings"]]
@@ -196,11 +196,11 @@ def test_list(cli):
         (["math=", *MATHS], "a model must be MODEL or NAME=MODEL; got 'math='"),
         (
             [f"a b={zoo.path('math')}", f"A-b={zoo.path('code')}", *MATHS],
-            "records of model 'A-b' would lie in A-b, where model 'a b' has its place; give it",
+            "records of model 'A-b' would overwrite model 'a b' in A-b; give it",
         ),
         (
             [f"results.json={zoo.path('math')}", *MATHS],
-            "would lie in results.json, where the file of results has its place",
+            "would overwrite the file of results in results.json",
         ),
         ([MATH, *MATHS, "--workers", "0"], "workers must be 1 or more; got 0"),
         ([MATH, "--tasks", "humaneval"], "allow that with --allow-code-execution (docs/how-to/"),

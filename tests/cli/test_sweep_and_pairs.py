@@ -105,7 +105,7 @@ def test_no_value_is_safe_where_goals_disagree(cli, recipe, tmp_path):
     )  # fmt: skip
     assert code == 0
     told = text.replace("\n", " ")
-    assert "No value of scale is safe, that is, no measure is worse than" in told
+    assert "No value of scale is safe, that is, none where no measure is worse than" in told
     assert "Nearest: 0, where only zoo:math is worse." in told
 
 

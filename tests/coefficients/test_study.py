@@ -261,7 +261,7 @@ def test_when_nothing_matters(tmp_path):
 
 def test_no_journal(tmp_path):
     (tmp_path / "study.jsonl").write_text("not a journal\n{}\n")
-    with pytest.raises(UsageError, match=r"study\.jsonl: is no journal of a study"):
+    with pytest.raises(UsageError, match=r"study\.jsonl: is not the journal of a study"):
         run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
 
 

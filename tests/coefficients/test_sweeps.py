@@ -111,7 +111,7 @@ def test_a_parameter_of_what_weighs_the_layers():
     ("method", "sweep", "value", "error", "message"),
     [
         ("lata", Sweep("threshold", ()), 0.5, UsageError,
-         "threshold has no say in scheme 'logarithmic' of task 'math'; set scheme: threshold"),
+         "threshold has no effect in scheme 'logarithmic' of task 'math'; set scheme: threshold"),
         ("lata", Sweep("scheme", ()), 0.5, UsageError,
          "lata has no number 'scheme' to sweep; known: scale, threshold"),
         ("dare", Sweep("densty", ()), 0.5, UsageError, "did you mean 'density'?"),

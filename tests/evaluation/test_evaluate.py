@@ -569,12 +569,3 @@ def test_a_candidate_is_asked_again_if_a_member_changes(tmp_path, monkeypatch, n
     shutil.copy(zoo.path("code") / weights, tmp_path / "member" / weights)
     changed = ask()
     assert (changed.about["kept"], changed.main.value) == (0, 0)
-
-
-def test_options_are_as_documented(tmp_path):
-    """`evaluate` and the options say the same defaults."""
-    import inspect
-
-    signature = inspect.signature(tv.evaluate)
-    for field in ("limit", "context", "stride", "truncate", "batch_tokens", "dtype", "device"):
-        assert signature.parameters[field].default == getattr(EvaluationOptions(), field)

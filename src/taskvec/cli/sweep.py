@@ -176,7 +176,7 @@ def _verdict(found: Sensitivity) -> str:
             return f"Every value of {label} failed."
         worse = ", ".join(key for key, score in fewest.scores.items() if score.is_worse)
         return (
-            f"No value of {label} is safe, that is, {meaning}. Nearest: "
+            f"No value of {label} is safe, that is, none where {meaning}. Closest: "
             f"{fewest.value:g}, where only {worse} is worse."
         )
     first, last = found.safe[0]

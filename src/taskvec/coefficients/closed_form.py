@@ -86,14 +86,14 @@ def vectors_of(scan: Scan, table: Table | None = None) -> Vectors:
     for task, norm in zip(scan.tasks, norms, strict=True):
         if not norm:
             raise UsageError(
-                f"task {task!r} is identical to the anchor, so that no λ follows; leave it out"
+                f"task {task!r} is identical to the anchor, so no λ can be proposed; remove it"
             )
     overlap = np.einsum("sn,nst->ts", weights, tau) / np.square(norms)[:, None]
     for task, own in zip(scan.tasks, np.diag(overlap), strict=True):
         if table is not None and own <= 0:
             raise UsageError(
-                f"{table.origin}: the weights leave nothing of task {task!r} or turn it round "
-                f"(share {own:g}), so that no λ follows; give another scheme, threshold or table"
+                f"{table.origin}: the weights remove or reverse task {task!r} "
+                f"(share {own:g}), so no λ can be proposed; give another scheme, threshold or table"
             )
     return Vectors(scan.tasks, norms, gram, overlap, _conflict(scan, weights))
 

@@ -206,7 +206,7 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _own_names(module: Any, vectors: Vectors) -> dict[str, str]:
     """Names in the vectors, and what the module itself calls them; they differ where tied."""
     if not any(vectors.values()):
-        raise UsageError("vectors name no tensor, so that there is nothing to weigh")
+        raise UsageError("vectors have no tensor; give at least one task vector")
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     first = {id(tensor): name for name, tensor in named.items()}
     every = {**module.state_dict(keep_vars=True), **named}

@@ -115,7 +115,7 @@ def make_goals(
             task, _, metric = text.partition("@")
             goals.append(Goal(task, way, metric, single.pop(text, None) if way != KEEP else None))
     if single:
-        raise UsageError(f"--single names {next(iter(single))!r}, which is no goal")
+        raise UsageError(f"--single names {next(iter(single))!r}, which is not a goal")
     made = Goals(tuple(goals), aggregate, keep_share, trade_off)
     _check(made, tasks)
     return made

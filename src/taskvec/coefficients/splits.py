@@ -113,7 +113,7 @@ def _divided(
             there += f" and {len(left)} others for the test"
         raise UsageError(
             f"task {task!r} has {there}; {wanted} for selection and {how.test_n or 1} for the test "
-            "do not fit; ask for fewer, or give test data apart"
+            "do not fit; ask for fewer, or give separate test data"
         )
     return _part(here, chosen), _part(apart or here, test)
 

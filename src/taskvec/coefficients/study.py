@@ -140,7 +140,7 @@ def open_study(job: SearchJob, folder: Path, worker: str) -> Study:
             storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
             there = {study.study_name for study in storage.get_all_studies()}
         except (ValueError, KeyError) as error:
-            raise UsageError(f"{journal}: is no journal of a study: {error}") from error
+            raise UsageError(f"{journal}: is not the journal of a study: {error}") from error
         if NAME in there:
             study = optuna.load_study(study_name=NAME, storage=storage)
             _check_same(folder, study.user_attrs.get("definition"), record)

@@ -134,7 +134,8 @@ def swept(recipe: Recipe, sweep: Sweep, value: float) -> Recipe:
         scheme = owner.parameters[task].get("scheme")
         if (owner.method.name, sweep.name) == ("lata", "threshold") and scheme != "threshold":
             raise UsageError(
-                f"threshold has no say in scheme {scheme!r} of task {task!r}; set scheme: threshold"
+                f"threshold has no effect in scheme {scheme!r} of task {task!r}; "
+                "set scheme: threshold"
             )
     number = parameter.check(value, owner.method.name)
     chosen = recipe.layer_weights

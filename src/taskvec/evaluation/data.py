@@ -148,7 +148,7 @@ def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[st
     """The rows that a task reads, by role.
 
     Raises:
-        DataError: a file is not there, cannot be read or holds no rows.
+        DataError: a file is not there, cannot be read or has no rows.
         MissingExtraError: the hub is needed, and datasets is not installed.
     """
     found: dict[str, list[DataRow]] = {}
@@ -190,7 +190,7 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
 def _filled(paths: Sequence[Path]) -> list[DataRow]:
     rows = [row for path in paths for row in read_rows(path)]
     if not rows:
-        raise DataError(f"{paths[0]}: holds no rows")
+        raise DataError(f"{paths[0]}: has no rows")
     return rows
 
 

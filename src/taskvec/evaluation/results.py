@@ -49,7 +49,7 @@ def _check_names(models: Iterable[str]) -> None:
         other = taken.setdefault(folder.casefold(), f"model {name!r}")
         if other != f"model {name!r}":
             raise UsageError(
-                f"records of model {name!r} would lie in {folder}, where {other} has its place; "
+                f"records of model {name!r} would overwrite {other} in {folder}; "
                 "give it another name: NAME=MODEL"
             )
 

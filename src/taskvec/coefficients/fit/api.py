@@ -518,8 +518,8 @@ def _check_teaching(
             continue
         run.warn(
             f"source {name!r} teaches nothing: the target's loss there is {value:.4f} a prompt "
-            f"(the start's {float(at_start[name].sums.mean()):.4f}), so that it answers as "
-            f"{source.teacher} already; give prompts to which it answers otherwise than it should"
+            f"(the start's {float(at_start[name].sums.mean()):.4f}), so it already answers as "
+            f"{source.teacher}; give prompts that it answers wrongly"
         )
     if not teaching:
         raise UsageError(

@@ -214,7 +214,7 @@ def checkpointed(module: Any, wanted: bool) -> Iterator[None]:
     kind = "activation" if hasattr(module, name.format("activation", "enable")) else "gradient"
     if not hasattr(module, name.format(kind, "enable")):
         raise UsageError(
-            f"{type(module).__name__} does not support checkpointing; leave checkpointing out"
+            f"{type(module).__name__} does not support checkpointing of activations; leave it out"
         )
     getattr(module, name.format(kind, "enable"))({"use_reentrant": False})
     try:

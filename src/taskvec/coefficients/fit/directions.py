@@ -261,7 +261,7 @@ def open_directions(
     if recipe.stages:
         raise UsageError("fit takes no stages; merge the stage to a folder and name that")
     if not family.tasks:
-        raise UsageError("the recipe has no tasks, so that there is nothing to fit")
+        raise UsageError("the recipe has no tasks; add at least one")
     members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
     found = TaskDirections(recipe, members, scan_members(members, running), running)
     for task, changed in zip(found.tasks, found.is_changed(), strict=True):
@@ -303,7 +303,7 @@ def live_names(directions: TaskDirections, module: Any) -> dict[str, str]:
             got = "none" if shape is None else f"one of shape {list(shape)}"
             raise UsageError(
                 f"the loaded model has no tensor {name!r} of shape {list(tensors[name].shape)} but "
-                f"{got}, so that fit cannot reach it; exclude it in the recipe"
+                f"{got}, so fit cannot change it; exclude it in the recipe"
             )
     return {
         there: first[id(live[name])]

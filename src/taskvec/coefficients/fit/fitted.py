@@ -190,7 +190,7 @@ class Fitted:
         data["table"] = TABLE
         if MARK in json.dumps(data, default=str):
             raise UsageError(
-                "a member is in memory, so that no recipe can name it; save the table alone: "
+                "a recipe cannot name a member in memory; save the table alone: "
                 "fitted.table.save('table.csv')"
             )
         head = f"# Layer weights fitted by taskvec: {self.chosen}\n"

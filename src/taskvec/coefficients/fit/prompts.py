@@ -164,7 +164,7 @@ def _teacher(
             )
         if name in negative:
             raise UsageError(
-                f"prompts: the recipe subtracts task {name!r}, so that its own model is not the "
+                f"prompts: the recipe subtracts task {name!r}, so its own model cannot be the "
                 "teacher; give it the teacher 'answers' and prompts with the answers that are "
                 "wanted, or as its teacher a model that gives such answers"
             )

@@ -276,7 +276,7 @@ def _address(url: str) -> str:
         is_one = False
     if not is_one:
         raise UsageError(
-            f"judge endpoint:{url}: is no address; expected one such as "
+            f"judge endpoint:{url}: is not an address; expected one such as "
             "endpoint:http://127.0.0.1:8000/v1?model=NAME"
         )
     if parts.path.endswith("/chat/completions"):
