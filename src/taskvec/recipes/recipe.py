@@ -59,7 +59,7 @@ class TaskSpec:
     def to_dict(self) -> dict[str, Any]:
         """The task as a recipe has it, with every default filled in."""
         return {
-            "model": _named(self.model),
+            "model": _name_model(self.model),
             "scale": self.scale_to_dict(),
             **({} if self.over is None else {"over": self.over}),
             **({} if self.hub is None else {"hub": self.hub}),
@@ -150,7 +150,9 @@ class Family:
         roles = {"base": self.base, "anchor": self.start, "target": self.target}
         found = {r: (model, self.hubs[r]) for r, model in roles.items() if r in self.hubs}
         found |= {n: (t.model, t.hub) for n, t in self.tasks.items() if t.hub is not None}
-        return {_named(m): hub for m, hub in found.values() if isinstance(m, (str, os.PathLike))}
+        return {
+            _name_model(m): hub for m, hub in found.values() if isinstance(m, (str, os.PathLike))
+        }
 
     @property
     def members(self) -> Family:
@@ -280,7 +282,9 @@ class Recipe:
         """The recipe with every default filled in, as a mapping that `read_recipe` takes."""
         family, chosen = self.family, self.layer_weights
         roles = {"base": family.base, "instruct": family.start, "target": family.edited}
-        data: dict[str, Any] = {r: _named(model) for r, model in roles.items() if model is not None}
+        data: dict[str, Any] = {
+            r: _name_model(model) for r, model in roles.items() if model is not None
+        }
         for role, key in (("base", "base"), ("anchor", "instruct"), ("target", "target")):
             if role in family.hubs:
                 data[key] = {"model": data[key], "hub": family.hubs[role]}
@@ -310,10 +314,10 @@ def _stage_to_dict(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def _named(model: Model) -> Any:
+def _name_model(model: Model) -> Any:
     """A model as a recipe names it."""
     if isinstance(model, Stack):
-        return model.to_dict(_named)
+        return model.to_dict(_name_model)
     if isinstance(model, str) and model.startswith(STAGE):
         return model
     name = hub_name(model)

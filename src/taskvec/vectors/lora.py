@@ -132,7 +132,7 @@ def extract_lora(
             f"the {found.name} leaves no weight of a linear layer to be factored (a layer whose "
             "bias differs is saved whole); take --rest drop, or extract a vector"
         )
-    tied = _tied(found, modules)
+    tied = _find_tie(found, modules)
     if tied is not None and not tied.endswith("embed_tokens"):
         raise UsageError(
             f"{tied!r} is tied to the head, which PEFT would part from it; exclude it, or take "
@@ -348,7 +348,7 @@ def _config(found: Difference, work: _Work, modules: Sequence[str]) -> dict[str,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
-        **({"ensure_weight_tying": True} if _tied(found, modules) else {}),
+        **({"ensure_weight_tying": True} if _find_tie(found, modules) else {}),
     }
 
 
@@ -366,7 +366,7 @@ def _by_suffix(modules: Iterable[str], tensors: Iterable[str]) -> list[str]:
     return sorted({module if name in taken else name for module, name in last.items()})
 
 
-def _tied(found: Difference, modules: Sequence[str]) -> str | None:
+def _find_tie(found: Difference, modules: Sequence[str]) -> str | None:
     """The embedding that is kept whole and that the head is tied to, if there is one."""
     if not ties_head(found.members.sources[found.start], LANGUAGE_HEADS[0]):
         return None
@@ -375,7 +375,7 @@ def _tied(found: Difference, modules: Sequence[str]) -> str | None:
 
 
 def _warnings(found: Difference, modules: Sequence[str]) -> tuple[str, ...]:
-    if _tied(found, modules) is None:
+    if _find_tie(found, modules) is None:
         return found.warnings
     return (
         *found.warnings,

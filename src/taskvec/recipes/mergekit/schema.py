@@ -146,7 +146,7 @@ class _Read(Entry, extra="allow"):
 
     @model_validator(mode="before")
     @classmethod
-    def _supported(cls, data: Any) -> Any:
+    def _check_supported(cls, data: Any) -> Any:
         for name, what in cls.unsupported.items():
             if isinstance(data, dict) and data.get(name) is not None:
                 raise flaw(f"{what} is not supported", name)

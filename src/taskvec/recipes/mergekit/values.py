@@ -297,7 +297,7 @@ def whole_pattern(part: str) -> str:
     >>> whole_pattern("layers.1")
     '*layers.1*'
     """
-    return _in_turn(part, lambda each: f"*{_escaped(each)}*")
+    return _in_turn(part, lambda each: f"*{_escape(each)}*")
 
 
 def meant_pattern(part: str) -> str:
@@ -309,7 +309,7 @@ def meant_pattern(part: str) -> str:
     return _in_turn(
         part,
         lambda each: (
-            f"{'*.' if each[:1].isdigit() else '*'}{_escaped(each)}"
+            f"{'*.' if each[:1].isdigit() else '*'}{_escape(each)}"
             f"{'.*' if each[-1:].isdigit() else '*'}"
         ),
     )
@@ -321,5 +321,5 @@ def _in_turn(part: str, pattern: Callable[[str], str]) -> str:
     return "".join([first, *(other.removeprefix("*") for other in others)])
 
 
-def _escaped(part: str) -> str:
+def _escape(part: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", part)
