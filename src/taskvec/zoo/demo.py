@@ -38,7 +38,7 @@ class DemoRow:
     Attributes:
         name: In words.
         part: `parents`, `merged`, `forgotten` or `forgotten-zor`.
-        correct: Right answers by skill.
+        correct: Correct answers by skill.
         n: Questions asked for each skill.
         perplexity: Per character of held-out plain text.
     """
