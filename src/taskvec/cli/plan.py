@@ -12,7 +12,7 @@ import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
 from taskvec.cli.options import FAITHFUL, FAMILY, OUT_DTYPE, PRECISION, RECIPE, SHARD_SIZE, THREADS
-from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.printing import answer, gigabytes, show, show_lines, some
 from taskvec.cli.recipe import recipe_from, warn_of_scales
 from taskvec.cli.streams import warn
 
@@ -118,46 +118,38 @@ def _print(result: dict[str, Any]) -> None:
     gb = gigabytes
     rows = [(role, m["tensors"], gb(m["bytes"]), m["path"]) for role, m in result["inputs"].items()]
     show(rows, ("input", "tensors", "size", "folder"))
-    tensors = result["tensors"]
-    print(
-        f"\ntensors   {tensors['merged']:,} merged, {tensors['copied']:,} copied from the target, "
-        f"{tensors['compared']:,} compared"
-    )
-    print(
-        "          "
-        + ", ".join(f"{module} {count:,}" for module, count in result["modules"].items())
-    )
-    if result["other"]:
-        print(
-            f"other     {', '.join(result['other'][:5])}{' …' if len(result['other']) > 5 else ''}"
-        )
-    for note in result["notes"]:
-        print(f"note      {note}")
-    print(f"method    {result['method']['name']}")
+    print()
+    tensors, modules = result["tensors"], result["modules"].items()
+    lines = [
+        ("tensors", f"{tensors['merged']:,} merged, {tensors['copied']:,} copied from the target, "
+         f"{tensors['compared']:,} compared"),
+        ("", ", ".join(f"{module} {count:,}" for module, count in modules)),
+        *([("other", some(result["other"]))] if result["other"] else []),
+        *(("note", note) for note in result["notes"]),
+        ("method", result["method"]["name"]),
+    ]  # fmt: skip
     for task, parameters in result["method"]["parameters"].items():
         scale = _cell(result["scale"].get(task, "not given"))
         scale = f"{scale:g}" if isinstance(scale, float) else scale
         words = ", ".join(f"{name} {_cell(value)}" for name, value in parameters.items())
-        print(f"          {task}: scale {scale}{'; ' + words if words else ''}")
-    if result["decided"]:
-        print(
-            "decided   "
-            + ", ".join(f"{task} × {value:g}" for task, value in result["decided"].items())
-        )
-    elif result["decided"] is None:
-        print(
-            "decided   when the weights are read"
-            if result["scan_bytes"] or result["asks_for"]
-            else "decided   when every scale is given"
-        )
-    scan, merge, write = (gb(result[key]) for key in ("scan_bytes", "merge_bytes", "write_bytes"))
+        lines.append(("", f"{task}: scale {scale}{'; ' + words if words else ''}"))
     asked = result["asks_for"]
+    decided = "when every scale is given"
+    if result["decided"] is not None:
+        decided = ", ".join(f"{task} × {value:g}" for task, value in result["decided"].items())
+    elif result["scan_bytes"] or asked:
+        decided = "when the weights are read"
+    scan, merge, write = (gb(result[key]) for key in ("scan_bytes", "merge_bytes", "write_bytes"))
     passes = f", {gb(asked['bytes'])} {asked['times']} for {asked['statistic']}" if asked else ""
-    print(f"read      {scan} to scan{passes}, at most {merge} to merge")
-    shards = result["shards"]
-    print(f"write     {write} in {len(shards)} file{'s' if len(shards) > 1 else ''}")
-    print(f"disk      {gb(result['write_bytes'])} needed, {gb(result['free_bytes'])} free")
-    print(f"memory    about {gb(result['peak_memory_bytes'])} besides the page cache")
+    shards = len(result["shards"])
+    lines += [
+        *([("decided", decided)] if decided else []),
+        ("read", f"{scan} to scan{passes}, at most {merge} to merge"),
+        ("write", f"{write} in {shards} file{'s' if shards > 1 else ''}"),
+        ("disk", f"{write} needed, {gb(result['free_bytes'])} free"),
+        ("memory", f"about {gb(result['peak_memory_bytes'])} besides the page cache"),
+    ]
+    show_lines(lines)
 
 
 def _cell(value: Any) -> Any:

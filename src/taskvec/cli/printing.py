@@ -120,6 +120,21 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def show_lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Print texts, each behind a label."""
+    for label, text in lines:
+        print(f"{label:<9} {text}")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b …'
+    """
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
 def gigabytes(count: int) -> str:
     """Bytes for people.
 

@@ -10,7 +10,7 @@ import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
 from taskvec.cli.options import FAMILY, RECIPE, RUNNING
-from taskvec.cli.printing import answer, show, write_text, writing
+from taskvec.cli.printing import answer, show, some, write_text, writing
 from taskvec.cli.recipe import recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
@@ -175,11 +175,8 @@ def _print(result: dict[str, Any], rows: list[Row], order: str, is_full: bool) -
         print("\nby block (all columns: --full; other layers: --granularity tensor)")
         _print_blocks(rows, tasks)
     if result["other"]:
-        names = ", ".join(result["other"][:5])
-        print(
-            f"\nnot recognised by name, layers of their own: {len(result['other'])}: {names}"
-            f"{' …' if len(result['other']) > 5 else ''}"
-        )
+        names = f"{len(result['other'])}: {some(result['other'])}"
+        print(f"\nnot recognized by name, layers of their own: {names}")
 
 
 def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
