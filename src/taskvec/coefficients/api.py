@@ -133,9 +133,7 @@ def search(recipe: Recipe | str | os.PathLike[str], **options: Unpack[AllKeyword
         *([a if isinstance(a, str) else task_of(a).name for a in way] for way in ways),
         single=how.get("single"),
         tasks=list(given.family.tasks),
-        aggregate=how.get("aggregate", "mean"),
-        keep_share=how.get("keep_share", 0.95),
-        trade_off=how.get("trade_off", False),
+        **{key: how[key] for key in ("aggregate", "keep_share", "trade_off") if key in how},
     )
     out = Path(how.get("out", "taskvec-search"))
     apart = how.get("test_data")

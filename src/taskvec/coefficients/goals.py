@@ -88,9 +88,7 @@ def make_goals(
     *,
     single: Mapping[str, str] | None = None,
     tasks: Sequence[str] = (),
-    aggregate: str = "mean",
-    keep_share: float = KEEP_SHARE,
-    trade_off: bool = False,
+    **how: Any,
 ) -> Goals:
     """Goals as they are asked for.
 
@@ -100,9 +98,7 @@ def make_goals(
         keep: Of what it must keep.
         single: Task of the recipe by goal; for all that is maximised or minimised, or for none.
         tasks: Tasks of the recipe.
-        aggregate: See `Goals`.
-        keep_share: See `Goals`.
-        trade_off: See `Goals`.
+        **how: `aggregate`, `keep_share` and `trade_off` of `Goals`.
 
     Raises:
         UsageError: they are contradictory or incomplete.
@@ -116,7 +112,7 @@ def make_goals(
             goals.append(Goal(task, way, metric, single.pop(text, None) if way != KEEP else None))
     if single:
         raise UsageError(f"--single names {next(iter(single))!r}, which is not a goal")
-    made = Goals(tuple(goals), aggregate, keep_share, trade_off)
+    made = Goals(tuple(goals), **how)
     _check(made, tasks)
     return made
 
