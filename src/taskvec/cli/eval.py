@@ -28,7 +28,7 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     if args.list:
         return _list(as_json=args.json)
-    models = _named(args.models)
+    models = _name_models(args.models)
     singles = pairs_of(args.single, "--single", "TASK=NAME")
     wanted = pairs_of(args.expect, "--expect", "TASK=up|down|keep")
     names = [name for text in args.tasks for name in text.split(",") if name]
@@ -82,7 +82,7 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _named(models: Sequence[str]) -> dict[str, str]:
+def _name_models(models: Sequence[str]) -> dict[str, str]:
     """Models by the names they have in tables."""
     if not models:
         misuse("MODEL is missing: give a folder, a name on the hub, or a recipe")

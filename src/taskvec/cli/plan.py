@@ -38,7 +38,7 @@ def run(args: Arguments) -> int:
     if args.out is not None:
         check_place(plan.members, cost.write_bytes, Path(args.out), force=True)
     members = plan.members
-    decided, asks_for = _decided(plan) if len(recipe.scales) == len(members.tasks) else (None, None)
+    decided, asks_for = _decide(plan) if len(recipe.scales) == len(members.tasks) else (None, None)
     modules = Counter(members.keys[name].module for name in members.merged)
     result: dict[str, Any] = {
         "inputs": {
@@ -47,7 +47,7 @@ def run(args: Arguments) -> int:
                 "tensors": len(source.tensors),
                 "bytes": nbytes(source),
             }
-            for role, source in _ordered(members.sources, recipe)
+            for role, source in _order(members.sources, recipe)
         },
         "tensors": {
             "merged": len(members.merged),
@@ -55,7 +55,7 @@ def run(args: Arguments) -> int:
             "compared": len(members.equal),
         },
         "modules": {m: modules[m] for m in sorted(modules, key=partial(module_order, ""))},
-        "other": _unrecognized(members.merged, members.keys),
+        "other": _find_unrecognized(members.merged, members.keys),
         "method": {
             "name": recipe.method.name,
             "parameters": {name: task.parameters_to_dict() for name, task in recipe.tasks.items()},
@@ -82,13 +82,13 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _ordered(sources: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, Any]]:
+def _order(sources: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, Any]]:
     """Members by role: roles first, then tasks in the order of the recipe."""
     tasks = [f"task:{task}" for task in recipe.family.tasks]
     return sorted(sources.items(), key=lambda m: tasks.index(m[0]) if m[0] in tasks else -1)
 
 
-def _unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[str]:
+def _find_unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[str]:
     """Tensors whose names say nothing, in the order of the model."""
     from taskvec.layers import model_order
 
@@ -96,7 +96,7 @@ def _unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[st
     return sorted(other, key=lambda n: model_order(keys[n].tower, keys[n].block, "other", n))
 
 
-def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
+def _decide(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
     """Coefficient of each task where no weights are needed to know it, or what is read for it."""
     from taskvec.merging.decide import decide_from_headers
     from taskvec.merging.edits import layer_scales

@@ -165,7 +165,7 @@ def _print(result: dict[str, Any], rows: list[Row], order: str, is_full: bool) -
             print(f"\ntask {task}, by {result['granularity']}")
             show(
                 [
-                    [_shown(column, row[column]) for column in FULL]
+                    [_cell(column, row[column]) for column in FULL]
                     for row in rows
                     if row["task"] == task
                 ],
@@ -233,7 +233,7 @@ def _print_blocks(rows: Sequence[Row], tasks: Sequence[str]) -> None:
     show(lines, ("layer", "elements", *heads))
 
 
-def _shown(column: str, value: Any) -> Any:
+def _cell(column: str, value: Any) -> Any:
     """Ranks without decimals, unless they are shared; blocks have no module."""
     if column == "module":
         return value or "block"

@@ -16,7 +16,7 @@ from taskvec.coefficients.splits import Splitting, split
 from taskvec.coefficients.study import measure_scale, open_study, quiet, run, wanted_trials
 from taskvec.coefficients.study_files import study_json, write
 from taskvec.coefficients.study_locks import alone, worker
-from taskvec.coefficients.winner import Choice, choose, tested, trials_of
+from taskvec.coefficients.winner import Choice, choose, measure_winner, trials_of
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.data import DataPlaces
 from taskvec.evaluation.evaluate import Asked, EvaluationOptions
@@ -212,7 +212,9 @@ def run_search(
                 if not any(trial.is_scored for trial in known):
                     raise TaskvecError(f"every candidate failed; the last one: {known[-1].error}")
                 choice = choose(job.goals, study.scale, known)
-                test = None if choice.winner is None else tested(study, scorer, choice.winner)
+                test = (
+                    None if choice.winner is None else measure_winner(study, scorer, choice.winner)
+                )
                 everything = study_json(study, choice, test)
                 write(out, study, choice, everything)
     winner = choice.winner

@@ -121,7 +121,7 @@ def minimize_entropy(
         stack.enter_context(steered.steering())
         begin = np.full((len(tasks), columns), start)
         found = descend(steered, layers, begin, entropy, descent)
-    return _minimized(found, tasks, own, layer, descent)
+    return _result(found, tasks, own, layer, descent)
 
 
 def mean_entropy(logits: Any) -> Any:
@@ -233,7 +233,7 @@ def _layers(names: list[str], granularity: str) -> dict[str, int]:
     }
 
 
-def _minimized(
+def _result(
     found: Descended,
     tasks: list[str],
     own: Mapping[str, str],
