@@ -20,7 +20,7 @@ from taskvec.coefficients.study import ENDED, Study, score_one, single_task
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, figure_of, paired
-from taskvec.evaluation.task import Metric
+from taskvec.journal import finite
 from taskvec.recipes.recipe import Recipe
 
 Array = np.ndarray[Any, Any]
@@ -188,12 +188,9 @@ def _measure(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]:
     apart, overall = _differences(goals, scale, results["winner"], results[reference], job.seed)
     return {
         "reference": reference,
-        "figures": {
-            name: {key: figure.to_json() for key, figure in of.items()}
-            for name, of in figures.items()
-        },
+        "figures": finite(figures),
         "single": dict(scale.single),
-        "differences": {key: figure.to_json() for key, figure in apart.items()},
+        "differences": finite(apart),
         "objectives": overall,
         "kept": _check_kept(goals, scale, figures["winner"]),
     }
@@ -203,21 +200,9 @@ def _results(executor: Executor, recipe: Recipe | None) -> Sequence[Result]:
     return score_one(executor, Ask(-1, recipe, TEST)).results
 
 
-def _result(goals: Goals, key: str, results: Sequence[Result]) -> tuple[Result, Metric]:
-    """The result of a goal's task, and the metric."""
-    (goal,) = [goal for goal in goals.goals if goal.key == key]
-    (result,) = [result for result in results if result.task == goal.task]
-    name = goal.metric or result.metrics[0].name
-    (metric,) = [metric for metric in result.metrics if metric.name == name]
-    return result, metric
-
-
 def _figures(goals: Goals, results: Sequence[Result]) -> dict[str, Figure]:
-    found = {}
-    for goal in goals.goals:
-        result, metric = _result(goals, goal.key, results)
-        found[goal.key] = result.figures[metric.name]
-    return found
+    found = {goal.key: goal.of(results) for goal in goals.goals}
+    return {key: result.figures[name] for key, (result, name) in found.items()}
 
 
 def _differences(
@@ -234,7 +219,8 @@ def _differences(
     apart: dict[str, Figure] = {}
     values: dict[str, list[Array]] = {}
     for place, goal in enumerate(goals.goals):
-        (mine, metric), (other, _) = (_result(goals, goal.key, each) for each in (ours, theirs))
+        (mine, name), (other, _) = (goal.of(each) for each in (ours, theirs))
+        (metric,) = [metric for metric in mine.metrics if metric.name == name]
         n, (one, two) = paired(metric, mine.scores, other.scores, seed=seed + place)
         apart[goal.key] = figure_of(one - two, n)
         values[goal.key] = [one, two]
