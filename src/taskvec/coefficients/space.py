@@ -193,7 +193,7 @@ class Space:
 
     def mapping(self, point: Point) -> dict[str, Any]:
         """The recipe at a point, as a mapping."""
-        values: dict[Key, object] = {}
+        values: dict[str | Key, object] = {}
         for axis in self.axes:
             if axis.key not in point:
                 continue
