@@ -11,7 +11,8 @@ import pytest
 from tests.adapters import SCALING, deltas, pair, write_adapter
 from tests.conftest import Arrays, from_bf16, to_bf16, write_checkpoint, write_safetensors
 
-from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter
+from taskvec import patterns
+from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter, scaling_of
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source, added
 from taskvec.errors import CheckpointError, FamilyError
@@ -315,15 +316,17 @@ UP = f"{MLP}.up_proj"
          "training began; save it with path_initial_model_for_weight_conversion, which makes "
          f"an ordinary LoRA of it, or {MERGE}"),
         ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changed the model"),
-        ({"r": 0}, "ranks and alphas in adapter_config.json must be numbers above 0; got 0"),
-        ({"alpha_pattern": {"q": "8"}}, "must be numbers above 0; got '8'"),
+        ({"r": 0}, "r must be above 0"),
+        ({"alpha_pattern": {"q": "8"}}, "alpha_pattern.q must be a finite number; got '8'"),
+        ({"rank_pattern": ["q"]}, "rank_pattern must be a mapping; got ['q']"),
+        ({"rank_pattern": {"(": 8}}, "'(', which is not a regular expression"),
     ],
 )  # fmt: skip
 def test_kinds_that_are_refused(tmp_path: Path, config: dict[str, Any], text: str) -> None:
     folder = write_adapter(tmp_path / "lora", PAIR, **config)
     with pytest.raises(CheckpointError) as error:
         open_adapter(folder)
-    assert str(error.value).startswith(f"{folder}: ")
+    assert str(error.value).startswith((f"{folder}: ", f"{folder}/adapter_config.json: "))
     assert text in str(error.value)
 
 
@@ -484,3 +487,11 @@ def test_names_of_memory_and_of_files(tmp_path: Path) -> None:
     tensors = pair("model.language_model.layers.0.self_attn.q_proj", 4, 4)
     tensors |= pair("model.visual.blocks.0.attn.qkv", 6, 4)
     assert sorted(put(tmp_path / "lora", over, tensors).tensors) == sorted(shapes)
+
+
+def test_a_pattern_of_a_config_may_not_cost_years(monkeypatch):
+    monkeypatch.setattr(patterns, "_SECONDS", 1)
+    config = {"r": 8, "lora_alpha": 8, "rank_pattern": {"(a+)+b": 4}}
+    with pytest.raises(CheckpointError, match=r"rank_pattern.*\(a\+\)\+b.*more than 1 s"):
+        scaling_of(config, "a" * 100)
+    patterns._close_children()

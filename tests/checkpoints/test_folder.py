@@ -297,11 +297,11 @@ def test_shards_without_index(sharded):
     ("content", "words"),
     [
         ("{", "is not JSON (Expecting property name"),
-        ("[]", "is not a JSON object; got list"),
+        ("[]", "it must be a mapping; got []; download it again"),
         ("[" * 100_000, "is nested more than 100 levels deep"),
-        ("{}", "weight_map is not a map of tensor to file"),
-        ('{"weight_map": []}', "weight_map is not a map of tensor to file"),
-        ('{"weight_map": {"a": 1}}', "weight_map is not a map of tensor to file"),
+        ("{}", "weight_map is missing; download it again"),
+        ('{"weight_map": []}', "weight_map must be a mapping; got []; download it again"),
+        ('{"weight_map": {"a": 1}}', "weight_map.a must be text; got 1; download it again"),
     ],
 )
 def test_broken_index(sharded, content, words):

@@ -34,9 +34,12 @@ from taskvec.checkpoints.memory import Held
 from taskvec.checkpoints.names import Names
 from taskvec.checkpoints.pickled import open_pickled_adapter
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
+from taskvec.checkpoints.schema import AdapterConfig
 from taskvec.checkpoints.source import Derived, Source, Sum
 from taskvec.checkpoints.views import View
 from taskvec.errors import CheckpointError, FamilyError
+from taskvec.patterns import Pattern
+from taskvec.validation import read_as
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -245,7 +248,9 @@ def scaling_of(config: Mapping[str, Any], module: str) -> tuple[float, int]:
 
     def matching(key: str, default: Any) -> Any:
         for pattern, value in (config.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            where = f"{key} {pattern[:60]!r}"
+            fits = Pattern(rf"\A(.*\.)?({pattern})$", where, CheckpointError)
+            if fits.search(module) is not None:
                 return value
         return default
 
@@ -269,14 +274,7 @@ def _check_kind(where: str, config: Mapping[str, Any]) -> None:
             "training began; save it with path_initial_model_for_weight_conversion, which makes "
             f"an ordinary LoRA of it, or {_MERGE}"
         )
-    numbers = [config.get("r", 8), config.get("lora_alpha", 8)]
-    for key in ("rank_pattern", "alpha_pattern"):
-        numbers += (config.get(key) or {}).values()
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
-            raise CheckpointError(
-                f"{where}: ranks and alphas in {CONFIG} must be numbers above 0; got {number!r}"
-            )
+    read_as(AdapterConfig, config, f"{where}/{CONFIG}", "use the one that was saved with it")
 
 
 def _sorted_parts(
@@ -429,12 +427,12 @@ def _token_rows(
     adapter: Adapter, over: Source, module: str, stored: str, name: str
 ) -> np.ndarray[Any, Any]:
     """Numbers of the token rows that were trained, in the order in which they are stored."""
-    said = adapter.config.get("trainable_token_indices")
+    said = adapter.config.get("trainable_token_indices") or []
     if isinstance(said, dict):
         ends = [key for key in said if module == key or module.endswith(f".{key}")]
-        said = said[ends[0]] if ends else None
-    expected = (len(said), *over.tensors[name].shape[1:]) if isinstance(said, list) else None
-    if expected != adapter.stored.tensors[stored].shape or len(set(said or ())) != len(said or ()):
+        said = said[ends[0]] if ends else []
+    expected = (len(said), *over.tensors[name].shape[1:])
+    if expected != adapter.stored.tensors[stored].shape or len(set(said)) != len(said):
         _fail(adapter, f"trainable_token_indices in {CONFIG} do not fit {stored!r}", _MERGE)
     which = np.array(said, np.int64)
     if len(which) and not 0 <= which.min() <= which.max() < over.tensors[name].shape[0]:

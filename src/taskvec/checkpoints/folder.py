@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 
 from taskvec import documents
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
+from taskvec.checkpoints.schema import Index, ModelConfig
 from taskvec.checkpoints.stored import StoredFile
 from taskvec.checkpoints.views import StoredTensor
 from taskvec.errors import CheckpointError, StaleError
+from taskvec.validation import read_as
 
 USE_ADAPTER = "it can be a task, instruct or target of a family, or be merged into its base first"
 SINGLE = "model.safetensors"
@@ -254,7 +256,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not os.path.lexists(path):
         return {}
-    return documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
+    config = documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
+    read_as(ModelConfig, config, str(path), "use the one that was saved with the weights")
+    return config
 
 
 def _index(folder: Path) -> str | None:
@@ -317,11 +321,10 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
     Raises:
         CheckpointError: the index is broken, or names a shard that is not among `files`.
     """
-    weight_map = documents.read_object(folder / index, documents.CONFIG).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise CheckpointError(f"{folder / index}: weight_map is not a map of tensor to file")
+    content = documents.read_json(folder / index, documents.CONFIG)
+    listed = read_as(Index, content, str(folder / index), "download it again")
     shards: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
+    for name, file in listed.weight_map.items():
         if Path(file).name != file:
             raise CheckpointError(
                 f"{folder / index}: file {file!r} of {name!r} is outside the folder"

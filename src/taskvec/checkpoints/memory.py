@@ -223,12 +223,12 @@ def view_of(name: str, value: Any, where: str) -> View:
     dtype, shape = dtype_of(name, value, where), tuple(value.shape)
     if not is_torch(value):
         return ArrayView(dtype, shape, np.asarray(value).view(dtype.storage))
-    if value.device.type == "meta" or value.is_sparse or value.is_quantized:
+    if value.device.type == "meta" or str(value.layout) != "torch.strided" or value.is_quantized:
         kind = "on the device meta" if value.device.type == "meta" else "sparse or quantised"
         raise CheckpointError(
             f"{where}: tensor {name!r} is {kind}, its weights are not there; load the model whole"
         )
-    value = value.detach()
+    value = value.detach().resolve_conj().resolve_neg()
     if value.device.type != "cpu":
         return DeviceView(dtype, shape, value.contiguous().view(-1))
     return ArrayView(dtype, shape, stored(value))

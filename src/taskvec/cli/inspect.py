@@ -40,7 +40,7 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
                 "×".join(map(str, row["shape"])) or "scalar",
                 f"{row['tower']}/{'–' if row['block'] is None else row['block']}",
                 row["module"],
-                *(row[c] for c in ("norm", "largest", "zeros", "nan", "infinite") if norms),
+                *(row.get(c) for c in ("norm", "largest", "zeros", "nan", "infinite") if norms),
             )
             for row in result["layers"]
         ]
@@ -55,7 +55,7 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
                 row["tensors"],
                 row["parameters"],
                 gb(row["bytes"]),
-                *(row[c] for c in ("norm", "largest") if norms),
+                *(row.get(c) for c in ("norm", "largest") if norms),
             )
             for row in result["modules"]
         ],
@@ -78,7 +78,7 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
         if result[key]:
             lines.append((label, f"{len(result[key])}: {some(result[key])}"))
     lines += [("identical", some(names)) for names in result.get("identical", [])]
-    if norms:
+    if "nan" in result:
         lines.append(("NaN", f"{result['nan']:,}; infinite {result['infinite']:,}"))
     show_lines(lines)
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from textwrap import wrap
 from typing import Any, TextIO
 
 from taskvec.cli.streams import is_terminal, say
-from taskvec.errors import OutputError
 
 NARROW = 12  # of a column of texts on a narrow terminal
 
@@ -145,27 +142,6 @@ def gigabytes(count: int) -> str:
         if count >= size:
             return f"{count / size:,.2f} {unit}"
     return f"{count} B"
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Raise what the system says about writing a file as an `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a whole file, or nothing.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    from taskvec.files import write_whole
-
-    with writing(path):
-        write_whole(Path(path), text.encode())
 
 
 @cache

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from taskvec import documents
 from taskvec.checkpoints.adapters import Adapter, difference, is_adapter, open_adapter
 from taskvec.checkpoints.belongings import belongings, module_weights
 from taskvec.checkpoints.folder import USE_ADAPTER, Checkpoint, open_checkpoint
@@ -257,7 +258,7 @@ def _parted_head(adapter: Adapter, over: Source) -> str | None:
         name.endswith(TOKEN_EMBEDDINGS) and name.removesuffix(".weight") not in rows
         for name in changed
     )
-    speaks = any(str(a).endswith(_SPEAK) for a in over.config.get("architectures") or ())
+    speaks = any(a.endswith(_SPEAK) for a in over.config.get("architectures") or ())
     if not heads and embeds and speaks:
         heads = ["lm_head.weight"]
     return heads[0] if heads and ties_head(over, heads[0]) else None
@@ -289,7 +290,11 @@ def open_model(spec: object, *, allow_pickle: bool = False) -> Source | Adapter:
         raise CheckpointError(f"{spec}: was in memory and cannot be read again; merge in Python")
     name = hub_name(spec)
     if name is None:
-        return _open_path(spec, allow_pickle)
+        try:
+            return _open_path(spec, allow_pickle)
+        except OSError as error:
+            what = f"cannot be opened: {error.strerror or error}"
+            raise CheckpointError(f"{documents.plain(str(spec))[:200]}: {what}") from error
     name, path = fetch(name, allow_pickle=allow_pickle)
     model = _open_path(path, allow_pickle)
     if isinstance(model, Adapter):

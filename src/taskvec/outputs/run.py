@@ -19,6 +19,7 @@ from taskvec.checkpoints.companions import companions, of_tokenizer
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
+from taskvec.errors import NothingToDoError
 from taskvec.family.loads import check_loads
 from taskvec.family.members import Members
 from taskvec.family.tokens import tokenizer_source
@@ -78,15 +79,23 @@ class Merged:
         return html_table(rows, repr(self))
 
 
-def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged:
+def run(
+    recipe: Recipe,
+    out: Path,
+    options: RunOptions = RunOptions(),
+    *,
+    takes_zeros: bool = True,
+) -> Merged:
     """Merge by a recipe and publish the folder.
 
     Args:
         recipe: Checked recipe.
         out: Folder to appear.
         options: How to run.
+        takes_zeros: Whether a table of zeros, which changes nothing, is applied like any other.
 
     Raises:
+        NothingToDoError: the table is zero everywhere, and `takes_zeros` is false.
         TaskvecError: anything foreseen; no output is left, and an output that was there is
             untouched.
     """
@@ -96,6 +105,11 @@ def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged
     files, warnings = _companions(prepared)
     _check_stacks(prepared.recipe, prepared.members, prepared.stages)
     decided = decide(prepared)
+    if not takes_zeros and recipe.tasks and not decided.table.weights.any():
+        raise NothingToDoError(
+            f"{out}: not written: every layer has weight 0, so nothing would change; give a higher "
+            "--threshold or another --scheme, or --force to write the unchanged model"
+        )
     about, more = _about(decided, out, warnings)
     with staged(out, prepared.shards, _job(decided), force=options.force) as staging:
         for name, content in {**files, **about}.items():
