@@ -14,7 +14,7 @@ from taskvec.cli.printing import answer, show, some
 from taskvec.cli.recipe import recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
-from taskvec.files import write_text, writing
+from taskvec.files import write_whole, writing
 from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def run(args: Arguments) -> int:
         if args.csv == "-":
             print(text, end="")
         else:
-            write_text(Path(args.csv), text)
+            with writing(args.csv):
+                write_whole(Path(args.csv), text.encode())
     if args.plot:
         from taskvec.reporting.figures import draw_similarity
 
