@@ -1,0 +1,88 @@
+"""Run the study of a family, or a part of it; what was done before is not done again.
+
+    python -m benchmarks.layer_weights zoo WORK [--stage S]... [--seed N]...
+    python -m benchmarks.layer_weights text WORK --model DIR --data DIR …     MiniLM-L6
+    python -m benchmarks.layer_weights vision WORK --model DIR --data DIR …   DINOv2 ViT-S
+    python -m benchmarks.layer_weights report WORK [--figures DIR]
+
+Results are JSON lines in WORK. Several processes may share WORK for different families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+
+from benchmarks.layer_weights import encoder_family, rivals, study, zoo_family
+from benchmarks.layer_weights.bench import Bench, Records
+
+STAGES = ("members", "methods", "fit", "probe")
+CELLS = [("tensor", 128), ("module", 128), ("block", 128), ("model", 128), ("tensor", 32),
+         ("tensor", 8)]  # fmt: skip
+
+
+def run(bench: Bench, records: Records, stages: list[str], options: argparse.Namespace) -> None:
+    """The stages that a family has."""
+    if "members" in stages:
+        study.members(bench, records)
+    if "methods" in stages:
+        study.methods(bench, records, rivals.variants(), tested=options.tested)
+    bench.close()
+
+
+def zoo(options: argparse.Namespace) -> None:
+    for tasks in zoo_family.sets():
+        records = Records(options.work / "zoo.jsonl")
+        bench = zoo_family.adding(tasks)
+        run(bench, records, options.stage, options)
+        if "fit" in options.stage:
+            cells = CELLS if tasks == ("math", "code") else CELLS[:1]
+            study.fits(bench, records, cells, options.seed)
+        if "probe" in options.stage:
+            study.probe(bench, records, 0.7)
+        bench.close()
+    for language in ("zor", "own"):
+        bench = zoo_family.forgetting(language)
+        run(bench, records, options.stage, options)
+        if "fit" in options.stage:
+            study.fits(bench, records, [("tensor", 96)], options.seed)
+        bench.close()
+
+
+def encoder(options: argparse.Namespace) -> None:
+    kind = encoder_family.KINDS[options.family]
+    for seed in options.seed:
+        records = Records(options.work / f"{kind.name}.jsonl")
+        bench = encoder_family.bench(kind, options.model, options.data, options.work, seed)
+        run(bench, records, options.stage, options)
+        if "fit" in options.stage:
+            cells = CELLS if seed == options.seed[0] else CELLS[:4]
+            study.fits(bench, records, cells, [seed])
+        if "probe" in options.stage and seed == options.seed[0]:
+            study.probe(bench, records, 0.3)
+        bench.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layer_weights", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("family", choices=("zoo", "text", "vision"))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--model", type=Path, help="folder of the pre-trained encoder")
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--stage", action="append", choices=STAGES)
+    parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--tested", type=int, help="forms of LATA asked on test data; default all")
+    options = parser.parse_args()
+    options.stage = options.stage or list(STAGES)
+    options.seed = options.seed or [0, 1, 2]
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    {"zoo": zoo}.get(options.family, encoder)(options)
+
+
+if __name__ == "__main__":
+    main()
