@@ -3,6 +3,7 @@
     python -m benchmarks.layer_weights zoo WORK [--stage S]... [--seed N]...
     python -m benchmarks.layer_weights text WORK --model DIR --data DIR …     MiniLM-L6
     python -m benchmarks.layer_weights vision WORK --model DIR --data DIR …   DINOv2 ViT-S
+    python -m benchmarks.layer_weights language WORK --model DIR --data DIR … SmolLM2-135M
     python -m benchmarks.layer_weights report WORK [--figures DIR]
 
 Results are JSON lines in WORK. Several processes may share WORK for different families.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.layer_weights import encoder_family, rivals, study, zoo_family
+from benchmarks.layer_weights import encoder_family, language_family, rivals, study, zoo_family
 from benchmarks.layer_weights.bench import Bench, Records
 
 STAGES = ("members", "methods", "fit", "probe")
@@ -29,7 +30,8 @@ def run(bench: Bench, records: Records, stages: list[str], options: argparse.Nam
     if "members" in stages:
         study.members(bench, records)
     if "methods" in stages:
-        study.methods(bench, records, rivals.variants(), tested=options.tested)
+        found = rivals.few() if options.few else rivals.variants()
+        study.methods(bench, records, found, tested=options.tested)
     bench.close()
 
 
@@ -66,22 +68,36 @@ def encoder(options: argparse.Namespace) -> None:
         bench.close()
 
 
+def language(options: argparse.Namespace) -> None:
+    for seed in options.seed:
+        records = Records(options.work / "language.jsonl")
+        bench = language_family.bench(options.model, options.data, options.work, seed)
+        run(bench, records, options.stage, options)
+        if "fit" in options.stage:
+            cells = [("tensor", 32), ("block", 32), ("tensor", 128)]
+            study.fits(bench, records, cells, [seed])
+        if "probe" in options.stage and seed == options.seed[0]:
+            study.probe(bench, records, 0.7, part="validation")
+        bench.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layer_weights", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("family", choices=("zoo", "text", "vision"))
+    parser.add_argument("family", choices=("zoo", "text", "vision", "language"))
     parser.add_argument("work", type=Path)
     parser.add_argument("--model", type=Path, help="folder of the pre-trained encoder")
     parser.add_argument("--data", type=Path, help="folder of the data sets")
     parser.add_argument("--stage", action="append", choices=STAGES)
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--tested", type=int, help="forms of LATA asked on test data; default all")
+    parser.add_argument("--few", action="store_true", help="fewer forms of LATA and controls")
     options = parser.parse_args()
     options.stage = options.stage or list(STAGES)
     options.seed = options.seed or [0, 1, 2]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    {"zoo": zoo}.get(options.family, encoder)(options)
+    {"zoo": zoo, "language": language}.get(options.family, encoder)(options)
 
 
 if __name__ == "__main__":

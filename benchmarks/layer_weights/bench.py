@@ -120,8 +120,9 @@ class Records:
             begun = time.process_time()
             made = make()
             row = {"key": key, **told, **made, "seconds": round(time.process_time() - begun, 2)}
-            with self.path.open("a") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            with self.path.open("ab", buffering=0) as file:  # one write: processes share the file
+                file.write(line.encode())
             self.rows[key] = row
         return self.rows[key]
 

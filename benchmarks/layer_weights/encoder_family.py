@@ -194,7 +194,10 @@ def encoded(
         core = opened.core if core is None else core
         examples = {part: opened.encode(rows) for part, rows in each.items()}
         collate = examples["train"].collate
-        items = {part: list(map(each.items.__getitem__, range(len(each.items)))) for part, each in examples.items()}
+        items = {
+            part: list(map(each.items.__getitem__, range(len(each.items))))
+            for part, each in examples.items()
+        }
         task = Encoded(opened.whole(core.eval()), items, collate)
         if name not in heads:
             task.whole = opened.whole(core)
@@ -217,7 +220,9 @@ def tune(
     core: Any, tasks: Sequence[Encoded], schedule: Schedule, seed: int
 ) -> dict[str, float]:  # fmt: skip
     """Train an encoder on tasks in turn, heads frozen."""
-    orders = [shuffled(len(t.parts["train"]), schedule.batch, seed * 100 + i) for i, t in enumerate(tasks)]
+    orders = [
+        shuffled(len(t.parts["train"]), schedule.batch, seed * 100 + i) for i, t in enumerate(tasks)
+    ]
 
     def batches() -> Iterator[Any]:
         while True:

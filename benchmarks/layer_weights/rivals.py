@@ -71,6 +71,17 @@ def variants() -> dict[str, Variant]:
     return {each.name: each for each in found}
 
 
+def few() -> dict[str, Variant]:
+    """Forms of LATA that differ most, and controls by linear ranks."""
+    found = [Variant()] + [
+        Variant("lata", scheme, granularity, outside)
+        for scheme in ("linear", "threshold median")
+        for granularity, outside in (("tensor", True), ("block", True), ("tensor", False))
+    ]
+    found += [Variant(order, "linear") for order in (*CONTROLS, "random 0")]
+    return {each.name: each for each in found}
+
+
 def tables(scan: Scan, chosen: Mapping[str, Variant]) -> dict[str, Table]:
     """Weights by name: plain task arithmetic, every variant, and LiNeS."""
     found = {"plain": table_of(scan, np.ones((len(scan.tasks), len(scan.names))), "plain")}

@@ -24,7 +24,6 @@ from benchmarks.layer_weights import rivals
 from benchmarks.layer_weights.bench import Bench, Records, to_json, value
 from taskvec.coefficients.fit.api import fit
 from taskvec.coefficients.fit.fitted import Fitted
-from taskvec.errors import TaskvecError
 from taskvec.methods.table import Table
 from taskvec.statistics.scan import Scan
 
@@ -81,7 +80,14 @@ def methods(
     for name, (scale, score) in best.items():
         if name.startswith("lata") and name not in kept:
             continue
-        _tested(bench, records, name, scale, score, lambda s, n=name: bench.answers(tables[n], s, "test"))
+        _tested(
+            bench,
+            records,
+            name,
+            scale,
+            score,
+            lambda s, n=name: bench.answers(tables[n], s, "test"),
+        )
     _ties(bench, records)
     _search(bench, records, tables["plain"], best["plain"][0])
 
@@ -105,7 +111,10 @@ def _chosen(
                     if known[at] < known[at - way]:
                         break
                     at += way
-        return {"grid": [grid[at] for at in sorted(known)], "scores": [known[at] for at in sorted(known)]}
+        return {
+            "grid": [grid[at] for at in sorted(known)],
+            "scores": [known[at] for at in sorted(known)],
+        }
 
     row = records.once(told(bench, "choose", method=name), make)
     at = int(np.argmax(row["scores"]))
@@ -134,9 +143,7 @@ def _ties(bench: Bench, records: Records) -> None:
         return
     grid = sorted({round(s * t, 3) for s in bench.scales[2:5] for t in TIES_SCALES})[::2]
     scale, score = _chosen(bench, records, "TIES", None, grid, "ties")
-    _tested(
-        bench, records, "TIES", scale, score, lambda s: bench.answers(None, s, "test", "ties")
-    )
+    _tested(bench, records, "TIES", scale, score, lambda s: bench.answers(None, s, "test", "ties"))
 
 
 def _search(bench: Bench, records: Records, table: Table, start: float) -> None:
@@ -245,15 +252,15 @@ def probe(bench: Bench, records: Records, merged: float, *, part: str = "test") 
                 return {"values": _probed(bench, scan, task, inside, merged, part)}
 
             records.once(told(bench, "probe", task=task, group=kind), make)
-    for name, scales in {
-        "alone": None, "merged": dict.fromkeys(bench.family.tasks, merged),
-    }.items():  # fmt: skip
+    for name in ("alone", "merged"):
         for task in bench.family.tasks:
-            own = scales or {t: float(t == task) for t in bench.family.tasks}
+            own = {t: merged if name == "merged" else float(t == task) for t in bench.family.tasks}
+            asked = [task] if name == "alone" else list(bench.goal)
 
-            def whole(own: Mapping[str, float] = own, task: str = task) -> dict[str, Any]:
-                names = [task] if scales is None else None
-                found = bench.answers(None, own, part, names=names or list(bench.goal))
+            def whole(
+                own: Mapping[str, float] = own, asked: Sequence[str] = tuple(asked)
+            ) -> dict[str, Any]:
+                found = bench.answers(None, own, part, names=asked)
                 return {"values": {n: value(a) for n, a in found.items()}}
 
             records.once(told(bench, "probe", task=task, group=name), whole)

@@ -35,7 +35,9 @@ def train(
         Mean loss of the first and the last ten steps, and seconds.
     """
     begun = time.monotonic()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=schedule.rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=schedule.rate, weight_decay=0.0, fused=True
+    )
     settings = TrainingSettings(
         steps=schedule.steps, learning_rate=schedule.rate, warmup_steps=max(1, schedule.steps // 10)
     )
