@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from benchmarks.layer_weights.bench import Bench, Records
 STAGES = ("members", "methods", "fit", "probe")
 CELLS = [("tensor", 128), ("module", 128), ("block", 128), ("model", 128), ("tensor", 32),
          ("tensor", 8)]  # fmt: skip
+
+FEW_CELLS = [("tensor", 128), ("tensor", 32), ("block", 128)]
 
 
 def run(bench: Bench, records: Records, stages: list[str], options: argparse.Namespace) -> None:
@@ -36,21 +39,21 @@ def run(bench: Bench, records: Records, stages: list[str], options: argparse.Nam
 
 
 def zoo(options: argparse.Namespace) -> None:
-    for tasks in zoo_family.sets():
-        records = Records(options.work / "zoo.jsonl")
-        bench = zoo_family.adding(tasks)
+    """Pairs and all three skills, then forgetting; `--only` chooses by name."""
+    records = Records(options.work / "zoo.jsonl")
+    benches = [partial(zoo_family.adding, tasks) for tasks in zoo_family.sets()]
+    benches += [partial(zoo_family.forgetting, language) for language in ("zor", "own")]
+    for make in benches:
+        bench = make()
+        if options.only and bench.name.removeprefix("zoo ") not in options.only:
+            continue
         run(bench, records, options.stage, options)
+        is_forgetting = bench.sign < 0
         if "fit" in options.stage:
-            cells = CELLS if tasks == ("math", "code") else CELLS[:1]
-            study.fits(bench, records, cells, options.seed)
-        if "probe" in options.stage:
+            cells = CELLS if bench.name == "zoo math + code" else CELLS[:1]
+            study.fits(bench, records, [("tensor", 96)] if is_forgetting else cells, options.seed)
+        if "probe" in options.stage and not is_forgetting:
             study.probe(bench, records, 0.7)
-        bench.close()
-    for language in ("zor", "own"):
-        bench = zoo_family.forgetting(language)
-        run(bench, records, options.stage, options)
-        if "fit" in options.stage:
-            study.fits(bench, records, [("tensor", 96)], options.seed)
         bench.close()
 
 
@@ -61,8 +64,7 @@ def encoder(options: argparse.Namespace) -> None:
         bench = encoder_family.bench(kind, options.model, options.data, options.work, seed)
         run(bench, records, options.stage, options)
         if "fit" in options.stage:
-            cells = CELLS if seed == options.seed[0] else CELLS[:4]
-            study.fits(bench, records, cells, [seed])
+            study.fits(bench, records, FEW_CELLS, [seed])
         if "probe" in options.stage and seed == options.seed[0]:
             study.probe(bench, records, 0.3)
         bench.close()
@@ -74,8 +76,7 @@ def language(options: argparse.Namespace) -> None:
         bench = language_family.bench(options.model, options.data, options.work, seed)
         run(bench, records, options.stage, options)
         if "fit" in options.stage:
-            cells = [("tensor", 32), ("block", 32), ("tensor", 128)]
-            study.fits(bench, records, cells, [seed])
+            study.fits(bench, records, [("tensor", 32), ("block", 32)], [seed])
         if "probe" in options.stage and seed == options.seed[0]:
             study.probe(bench, records, 0.7, part="validation")
         bench.close()
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=STAGES)
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--tested", type=int, help="forms of LATA asked on test data; default all")
+    parser.add_argument("--only", action="append", help="of the zoo, such as 'math + code'")
     parser.add_argument("--few", action="store_true", help="fewer forms of LATA and controls")
     options = parser.parse_args()
     options.stage = options.stage or list(STAGES)

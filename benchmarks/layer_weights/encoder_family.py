@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Kind:
         tuned: Schedule of a task.
         train_n: Most training examples of a task.
         validation_n: Validation examples of a task.
-        test_n: Most test examples of a task.
+        test_n: Most examples that are set apart for tests.
+        asked_n: Most of them that are asked, and half as many of a control.
         scales: λ of plain task arithmetic that are tried.
     """
 
@@ -64,16 +65,17 @@ class Kind:
     train_n: int
     validation_n: int
     test_n: int
+    asked_n: int
     scales: Sequence[float]
 
 
 TEXT = Kind(
     "text", HeadOptions(fitting=Fitting(context=48, truncate=True)), Schedule(100, 32, 1e-4),
-    Schedule(100, 32, 1e-4), 3000, 200, 1500, (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
+    Schedule(100, 32, 1e-4), 3000, 200, 1500, 1000, (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
 )  # fmt: skip
 VISION = Kind(
     "vision", HeadOptions(image_size=84), Schedule(60, 32, 3e-5), Schedule(100, 32, 3e-5), 2400,
-    200, 1000, (0.1, 0.2, 0.3, 0.4, 0.5, 0.7),
+    200, 1000, 1000, (0.1, 0.2, 0.3, 0.4, 0.5, 0.7),
 )  # fmt: skip
 KINDS = {"text": TEXT, "vision": VISION}
 Parts = Mapping[str, Classified]
@@ -85,7 +87,8 @@ def data(kind: Kind, folder: Path) -> tuple[dict[str, Parts], dict[str, Parts]]:
         raw = {name: _sentences(folder / "sentconv", *files) for name, files in TEXTS.items()}
         shared = {name: _tweets(folder / "tweeteval" / name) for name in TWEETS}
         tasks = {name: _parts(kind, name, "text", *each) for name, each in raw.items()}
-        return tasks, {n: _parts(kind, n, "text", *each) for n, each in shared.items()}
+        half = replace(kind, asked_n=kind.asked_n // 2)
+        return tasks, {n: _parts(half, n, "text", *each) for n, each in shared.items()}
     sources = {
         "cifar10": _npz(folder / "cifar10_small" / "cifar10_small.npz"),
         "gtsrb": _npz(folder / "gtsrb_small" / "gtsrb_small.npz"),
@@ -109,7 +112,7 @@ def _parts(kind: Kind, name: str, of: str, train: Any, test: Any) -> Parts:
     cut = kind.validation_n
     rows = {"validation": order[:cut], "train": order[cut : cut + kind.train_n]}
     picked = {part: [[side[i] for i in at] for side in train] for part, at in rows.items()}
-    at = rng.permutation(len(test[0]))[: kind.test_n]
+    at = rng.permutation(len(test[0]))[: kind.asked_n]
     picked["test"] = [[side[i] for i in at] for side in test]
     if of == "text":  # batches of like length
         for part in ("validation", "test"):
@@ -303,6 +306,7 @@ def bench(kind: Kind, model: Path, folder: Path, work: Path, seed: int) -> Bench
         return {
             "recipe": family, "prompts": prompts, "heads": {n: heads[n] for n in tasks},
             "asking": kind.asking, "context": computing,
+            "settings": {"steps": 60, "rate": 0.08, "measure_every": 20},
         }  # fmt: skip
 
     return Bench(

@@ -72,13 +72,16 @@ def variants() -> dict[str, Variant]:
 
 
 def few() -> dict[str, Variant]:
-    """Forms of LATA that differ most, and controls by linear ranks."""
-    found = [Variant()] + [
-        Variant("lata", scheme, granularity, outside)
-        for scheme in ("linear", "threshold median")
-        for granularity, outside in (("tensor", True), ("block", True), ("tensor", False))
+    """Forms of LATA that differ most, and the controls by logarithmic ranks."""
+    found = [
+        Variant(),
+        Variant(granularity="module"),
+        Variant(granularity="block"),
+        Variant(outside=False),
+        Variant(scheme="linear"),
+        Variant(scheme="threshold median"),
     ]
-    found += [Variant(order, "linear") for order in (*CONTROLS, "random 0")]
+    found += [Variant(order) for order in (*CONTROLS, "random 0")]
     return {each.name: each for each in found}
 
 

@@ -61,7 +61,7 @@ def methods(
         records: Where results go.
         chosen: Variants.
         tested: How many of LATA's forms are asked on test data, those with the best validation
-            scores and the default; None: all.
+            scores and the default, and the best of LiNeS; None: all.
     """
     scan = tv.scan(bench.family)
     tables = rivals.tables(scan, chosen)
@@ -77,8 +77,10 @@ def methods(
         start = grid.index(best[name][0]) if name == "plain" else start
     forms = sorted((n for n in best if n.startswith("lata")), key=lambda n: -best[n][1])
     kept = set(forms[:tested]) | {rivals.Variant().name}
+    rising = sorted((n for n in best if n.startswith("LiNeS")), key=lambda n: -best[n][1])
+    kept |= set(rising[: None if tested is None else 1])
     for name, (scale, score) in best.items():
-        if name.startswith("lata") and name not in kept:
+        if name.startswith(("lata", "LiNeS")) and name not in kept:
             continue
         _tested(
             bench,

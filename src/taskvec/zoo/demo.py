@@ -223,4 +223,4 @@ def _compare(merged: Mapping[str, DemoRow], way: str) -> str:
     words += f", difference {p - q:+.2f} ± {margin:.2f}"
     if abs(p - q) <= margin:
         return f"{words}: too small a difference to tell with {m} questions."
-    return f"{words}: {WAYS[way] if p > q else WAYS['plain']} is the better one here."
+    return f"{words}: {way if p > q else 'plain'} is better here."
