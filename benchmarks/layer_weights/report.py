@@ -59,7 +59,17 @@ def bootstrap(n: int) -> Bootstrap:
 
 
 def drawn(family: str, answers: Mapping[str, Answers]) -> Array:
-    """The score, then that of each resample."""
+    """The score, then that of each resample; worked out once."""
+    key = family, id(answers)
+    if key not in _DRAWN:
+        _DRAWN[key] = answers, _draw(family, answers)
+    return _DRAWN[key][1]
+
+
+_DRAWN: dict[tuple[str, int], tuple[Any, Array]] = {}  # answers too, so that no id is used again
+
+
+def _draw(family: str, answers: Mapping[str, Answers]) -> Array:
     total = np.zeros(2001)
     for name, weight in goal(family).items():
         above, below = answers[name]
@@ -88,8 +98,18 @@ def shown(values: Array) -> str:
     return f"{values[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def tests(rows: Iterable[Row], family: str) -> dict[str, Tests]:
+def tests(rows: Sequence[Row], family: str) -> dict[str, Tests]:
     """Answers on test data by method and seed; those of fits by `fit, granularity, prompts`."""
+    key = family, id(rows)
+    if key not in _TESTS:
+        _TESTS[key] = _tests(rows, family)
+    return _TESTS[key]
+
+
+_TESTS: dict[tuple[str, int], dict[str, Tests]] = {}
+
+
+def _tests(rows: Sequence[Row], family: str) -> dict[str, Tests]:
     found: dict[str, Tests] = {}
     for row in rows:
         if row["family"] != family:
@@ -145,8 +165,11 @@ def family_table(rows: Sequence[Row], family: str) -> str:
                       "" if name == "plain" else difference(family, *_paired(mine, plain)),
                       *_means(mine, [*goal(family), *others])])  # fmt: skip
     n = ", ".join(f"{name} {len(a[0])}" for name, a in next(iter(plain.values())).items())
-    seeds = {s for each in found.values() for s in each if s < 100}
-    return f"### {family}\n\nn: {n}; seeds {sorted(seeds)}.\n\n{table(head, lines)}"
+    fits = ", ".join(
+        f"{name[5:]} × {len(each)}" for name, each in found.items() if name[:3] == "fit"
+    )
+    about = f"n: {n}; seeds of members {sorted(plain)}; fits {fits or 'none'}."
+    return f"### {family}\n\n{about}\n\n{table(head, lines)}"
 
 
 def gap(rows: Sequence[Row], families: Sequence[str]) -> str:
@@ -154,7 +177,7 @@ def gap(rows: Sequence[Row], families: Sequence[str]) -> str:
     lines = []
     for family in families:
         found = tests(rows, family)
-        free = [n for n in found if not n.startswith(("only", "fit")) and "searched" not in n]
+        free = [n for n in found if not n.startswith(("only", "fit", "random", "λ by task"))]
         best = max(free, key=lambda n: _validation(rows, family, n))
         singles = ceiling(family, found)
         for name in [n for n in found if n.startswith("fit")]:

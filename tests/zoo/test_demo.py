@@ -46,7 +46,7 @@ def test_findings_tell_the_shares_that_were_kept() -> None:
     )
     assert found[1] == "Merged by LATA: keeps 80% of the gain in math and 72% of that in code."
     assert found[2] == (
-        "Merged by layer weights fitted to 64 prompts a skill: keeps 100% of the gain in math and "
+        "Merged by layer weights fitted to 96 prompts a skill: keeps 100% of the gain in math and "
         "90% of that in code."
     )
     assert found[5] == (

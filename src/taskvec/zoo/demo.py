@@ -33,8 +33,11 @@ SCALES = {
     "forgotten-zor": {"plain": 0.6, "LATA": 0.6},
 }
 # A short fit: one descent; the defaults of `fit` take two, of 120 steps.
-PROMPTS = 64  # of each skill, and of those that instruct has
-FIT = {"steps": 60, "rate": 0.08, "seeds": 1, "measure_every": 20, "max_new_tokens": 40}
+PROMPTS = 96  # of each skill, and of those that instruct has
+FIT = {
+    "steps": 80, "rate": 0.07, "low": -4.0, "high": 4.0, "seeds": 1, "measure_every": 20,
+    "max_new_tokens": 40,
+}  # fmt: skip
 WAYS = {
     "plain": "plain task arithmetic",
     "LATA": "LATA",
