@@ -275,8 +275,8 @@ def make(kind: Kind, model: Path, folder: Path, work: Path, seed: int) -> Path:
         _save(core, base, mine / name)
         print(kind.name, seed, name, notes[name], flush=True)
     if notes:
-        with (out / "training.jsonl").open("a") as file:
-            file.write(json.dumps({"seed": seed, **notes}) + "\n")
+        with (out / "training.jsonl").open("a") as log:
+            log.write(json.dumps({"seed": seed, **notes}) + "\n")
     return out
 
 

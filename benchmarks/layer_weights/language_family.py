@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, cycle
+from functools import partial
+from itertools import chain, count, cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -90,10 +91,8 @@ def make(model: Path, data: Path, work: Path, seed: int, names: Sequence[str]) -
             special = _endless(parts(tokenizer, data)[name]["train"], f"{seed} {name} own")
             rows = (next(special if turn % 8 < 6 else shared) for turn in count())
         schedule = INSTRUCT if name == "instruct" else TUNED
-        batches = iter(lambda r=rows: [next(r) for _ in range(BATCH)], None)
-        notes = train(
-            module, batches, lambda batch, m=module: _losses(m, batch)[0].mean(), schedule
-        )
+        batches = (list(islice(rows, BATCH)) for _ in range(schedule.steps))
+        notes = train(module, batches, partial(_mean_loss, module), schedule)
         _save(module, tokenizer, folder)
         print("language", seed, name, notes, flush=True)
         with (out / "training.jsonl").open("a") as file:
@@ -152,6 +151,10 @@ def nats(module: Any, rows: Sequence[Row]) -> Answers:
             above[places] = -np.bincount(at, losses.double(), minlength=len(places))
             below[places] = np.bincount(at, minlength=len(places))
     return above, below
+
+
+def _mean_loss(module: Any, rows: Sequence[Row]) -> torch.Tensor:
+    return _losses(module, rows)[0].mean()
 
 
 def _losses(module: Any, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:

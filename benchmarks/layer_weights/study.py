@@ -82,14 +82,11 @@ def methods(
     for name, (scale, score) in best.items():
         if name.startswith(("lata", "LiNeS")) and name not in kept:
             continue
-        _tested(
-            bench,
-            records,
-            name,
-            scale,
-            score,
-            lambda s, n=name: bench.answers(tables[n], s, "test"),
-        )
+
+        def ask(scale: float, table: Table = tables[name]) -> dict[str, Any]:
+            return bench.answers(table, scale, "test")
+
+        _tested(bench, records, name, scale, score, ask)
     _ties(bench, records)
     _search(bench, records, tables["plain"], best["plain"][0])
 
