@@ -26,6 +26,7 @@ CELLS = [("tensor", 128), ("module", 128), ("block", 128), ("model", 128), ("ten
          ("tensor", 8)]  # fmt: skip
 
 FEW_CELLS = [("tensor", 128), ("tensor", 32), ("block", 128)]
+FORMS = {"all": rivals.variants, "few": rivals.few, "default": rivals.default}
 
 
 def run(bench: Bench, records: Records, stages: list[str], options: argparse.Namespace) -> None:
@@ -33,8 +34,7 @@ def run(bench: Bench, records: Records, stages: list[str], options: argparse.Nam
     if "members" in stages:
         study.members(bench, records)
     if "methods" in stages:
-        found = rivals.few() if options.few else rivals.variants()
-        study.methods(bench, records, found, tested=options.tested)
+        study.methods(bench, records, FORMS[options.forms](), tested=options.tested)
     bench.close()
 
 
@@ -93,7 +93,8 @@ def main() -> None:
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--tested", type=int, help="forms of LATA asked on test data; default all")
     parser.add_argument("--only", action="append", help="of the zoo, such as 'math + code'")
-    parser.add_argument("--few", action="store_true", help="fewer forms of LATA and controls")
+    parser.add_argument("--forms", choices=list(FORMS), default="all",
+                        help="which forms of LATA, and with which controls (all)")  # fmt: skip
     options = parser.parse_args()
     options.stage = options.stage or list(STAGES)
     options.seed = options.seed or [0, 1, 2]

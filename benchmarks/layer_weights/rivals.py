@@ -85,6 +85,11 @@ def few() -> dict[str, Variant]:
     return {each.name: each for each in found}
 
 
+def default() -> dict[str, Variant]:
+    """LATA's defaults alone, without controls."""
+    return {Variant().name: Variant()}
+
+
 def tables(scan: Scan, chosen: Mapping[str, Variant]) -> dict[str, Table]:
     """Weights by name: plain task arithmetic, every variant, and LiNeS."""
     found = {"plain": table_of(scan, np.ones((len(scan.tasks), len(scan.names))), "plain")}

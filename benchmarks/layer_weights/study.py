@@ -39,13 +39,14 @@ def told(bench: Bench, stage: str, **more: Any) -> dict[str, Any]:
 
 
 def members(bench: Bench, records: Records) -> None:
-    """Each fine-tune alone, and the target."""
+    """The target on everything, and each fine-tune on its own task."""
     tasks = list(bench.family.tasks)
     for name in ("target", *tasks):
         scales = {task: float(task == name) for task in tasks}
+        asked = [name] if name in bench.goal else None
 
-        def make(scales: Mapping[str, float] = scales) -> dict[str, Any]:
-            found = bench.answers(None, scales, "test")
+        def make(scales: Any = scales, asked: Any = asked) -> dict[str, Any]:
+            found = bench.answers(None, scales, "test", names=asked)
             return {"test": to_json(found), "values": {n: value(a) for n, a in found.items()}}
 
         records.once(told(bench, "members", method=name), make)
@@ -65,6 +66,9 @@ def methods(
     """
     scan = tv.scan(bench.family)
     tables = rivals.tables(scan, chosen)
+    is_short = len(chosen) == 1
+    if is_short:
+        tables = {name: tables[name] for name in ("plain", *chosen)}
     reach = rivals.length(scan, tables["plain"].weights)
     best: dict[str, tuple[float, float]] = {}
     start = None
@@ -87,6 +91,8 @@ def methods(
             return bench.answers(table, scale, "test")
 
         _tested(bench, records, name, scale, score, ask)
+    if is_short:
+        return
     _ties(bench, records)
     _search(bench, records, tables["plain"], best["plain"][0])
 
