@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from taskvec.checkpoints.adapters import Adapter, is_adapter, open_adapter
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.family.opening import open_model
@@ -59,7 +59,7 @@ def verify(
     Args:
         folder: With a manifest.
         inputs: Whether to read the members too.
-        replay: Whether to work out the merge again (nothing is written) and compare.
+        replay: Whether to compute the merge again (nothing is written) and compare.
         {options}
 
     Returns:
@@ -72,7 +72,7 @@ def verify(
     path, how = Path(folder), run_options(options)
     manifest = read_manifest(path)
     expected = manifest["output"]
-    output = open_adapter(path).stored if is_adapter(path) else open_checkpoint(path)
+    output = open_adapter(path).stored if is_adapter(path) else open_stored(path)
     checks = [_compare("output", output, expected, how)]
     extra = sorted(output.tensors.keys() - expected["digests"].keys())
     if extra:
