@@ -12,7 +12,8 @@ from tests.adapters import SCALING, deltas, pair, write_adapter
 from tests.conftest import Arrays, from_bf16, to_bf16, write_checkpoint, write_safetensors
 
 from taskvec import patterns
-from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter, scaling_of
+from taskvec.checkpoints.adapter_changes import difference
+from taskvec.checkpoints.adapters import is_adapter, open_adapter, scaling_of
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source, added
 from taskvec.errors import CheckpointError, FamilyError

@@ -89,6 +89,7 @@ class AdapterConfig(Foreign):
     use_dora: bool | None = None
     fan_in_fan_out: bool | None = None
     trainable_token_indices: list[Row] | dict[str, list[Row]] | None = None
+    target_parameters: list[str] | None = None
 
 
 class AddedEntry(Foreign):

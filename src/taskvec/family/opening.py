@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from taskvec import documents
+from taskvec.checkpoints.adapter_changes import difference
 from taskvec.checkpoints.adapters import (
     Adapter,
-    difference,
     is_adapter,
     open_adapter,
     open_loose_adapter,
