@@ -29,7 +29,7 @@ def factors(outs: int, ins: int, seed: int) -> tuple[Any, Any, Any]:
     a = rng.normal(size=(RANK * EXPERTS, ins)).astype("f4")
     b = rng.normal(size=(outs, RANK * EXPERTS)).astype("f4")
     by_expert = a.reshape(EXPERTS, RANK, ins).astype("f8")
-    changes = np.einsum("ore,eri->eoi", b.reshape(outs, RANK, EXPERTS).astype("f8"), by_expert)
+    changes = np.einsum("orx,xri->xoi", b.reshape(outs, RANK, EXPERTS).astype("f8"), by_expert)
     return a, b, 1.5 * changes
 
 
