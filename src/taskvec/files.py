@@ -100,7 +100,7 @@ def write_whole(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A draft beside a file, which takes its place if the context ends without an error."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.taskvec-{os.getpid()}")
     try:
         yield draft
         draft.replace(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +46,15 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _take(fd: int, lock: Path) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _is(lock, fd)  # not if its holder removed it just now
-    except (BlockingIOError, FileNotFoundError):
-        return False
+    for _ in range(5):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _is(lock, fd)  # not if its holder removed it just now
+        except BlockingIOError:
+            time.sleep(0.01)  # somebody may only have looked whether it is held
+        except FileNotFoundError:
+            return False
+    return False
 
 
 def _is(lock: Path, fd: int) -> bool:

@@ -32,6 +32,7 @@ from taskvec.methods.table import Table
 from taskvec.outputs.adapter import Factored, Written, tied_warning, write_adapter
 from taskvec.outputs.adapter_merge import adapter_shape, change_of, plan_adapter
 from taskvec.outputs.card import model_card
+from taskvec.outputs.leftovers import notes_on_leftovers
 from taskvec.outputs.manifest import RECIPE_FILE, make_manifest
 from taskvec.outputs.place import check_place
 from taskvec.outputs.staging import staged
@@ -124,6 +125,7 @@ def run(
         staging.add(MANIFEST_FILE, json.dumps(manifest).encode() + b"\n")
         staging.publish()
     found = [*warnings_of(decided, records, manifest["members"]), *warnings, *more]
+    found += notes_on_leftovers(out, staging.left)
     return Merged(
         out, manifest["output"]["fingerprint"], decided.table, tuple(dict.fromkeys(found))
     )
