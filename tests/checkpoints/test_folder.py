@@ -217,7 +217,7 @@ def test_tensor_is_listed_in_the_wrong_shard(sharded):
     assert found.startswith(
         f"{sharded}: {INDEX} says that 'lm_head.weight' is in {SHARDS[0]}, where it is not"
     )
-    assert found.endswith("write the index anew")
+    assert found.endswith("write the index again")
 
 
 def test_tensor_is_not_listed(sharded):
@@ -244,11 +244,28 @@ def test_tensor_in_two_shards(sharded):
     assert "remove" not in found  # both shards are needed
 
 
-def test_both_single_file_and_index(sharded):
-    write_safetensors(sharded / "model.safetensors", WEIGHTS)
-    assert refusal(sharded) == (
-        f"{sharded}: has both model.safetensors and {INDEX}; remove the one that is not meant"
-    )
+def test_one_file_is_read_rather_than_shards_as_in_transformers(sharded):
+    write_safetensors(sharded / "model.safetensors", {"only.weight": np.ones(2, np.float32)})
+    (sharded / SHARDS[2]).unlink()  # nothing asks for a set that is not read
+    found = open_checkpoint(sharded)
+    assert list(found.tensors) == ["only.weight"]
+    (note,) = found.notes
+    assert f"model.safetensors and {INDEX}" in note
+    assert "left out" in note
+
+
+def test_shards_are_read_rather_than_one_file_as_in_diffusers(sharded):
+    stem = "diffusion_pytorch_model"
+    (sharded / INDEX).rename(sharded / f"{stem}.safetensors.index.json")
+    index = (sharded / f"{stem}.safetensors.index.json").read_text()
+    (sharded / f"{stem}.safetensors.index.json").write_text(index.replace('"model-', f'"{stem}-'))
+    for shard in SHARDS:
+        (sharded / shard).rename(sharded / shard.replace("model-", f"{stem}-"))
+    write_safetensors(sharded / f"{stem}.safetensors", {"only.weight": np.ones(2, np.float32)})
+    found = open_checkpoint(sharded)
+    assert list(found.tensors) == sorted(WEIGHTS)
+    (note,) = found.notes
+    assert f"{stem}.safetensors is left out" in note
 
 
 def test_index_of_another_name_as_diffusers_has_it(sharded):
@@ -298,11 +315,11 @@ def test_shards_without_index(sharded):
     ("content", "words"),
     [
         ("{", "is not JSON (Expecting property name"),
-        ("[]", "is not a JSON object; got list"),
+        ("[]", "it must be a mapping; got []; download it again"),
         ("[" * 100_000, "is nested more than 100 levels deep"),
-        ("{}", "weight_map is not a map of tensor to file"),
-        ('{"weight_map": []}', "weight_map is not a map of tensor to file"),
-        ('{"weight_map": {"a": 1}}', "weight_map is not a map of tensor to file"),
+        ("{}", "weight_map is missing; download it again"),
+        ('{"weight_map": []}', "weight_map must be a mapping; got []; download it again"),
+        ('{"weight_map": {"a": 1}}', "weight_map.a must be text; got 1; download it again"),
     ],
 )
 def test_broken_index(sharded, content, words):

@@ -17,10 +17,12 @@ from typing import Any, ClassVar
 from taskvec import documents
 from taskvec.checkpoints.quantised import plain
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
+from taskvec.checkpoints.schema import Index, ModelConfig
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.stored import StoredFile
 from taskvec.checkpoints.views import StoredTensor
 from taskvec.errors import CheckpointError, StaleError
+from taskvec.validation import read_as
 
 USE_ADAPTER = "it can be a task, instruct or target of a family, or be merged into its base first"
 SINGLE = "model.safetensors"
@@ -63,7 +65,7 @@ class Checkpoint:
         path: The folder, absolute.
         single: Name of the file in it, if that was opened and not the folder.
         tensors: What the headers say, by name, in name order.
-        config: `config.json`; empty if there is none.
+        config: `config.json`; empty without one.
         notes: What looks odd and was dealt with, in words.
     """
 
@@ -129,6 +131,13 @@ _CONVERT = (
 # Names of the factors of adapters, what those are, and what to do.
 _FACTORS = (
     (
+        re.compile(
+            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
+        ),
+        "factors of a LyCORIS adapter",
+        _CONVERT,
+    ),
+    (
         re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)"),
         "LoRA factors as PEFT or diffusers name them",
         "put the adapter_config.json that was saved with them beside them, call the file "
@@ -142,13 +151,6 @@ _FACTORS = (
     (
         re.compile(r"\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\."),
         "LoRA factors as diffusers named them",
-        _CONVERT,
-    ),
-    (
-        re.compile(
-            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
-        ),
-        "factors of a LyCORIS adapter",
         _CONVERT,
     ),
 )
@@ -246,11 +248,12 @@ def open_stored(path: str | os.PathLike[str]) -> Checkpoint:
         files,
         {info.name: shard for shard, held in found.items() for info in held},
         single=single,
+        notes=() if single is not None else _two_sets(folder, shards),
     )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder; empty if there is none.
+    """`config.json` of a model folder; empty without one.
 
     Raises:
         CheckpointError: it cannot be read, is not a JSON object, or is a link out of the folder.
@@ -258,18 +261,38 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not os.path.lexists(path):
         return {}
-    return documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
+    config = documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
+    read_as(ModelConfig, config, str(path), "use the one that was saved with the weights")
+    return config
 
 
 def _index(folder: Path) -> str | None:
-    """Name of the index: that of transformers or, as diffusers has it, the only other one."""
+    """Name of the index: that of transformers or, as diffusers has it, the only other one.
+
+    Where one file holds everything as well, transformers loads that, and diffusers the shards.
+    """
     found = sorted(path.name for path in folder.glob("*.safetensors.index*.json"))
-    if INDEX in found:
-        return INDEX
     if (folder / SINGLE).exists():
         return None
+    if INDEX in found:
+        return INDEX
     found = [name for name in found if not _COPY.fullmatch(name)] or found
     return found[0] if len(found) == 1 else None
+
+
+def _two_sets(folder: Path, read: Iterable[str]) -> tuple[str, ...]:
+    """What is left out where one file and, with an index, shards hold the same model."""
+    file = next(iter(read))
+    shard = _SHARD.fullmatch(file)
+    stem = shard["stem"] if shard is not None else file.removesuffix(".safetensors")
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if not ((folder / whole).exists() and (folder / index).exists()):
+        return ()
+    if shard is not None:
+        how = f"the shards are read, as diffusers does, and {whole} is left out"
+    else:
+        how = f"{whole} is read, as transformers does, and the shards are left out"
+    return (f"{folder}: has both {whole} and {index}; {how}",)
 
 
 def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
@@ -280,10 +303,6 @@ def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
     files = {p.name for p in folder.glob("*.safetensors")}
     if index is not None:
         whole = re.sub(r"\.index.*", "", index)
-        if whole in files:
-            raise CheckpointError(
-                f"{folder}: has both {whole} and {index}; remove the one that is not meant"
-            )
         shards = read_index(folder, index, files)
         stems = {whole.removesuffix(".safetensors")}
         stems |= {found["stem"] for found in map(_SHARD.fullmatch, shards) if found is not None}
@@ -323,11 +342,10 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
     Raises:
         CheckpointError: the index is broken, or names a shard that is not among `files`.
     """
-    weight_map = documents.read_object(folder / index, documents.CONFIG).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise CheckpointError(f"{folder / index}: weight_map is not a map of tensor to file")
+    content = documents.read_json(folder / index, documents.CONFIG)
+    listed = read_as(Index, content, str(folder / index), "download it again")
     shards: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
+    for name, file in listed.weight_map.items():
         if Path(file).name != file:
             raise CheckpointError(
                 f"{folder / index}: file {file!r} of {name!r} is outside the folder"
@@ -344,7 +362,7 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
 
 def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: Set[str]) -> None:
     """Raise `CheckpointError` if a shard does not hold what the index lists for it."""
-    remedy = "the two were not saved together; download both again, or write the index anew"
+    remedy = "the two were not saved together; download both again, or write the index again"
     if listed - found:
         name = min(listed - found)
         raise CheckpointError(

@@ -143,7 +143,7 @@ def plain(source: S) -> S | Source:
         make_view=lambda name: weights[name].view() if name in weights else source.view(name),
         config=config,
     )
-    made.notes = (_note(source.where, weights, dtype, len(made.tensors), len(idle)),)
+    made.notes = (*source.notes, _note(source.where, weights, dtype, len(made.tensors), len(idle)))
     return made
 
 
