@@ -113,7 +113,7 @@ def _config_in(found: Mapping[str, bytes]) -> Any:
     """The config as it is there now; None if it became something that is none."""
     content = found.get("config.json", b"{}")
     try:
-        return documents.parse_json(content, documents.CONFIG, "config.json", non_finite=True)
+        return documents.parse_json(content, documents.CONFIG, "config.json")
     except CheckpointError:
         return None
 

@@ -14,6 +14,7 @@ from taskvec.checkpoints.naming import display_name, hub_id
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError
 from taskvec.files import write_text
+from taskvec.recipes.recipe import Recipe
 from taskvec.recipes.replay import MANIFEST_FILE
 
 NOT_STATED = "not stated"
@@ -63,13 +64,7 @@ def _licences(members: Mapping[str, Source]) -> tuple[dict[str, str], list[str]]
 
 
 def model_card(
-    name: str,
-    members: Mapping[str, Source],
-    *,
-    method: str,
-    formula: str,
-    scales: Mapping[str, float | Mapping[str, Any]],
-    published: Mapping[str, str],
+    name: str, members: Mapping[str, Source], recipe: Recipe, decided_by: str
 ) -> tuple[bytes, list[str]]:
     """README.md with the hub's metadata; and warnings about what is left out.
 
@@ -78,19 +73,18 @@ def model_card(
     Args:
         name: Title.
         members: Model by role, in words.
-        method: Name of the method.
-        formula: The merged model in symbols.
-        scales: λ by task; a mapping where it differs by layer.
-        published: Names on the hub of local models, by path; metadata names no other local model.
+        recipe: Whose names of local models on the hub the metadata has; it names no others.
+        decided_by: Where the table is from, in words.
     """
     import yaml
 
+    method, published = recipe.method, recipe.published
     licences, warnings = _licences(members)
     agreed = set(licences.values())
     origins = set[str]().union(*(_origins(model, published) for model in members.values()))
     metadata: dict[str, Any] = {
         "library_name": "transformers",
-        "tags": ["task-arithmetic", "merge", "taskvec", method],
+        "tags": ["task-arithmetic", "merge", "taskvec", method.name],
     }
     if origins := origins - {""}:
         metadata["base_model"] = sorted({documents.plain(name) for name in origins})
@@ -103,8 +97,8 @@ def model_card(
         "---",
         f"# {escaped(name)}",
         "",
-        f"Made by [taskvec](https://pypi.org/project/taskvec/) with `{method}`: "
-        f"{documents.plain(formula)}.",
+        f"Made by [taskvec](https://pypi.org/project/taskvec/) with `{method.name}`: "
+        f"{documents.plain(method.formula)} ({documents.plain(decided_by)}).",
         "",
         *_table(
             ("member", "model", "licence"),
@@ -117,8 +111,8 @@ def model_card(
         *_table(
             ("task", "scale λ"),
             [
-                (task, "by layer" if isinstance(scale, Mapping) else f"{scale:g}")
-                for task, scale in scales.items()
+                (name, "by layer" if task.profile is not None else f"{task.scale:g}")
+                for name, task in recipe.tasks.items()
             ],
         ),
         "",
