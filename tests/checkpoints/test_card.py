@@ -12,7 +12,7 @@ import yaml
 from taskvec.errors import CheckpointError
 from taskvec.methods import METHODS
 from taskvec.outputs.card import add_scores, escaped, licence_of, model_card
-from taskvec.recipes.recipe import TaskSpec
+from taskvec.recipes.recipe import Output, TaskSpec
 
 
 def member(folder: Path, readme: str | None = None, where: str | None = None) -> Any:
@@ -24,7 +24,8 @@ def member(folder: Path, readme: str | None = None, where: str | None = None) ->
 
 def recipe(scales: dict[str, float], published: dict[str, str] | None = None) -> Any:
     tasks = {name: TaskSpec("model", scale) for name, scale in scales.items()}
-    return SimpleNamespace(method=METHODS["ties"], tasks=tasks, published=published or {})
+    known = {"method": METHODS["ties"], "out": Output(), "published": published or {}}
+    return SimpleNamespace(tasks=tasks, **known)
 
 
 def made(**members: Any) -> tuple[dict[str, Any], str, list[str]]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from taskvec import documents
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
+from taskvec.checkpoints.folder import Checkpoint, open_stored
 from taskvec.checkpoints.safetensors import TensorInfo, read_metadata
 from taskvec.checkpoints.schema import NewTokens
 from taskvec.checkpoints.tokenizers import Added
@@ -153,7 +153,7 @@ def open_vector(path: str | os.PathLike[str]) -> Vector:
         CheckpointError: no such file, a broken one, one that does not say that it is a task vector,
             or one with tensors that are not floating-point.
     """
-    stored = open_checkpoint(path)
+    stored = open_stored(path)
     metadata = read_metadata(stored.inputs[0])
     if metadata.get("taskvec") != KIND:
         raise CheckpointError(

@@ -78,17 +78,18 @@ def model_card(
     """
     import yaml
 
-    method, published = recipe.method, recipe.published
+    method, published, is_adapter = recipe.method, recipe.published, recipe.out.form == "lora"
     licences, warnings = _licences(members)
     agreed = set(licences.values())
-    origins = set[str]().union(*(_origins(model, published) for model in members.values()))
+    over = [members["target"]] if is_adapter else members.values()
+    origins = set[str]().union(*(_origins(model, published) for model in over))
     metadata: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "tags": ["task-arithmetic", "merge", "taskvec", method.name],
     }
     if origins := origins - {""}:
         metadata["base_model"] = sorted({documents.plain(name) for name in origins})
-        metadata["base_model_relation"] = "merge"
+        metadata["base_model_relation"] = "adapter" if is_adapter else "merge"
     if len(agreed) == 1 and _LICENCE.fullmatch(licence := agreed.pop()):
         metadata["license"] = licence
     lines = [

@@ -29,6 +29,8 @@ from taskvec.merging.prepare import prepare
 from taskvec.merging.stages import StageSource
 from taskvec.merging.steps import Decided, Prepared
 from taskvec.methods.table import Table
+from taskvec.outputs.adapter import Factored, Written, tied_warning, write_adapter
+from taskvec.outputs.adapter_merge import adapter_shape, change_of, plan_adapter
 from taskvec.outputs.card import model_card
 from taskvec.outputs.manifest import RECIPE_FILE, make_manifest
 from taskvec.outputs.place import check_place
@@ -56,12 +58,16 @@ class Merged:
         fingerprint: Identity of its weights by content.
         table: Weights that were used.
         warnings: What a user should know.
+        factored: Of an adapter, what became of each tensor that differs, in name order.
+        lost: Of an adapter, the share of ‖τ‖² of the whole model that it lacks.
     """
 
     path: Path | None
     fingerprint: str
     table: Table
     warnings: tuple[str, ...]
+    factored: tuple[Factored, ...] = ()
+    lost: float = 0.0
 
     def __repr__(self) -> str:
         where = "a model in memory" if self.path is None else str(self.path)
@@ -100,6 +106,8 @@ def run(
             untouched.
     """
     prepared = prepare(recipe, options)
+    if recipe.out.form == "lora":
+        return _run_adapter(prepared, out)
     check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
     out = Path(os.path.realpath(out))
     files, warnings = _companions(prepared)
@@ -121,6 +129,36 @@ def run(
     found = [*warnings_of(decided, records, manifest["members"]), *warnings, *more]
     return Merged(
         out, manifest["output"]["fingerprint"], decided.table, tuple(dict.fromkeys(found))
+    )
+
+
+def _run_adapter(prepared: Prepared, out: Path) -> Merged:
+    """The same, where the result is an adapter over the target."""
+    check_place(prepared.members, plan_adapter(prepared).nbytes, out, force=prepared.options.force)
+    out = Path(os.path.realpath(out))
+    decided = decide(prepared)
+    with prepared.members.at_rest():
+        change = change_of(decided)
+    about, warnings = _about(decided, out, ())
+    found: list[dict[str, Any]] = []
+
+    def more(written: Written) -> dict[str, bytes]:
+        manifest = make_manifest(decided, written.records, written.files)
+        manifest["output"] |= {"fingerprint": written.fingerprint, "digests": written.digests}
+        manifest["adapter"] = written.to_json()
+        found.append(manifest["members"])
+        return {**about, MANIFEST_FILE: json.dumps(manifest).encode() + b"\n"}
+
+    shape = adapter_shape(prepared.recipe)
+    written = write_adapter(change, shape, out, prepared.options, more)
+    known = [*warnings_of(decided, written.records, found[0]), *warnings]
+    return Merged(
+        out,
+        written.fingerprint,
+        decided.table,
+        tuple(dict.fromkeys([*known, *tied_warning(change, written)])),
+        written.rows,
+        written.lost,
     )
 
 
