@@ -150,7 +150,7 @@ def test_scan_needs_no_scales(tmp_path):
         (swapped("scheme: linear", "shceme: linear"), 5, "shceme", "'scheme'?"),
         (swapped("granularity: module", "granularty: module"), 6, "granularty", "'granularity'?"),
         (swapped("name: lata, granularity: module", "name: task_arithmetic, scheme: linear"),
-         6, "scheme", "none"),
+         6, "scheme", "no keys"),
         (GOOD + "out:\n  dtype: float16\n  shard_sise: 1GB\n", 9, "shard_sise", "'shard_size'?"),
         (GOOD + "layers:\n  - {pattern: x, module: mlp}\n  - {pattern: y, modul: mlp}\n",
          9, "modul", "'module'?"),

@@ -81,7 +81,7 @@ _DYNAMIC = {
 }
 # Initialisations that take their matrices out of the model's weights.
 _CHANGES_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Models whose linear layers are stored as (in, out); elsewhere `fan_in_fan_out` says so.
+# Models whose linear layers are stored as (in, out); elsewhere `fan_in_fan_out` is set.
 _STORED_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 # Models whose experts are stored as (experts, in, out).
 _EXPERTS_TRANSPOSED = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
@@ -156,7 +156,7 @@ def open_adapter(path: str | os.PathLike[str], *, allow_pickle: bool = False) ->
 
     Args:
         path: The folder.
-        allow_pickle: Whether `adapter_model.bin` may be read where there is no other file.
+        allow_pickle: Whether `adapter_model.bin` may be read if there is no other file.
 
     Raises:
         CheckpointError: broken files, or a kind of adapter that is not supported.

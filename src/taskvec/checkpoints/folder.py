@@ -65,7 +65,7 @@ class Checkpoint:
         path: The folder, absolute.
         single: Name of the file in it, if that was opened and not the folder.
         tensors: What the headers say, by name, in name order.
-        config: `config.json`; empty if there is none.
+        config: `config.json`; empty without one.
         notes: What looks odd and was dealt with, in words.
     """
 
@@ -253,7 +253,7 @@ def open_stored(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder; empty if there is none.
+    """`config.json` of a model folder; empty without one.
 
     Raises:
         CheckpointError: it cannot be read, is not a JSON object, or is a link out of the folder.

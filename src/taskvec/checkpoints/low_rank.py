@@ -146,7 +146,7 @@ def expert_changes(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScaledChange:
-    """The difference s · b that an adapter with a bias of its own makes to a bias."""
+    """The difference s · b of an adapter with a bias to the bias of a layer."""
 
     change: View
     scaling: float
@@ -205,10 +205,10 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decomposed:
-    """The weight that DoRA makes: rows of V = W + s · B A, each with a length m of its own.
+    """The weight that DoRA makes: rows of V = W + s · B A, each with its length m.
 
     W'[i] = m[i] · V[i] / ‖V[i]‖. A length is of a whole row, so that the rows at both ends of a
-    block are worked out whole.
+    block are computed whole.
 
     Source: DoRA, arXiv:2402.09353, equation 5.
     """

@@ -156,7 +156,7 @@ def held_in_memory(model: Mapping[str, Any] | Module) -> Held:
             config and the generation config are taken as well.
 
     Raises:
-        UsageError: a name is no text, or a value neither array nor tensor, or of an element type
+        UsageError: a name is not text, or a value neither array nor tensor, or of an element type
             that is not known.
         CheckpointError: it holds no tensors, or some without weights (device meta).
     """
@@ -215,13 +215,13 @@ def dtype_of(name: str, value: Any, where: str) -> DType:
         raise UsageError(
             f"{where}: {name!r} must be a NumPy array or a torch tensor; got {type(value).__name__}"
         )
-    said = str(value.dtype).removeprefix("torch.")  # of an array in foreign byte order: ">f4"
-    if said not in _NAMED:
+    kind = str(value.dtype).removeprefix("torch.")  # of an array in foreign byte order: ">f4"
+    if kind not in _NAMED:
         raise UsageError(
-            f"{where}: tensor {name!r} is of type {said}, which is not known; convert it first "
+            f"{where}: tensor {name!r} is of type {kind}, which is not known; convert it first "
             "(bfloat16 can be given as a torch tensor)"
         )
-    return DTYPES[_NAMED[said]]
+    return DTYPES[_NAMED[kind]]
 
 
 def view_of(name: str, value: Any, where: str) -> View:

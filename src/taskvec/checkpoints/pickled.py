@@ -203,7 +203,7 @@ def _load(path: Path) -> dict[str, Any]:
         )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
+    except Exception as error:  # a damaged or hostile file can make the unpickler raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {asked[1]}" if asked else f"{type(error).__name__}"
         raise CheckpointError(

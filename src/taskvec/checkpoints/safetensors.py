@@ -70,7 +70,7 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What the writer of one file said about it (`__metadata__`); empty if nothing.
+    """`__metadata__` of one file; empty without it.
 
     Raises:
         CheckpointError: the file cannot be read or has no header of this format.
@@ -111,7 +111,7 @@ def _fail(path: Path, what: str, remedy: str = "the file is damaged; write it ag
 
 
 def _is_plain(raw: bytes, header: dict[str, Any]) -> bool:
-    """Whether a header names nothing twice, told without looking at every pair.
+    """Whether all names in a header differ, without a check of every pair.
 
     Looking at pairs takes most of the time of reading a header of 20,000 tensors. There is at least
     one colon for each pair in the text, and every pair that stands twice is lost in parsing.

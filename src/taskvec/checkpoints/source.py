@@ -37,7 +37,7 @@ class Source(Protocol):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """`config.json` as the tensors are; empty if there is none."""
+        """`config.json` that fits the tensors; empty without one."""
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -57,7 +57,7 @@ class Source(Protocol):
 
     @property
     def identity(self) -> object:
-        """Something whose `repr` changes when files do: says when weights must be read anew."""
+        """Something whose `repr` changes with the files, so that weights are read again."""
 
     def view(self, name: str) -> View:
         """The named tensor."""
@@ -76,7 +76,7 @@ class Derived:
     """A source made of others.
 
     Attributes:
-        parts: What it is made of; the first gives folder and, unless said otherwise, config.
+        parts: What it is made of; the first gives folder and, by default, config.
         how: What was done, with every parameter: part of the identity.
         tensors: See `Source`.
         make_view: The view of a tensor by name; called once for each.

@@ -28,7 +28,7 @@ _PAIRS: Final = {
 def with_one_embedding(sources: Mapping[str, Source]) -> tuple[dict[str, Source], list[str]]:
     """The members without copies of what they hold under another name, and what was done, in words.
 
-    Where a tensor is no copy in one member, it is one in none of the result, and members that do
+    If a tensor is not a copy in one member, the result has no copy, and members that do
     not hold it get a view of what it is taken from.
     """
     whole = {role: source for role, source in sources.items() if not source.is_difference}

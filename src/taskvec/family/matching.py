@@ -3,7 +3,7 @@
 Literal names come first and cost nothing. What is left is matched by canonical name
 (`checkpoints.names`), then by the tables of renamings that transformers publishes, where it is
 installed, then as parts of fused tensors or fused tensors of parts. What then has no counterpart is
-left to the comparison of members, which says so.
+left to the comparison of members, which reports it.
 
 A text-only member of a family whose target sees or hears as well has no tower for that: its task
 vector is zero there, and where no member has the tower, it is copied from the target. The other way
@@ -92,7 +92,7 @@ def with_names_of_target(
                 match = _match(role, source, target, index, left)
                 if match.names or match.made:
                     done[id(source)] = _renamed(source, match)
-                    notes += _said(role, match)
+                    notes += _summary(role, match)
         found = done[id(source)]
         more = _more_senses(found, target)
         if more:
@@ -157,7 +157,7 @@ def _is_taken(role: str, source: Source, name: str, taken: Mapping[str, str], ot
     """Whether a tensor of the target has its counterpart already.
 
     Raises:
-        FamilyError: both are one tensor by their names, so that nothing says which is meant.
+        FamilyError: both are one tensor by their names, so it is not clear which to use.
     """
     one = taken.get(name)
     if one is not None and canonical(one) == canonical(other):
@@ -236,7 +236,7 @@ def _by_parts(source: Source, target: Source, match: _Match, rest: Sequence[str]
 def _infos(
     source: Source, parts: Sequence[str | None], whole: TensorInfo
 ) -> list[TensorInfo] | None:
-    """What the parts are; those that a difference lacks have what is left, if that is told."""
+    """The parts; those that a difference lacks share the rest, if its size is known."""
     known = [None if part is None else source.tensors[part] for part in parts]
     there = [info.shape for info in known if info is not None]
     if len(there) == len(parts):
@@ -303,7 +303,7 @@ def _renamed(source: Source, match: _Match) -> Derived:
     return derived(source, f"names {digest.hexdigest()}", tensors=tensors, make_view=view)
 
 
-def _said(role: str, match: _Match) -> list[str]:
+def _summary(role: str, match: _Match) -> list[str]:
     out = []
     for kind, pairs in match.kinds.items():
         theirs, name = pairs[0]

@@ -87,7 +87,7 @@ class Members:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Read weights; whatever comes of it, a file that changed meanwhile is what is told.
+        """Read weights; a file that changed meanwhile is reported before any other error.
 
         Raises:
             StaleError: a file is not what it was when it was opened.
@@ -180,7 +180,7 @@ def _words(family: Family) -> dict[str, str]:
 
 
 def is_cache(info: TensorInfo) -> bool:
-    """Tensors that a model works out when it is built: rotary caches, causal masks, positions.
+    """Tensors that a model computes when it is built: rotary caches, causal masks, positions.
 
     Some versions of a library store them and others do not, so that a member may lack them; the
     result has the target's.
@@ -268,7 +268,7 @@ def _compare(
     if extra and not member.tensors.keys() & target.tensors.keys():
         raise FamilyError(
             f"{who} ({member.where}): has no tensor in common with the target ({target.where}), "
-            f"but {extra[0]!r} and {len(extra) - 1} more; it is another model"
+            f"but {extra[0]!r} and {len(extra) - 1} more; it belongs to another model"
         )
     if extra:
         raise FamilyError(

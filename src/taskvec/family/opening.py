@@ -199,7 +199,7 @@ def _put_on(
         under, is_task = over.get(role, ""), role.startswith("task:")
         if not under:
             raise UsageError(
-                f"{role} ({given.where}): is an adapter, and there is no model that it is over; "
+                f"{role} ({given.where}): is an adapter, and the model below it is missing; "
                 f"give the whole model as {role}"
             )
         if role == "target" and given is found.get("anchor"):
@@ -248,14 +248,11 @@ def _put(weights: Source, change: Source) -> Source:
 
 
 def _check_over(found: Mapping[str, Source | Adapter], family: Family) -> None:
-    """Refuse `over` where there is no adapter that it could be said of."""
+    """Refuse `over` for a task that is not an adapter."""
     for task in sorted(name for name, each in family.tasks.items() if each.over):
         given = found[f"task:{task}"]
         if not isinstance(given, Adapter):
-            raise UsageError(
-                f"task {task!r} ({given.where}): is no adapter, so that it is over nothing; "
-                "leave out over"
-            )
+            raise UsageError(f"task {task!r} ({given.where}): is not an adapter; remove `over`")
 
 
 def _parted_head(adapter: Adapter, over: Source) -> str | None:
@@ -325,7 +322,7 @@ def _open_path(path: str | os.PathLike[str], allow_pickle: bool) -> Source | Ada
 def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[str]]:
     """The same sources with a head either in all of them or in none.
 
-    If any member has a head of its own, those that tie it to the embedding get it as a view of the
+    If any member has a separate head, those that tie it to the embedding get it as a view of the
     embedding; if all tie it, copies that some of them store are left out, as transformers does.
     """
     notes: list[str] = []

@@ -32,7 +32,7 @@ from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import OutputError, ParameterError, UsageError
 from taskvec.family.members import Members
 from taskvec.family.opening import ties_head
-from taskvec.family.vocabulary import told_tokens
+from taskvec.family.vocabulary import token_metadata
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS, LayerKey, model_order
 from taskvec.merging.apply import InMemory, Record, apply_edits
 from taskvec.merging.changes import is_difference, less_target
@@ -238,7 +238,7 @@ def kinds_of(change: Change, shape: AdapterShape, *, reads: bool = True) -> Kind
     original = change.model
     while original.parts:
         original = original.parts[0]
-    grown = told_tokens(change.model)[1]  # rows that the model lacks as it is stored
+    grown = token_metadata(change.model)[1]  # rows that the model lacks as it is stored
     for name, info in change.model.tensors.items():
         is_other = name in original.tensors and original.tensors[name].shape != info.shape
         if name in grown or (is_other and name in kinds):

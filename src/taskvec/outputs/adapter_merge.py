@@ -16,7 +16,7 @@ from taskvec.checkpoints.source import Derived, Source, widened
 from taskvec.checkpoints.views import size
 from taskvec.dtypes import DTYPES, FLOATS
 from taskvec.errors import UsageError
-from taskvec.family.vocabulary import told_tokens
+from taskvec.family.vocabulary import token_metadata
 from taskvec.merging.apply import Nowhere, Record, apply_edits
 from taskvec.merging.changes import changes, differing
 from taskvec.merging.edits import Edit
@@ -73,7 +73,7 @@ def _change(prepared: Prepared, edits: Mapping[str, Edit], differences: list[Edi
         "what": "merge",
         "method": recipe.method.name,
         "anchor": display_name(members.target),
-        **told_tokens(members.target)[0],
+        **token_metadata(members.target)[0],
     }
     return Change(
         name="merge",

@@ -42,8 +42,8 @@ def licence_of(model: Source) -> str:
     roots = documents.compose_yaml(front, documents.CARD, str(path))
     root = roots[0] if roots else None
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    said = next((value for key, value in pairs if key.value == "license"), None)
-    parts = said.value if isinstance(said, yaml.SequenceNode) else [said]
+    entry = next((value for key, value in pairs if key.value == "license"), None)
+    parts = entry.value if isinstance(entry, yaml.SequenceNode) else [entry]
     words = [part.value.strip() for part in parts if isinstance(part, yaml.ScalarNode)]
     licence = documents.plain(", ".join(word for word in words[:8] if word))
     if len(licence) > _SHOWN:

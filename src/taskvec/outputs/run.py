@@ -188,7 +188,7 @@ def _job(decided: Decided) -> str:
 
 
 def _companions(prepared: Prepared) -> tuple[dict[str, bytes], list[str]]:
-    """Config, tokenizer and whatever else lies beside the weights, by name; warnings."""
+    """Config, tokenizer and other files beside the weights, by name; warnings."""
     recipe, members = prepared.recipe, prepared.members
     files, warnings = companions(
         members.target,
@@ -337,7 +337,7 @@ _CODE = re.compile(r"(?!.*--)[\w-]+(\.[\w-]+)+", re.ASCII)  # --: of another mod
 
 
 def _code_named(content: bytes) -> set[str]:
-    """Files of its own folder that the `auto_map` of a config names."""
+    """Files in the same folder that the `auto_map` of a config names."""
     try:
         named = json.loads(content)["auto_map"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -358,7 +358,7 @@ def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
     found = []
     for task in members.tasks:
         if members.sources[f"task:{task}"] is anchor:
-            continue  # known, and told, before anything was read
+            continue  # known, and reported, before anything was read
         pairs = [
             (record["anchor"], record[f"task:{task}"])
             for record in records.values()

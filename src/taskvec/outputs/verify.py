@@ -59,7 +59,7 @@ def verify(
     Args:
         folder: With a manifest.
         inputs: Whether to read the members too.
-        replay: Whether to work out the merge again (nothing is written) and compare.
+        replay: Whether to compute the merge again (nothing is written) and compare.
         {options}
 
     Returns:

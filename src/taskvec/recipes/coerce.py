@@ -47,7 +47,7 @@ class RecipeKeywords(TypedDict, total=False):
         method: How weights are decided: a name, `tv.method(name, …)`, or a mapping as in a recipe.
         scale: λ: a number for every task, or a mapping by task; negative subtracts. In place of a
             number, a mapping as in a recipe for λ by layer.
-        table: Layer weights in the place of the method's own: a `Table`, or a CSV or JSON file.
+        table: Layer weights instead of the method's own: a `Table`, or a CSV or JSON file.
         layer_weights: A method that weighs layers before `method` selects or combines.
         stages: Recipes or families whose results this one reads as `stage:NAME`, by name.
         seed: For methods that draw random numbers; default 0.
@@ -197,7 +197,7 @@ def _as_data(method: str | Mapping[str, Any] | MethodChoice) -> dict[str, Any]:
 
 
 def _entry(task: TaskSpec) -> dict[str, Any]:
-    """A task as a recipe has it, but for its model."""
+    """A task as a recipe has it, without its model."""
     scale = {} if task.scale is None else {"scale": task.scale_to_dict()}
     return {"model": _IN_PYTHON, **scale, **task.parameters_to_dict()}
 

@@ -84,10 +84,10 @@ def load_recipe(path: str | os.PathLike[str], *, needs_scales: bool = True) -> R
 
 
 def read_layers(path: str | os.PathLike[str]) -> tuple[Mapping[str, Any], ...]:
-    """Overrides of the layer table from the `layers` of a recipe, whatever else is in it.
+    """Overrides of the layer table from the `layers` of a recipe; other keys are ignored.
 
     Raises:
-        RecipeError: there are none, or one is wrong.
+        RecipeError: they are missing, or one is wrong.
     """
     document = parse_yaml(read_text(path), str(path))
     if not isinstance(document.data, dict) or not document.data.get("layers"):

@@ -61,7 +61,7 @@ class TaskSpec:
     def to_dict(self) -> dict[str, Any]:
         """The task as a recipe has it, with every default filled in."""
         return {
-            "model": _named(self.model),
+            "model": _name_model(self.model),
             "scale": self.scale_to_dict(),
             **({} if self.over is None else {"over": self.over}),
             **({} if self.hub is None else {"hub": self.hub}),
@@ -152,7 +152,9 @@ class Family:
         roles = {"base": self.base, "anchor": self.start, "target": self.target}
         found = {r: (model, self.hubs[r]) for r, model in roles.items() if r in self.hubs}
         found |= {n: (t.model, t.hub) for n, t in self.tasks.items() if t.hub is not None}
-        return {_named(m): hub for m, hub in found.values() if isinstance(m, (str, os.PathLike))}
+        return {
+            _name_model(m): hub for m, hub in found.values() if isinstance(m, (str, os.PathLike))
+        }
 
     @property
     def members(self) -> Family:
@@ -172,7 +174,7 @@ class Output:
     Attributes:
         dtype: `bfloat16`, `float16`, `float32` or `float64`; None for the target's own, tensor by
             tensor.
-        shard_bytes: Largest size of one file; a larger tensor gets a file of its own.
+        shard_bytes: Largest size of one file; a larger tensor gets its own file.
         precision: Arithmetic, `float32` or `float64`.
         tokenizer: Task or role whose tokenizer and chat template the result has; None: the target.
         chat_template: Chat template that takes the place of theirs.
@@ -202,7 +204,7 @@ class Recipe:
         out: How the result is written.
         seed: For methods that draw random numbers; recorded in any case.
         layer_weights: What the method weighs layers by; None for 1 everywhere.
-        table: Layer weights in the place of the method's own, as a file or a table.
+        table: Layer weights instead of the method's own, as a file or a table.
         stages: Recipes whose results this one reads as `stage:NAME`, by name, in order.
     """
 
@@ -289,7 +291,9 @@ class Recipe:
         """The recipe with every default filled in, as a mapping that `read_recipe` takes."""
         family, chosen = self.family, self.layer_weights
         roles = {"base": family.base, "instruct": family.start, "target": family.edited}
-        data: dict[str, Any] = {r: _named(model) for r, model in roles.items() if model is not None}
+        data: dict[str, Any] = {
+            r: _name_model(model) for r, model in roles.items() if model is not None
+        }
         for role, key in (("base", "base"), ("anchor", "instruct"), ("target", "target")):
             if role in family.hubs:
                 data[key] = {"model": data[key], "hub": family.hubs[role]}
@@ -321,10 +325,10 @@ def _stage_to_dict(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def _named(model: Model) -> Any:
+def _name_model(model: Model) -> Any:
     """A model as a recipe names it."""
     if isinstance(model, Stack):
-        return model.to_dict(_named)
+        return model.to_dict(_name_model)
     if isinstance(model, str) and model.startswith(STAGE):
         return model
     name = hub_name(model)

@@ -82,7 +82,7 @@ def _path(value: object) -> str:
     return value
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
@@ -148,7 +148,7 @@ Float = Literal[_FLOATS]  # type: ignore[valid-type]
 Dtype = Annotated[Float, BeforeValidator(_dtype)]
 Depth = Annotated[
     list[Number],
-    BeforeValidator(_listed),
+    BeforeValidator(_as_list),
     Field(min_length=1),
     WithJsonSchema({"anyOf": [{"type": "number"}, _NUMBERS]}),
 ]

@@ -273,7 +273,7 @@ def result_dtype(views: Iterable[View], dtype: str | None) -> DType:
 def _check_equal(members: Members, found: Difference) -> None:
     """Raise `FamilyError` if tensors that are not floating-point differ between what is compared.
 
-    A difference of whole numbers is no task vector, and leaving it out would change the model.
+    A difference of integers is not a task vector, and leaving it out would change the model.
     """
     other = "anchor" if found.what == "instruction" else f"task:{found.task}"
     first, second = members.sources[found.start], members.sources[other]
