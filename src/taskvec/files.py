@@ -77,7 +77,7 @@ def hold(fd: int, *, waits: bool = True, shared: bool = False) -> bool:
     Args:
         fd: See `open_lock`.
         waits: Whether to wait for another holder.
-        shared: Whether others may hold it likewise.
+        shared: Whether others may hold it at the same time.
 
     Returns:
         False if another process holds it.

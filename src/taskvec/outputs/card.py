@@ -156,7 +156,7 @@ def add_scores(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
     except (yaml.YAMLError, ValueError) as error:
         raise CheckpointError(f"{path}: {documents.one_line(error)}; correct its head") from error
     if match is None or not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: does not begin with metadata; merge again to write it anew")
+        raise CheckpointError(f"{path}: does not begin with metadata; merge again")
     known = [each for each in scores if math.isfinite(each["value"])]
     results = [
         {
