@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -63,6 +64,30 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file, which is made if it is not there."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def hold(fd: int, *, waits: bool = True, shared: bool = False) -> bool:
+    """Take the lock of a descriptor; the system drops it when the descriptor is closed.
+
+    Args:
+        fd: See `open_lock`.
+        waits: Whether to wait for another holder.
+        shared: Whether others may hold it at the same time.
+
+    Returns:
+        False if another process holds it.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(fd, kind | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

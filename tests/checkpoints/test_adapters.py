@@ -321,6 +321,7 @@ UP = f"{MLP}.up_proj"
         ({"alpha_pattern": {"q": "8"}}, "alpha_pattern.q must be a finite number; got '8'"),
         ({"rank_pattern": ["q"]}, "rank_pattern must be a mapping; got ['q']"),
         ({"rank_pattern": {"(": 8}}, "'(', which is not a regular expression"),
+        ({"alpha_pattern": {"(?i)q": 8}}, "'(?i)q', which is not a regular expression"),
     ],
 )  # fmt: skip
 def test_kinds_that_are_refused(tmp_path: Path, config: dict[str, Any], text: str) -> None:

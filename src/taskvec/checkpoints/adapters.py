@@ -127,7 +127,7 @@ def open_adapter(path: str | os.PathLike[str], *, allow_pickle: bool = False) ->
         CheckpointError: broken files, or a kind of adapter that is not supported.
     """
     folder = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
-    config = documents.read_object(folder / CONFIG, documents.CONFIG, of=folder, non_finite=True)
+    config = documents.read_object(folder / CONFIG, documents.CONFIG, of=folder)
     _check_kind(str(folder), config)
     stored = _stored(folder, allow_pickle=allow_pickle)
     modules, whole = _sorted_parts(str(folder), stored.tensors)

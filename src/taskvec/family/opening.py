@@ -399,8 +399,7 @@ def ties_head(source: Source, head: str) -> bool:
 
 def _said_of_tie(source: Source) -> bool | None:
     """Whether a config ties the head to the embedding; None if it does not say."""
-    text = source.config.get("text_config")
-    places = [source.config, *([text] if isinstance(text, dict) else [])]
+    places = [source.config, source.config.get("text_config") or {}]
     said = [place["tie_word_embeddings"] for place in places if "tie_word_embeddings" in place]
     return bool(said[0]) if said else None
 
@@ -417,8 +416,8 @@ def _with_untied_config(source: Source) -> Source:
 
 def _untied_config(source: Source) -> dict[str, Any]:
     config = {**source.config, "tie_word_embeddings": False}
-    text = config.get("text_config")
-    if isinstance(text, dict) and text.get("tie_word_embeddings"):
+    text = config.get("text_config") or {}
+    if text.get("tie_word_embeddings"):
         config["text_config"] = {**text, "tie_word_embeddings": False}
     return config
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskvec.errors import OutputError
-from taskvec.files import recover, writing
+from taskvec.files import hold, recover, writing
 
 _NAME = re.compile(r"\.(?P<of>.+)\.taskvec(?P<kind>-lock|-old|-(?P<process>\d+))?")
 _KINDS = {None: "half-written output", "-lock": "lock", "-old": "old output"}
@@ -122,12 +121,9 @@ def _is_used(folder: Path, name: re.Match[str]) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not hold(fd, waits=False)
     finally:
         os.close(fd)
-    return False
 
 
 def _size(path: Path) -> int:

@@ -245,11 +245,8 @@ def _about(
     card, more = model_card(
         out.name,
         {describe(role): members.sources[role] for role in roles},
-        method=recipe.method.name,
-        formula=f"{recipe.method.formula} ({decided.table.origin})",
-        scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
-        published=recipe.published,
-        is_adapter=recipe.out.form == "lora",
+        recipe,
+        decided.table.origin,
     )
     card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in warnings).encode()
     return {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}, more
