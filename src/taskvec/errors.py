@@ -5,6 +5,7 @@ TaskvecError                 exit code 1; an expected failure, reported in one l
 ├── CheckpointError          an input file or folder is broken, unsafe or of an unsupported kind
 ├── FamilyError              the members do not fit together
 ├── OutputError              the output cannot be written
+├── NothingToDoError         exit code 3; the result would be the unchanged model
 ├── DataError                data for a measurement are missing or malformed
 ├── StaleError               something on disk has changed since it was measured
 ├── MissingExtraError        an optional dependency is not installed
@@ -37,6 +38,12 @@ class FamilyError(TaskvecError):
 
 class OutputError(TaskvecError):
     """The output cannot be written."""
+
+
+class NothingToDoError(TaskvecError):
+    """The result would not differ from what is there; nothing was written."""
+
+    exit_code = 3
 
 
 class DataError(TaskvecError):

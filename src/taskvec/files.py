@@ -93,10 +93,16 @@ def write_whole(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    path = Path(os.path.realpath(path))
+    with replacing(Path(os.path.realpath(path))) as draft:
+        draft.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft beside a file, which takes its place if the context ends without an error."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_bytes(content)
+        yield draft
         draft.replace(path)
     finally:
         with contextlib.suppress(OSError):  # mostly because it has its name by now

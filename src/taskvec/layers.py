@@ -34,6 +34,7 @@ from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from taskvec.errors import ParameterError, RecipeError, nearest
+from taskvec.patterns import Pattern
 
 GRANULARITIES: Final = ("tensor", "module", "block")
 MODULES: Final = ("attention", "mlp", "norm", "embedding", "final_norm", "head", "other")
@@ -108,7 +109,7 @@ class Override:
     capture whole numbers.
     """
 
-    pattern: re.Pattern[str]
+    pattern: Pattern
     tower: str
     module: str
     projection: str | None
@@ -123,10 +124,10 @@ class Override:
         if found is None:
             return None
         indices: dict[str, int | None] = {"block": None, "expert": None}
-        for group, text in found.groupdict().items():
+        for group, text in found.items():
             if text is not None and not _whole_number(text):
                 raise RecipeError(
-                    f"override {self.pattern.pattern!r}: group {group!r} captured {text!r} in "
+                    f"override {self.pattern.text!r}: group {group!r} captured {text!r} in "
                     f"tensor {name!r}, expected a whole number; let it match \\d+ only"
                 )
             indices[group] = None if text is None else int(text)
@@ -241,14 +242,9 @@ def _word(entry: Mapping[str, object], key: str) -> str:
     return value
 
 
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(text)
-    except (re.error, OverflowError, RecursionError) as problem:
-        raise RecipeError(
-            f"override {text!r}: pattern is not a valid regular expression: {problem}"
-        ) from problem
-    for group in pattern.groupindex:
+def _pattern(text: str) -> Pattern:
+    pattern = Pattern(text, f"override {text[:60]!r}", RecipeError)
+    for group in sorted(pattern.groups):
         if group not in ("block", "expert"):
             raise RecipeError(
                 f"override {text!r}: group {group!r} means nothing; "

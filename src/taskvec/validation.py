@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from taskvec.errors import nearest
+from taskvec.errors import CheckpointError, TaskvecError, nearest
 
 Key = tuple[str | int, ...]
 _SHOWN = 80  # characters of a wrong value
@@ -68,6 +68,12 @@ class Entry(BaseModel):
         return {"anyOf": [{k: v for k, v in own.items() if k != "title"}, schema]}
 
 
+class Foreign(Entry):
+    """A mapping that other programs write too: keys that are not known are left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def flaw(what: str, key: str | int | None = None) -> PydanticCustomError:
     """What a validator raises: a whole message.
 
@@ -76,6 +82,7 @@ def flaw(what: str, key: str | int | None = None) -> PydanticCustomError:
             `{got}` for the value.
         key: Which key of the value it is about.
     """
+    what = what.encode(errors="backslashreplace").decode()  # half surrogate pairs
     return PydanticCustomError("taskvec", "{what}", {"what": what, "key": key})
 
 
@@ -87,7 +94,7 @@ def unknown(key: object, known: tuple[str, ...], elsewhere: Mapping[str, str]) -
     return f"unknown key {key!r}{{place}}; {hint}"
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=BaseModel)
 
 
 def check(model: type[E], data: object, fail: Callable[[Key, str], NoReturn], at: Key = ()) -> E:
@@ -102,8 +109,38 @@ def check(model: type[E], data: object, fail: Callable[[Key, str], NoReturn], at
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error
+    try:
+        first = found.errors(include_url=False)[0]
+    except UnicodeError:  # pydantic hands no such key on
+        fail(at, "has a key with half of a surrogate pair")
     return fail(*_describe(first, data, at))
+
+
+def read_as(
+    model: type[E],
+    data: object,
+    where: str,
+    remedy: str,
+    error: type[TaskvecError] = CheckpointError,
+) -> E:
+    """Plain data as a document of a kind, where no line of a file is known.
+
+    Args:
+        model: The kind of document.
+        data: As JSON gives it.
+        where: What messages call the file.
+        remedy: What to do if it is another kind of document, or was edited into none.
+        error: Class of the errors.
+
+    Raises:
+        TaskvecError: of class `error`: a value is not what it should be.
+    """
+
+    def fail(key: Key, what: str) -> NoReturn:
+        raise error(f"{where}: {what}; {remedy}")
+
+    return check(model, data, fail)
 
 
 def _describe(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str]:
@@ -153,7 +190,8 @@ _EXPECTED = (
 
 def _expected(kind: str, context: Mapping[str, Any]) -> str:
     if kind == "literal_error":
-        return "in " + " | ".join(re.findall(r"'([^']*)'", str(context["expected"])))
+        expected = str(context["expected"])
+        return "in " + (" | ".join(re.findall(r"'([^']*)'", expected)) or expected)
     for pattern, text in _EXPECTED:
         if re.fullmatch(pattern, kind):
             return text.format(**context)
@@ -177,4 +215,5 @@ def numeric(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(numeric), Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[Finite, BeforeValidator(numeric)]

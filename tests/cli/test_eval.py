@@ -123,6 +123,20 @@ def test_the_same_command_again_asks_nothing(cli, tmp_path, recipe):
     assert changed["figures"]["accuracy"]["value"] == 0
 
 
+def test_scores_go_into_the_card_of_a_merge(cli, tmp_path, recipe):
+    merged = tmp_path / "merged"
+    assert cli("merge", recipe, merged, "--quiet")[0] == 0
+    asked = (*MATHS, "--out", tmp_path / "out", "--update-card")
+    code, _, err = cli("eval", MATH, *asked)
+    assert code == 2
+    assert "--update-card" in err
+    assert cli("eval", MATH, f"merged={merged}", *asked)[0] == 0
+    card = (merged / "README.md").read_text()
+    assert "model-index:" in card
+    assert "| zoo:math | " in card
+    assert cli("verify", merged, "--no-inputs")[0] == 0
+
+
 def test_a_manifest_is_a_candidate(cli, tmp_path, recipe):
     merged = tmp_path / "merged"
     assert cli("merge", recipe, merged)[0] == 0

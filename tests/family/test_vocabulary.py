@@ -206,7 +206,7 @@ def test_same_files_are_not_parsed_and_broken_ones_do_not_stop_a_merge(tmp_path:
     (tmp_path / "m" / "tokenizer.json").write_text("broken too")
     (warning,) = warnings(members)
     assert warning.startswith(
-        f"task 'math': tokens cannot be compared: {tmp_path}/m/tokenizer.json: is not a vocabulary"
+        f"task 'math': tokens cannot be compared: {tmp_path}/m/tokenizer.json: is not JSON"
     )
     (tmp_path / "m" / "tokenizer.json").unlink()
     assert warnings(members) == ()

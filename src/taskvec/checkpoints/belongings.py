@@ -26,7 +26,7 @@ _LEFT_BEHIND: Final = re.compile(
     r"\..*|(trainer_state|(all|train|eval|test|predict)_results|training_args)\.(json|bin)"
     r"|(optimizer|scheduler|scaler|rng_state|random_states).*|events\.out.*|.*\.(log|lock|tmp|bak)"
     r"|adapter_(config|model).*|taskvec-manifest\.json|taskvec\.yaml|mergekit_config\.ya?ml|latest"
-    r"|zero_to_fp32\.py|wandb.*|consolidated.*"
+    r"|zero_to_fp32\.py|wandb.*|consolidated.*|(hf_)?quant(ize)?_config\.json"
 )
 _ABOUT: Final = re.compile(
     r"(?i:README(\..*)?|.*\.(png|jpe?g|gif|webp|svg|mp4|mov|webm|wav|mp3|flac|pdf|ipynb|html))"

@@ -160,7 +160,7 @@ class Form(NamedTuple):
 
 
 _FUSED: Final = (
-    (re.compile(r"(?P<path>.*\.)(?:qkv_proj|qkv|Wqkv|w_qkv)(?P<end>\.weight|\.bias)"), (
+    (re.compile(r"(?P<path>.*\.)(?:qkv_proj|qkv|Wqkv|w_qkv|W_pack)(?P<end>\.weight|\.bias)"), (
         ("q_proj", "k_proj", "v_proj"), ("to_q", "to_k", "to_v"), ("q", "k", "v"),
         ("query", "key", "value"),
     )),

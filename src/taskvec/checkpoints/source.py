@@ -81,6 +81,7 @@ class Derived:
         tensors: See `Source`.
         make_view: The view of a tensor by name; called once for each.
         left_out: Names of tensors that a recipe excluded when it was made.
+        notes: What looks odd and was dealt with, in words.
     """
 
     parts: tuple[Source, ...]
@@ -92,6 +93,7 @@ class Derived:
     files: Mapping[str, bytes] = field(default_factory=dict)
     is_difference: bool = False
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     _views: dict[str, View] = field(default_factory=dict)
 
     @property

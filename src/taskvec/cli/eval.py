@@ -16,6 +16,7 @@ from taskvec.journal import finite
 
 if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
+    from taskvec.evaluation.evaluate import Result
     from taskvec.evaluation.intervals import Figure
     from taskvec.evaluation.loading import Spec
 
@@ -41,6 +42,7 @@ def run(args: Arguments) -> int:
         raise UsageError(f"--single names {unknown[0]!r}, which is not one of --tasks")
 
     specs = {name: _spec(args, path) for name, path in models.items()}
+    cards = _cards(specs) if args.update_card else {}
 
     from taskvec.evaluation.comparison import compare
     from taskvec.evaluation.evaluate import prepare
@@ -69,6 +71,8 @@ def run(args: Arguments) -> int:
         "findings": finite(findings),
         **about(),
     }
+    for name, folder in cards.items():
+        _update_card(folder, results[name])
     write_results(Path(args.out), record)
     if args.json:
         answer(record)
@@ -80,6 +84,32 @@ def run(args: Arguments) -> int:
         _print_list("Findings:" if findings else "Findings: none", fold(findings))
         print(f"{args.out}/: results.json, and what was asked and replied")
     return 0
+
+
+def _cards(specs: Mapping[str, Spec]) -> dict[str, Path]:
+    """Folders with a model card of taskvec, by model."""
+    from taskvec.outputs.card import has_card
+
+    folders = {name: Path(spec) for name, spec in specs.items() if isinstance(spec, str)}
+    found = {name: folder for name, folder in folders.items() if has_card(folder)}
+    if not found:
+        raise UsageError("--update-card: no model is a folder that taskvec merge wrote; add one")
+    return found
+
+
+def _update_card(folder: Path, results: Sequence[Result]) -> None:
+    """Write the scores of one model into its card."""
+    from taskvec.outputs.card import add_scores
+
+    add_scores(
+        folder,
+        [
+            {"task": result.task, "metric": metric, "value": figure.value,
+             "low": figure.low, "high": figure.high, "n": figure.n}
+            for result in results
+            for metric, figure in result.figures.items()
+        ],
+    )  # fmt: skip
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
@@ -211,7 +241,10 @@ VERB = Verb(
         *evaluating.SCORING,
         Option("--set", "settings", metavar="NAME=VALUE", multiple=True,
                help="as for merge, in every recipe among the models; repeatable"),
-        evaluating.out_option(OUT, "results and records"), JSON,
+        evaluating.out_option(OUT, "results and records"),
+        Option("--update-card", is_flag=True,
+               help="write the scores into the model cards of models that taskvec merged"),
+        JSON,
     ],
     extra="eval",
     page="""\

@@ -40,7 +40,7 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
                 "×".join(map(str, row["shape"])) or "scalar",
                 f"{row['tower']}/{'–' if row['block'] is None else row['block']}",
                 row["module"],
-                *(row[c] for c in ("norm", "largest", "zeros", "nan", "infinite") if norms),
+                *(row.get(c) for c in ("norm", "largest", "zeros", "nan", "infinite") if norms),
             )
             for row in result["layers"]
         ]
@@ -55,7 +55,7 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
                 row["tensors"],
                 row["parameters"],
                 gb(row["bytes"]),
-                *(row[c] for c in ("norm", "largest") if norms),
+                *(row.get(c) for c in ("norm", "largest") if norms),
             )
             for row in result["modules"]
         ],
@@ -82,7 +82,7 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
             print(f"{label:<9} {len(result[key])}: {names}{' …' if len(result[key]) > 5 else ''}")
     for names in result.get("identical", []):
         print(f"identical {', '.join(names[:5])}{' …' if len(names) > 5 else ''}")
-    if norms:
+    if "nan" in result:
         print(f"NaN       {result['nan']:,}; infinite {result['infinite']:,}")
 
 

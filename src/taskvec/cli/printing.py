@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from textwrap import wrap
 from typing import Any, TextIO
 
 from taskvec.cli.streams import is_terminal, say
-from taskvec.errors import OutputError
 
 NARROW = 12  # of a column of texts on a narrow terminal
 
@@ -132,30 +130,16 @@ def gigabytes(count: int) -> str:
     return f"{count} B"
 
 
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Raise what the system says about writing a file as an `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a whole file, or nothing.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    from taskvec.files import write_whole
-
-    with writing(path):
-        write_whole(Path(path), text.encode())
-
-
 @cache
 def announce_compiling() -> None:
     """Say why a first run waits, if it comes to that."""
     from taskvec.kernels.jit import when_compiling
 
     when_compiling(lambda: say("compiling kernels, once on this machine …"))
+
+
+def show_factored(rows: Sequence[Mapping[str, Any]], lost: float) -> None:
+    """What became of each tensor in an adapter, and how much of all it lacks."""
+    cells = [(row["name"], row["kept"], row["rank"], row["norm"], row["error"]) for row in rows]
+    show(cells, ("tensor", "kept as", "rank", "‖τ‖", "error"))
+    print(f"\n{lost:.2%} of ‖τ‖² is not in the adapter (error {math.sqrt(lost):.2g})")

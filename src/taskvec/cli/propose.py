@@ -11,7 +11,7 @@ import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
 from taskvec.cli.options import FAMILY, RECIPE, RUNNING
-from taskvec.cli.printing import answer, show, write_text
+from taskvec.cli.printing import answer, show
 from taskvec.cli.recipe import recipe_only, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError, nearest
@@ -127,11 +127,11 @@ def _print(
 
 def _write(recipe: Recipe, scales: Mapping[str, float], path: Path) -> None:
     """The recipe with these λ, to four decimals."""
-    import yaml
+    from taskvec.recipes.writing import recipe_text, write_recipe
 
     rounded = {task: round(scale, 4) for task, scale in scales.items()}
     data = recipe.with_scales(rounded).to_dict()
-    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    write_recipe(path, recipe_text(data, "λ in closed form, by taskvec propose"))
 
 
 VERB = Verb(

@@ -10,10 +10,11 @@ import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
 from taskvec.cli.options import FAMILY, RECIPE, RUNNING
-from taskvec.cli.printing import answer, show, write_text, writing
+from taskvec.cli.printing import answer, show
 from taskvec.cli.recipe import recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
+from taskvec.files import write_text, writing
 from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(args: Arguments) -> int:
         if args.csv == "-":
             print(text, end="")
         else:
-            write_text(args.csv, text)
+            write_text(Path(args.csv), text)
     if args.plot:
         from taskvec.reporting.figures import draw_similarity
 

@@ -25,7 +25,7 @@ from taskvec.coefficients.winner import Choice, Trial, trials_of
 from taskvec.evaluation.results import about
 from taskvec.files import write_text
 from taskvec.journal import finite
-from taskvec.recipes.writing import SCHEMA_FILE, recipe_text, schema_text
+from taskvec.recipes.writing import recipe_text, write_recipe
 from taskvec.tables import csv_text
 
 FEWEST = 20  # scored candidates that importances need
@@ -98,11 +98,9 @@ def write(folder: Path, study: Study, choice: Choice, all_of_it: Mapping[str, An
     """
     space = study.job.space
     if choice.winner is not None:
-        write_text(folder / "recipe.yaml", candidate_text(space, choice.winner))
-        write_text(folder / SCHEMA_FILE, schema_text())
+        write_recipe(folder / "recipe.yaml", candidate_text(space, choice.winner))
     for trial in choice.front:
-        write_text(folder / "front" / f"{trial.number}.yaml", candidate_text(space, trial))
-        write_text(folder / "front" / SCHEMA_FILE, schema_text())
+        write_recipe(folder / "front" / f"{trial.number}.yaml", candidate_text(space, trial))
     write_text(folder / "trials.csv", table(study))
     text = json.dumps(all_of_it, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "trials.json", text + "\n")

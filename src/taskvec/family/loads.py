@@ -44,8 +44,7 @@ def check_loads(model: Source, like: Source) -> None:
 def _problem(model: Source) -> str | None:
     """Why transformers cannot build the model or fill it with these tensors, if it cannot."""
     transformers, torch = import_module("transformers"), import_module("torch")
-    names = model.config.get("architectures")
-    cls = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    cls = getattr(transformers, (model.config.get("architectures") or [""])[0], None)
     if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
         return None
     if "model_type" not in model.config:

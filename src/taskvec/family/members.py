@@ -14,6 +14,7 @@ from taskvec.checkpoints.views import View
 from taskvec.errors import FamilyError, TaskvecError, UsageError
 from taskvec.family.architectures import told_first
 from taskvec.family.opening import open_family
+from taskvec.family.rounding import notes_on_rounding, warnings_of_rounding
 from taskvec.family.tokens import other_rows, remedy_for_rows, token_tensors
 from taskvec.layers import LayerKey, classify, override
 from taskvec.recipes.recipe import Family
@@ -145,7 +146,7 @@ def open_members(
             f"running statistics stay the target's ({statistics[0]!r}, {len(statistics)} in all): "
             "measure them again on data"
         )
-    notes += _mixed(sources, merged)
+    notes += [*_mixed(sources, merged), *notes_on_rounding(sources)]
     return Members(
         sources=sources,
         tasks=tasks,
@@ -154,7 +155,11 @@ def open_members(
         kept=tuple(sorted(kept)),
         keys={name: classify(name, overrides) for name in target.tensors},
         notes=tuple(notes),
-        warnings=(*_odd(sources, tasks), *_by_number(family, sources, merged)),
+        warnings=(
+            *_odd(sources, tasks),
+            *_by_number(family, sources, merged),
+            *warnings_of_rounding(sources, merged),
+        ),
         words=words,
     )
 

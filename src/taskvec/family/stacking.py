@@ -86,8 +86,8 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
                 factor = piece.scale if key.projection in ("o", "down", "shared_down") else 1.0
                 places[renumber(name, index)] = (source, name, factor)
         block += piece.stop - piece.first
-    places |= _outside(sources, towers[0][0])
     _check_widths(places)
+    places |= _outside(sources, towers[0][0])
     return derived(
         sources[0],
         repr([(p.first, p.stop, p.scale) for p in pieces]),

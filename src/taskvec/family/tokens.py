@@ -8,7 +8,7 @@ from typing import Final
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.tokenizers import Tokenizer, read_tokenizer
-from taskvec.errors import CheckpointError, FamilyError
+from taskvec.errors import CheckpointError, FamilyError, MissingExtraError
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS
 from taskvec.statistics.collect import describe
 
@@ -76,7 +76,7 @@ def remedy_for_rows(member: Source, target: Source) -> str:
     """The policy that fits where a member has another number of token rows than the target."""
     try:
         return _fitting_policy(member, target)
-    except CheckpointError as error:
+    except (CheckpointError, MissingExtraError) as error:
         return f"no vocabulary policy can be recommended: {error}"
 
 
@@ -124,7 +124,7 @@ def other_rows(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]
         seen.add(id(source))
         try:
             found = _differing(source, sources["target"])
-        except CheckpointError as error:
+        except (CheckpointError, MissingExtraError) as error:
             warnings.append(f"{describe(role)}: tokens cannot be compared: {error}")
         else:
             if found:

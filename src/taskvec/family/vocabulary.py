@@ -144,7 +144,7 @@ def _members(
     for role, source in sources.items():
         rows = {n: source.tensors[n].shape[0] for n in names if n in source.tensors}
         vector = vector_in(source) if source.is_difference else None
-        if not rows and vector is not None and vector.metadata.get("new_tokens", "[]") != "[]":
+        if not rows and vector is not None and vector.new_tokens:
             raise FamilyError(
                 f"{describe(role)} ({source.where}): has new tokens but changes no others; "
                 "give the fine-tune itself"
@@ -173,16 +173,15 @@ def _of_difference(
     """
     tokenizer = read_tokenizer(start)
     vector = vector_in(source)
-    metadata = vector.metadata if vector is not None else {}
-    if tokenizer is None or "new_tokens" not in metadata:
+    new = vector.new_tokens if vector is not None else None
+    if tokenizer is None or vector is None or new is None:
         fit = all(start.tensors[n].shape[0] == count for n, count in rows.items())
         return tokenizer if fit else None
-    if metadata.get("tokens_digest") != _digest(tokenizer):
+    if vector.metadata.get("tokens_digest") != _digest(tokenizer):
         raise FamilyError(
             f"{describe(role)} ({source.where}): was extracted over a model whose tokens differ "
             f"from the anchor's ({start.where}); extract it over this anchor"
         )
-    new = {text: Added(row, flags) for text, row, flags in json.loads(metadata["new_tokens"])}
     if not new:
         return tokenizer
     files = with_added_tokens(start, tokenizer, new)
@@ -477,7 +476,7 @@ def _new_rows(name: str, group: Sequence[_Member], tokens: Sequence[str]) -> Vie
             view = member.source.view(name)
         else:  # its rows are those of its new tokens alone
             assert vector is not None
-            listed = [row for _, row, _ in json.loads(vector.metadata["new_tokens"])]
+            listed = [about.row for about in (vector.new_tokens or {}).values()]
             rows = np.array([listed.index(row) for row in rows.tolist()], np.int64)
         views.append(gather([view], np.zeros(len(rows), np.int16), rows))
     return views[0] if len(views) == 1 else Mean(tuple(views))

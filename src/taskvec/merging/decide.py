@@ -79,16 +79,16 @@ def decide_table(
         TaskvecError: see `decide`.
     """
     recipe, members = prepared.recipe, prepared.members
-    if recipe.layer_weights is not None and given is None:
-        given = decide_table(replace(prepared, recipe=recipe.weigher), scan=scan)
-    if not recipe.method.needs_scan:
-        scan = None
-    elif scan is None:
+    is_weighed = recipe.layer_weights is not None and given is None
+    if scan is None and (recipe.needs_scan if is_weighed else recipe.method.needs_scan):
         scan = scan_members(members, prepared.options)
+    if is_weighed:
+        given = decide_table(replace(prepared, recipe=recipe.weigher), scan=scan)
+    seen = scan if recipe.method.needs_scan else None
     passes: tuple[object, ...] = ()
     while True:
         outcome = recipe.method.decide(
-            inputs_of(recipe, members, scan=scan, table=given, passes=passes)
+            inputs_of(recipe, members, scan=seen, table=given, passes=passes)
         )
         if isinstance(outcome, Table):
             return outcome
@@ -101,7 +101,10 @@ def decide_table(
                 f"method {recipe.method.name} asks for statistic {outcome.statistic!r}; "
                 f"known: {', '.join(COLLECTORS)}"
             )
-        passes = (*passes, COLLECTORS[outcome.statistic](prepared, outcome))
+        if outcome.statistic == "products" and scan is not None:
+            passes = (*passes, products_of_vectors(scan))
+        else:
+            passes = (*passes, COLLECTORS[outcome.statistic](prepared, outcome))
 
 
 def decide_from_headers(prepared: Prepared) -> Table | Need | None:

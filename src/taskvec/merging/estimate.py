@@ -90,5 +90,6 @@ def _nbytes(source: Source, names: Iterable[str]) -> int:
 
 def _widest(source: Source, names: Iterable[str]) -> int:
     """Bytes of an element of a block that is read."""
-    widths = {source.tensors[name].dtype.itemsize for name in names if name in source.tensors}
+    infos = [source.tensors[name] for name in names if name in source.tensors]
+    widths = {4 if i.quantised_bytes is not None else i.dtype.itemsize for i in infos}
     return max(widths, default=0)

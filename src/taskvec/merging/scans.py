@@ -18,7 +18,7 @@ import xxhash
 
 from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.checkpoints.memory import MARK
-from taskvec.errors import CheckpointError, TaskvecError
+from taskvec.errors import CheckpointError
 from taskvec.family.members import Members
 from taskvec.files import write_whole
 from taskvec.layers import classify, override
@@ -69,9 +69,7 @@ def scan_members(members: Members, options: RunOptions = RunOptions()) -> Scan:
     kept = folder and folder / f"scan-{_identity(members, roles)}.json"
     keys = [members.keys[name] for name in members.merged]
     if kept is not None and options.cache == "use":
-        with contextlib.suppress(
-            TaskvecError, OSError, LookupError, AttributeError, TypeError, ValueError
-        ):
+        with contextlib.suppress(CheckpointError):
             scan = Scan.from_json(read_scan(kept), keys)
             if (scan.tasks, scan.names) == (members.tasks, members.merged):
                 return scan
@@ -135,10 +133,7 @@ def load_scan(path: str | os.PathLike[str], *, layers: Sequence[Mapping[str, Any
     """
     data = read_scan(Path(path))
     overrides = tuple(override(entry) for entry in layers)
-    try:
-        return Scan.from_json(data, [classify(name, overrides) for name in data["tensors"]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: is a damaged scan file ({error!r}); scan again") from error
+    return Scan.from_json(data, [classify(name, overrides) for name in data["tensors"]])
 
 
 def _keep(path: Path, scan: Scan) -> None:

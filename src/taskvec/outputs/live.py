@@ -97,6 +97,8 @@ def run_into(
         TaskvecError: anything else foreseen; nothing was written then, unless a member changed
             between the two readings.
     """
+    if recipe.out.form == "lora":
+        raise UsageError("an adapter is a folder; give a path, or remove form")
     if recipe.out.dtype is not None:
         raise UsageError("dtype is for a folder; parameters in memory keep theirs: remove it")
     prepared = prepare(recipe, options)

@@ -208,8 +208,9 @@ def _output(entry: StageOut, place: _Place, tasks: Mapping[str, TaskSpec]) -> Ou
         what = f"tokenizer must name a task or a role; got {entry.tokenizer!r}"
         place.fail(("out", "tokenizer"), f"{what}; {nearest(entry.tokenizer, members)}")
     return Output(
-        entry.dtype, entry.shard_size, entry.precision, entry.tokenizer, entry.chat_template
-    )
+        entry.dtype, entry.shard_size, entry.precision, entry.tokenizer, entry.chat_template,
+        entry.form, entry.rank, entry.rest,
+    )  # fmt: skip
 
 
 def _model(value: str | StackEntry | MemberEntry, place: _Place, key: Key) -> Model:

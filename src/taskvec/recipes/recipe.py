@@ -21,6 +21,8 @@ from taskvec.recipes.stack import Stack
 VOCABULARY = ("refuse", "truncate-padding", "by-token", "union")
 NEW_TOKENS = ("copy", "drop")
 OVER = ("anchor", "base")
+FORMS = ("model", "lora")
+RESTS = ("refuse", "drop", "save")
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -176,6 +178,10 @@ class Output:
         precision: Arithmetic, `float32` or `float64`.
         tokenizer: Task or role whose tokenizer and chat template the result has; None: the target.
         chat_template: Chat template that takes the place of theirs.
+        form: `model`, or `lora` for an adapter over the target.
+        rank: Of an adapter's matrices, at the most; None to stack the factors of adapters.
+        rest: What an adapter does with tensors that differ and are no linear weights: `refuse`,
+            `drop` or `save` (as PEFT's `modules_to_save`).
     """
 
     dtype: str | None = None
@@ -183,6 +189,9 @@ class Output:
     precision: str = "float32"
     tokenizer: str | None = None
     chat_template: str | None = None
+    form: str = FORMS[0]
+    rank: int | None = None
+    rest: str = RESTS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +309,8 @@ class Recipe:
         data["allow_pickle"] = family.allow_pickle
         data["out"] = {"shard_size": self.out.shard_bytes, "precision": self.out.precision}
         more = {key: getattr(self.out, key) for key in ("dtype", "tokenizer", "chat_template")}
+        if self.out.form == "lora":
+            more |= {key: getattr(self.out, key) for key in ("form", "rank", "rest")}
         data["out"] |= {key: value for key, value in more.items() if value is not None}
         data["seed"] = self.seed
         if self.stages:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from taskvec.checkpoints.memory import dtype_of, stored
 from taskvec.checkpoints.safetensors import read_metadata, write_header
 from taskvec.errors import CheckpointError, OutputError
 from taskvec.extras import require
-from taskvec.files import sync, write_whole
+from taskvec.files import replacing, sync, write_whole
 from taskvec.journal import Journal
 from taskvec.outputs.staging import refuse_occupied
 
@@ -171,23 +171,17 @@ def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int)
 
 def _write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Write a file of tensors whole or not at all, one in memory at a time."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     described = [
         (name, dtype_of(name, tensor, str(path)), tuple(tensor.shape))
         for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size())
     ]
-    try:
-        with draft.open("wb") as file:
-            file.write(write_header(described, metadata))
-            for name, _, _ in described:  # every one is aligned
-                file.write(stored(tensors[name].cpu().contiguous()).data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync(path.parent)
-    finally:
-        with suppress(OSError):  # mostly because it has its name by now
-            draft.unlink()
+    with replacing(path) as draft, draft.open("wb") as file:
+        file.write(write_header(described, metadata))
+        for name, _, _ in described:  # every one is aligned
+            file.write(stored(tensors[name].cpu().contiguous()).data)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
 
 
 def stored_steps(out: Path) -> int:

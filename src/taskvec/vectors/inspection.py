@@ -242,7 +242,7 @@ def _find_ties(source: Source) -> dict[str, str]:
     if embedding is None or not ties_head(source, stored[0] if stored else LANGUAGE_HEADS[0]):
         return {}
     is_language_model = any(
-        str(name).endswith(_WITH_HEADS) for name in source.config.get("architectures") or ()
+        name.endswith(_WITH_HEADS) for name in source.config.get("architectures") or ()
     )
     if stored:
         return dict.fromkeys(stored, embedding)

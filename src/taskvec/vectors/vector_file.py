@@ -23,6 +23,7 @@ from taskvec.errors import UsageError
 from taskvec.family.vocabulary import token_metadata
 from taskvec.merging.apply import Record, apply_edits
 from taskvec.merging.edits import Edit
+from taskvec.outputs.adapter import Factored
 from taskvec.outputs.place import check_place
 from taskvec.outputs.staging import staged
 from taskvec.recipes.recipe import Recipe
@@ -31,25 +32,6 @@ from taskvec.tables import frame
 from taskvec.vectors.difference import Difference, Wanted, make_difference
 
 _UNKNOWN = "0" * 32  # stands in a header until the fingerprint, of the same length, is known
-
-
-@dataclass(frozen=True, slots=True)
-class Factored:
-    """What became of one tensor of a difference in a LoRA adapter.
-
-    Attributes:
-        name: Parameter name.
-        kept: `lora`, `saved` or `dropped`.
-        rank: Of B A; None unless `lora`.
-        norm: ‖τ‖.
-        error: ‖τ − B A‖ / ‖τ‖ of the factors as stored; 0 if saved, 1 if dropped.
-    """
-
-    name: str
-    kept: str
-    rank: int | None
-    norm: float
-    error: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.coefficients.fit.directions import TaskDirections
-from taskvec.evaluation.intervals import RESAMPLES, Figure
+from taskvec.evaluation.intervals import Figure, figure_of, resamples
 from taskvec.methods.lata import spearman
 
 Array = np.ndarray[Any, Any]
@@ -75,10 +75,8 @@ def _figure(weights: Array, values: Array, seed: int) -> Figure:
     n = len(weights)
     if n < FEWEST:
         return Figure(float("nan"), float("nan"), float("nan"), n)
-    rng = np.random.default_rng([seed, 4])
-    drawn = [spearman(weights[pick], values[pick]) for pick in rng.integers(0, n, (RESAMPLES, n))]
-    low, high = np.nanquantile(drawn, (0.025, 0.975)) if np.isfinite(drawn).any() else (np.nan,) * 2
-    return Figure(spearman(weights, values), float(low), float(high), n)
+    picks = [np.arange(n), *resamples(n, seed)]
+    return figure_of(np.array([spearman(weights[pick], values[pick]) for pick in picks]), n)
 
 
 def correlations(tasks: Sequence[str], runs: Sequence[Array], moves: Array) -> Mapping[str, float]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from taskvec.checkpoints.memory import MARK
 from taskvec.coefficients.fit.explanation import Explained
@@ -29,6 +28,7 @@ from taskvec.layers import classify, override
 from taskvec.methods import find_method
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Recipe
+from taskvec.recipes.writing import recipe_text, write_recipe
 from taskvec.tables import frame
 
 Array = np.ndarray[Any, Any]
@@ -182,7 +182,7 @@ class Fitted:
         write_text(folder / RECORD, record + "\n")
         with writing(folder / TABLE):
             self.table.save(folder / TABLE)
-        write_text(folder / RECIPE, text)
+        write_recipe(folder / RECIPE, text)
         return folder
 
     def _recipe_text(self) -> str:
@@ -193,8 +193,7 @@ class Fitted:
                 "a recipe cannot name a member in memory; save the table alone: "
                 "fitted.table.save('table.csv')"
             )
-        head = f"# Layer weights fitted by taskvec: {self.chosen}\n"
-        return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return recipe_text(data, f"Layer weights fitted by taskvec: {self.chosen}")
 
 
 def fitted_recipe(recipe: Recipe) -> Recipe:
