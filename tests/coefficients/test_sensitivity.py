@@ -17,10 +17,10 @@ from taskvec.coefficients.sensitivity import (
     Measure,
     Point,
     Sensitivity,
+    add_scores,
     kept_below,
     kept_of,
     measure_sweep,
-    scored,
 )
 from taskvec.coefficients.sweeps import Sweep
 from taskvec.errors import UsageError
@@ -120,7 +120,7 @@ def found_of(by_task, ways, values=None, errors=()):
         task: Measure(Goal(task, ways[task]), RIGHT, result(task, each[0]))
         for task, each in by_task.items()
     }
-    points = scored([Point(value) for value in values], found, measures)
+    points = add_scores([Point(value) for value in values], found, measures)
     return Sensitivity(Sweep("x", tuple(values)), points, measures)
 
 
@@ -185,7 +185,7 @@ def test_nan_is_never_the_best_and_never_safe():
     metric = Metric("nats", "mean")
     found = [{"t": result("t", [each] * 3, metric)} for each in (math.nan, -1.0)]
     measure = Measure(Goal("t", MAXIMIZE), metric, result("t", [-2.0] * 3, metric))
-    points = scored([Point(0.1), Point(0.2)], found, {"t": measure})
+    points = add_scores([Point(0.1), Point(0.2)], found, {"t": measure})
     assert [point.is_safe for point in points] == [False, True]
     assert points[1].scores["t"].less_recipe.value == 1.0
 

@@ -43,7 +43,7 @@ def run(args: Arguments) -> int:
     from taskvec.disentanglement.opening import open_vectors
     from taskvec.files import write_text
 
-    module, tasks, chosen_on = _opened(args, vectors, data, validation)
+    module, tasks, chosen_on = _open_tasks(args, vectors, data, validation)
     models = open_vectors(args.model, module, vectors, Path(args.out))
     if args.linearised:
         from taskvec.disentanglement import linearised
@@ -99,7 +99,7 @@ def _check(
         )
 
 
-def _opened(
+def _open_tasks(
     args: Arguments,
     vectors: Mapping[str, str],
     data: Mapping[str, str],

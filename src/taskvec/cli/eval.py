@@ -29,7 +29,7 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     if args.list:
         return _list(as_json=args.json)
-    models = _named(args.models)
+    models = _name_models(args.models)
     singles = pairs_of(args.single, "--single", "TASK=NAME")
     wanted = pairs_of(args.expect, "--expect", "TASK=up|down|keep")
     names = [name for text in args.tasks for name in text.split(",") if name]
@@ -112,7 +112,7 @@ def _update_card(folder: Path, results: Sequence[Result]) -> None:
     )  # fmt: skip
 
 
-def _named(models: Sequence[str]) -> dict[str, str]:
+def _name_models(models: Sequence[str]) -> dict[str, str]:
     """Models by the names they have in tables."""
     if not models:
         misuse("MODEL is missing: give a folder, a name on the hub, or a recipe")

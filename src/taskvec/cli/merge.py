@@ -57,7 +57,7 @@ def execute(args: Arguments, recipe: Recipe, out: Path, *, takes_zeros: bool = T
         answer(result)
         return 0
     rows = [
-        (task, _shown(recipe, task), f"{share:.0%}", float(weights[task].mean()))
+        (task, _scale_text(recipe, task), f"{share:.0%}", float(weights[task].mean()))
         for task, share in result["kept_layers"].items()
     ]
     if rows:
@@ -70,7 +70,7 @@ def execute(args: Arguments, recipe: Recipe, out: Path, *, takes_zeros: bool = T
     return 0
 
 
-def _shown(recipe: Recipe, task: str) -> float | str:
+def _scale_text(recipe: Recipe, task: str) -> float | str:
     """λ of a task for a cell of a table."""
     return "by layer" if task in recipe.profiles else recipe.scales[task]
 

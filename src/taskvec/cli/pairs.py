@@ -77,7 +77,7 @@ def _print(found: Pairs) -> None:
     for task, alone in found.alone.items():
         three = (alone.target, alone.single, alone.tuned)
         figures = [None if r is None else r.figures[alone.metric.name] for r in three]
-        lines.append([task, alone.target.task, alone.metric.name, *map(_shown, figures)])
+        lines.append([task, alone.target.task, alone.metric.name, *map(_span, figures)])
     show(lines, ("task", "measure", "metric", "target", "alone at its λ", "fine-tune"))
     print()
     print("what the other task of a pair does to it")
@@ -100,7 +100,7 @@ def _print(found: Pairs) -> None:
     warn(alone_errors + errors)
 
 
-def _shown(figure: Figure | None, sign: str = "") -> str:
+def _span(figure: Figure | None, sign: str = "") -> str:
     from taskvec.evaluation.intervals import span
 
     return "–" if figure is None else span(figure, sign)
@@ -109,8 +109,8 @@ def _shown(figure: Figure | None, sign: str = "") -> str:
 def _effect(effect: Effect | None) -> list[str]:
     if effect is None:
         return ["–", "–", "–", "failed"]
-    apart = [_shown(effect.less_single, "+"), _shown(effect.less_tuned, "+")]
-    return [_shown(effect.merged), *apart, effect.outcome or ""]
+    apart = [_span(effect.less_single, "+"), _span(effect.less_tuned, "+")]
+    return [_span(effect.merged), *apart, effect.outcome or ""]
 
 
 def _geometry(pair: Pair) -> list[Any]:

@@ -30,10 +30,7 @@ def show(rows: Sequence[Sequence[object]], head: Sequence[str], file: TextIO | N
     """
     file = file or sys.stdout
     cells = [[_cell(value) for value in row] for row in rows]
-    columns = [
-        _Column(name, [row[i] for row in cells], all(_is_number(row[i]) for row in rows))
-        for i, name in enumerate(head)
-    ]
+    columns = [_column(name, [row[i] for row in cells]) for i, name in enumerate(head)]
     if is_terminal(file):
         _show_fitting(columns, file)
         return
@@ -49,6 +46,7 @@ class _Column:
     head: str
     cells: list[str]
     is_number: bool
+    is_whole: bool  # never wraps
 
     @property
     def width(self) -> int:
@@ -59,12 +57,23 @@ class _Column:
     def least(self) -> int:
         """The width below which it cannot be read."""
         word = max(map(len, self.head.split()), default=0)
-        return max(word, self.width if self.is_number else min(self.width, NARROW))
+        return max(word, self.width if self.is_whole else min(self.width, NARROW))
 
     def justified(self, line: int) -> str:
         """A cell, or the head for line -1, as wide as the column."""
         text, width = self.cells[line] if line >= 0 else self.head, max(self.width, len(self.head))
         return text.rjust(width) if self.is_number else text.ljust(width)
+
+
+_NUMBER = r"[-+]?(\d[\d,.]*(e[-+]\d+)?|nan|inf)"
+_AMOUNT = re.compile(rf"({_NUMBER}(%| [kMG]?B)?|–|)")
+_FIGURE = re.compile(rf"({_NUMBER} \[{_NUMBER}, {_NUMBER}\]|{_AMOUNT.pattern})")
+
+
+def _column(head: str, cells: list[str]) -> _Column:
+    """A column of numbers, shares or sizes is to the right; with intervals, it does not wrap."""
+    is_number, is_whole = (all(map(form.fullmatch, cells)) for form in (_AMOUNT, _FIGURE))
+    return _Column(head, cells, is_number, is_whole)
 
 
 def _show_fitting(columns: Sequence[_Column], file: TextIO) -> None:
@@ -82,7 +91,7 @@ def _show_fitting(columns: Sequence[_Column], file: TextIO) -> None:
             lines = [c.head] if fits else wrap(c.head, max(c.least, c.width)) or [""]
             table.add_column(
                 Text("\n".join(lines)), justify="right" if c.is_number else "left",
-                overflow="fold", no_wrap=c.is_number, min_width=c.least,
+                overflow="fold", no_wrap=c.is_whole, min_width=c.least,
             )  # fmt: skip
         for row in zip(*(c.cells for c in block), strict=True):
             table.add_row(*map(Text, row))
@@ -101,21 +110,27 @@ def _blocks(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
     return blocks
 
 
-_NUMBER = r"[-+]?(\d[\d,.]*(e[-+]\d+)?|nan|inf)"
-_FIGURE = re.compile(rf"({_NUMBER}(%| [kMG]?B)?( \[{_NUMBER}, {_NUMBER}\])?|–|)")
-
-
-def _is_number(value: object) -> bool:
-    """Whether a cell is a number, a share, a size, or a value with its interval."""
-    return value is None or isinstance(value, (int, float)) or bool(_FIGURE.fullmatch(str(value)))
-
-
 def _cell(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show_lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Print texts, each behind a label."""
+    for label, text in lines:
+        print(f"{label:<9} {text}")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b …'
+    """
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 def gigabytes(count: int) -> str:

@@ -45,7 +45,7 @@ def run(args: Arguments) -> int:
     options = running(args)
     members = open_with_base(recipe, options)
     scan = scan_members(members, options)
-    weights = _decided(recipe, members, scan)
+    weights = _decide(recipe, members, scan)
     proposals = propose(scan, weights)
     granularity = next(iter(recipe.parameters.values())).get("granularity", "tensor")
     suggestion = suggest_scheme(scan, granularity)
@@ -60,7 +60,7 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _decided(recipe: Recipe, members: Members, scan: Scan) -> Table:
+def _decide(recipe: Recipe, members: Members, scan: Scan) -> Table:
     """The method's own table; λ = 1 stands for what is not decided yet."""
     from taskvec.merging.decide import inputs_of
     from taskvec.methods.table import Table

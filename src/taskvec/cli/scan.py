@@ -10,11 +10,11 @@ import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
 from taskvec.cli.options import FAMILY, RECIPE, RUNNING
-from taskvec.cli.printing import answer, show
+from taskvec.cli.printing import answer, show, some
 from taskvec.cli.recipe import recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
-from taskvec.files import write_text, writing
+from taskvec.files import write_whole, writing
 from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def run(args: Arguments) -> int:
         if args.csv == "-":
             print(text, end="")
         else:
-            write_text(Path(args.csv), text)
+            with writing(args.csv):
+                write_whole(Path(args.csv), text.encode())
     if args.plot:
         from taskvec.reporting.figures import draw_similarity
 
@@ -166,7 +167,7 @@ def _print(result: dict[str, Any], rows: list[Row], order: str, is_full: bool) -
             print(f"\ntask {task}, by {result['granularity']}")
             show(
                 [
-                    [_shown(column, row[column]) for column in FULL]
+                    [_cell(column, row[column]) for column in FULL]
                     for row in rows
                     if row["task"] == task
                 ],
@@ -176,11 +177,8 @@ def _print(result: dict[str, Any], rows: list[Row], order: str, is_full: bool) -
         print("\nby block (all columns: --full; other layers: --granularity tensor)")
         _print_blocks(rows, tasks)
     if result["other"]:
-        names = ", ".join(result["other"][:5])
-        print(
-            f"\nnot recognised by name, layers of their own: {len(result['other'])}: {names}"
-            f"{' …' if len(result['other']) > 5 else ''}"
-        )
+        names = f"{len(result['other'])}: {some(result['other'])}"
+        print(f"\nnot recognized by name, layers of their own: {names}")
 
 
 def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
@@ -237,7 +235,7 @@ def _print_blocks(rows: Sequence[Row], tasks: Sequence[str]) -> None:
     show(lines, ("layer", "elements", *heads))
 
 
-def _shown(column: str, value: Any) -> Any:
+def _cell(column: str, value: Any) -> Any:
     """Ranks without decimals, unless they are shared; blocks have no module."""
     if column == "module":
         return value or "block"

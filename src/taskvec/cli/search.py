@@ -201,7 +201,7 @@ def _warn_of_miss(found: SearchResult, goals: Goals) -> None:
     """What comes nearest, where nothing is allowed."""
     miss = found.choice.miss
     assert miss is not None
-    point = ", ".join(f"{key} {_shown(value)}" for key, value in miss.trial.point.items())
+    point = ", ".join(f"{key} {_value_text(value)}" for key, value in miss.trial.point.items())
     warn(
         [
             f"no candidate keeps {goals.keep_share:.0%} of the target in all of "
@@ -212,7 +212,7 @@ def _warn_of_miss(found: SearchResult, goals: Goals) -> None:
     )
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

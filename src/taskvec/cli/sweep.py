@@ -125,7 +125,7 @@ def _print(found: Sensitivity, record: Mapping[str, Any]) -> None:
         head += [key, "Δ vs recipe", "worse"]
     table = []
     for point in found.points:
-        line: list[Any] = [f"{point.value:g}", *(_kept(point, task) for task in tasks)]
+        line: list[Any] = [f"{point.value:g}", *(_kept_text(point, task) for task in tasks)]
         for key in measures:
             score = point.scores.get(key)
             line += (
@@ -144,7 +144,7 @@ def _print(found: Sensitivity, record: Mapping[str, Any]) -> None:
     warn(errors)
 
 
-def _kept(point: Point, task: str) -> str:
+def _kept_text(point: Point, task: str) -> str:
     """Shares of layers, parameters and ‖τ‖², as far as they are known."""
     kept = point.kept.get(task)
     if kept is None:

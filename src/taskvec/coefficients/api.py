@@ -16,7 +16,7 @@ from taskvec.coefficients.splits import Splitting, split
 from taskvec.coefficients.study import measure_scale, open_study, quiet, run, wanted_trials
 from taskvec.coefficients.study_files import study_json, write
 from taskvec.coefficients.study_locks import alone, worker
-from taskvec.coefficients.winner import Choice, choose, tested, trials_of
+from taskvec.coefficients.winner import Choice, choose, measure_winner, trials_of
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.data import DataPlaces
 from taskvec.evaluation.evaluate import Asked, EvaluationOptions
@@ -133,9 +133,7 @@ def search(recipe: Recipe | str | os.PathLike[str], **options: Unpack[AllKeyword
         *([a if isinstance(a, str) else task_of(a).name for a in way] for way in ways),
         single=how.get("single"),
         tasks=list(given.family.tasks),
-        aggregate=how.get("aggregate", "mean"),
-        keep_share=how.get("keep_share", 0.95),
-        trade_off=how.get("trade_off", False),
+        **{key: how[key] for key in ("aggregate", "keep_share", "trade_off") if key in how},
     )
     out = Path(how.get("out", "taskvec-search"))
     apart = how.get("test_data")
@@ -214,7 +212,9 @@ def run_search(
                 if not any(trial.is_scored for trial in known):
                     raise TaskvecError(f"every candidate failed; the last one: {known[-1].error}")
                 choice = choose(job.goals, study.scale, known)
-                test = None if choice.winner is None else tested(study, scorer, choice.winner)
+                test = (
+                    None if choice.winner is None else measure_winner(study, scorer, choice.winner)
+                )
                 everything = study_json(study, choice, test)
                 write(out, study, choice, everything)
     winner = choice.winner

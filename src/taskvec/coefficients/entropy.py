@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.coefficients.fit import losses
-from taskvec.coefficients.fit.descent import Layers, descend
+from taskvec.coefficients.fit.descent import Descended, Layers, descend
 from taskvec.coefficients.fit.directions import (
     Pack,
     check_is_target,
@@ -121,8 +121,7 @@ def minimize_entropy(
         stack.enter_context(steered.steering())
         begin = np.full((len(tasks), columns), start)
         found = descend(steered, layers, begin, entropy, descent)
-    notes = tuple(found.warnings)
-    return _minimized(found.last, tasks, own, layer, descent, tuple(found.losses), notes)
+    return _result(found, tasks, own, layer, descent)
 
 
 def mean_entropy(logits: Any) -> Any:
@@ -234,16 +233,14 @@ def _layers(names: list[str], granularity: str) -> dict[str, int]:
     }
 
 
-def _minimized(
-    scales: Array,
+def _result(
+    found: Descended,
     tasks: list[str],
     own: Mapping[str, str],
     layer: Mapping[str, int],
     descent: Descent,
-    entropy: tuple[float, ...],
-    notes: tuple[str, ...],
 ) -> Minimized:
-    warnings = list(notes)
+    scales, entropy, warnings = found.last, tuple(found.losses), list(found.warnings)
     for task, row in zip(tasks, scales, strict=True):
         for bound in (descent.low, descent.high):
             if count := int((row == bound).sum()):

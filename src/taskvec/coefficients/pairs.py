@@ -186,7 +186,7 @@ def measure_pairs(
     how = evaluation_options(options)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     check_scales(recipe)
-    tasks = _checked(recipe, measure)
+    tasks = _check(recipe, measure)
     keys = list(dict.fromkeys(measure.values()))
     goals = make_goals(keys, trade_off=len(keys) > 1)
     asked = {task: measure[task].partition("@")[0] for task in tasks}
@@ -202,7 +202,7 @@ def measure_pairs(
 
     pairs = []
     with Models(how) as models:
-        untouched = ask(_untouched(recipe, tasks[0]), "target", tasks)
+        untouched = ask(_target_recipe(recipe, tasks[0]), "target", tasks)
         metrics = metrics_of(goals, list(untouched.values()))
         alone = {
             task: _alone(recipe, task, metrics[measure[task]], untouched[task], ask)
@@ -220,7 +220,7 @@ def measure_pairs(
     return Pairs(alone, tuple(pairs))
 
 
-def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
+def _check(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
     """The tasks that are measured, in the order of the recipe."""
     for task in measure:
         if task not in recipe.family.tasks:
@@ -247,7 +247,7 @@ def _whole(recipe: Recipe, task: str) -> Recipe:
     )
 
 
-def _untouched(recipe: Recipe, task: str) -> Recipe:
+def _target_recipe(recipe: Recipe, task: str) -> Recipe:
     """The target with nothing of a task's vector."""
     family = only(recipe, (task,)).family
     return replace(

@@ -165,7 +165,7 @@ class RayExecutor:
         try:
             theirs, where = self._ray.get(worker.facts.remote())
         except self._ray.exceptions.RayActorError as error:
-            raise TaskvecError(f"a Ray worker does not start: {_told(error)}") from error
+            raise TaskvecError(f"a Ray worker does not start: {_one_line(error)}") from error
         for key, one in mine.items():
             for name, value in one.items():
                 if theirs[key].get(name) != value:
@@ -196,7 +196,7 @@ class RayExecutor:
                 if tries == TRIES:
                     self._hand_out()
                     return CandidateOutcome(
-                        ask.number, error=f"{TRIES} workers ended over it: {_told(error)}"
+                        ask.number, error=f"{TRIES} workers ended over it: {_one_line(error)}"
                     )
                 self._waiting.append((ask, tries + 1))
                 self._hand_out()
@@ -223,6 +223,6 @@ def _stay_at_home() -> None:
         )
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """What Ray says, in one line."""
     return " ".join(str(error).split())[:300]

@@ -25,7 +25,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from taskvec.coefficients.goals import MINIMIZE, Goal, make_goals, metrics_of
-from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, swept
+from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, set_value
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, prepare
 from taskvec.evaluation.intervals import Figure, difference
@@ -257,7 +257,7 @@ def measure_sweep(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     sweep = parse_sweep(sweep) if isinstance(sweep, str) else sweep
     check_scales(recipe)
-    recipes = [swept(recipe, sweep, value) for value in sweep.values]
+    recipes = [set_value(recipe, sweep, value) for value in sweep.values]
     if not measure and not minimize:
         return Sensitivity(sweep, blank_points(recipe, sweep))
     goals = make_goals(measure, minimize, trade_off=len(measure) + len(minimize) > 1)
@@ -277,7 +277,7 @@ def measure_sweep(
                 found.append({})
     by_task = _by_task(reference)
     measures = {g.key: Measure(g, metrics[g.key], by_task[g.task]) for g in goals.goals}
-    return Sensitivity(sweep, scored(points, found, measures), measures)
+    return Sensitivity(sweep, add_scores(points, found, measures), measures)
 
 
 def prepare_each(names: Sequence[str], options: EvaluationOptions) -> list[TaskSamples]:
@@ -306,7 +306,7 @@ def _by_task(results: Sequence[Result]) -> Results:
     return {result.task: result for result in results}
 
 
-def scored(
+def add_scores(
     points: Sequence[Point], found: Sequence[Results], measures: Mapping[str, Measure]
 ) -> list[Point]:
     """The points with their scores.

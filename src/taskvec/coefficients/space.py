@@ -13,7 +13,6 @@ A point of the space is a mapping from axis to value, and stands for a recipe.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import os
@@ -25,7 +24,8 @@ from typing import Any
 from taskvec.errors import ParameterError, RecipeError, UsageError, nearest
 from taskvec.methods import find_method
 from taskvec.methods.method import Method
-from taskvec.recipes.located import Document
+from taskvec.recipes.located import Document, Key
+from taskvec.recipes.overrides import with_overrides
 from taskvec.recipes.reading import read_recipe
 from taskvec.recipes.recipe import Recipe
 
@@ -193,18 +193,18 @@ class Space:
 
     def mapping(self, point: Point) -> dict[str, Any]:
         """The recipe at a point, as a mapping."""
-        data = copy.deepcopy(dict(self.data))
-        name = str(point.get(METHOD, self.recipe.method.name))
-        if name != self.recipe.method.name:
-            data["method"] = {"name": name}
-            theirs = {parameter.name for parameter in self.recipe.method.parameters}
-            for entry in data["tasks"].values():
-                for parameter in theirs:
-                    entry.pop(parameter, None)
+        values: dict[str | Key, object] = {}
         for axis in self.axes:
-            if axis.key in point and axis.name != METHOD:
-                for task in _tasks_of(axis, self):
-                    _put(data["tasks"][task], axis.name, point[axis.key])
+            if axis.key not in point:
+                continue
+            if axis.name == METHOD:
+                values["method", "name"] = point[METHOD]
+                continue
+            for task in _tasks_of(axis, self):
+                key = ("tasks", task, axis.name)
+                by_layer = isinstance(self.data["tasks"][task].get(axis.name), dict)
+                values[(*key, "times") if by_layer else key] = point[axis.key]
+        data: dict[str, Any] = with_overrides(Document(dict(self.data), ""), values).data
         return data
 
     def recipe_at(self, point: Point) -> Recipe:
@@ -215,13 +215,6 @@ class Space:
         """
         document = Document(self.mapping(point), "the candidate")
         return read_recipe(document, Path.cwd()).with_models(self.recipe.family)
-
-
-def _put(entry: dict[str, Any], name: str, value: Value) -> None:
-    if name == SCALE and isinstance(entry.get(SCALE), dict):
-        entry[SCALE] = entry[SCALE] | {"times": value}
-    else:
-        entry[name] = value
 
 
 def _applies(axis: Axis, method: Method) -> bool:

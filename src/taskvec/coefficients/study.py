@@ -201,20 +201,20 @@ def measure_scale(study: Study, executor: Executor) -> None:
     with alone(study.folder):
         kept = study.optuna.user_attrs.get("scale")
         if kept is None:
-            kept = _measured(study.job, executor)
+            kept = _measure(study.job, executor)
             study.optuna.set_user_attr("scale", kept)
     metrics = {key: Metric(**record) for key, record in kept["metrics"].items()}
     study.scale = Scale(metrics, kept["target"], kept["single"])
     check_gains(study.job.goals, study.scale)
 
 
-def _measured(job: SearchJob, executor: Executor) -> dict[str, Any]:
-    outcome = scored(executor, Ask(-1, None))
+def _measure(job: SearchJob, executor: Executor) -> dict[str, Any]:
+    outcome = score_one(executor, Ask(-1, None))
     metrics = metrics_of(job.goals, outcome.results)
     single: dict[str, float] = {}
     for task in dict.fromkeys(goal.single for goal in job.goals.aims if goal.single is not None):
         values = values_of(
-            job.goals, scored(executor, Ask(-1, single_task(job.space.recipe, task))).results
+            job.goals, score_one(executor, Ask(-1, single_task(job.space.recipe, task))).results
         )
         single |= {goal.key: values[goal.key] for goal in job.goals.aims if goal.single == task}
     about = ("name", "kind", "higher_is_better")
@@ -225,7 +225,7 @@ def _measured(job: SearchJob, executor: Executor) -> dict[str, Any]:
     }
 
 
-def scored(executor: Executor, ask: Ask) -> CandidateOutcome:
+def score_one(executor: Executor, ask: Ask) -> CandidateOutcome:
     """The outcome of one ask, while nothing else is under way.
 
     Raises:

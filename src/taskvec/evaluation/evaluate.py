@@ -232,7 +232,7 @@ def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamp
         raise UsageError(
             f"task {twice[0]!r} is named twice" if twice else "no task is named; see --list"
         )
-    found = _found(tasks, options)
+    found = _find(tasks, options)
     for name in options.data.by_task:
         if name not in (*names, *(task.name for task in found)):
             raise UsageError(f"data are given for {name!r}, which is not one of the tasks")
@@ -240,10 +240,10 @@ def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamp
         if "code" in task.needs:
             allowed = options.tools.allow_code_execution
             require_permission(f"task {task.name!r}", allowed=allowed)
-    return [_prepared(task, options) for task in found]
+    return [_prepare(task, options) for task in found]
 
 
-def _found(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task]:
+def _find(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task]:
     """The tasks of these names, in their order; a group of the harness gives several."""
     of_harness = [name for name in tasks if isinstance(name, str) and name.startswith(PREFIX)]
     theirs = {}
@@ -263,7 +263,7 @@ def _found(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task
     return found
 
 
-def _prepared(task: Task, options: EvaluationOptions) -> TaskSamples:
+def _prepare(task: Task, options: EvaluationOptions) -> TaskSamples:
     if task.measure is not None:
         return TaskSamples(task, [], 0)
     rows = rows_of(task.name, task.files, options.data)
@@ -380,7 +380,7 @@ def _one(run: _Run, prepared: TaskSamples, tokens: int) -> Result:
     if options.out is not None and task.measure is None:
         path = options.out / file_name(run.where) / f"{file_name(task.name)}.jsonl"
     started = time.monotonic()
-    replies, kept = _asked(run, samples, path, header)
+    replies, kept = _ask(run, samples, path, header)
     if task.measure is not None:
         model = run.model()
         with preserve_modes(model.module):
@@ -412,7 +412,7 @@ def _one(run: _Run, prepared: TaskSamples, tokens: int) -> Result:
     )
 
 
-def _asked(
+def _ask(
     run: _Run, samples: Sequence[Sample], path: Path | None, header: Mapping[str, Any]
 ) -> tuple[list[Replies], int]:
     """The replies to all samples, and how many an earlier run left."""

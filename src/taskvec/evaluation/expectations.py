@@ -20,7 +20,6 @@ from taskvec.recipes.recipe import Recipe
 from taskvec.recipes.replay import MANIFEST_FILE, read_manifest
 
 DIRECTIONS = ("up", "down", "keep")
-Expected = Mapping[str, Mapping[str, str]]  # by model and task: of `DIRECTIONS`, or "not up" …
 
 
 @dataclass(frozen=True, slots=True)

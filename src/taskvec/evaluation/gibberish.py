@@ -75,7 +75,7 @@ def known_texts(results: Sequence[Result]) -> list[list[str]]:
     """What each of these samples says itself: its prompts, and what is right."""
     return [
         [
-            *(text for request in sample.requests for text in _said(request)),
+            *(text for request in sample.requests for text in _texts_of(request)),
             *_strings(sample.reference),
         ]
         for result in results
@@ -88,7 +88,7 @@ def _asks(sample: Sample) -> bool:
     return any(isinstance(request, Prompt) for request in sample.requests)
 
 
-def _said(request: Request) -> list[str]:
+def _texts_of(request: Request) -> list[str]:
     """What a prompt says, message by message."""
     if not isinstance(request, Prompt):
         return []
@@ -248,7 +248,7 @@ def writing_scores(texts: Texts, known: Vocabulary | None = None) -> list[Score]
         judged = known is not None and known.judged[place]
         values = {
             "characters": sum(map(len, each)),
-            "looped": sum(map(_looped, each)),
+            "looped": sum(map(_count_loops, each)),
             "character_bits": sum(characters[c] for text in each for c in text),
             "tokens": len(mine),
             "token_bits": sum(words[word] for word in mine),
@@ -265,10 +265,10 @@ def _bits(counts: Counter[str]) -> dict[str, float]:
     return {each: math.log2(total / count) for each, count in counts.items()}
 
 
-def _looped(text: str) -> int:
+def _count_loops(text: str) -> int:
     """Characters in places where the same comes three times or more in a row.
 
-    >>> _looped("a cat, a cat, a cat, and a dog"), _looped("a b c")
+    >>> _count_loops("a cat, a cat, a cat, and a dog"), _count_loops("a b c")
     (21, 0)
     """
     return sum(len(found[0]) for found in LOOP.finditer(" ".join(text.split())))

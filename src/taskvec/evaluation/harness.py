@@ -121,7 +121,7 @@ def _task(name: str, inner: Any, settings: SampleSettings, allow_code_execution:
     asked: dict[str, Asked] = {}  # by sample
 
     def samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-        with _told(PREFIX + name, "its samples cannot be made"), apart(settings.seed):
+        with _name_errors(PREFIX + name, "its samples cannot be made"), apart(settings.seed):
             made = []
             for each, instances in _instances(inner, shots, settings).items():
                 requests = [_requests(PREFIX + name, instance) for instance in instances]
@@ -130,7 +130,7 @@ def _task(name: str, inner: Any, settings: SampleSettings, allow_code_execution:
             return made
 
     def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -> list[Score]:
-        with _told(PREFIX + name, "cannot be scored"), apart(tools.seed):
+        with _name_errors(PREFIX + name, "cannot be scored"), apart(tools.seed):
             mine = [asked[sample.id] for sample in samples]
             return harness_scores(inner, mine, replies, tools.advance)
 
@@ -230,7 +230,7 @@ def _requests(task: str, instance: Any) -> list[Request]:
 
 
 @contextmanager
-def _told(task: str, what: str) -> Iterator[None]:
+def _name_errors(task: str, what: str) -> Iterator[None]:
     """Errors of the harness's code with the name of the task."""
     try:
         yield

@@ -151,17 +151,17 @@ def _values(inner: Any, metrics: Sequence[Metric], items: Mapping[str, Any]) -> 
 def _aggregation(inner: Any, label: str) -> Callable[[Sequence[Any]], Any]:
     """The harness's function from the items of all documents to one value."""
     own = inner.aggregation().get(label.partition(",")[0])
-    found: Callable[[Sequence[Any]], Any] = own or _registered("mean")
+    found: Callable[[Sequence[Any]], Any] = own or _aggregation_named("mean")
     return found
 
 
 def _how(inner: Any, label: str) -> str:
     """Which of `SCALES` an aggregation is; empty: none."""
     own = _aggregation(inner, label)
-    return next((name for name in SCALES if own is _registered(name)), "")
+    return next((name for name in SCALES if own is _aggregation_named(name)), "")
 
 
-def _registered(name: str) -> Any:
+def _aggregation_named(name: str) -> Any:
     return require("lm_eval.api.registry", "harness").get_aggregation(name)
 
 

@@ -45,7 +45,7 @@ class Models:
         Raises:
             TaskvecError: as `evaluate` would.
         """
-        stored, _ = _opened(spec)
+        stored, _ = _open(spec)
         check(stored.encoder, prepared, self.options)
         if isinstance(spec, Recipe):
             prepare(spec)
@@ -63,7 +63,7 @@ class Models:
         Raises:
             TaskvecError: it cannot be opened, loaded, merged, or asked what the tasks ask.
         """
-        stored, stamp = _opened(spec)
+        stored, stamp = _open(spec)
 
         def model() -> Model:
             return self.candidate(spec) if isinstance(spec, Recipe) else self._load(stored)
@@ -104,7 +104,7 @@ class Models:
         self._bench = None
 
 
-def _opened(spec: Spec) -> tuple[Stored, str]:
+def _open(spec: Spec) -> tuple[Stored, str]:
     """A model, or the target of a candidate, without weights; and what identifies the weights."""
     if isinstance(spec, Recipe):
         return _target(spec), _stamp(spec)

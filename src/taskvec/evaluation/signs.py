@@ -149,7 +149,11 @@ def find_successes(
     expected: Mapping[str, Mapping[str, str]],
 ) -> list[Finding]:
     """Main metrics that should move and did, by more than the interval; see `find_signs`."""
-    moved = [_moved(case) for mine in _cases(results, reference, {}, (), expected) for case in mine]
+    moved = [
+        _check_direction(case)
+        for mine in _cases(results, reference, {}, (), expected)
+        for case in mine
+    ]
     return [each for each in moved if each is not None and each.sign == SUCCESS]
 
 
@@ -272,13 +276,13 @@ def _perplexity(case: _Case) -> Iterator[Finding]:
 
 def _share(result: Result, is_so: Callable[[Reply], bool]) -> Figure:
     """Share of the samples with such a reply."""
-    return figure(_SHARE, _marked(result, is_so), seed=result.about["seed"])
+    return figure(_SHARE, _mark(result, is_so), seed=result.about["seed"])
 
 
 _SHARE = Metric("share", "rate", higher_is_better=False)
 
 
-def _marked(result: Result, is_so: Callable[[Reply], bool]) -> list[Score]:
+def _mark(result: Result, is_so: Callable[[Reply], bool]) -> list[Score]:
     return [Score({"share": float(any(map(is_so, replies)))}) for replies in result.replies]
 
 
@@ -288,8 +292,8 @@ def _too_many(case: _Case, is_so: Callable[[Reply], bool]) -> tuple[str, dict[st
     if case.other is None:
         return (f"{mine.value:.0%} of the answers", {"share": mine}) if mine.value >= MOST else None
     other = _share(case.other, is_so)
-    ours, theirs = _marked(case.result, is_so), _marked(case.other, is_so)
-    if not (mine.value - other.value >= MORE and _changed(_SHARE, ours, theirs)):
+    ours, theirs = _mark(case.result, is_so), _mark(case.other, is_so)
+    if not (mine.value - other.value >= MORE and _differ(_SHARE, ours, theirs)):
         return None
     apart = difference(_SHARE, ours, theirs, seed=case.result.about["seed"])
     if not apart.low > 0:
@@ -376,19 +380,19 @@ def _side(result: Result, other: Result) -> tuple[Figure, int]:
     """The difference of the main metric to another's; -1 below, 1 above, 0 within the interval."""
     metric = result.metrics[0]
     apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
-    if not _changed(metric, result.scores, other.scores):
+    if not _differ(metric, result.scores, other.scores):
         return apart, 0
     return apart, int(apart.low > 0) - int(apart.high < 0)
 
 
-def _changed(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> bool:
+def _differ(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> bool:
     """Whether enough samples differ for a difference to mean something."""
     key = metric.value or metric.name
     pairs = zip(ours, theirs, strict=True)
     return sum(a.values.get(key) != b.values.get(key) for a, b in pairs) >= FEWEST_CHANGED
 
 
-def _compared(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
+def _compare(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
     side = "below" if metric.higher_is_better else "above"
     mine, theirs = case.result.main, other.main
     return (
@@ -411,7 +415,7 @@ def _below_reference(case: _Case) -> Iterator[Finding]:
         cause = f"the task is subtracted: {case.alone.model} is better at it, not worse"
         advice = "its `scale` with the other sign, unless it is to be forgotten"
     figures = {found[0].name: case.result.main, "reference": case.other.main}
-    what = _compared(case, case.other, *found)
+    what = _compare(case, case.other, *found)
     figures["difference"] = found[1]
     yield case.finding("below_reference", what, cause, advice, figures)
 
@@ -430,18 +434,18 @@ def _below_single(case: _Case) -> Iterator[Finding]:
     if case.damaged:
         cause, advice = DAMAGED, ""
     yield case.finding(
-        "below_single", _compared(case, case.alone, metric, apart), cause, advice, figures
+        "below_single", _compare(case, case.alone, metric, apart), cause, advice, figures
     )
 
 
 def _not_as_expected(case: _Case) -> Iterator[Finding]:
     """A main metric that should move, and did not, or to the other side."""
-    moved = _moved(case)
+    moved = _check_direction(case)
     if moved is not None and moved.sign != SUCCESS:
         yield moved
 
 
-def _moved(case: _Case) -> Finding | None:
+def _check_direction(case: _Case) -> Finding | None:
     """What became of a main metric that should move; None if it should not."""
     if case.other is None or case.expected in (None, "keep"):
         return None

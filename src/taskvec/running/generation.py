@@ -145,7 +145,7 @@ class _Stopper:
 
     def __init__(self, queries: Sequence[Query], width: int, encoder: Encoder) -> None:
         self.queries, self.width, self.encoder = queries, width, encoder
-        self.before = [_opened(encoder, query) for query in queries]
+        self.before = [_opening(encoder, query) for query in queries]
         self.done_at: list[int | None] = [None] * len(queries)
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
@@ -166,7 +166,7 @@ class _Stopper:
         return not is_reasoning(self.before[place] + self.encoder.decode(tokens))
 
 
-def _opened(encoder: Encoder, query: Query) -> str:
+def _opening(encoder: Encoder, query: Query) -> str:
     """`<think>` or the like, if the prompt ends in it, as the templates of some models do."""
     return opened_at_end(encoder.decode(query.tokens[-TAIL:]))
 
@@ -179,7 +179,7 @@ def _answer(encoder: Encoder, query: Query, tokens: list[int], broken_at: int | 
     end = next((i for i, token in enumerate(tokens) if token in encoder.ends), None)
     if end is not None:
         tokens, ended = tokens[:end], "end"
-    text = _opened(encoder, query) + encoder.decode(tokens)
+    text = _opening(encoder, query) + encoder.decode(tokens)
     start = len(text) if is_reasoning(text) else end_of_reasoning(text)
     cut = min((at for stop in query.stop if (at := text.find(stop, start)) >= 0), default=None)
     if cut is not None:

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from taskvec.coefficients.fit.asking import LanguageAsker, checkpointed
+from taskvec.coefficients.fit.asking import LanguageAsker, checkpointing
 from taskvec.coefficients.fit.descent import Descended, Layers, descend
 from taskvec.coefficients.fit.directions import (
     TaskDirections,
@@ -23,7 +23,7 @@ from taskvec.coefficients.fit.directions import (
     live_names,
     open_directions,
 )
-from taskvec.coefficients.fit.explanation import correlations, explained
+from taskvec.coefficients.fit.explanation import correlations, explain
 from taskvec.coefficients.fit.fitted import (
     LAYERS,
     ONE,
@@ -42,7 +42,7 @@ from taskvec.coefficients.fit.opening import (
 from taskvec.coefficients.fit.prompts import Asked, Lesson, Teacher, lessons_of
 from taskvec.coefficients.fit.settings import MODEL, Descent, FitSettings, layer_of, settings_of
 from taskvec.coefficients.fit.steering import Steered
-from taskvec.coefficients.fit.teaching import Teachers, answered, teach
+from taskvec.coefficients.fit.teaching import Teachers, answer_prompts, teach
 from taskvec.errors import DataError, OutputError, TaskvecWarning, UsageError
 from taskvec.files import write_text
 from taskvec.journal import Journal
@@ -148,19 +148,17 @@ def fit(
             )
         names = live_names(directions, module)
         check_is_target(directions, module, names)
-        steered = _steered(run, directions, module, names)
+        steered = _steer(run, directions, module, names)
         staff = Teachers(directions, steered, names, run.settings.device, run.settings.dtype)
         stack.callback(staff.become, "target")
         stack.enter_context(steered.steering())
-        goal = _taught(run, lessons, asker, rows, staff)
+        goal = _teach(run, lessons, asker, rows, staff)
         staff.become("target")
-        stack.enter_context(checkpointed(module, run.settings.checkpointing))
-        return _fitted(run, directions, goal, steered, names, begin)
+        stack.enter_context(checkpointing(module, run.settings.checkpointing))
+        return _descend_all(run, directions, goal, steered, names, begin)
 
 
-def _steered(
-    run: _Run, directions: TaskDirections, module: Any, names: Mapping[str, str]
-) -> Steered:
+def _steer(run: _Run, directions: TaskDirections, module: Any, names: Mapping[str, str]) -> Steered:
     """The module with its task vectors, in memory or on the disk."""
     device = next(module.parameters()).device
     hold = can_hold(directions, device) if run.settings.hold is None else run.settings.hold
@@ -238,7 +236,7 @@ class _Run:
         return None if path is None else Journal(path)
 
 
-def _taught(
+def _teach(
     run: _Run,
     lessons: Sequence[Lesson],
     asker: Any,
@@ -251,7 +249,7 @@ def _taught(
     sources = {}
     for lesson in lessons:
         if isinstance(asker, LanguageAsker):
-            mine, about = _answered(run, lesson, asker, staff)
+            mine, about = _answer(run, lesson, asker, staff)
         else:
             assert rows is not None
             mine, about = list(rows[lesson.name]), (0, 0, "")
@@ -311,14 +309,14 @@ def _with_prompts(run: _Run, lesson: Lesson, lessons: Sequence[Lesson]) -> Lesso
     return replace(lesson, prompts=made)
 
 
-def _answered(
+def _answer(
     run: _Run, lesson: Lesson, asker: LanguageAsker, staff: Teachers
 ) -> tuple[list[Any], tuple[int, int, str]]:
     """Rows of a language model's source; how many answers were generated, how many left out."""
     settings = run.settings
     new: list[tuple[str, str, bool]] = []
     teacher = lesson.teacher if lesson.teacher.kind != "none" else Teacher("target")
-    found = answered(
+    found = answer_prompts(
         lesson.name,
         lesson.prompts,
         asker,
@@ -346,7 +344,7 @@ def split(rows: Sequence[Any], name: str, share: float, seed: int) -> tuple[list
     return [r for i, r in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
 
 
-def _fitted(
+def _descend_all(
     run: _Run,
     directions: TaskDirections,
     goal: FitLoss,
@@ -431,7 +429,7 @@ def _fitted(
         correlations=correlations(directions.tasks, per_layer, layers.layers.moves)
         if tables
         else {},
-        explanation=explained(directions, layers.names, layers.mean(best), settings.seed)
+        explanation=explain(directions, layers.names, layers.mean(best), settings.seed)
         if tables
         else [],
         fingerprints=directions.fingerprints,

@@ -201,7 +201,7 @@ def _to(value: Any, device: Any) -> Any:
 
 
 @contextmanager
-def checkpointed(module: Any, wanted: bool) -> Iterator[None]:
+def checkpointing(module: Any, wanted: bool) -> Iterator[None]:
     """With activations computed anew in the backward pass, where that is wanted.
 
     Raises:

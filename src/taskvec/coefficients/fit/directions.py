@@ -123,7 +123,7 @@ class TaskDirections:
             columns = [start.names.index(name) for name in self.names]
             return np.array(start.weights[order][:, columns], np.float64)
         if isinstance(start, str):
-            return self._decided(start)
+            return self._decide(start)
         if isinstance(start, Mapping):
             if start.keys() != set(self.tasks):
                 raise UsageError(
@@ -136,7 +136,7 @@ class TaskDirections:
             values = [-float(start) if task in negative else float(start) for task in self.tasks]
         return np.repeat(np.array(values, np.float64)[:, None], shape[1], 1)
 
-    def _decided(self, start: str) -> Array:
+    def _decide(self, start: str) -> Array:
         if start not in ("recipe", "lata"):
             raise UsageError(f"start must be a number, a table, 'recipe' or 'lata'; got {start!r}")
         recipe = self.recipe
@@ -173,7 +173,7 @@ class TaskDirections:
         """Target and task vectors of one tensor."""
         torch = require("torch", "eval")
         views = self._views(name)
-        base = _held(torch, views["target"], device) if hold else None
+        base = _hold(torch, views["target"], device) if hold else None
         rows = tuple(i for i, task in enumerate(self.tasks) if f"task:{task}" in views)
         each = [views[f"task:{self.tasks[i]}"] for i in rows]
         elements = size(views["target"])
@@ -202,7 +202,7 @@ class TaskDirections:
         merge in that type rounds.
         """
         if view.is_difference:
-            return _stored(torch, view, device)
+            return _load(torch, view, device)
         found = torch.empty(size(view), dtype=_stored_type(torch, view), device=device)
         tuned, before = _read(torch, view, device), _read(torch, views["anchor"], device)
         for start in range(0, size(view), CHUNK):
@@ -377,9 +377,9 @@ def _read(torch: Any, view: View, device: Any) -> Read:
     return read
 
 
-def _held(torch: Any, view: View, device: Any) -> Read:
+def _hold(torch: Any, view: View, device: Any) -> Read:
     """Blocks of a tensor that is held in its stored type."""
-    flat = _stored(torch, view, device)
+    flat = _load(torch, view, device)
     return lambda start, stop: flat[start:stop]
 
 
@@ -388,7 +388,7 @@ def _stored_type(torch: Any, view: View) -> Any:
     return getattr(torch, str(view.dtype.config_name))
 
 
-def _stored(torch: Any, view: View, device: Any) -> Any:
+def _load(torch: Any, view: View, device: Any) -> Any:
     block = np.array(view.read(0, size(view)))
     if view.dtype.name == "BF16":
         return torch.from_numpy(block.view(np.int16)).view(torch.bfloat16).to(device)

@@ -36,7 +36,7 @@ class Explained:
     correlation: Figure
 
 
-def explained(
+def explain(
     directions: TaskDirections, layers: Sequence[str], weights: Array, seed: int
 ) -> list[Explained]:
     """Correlations of every task's weights.

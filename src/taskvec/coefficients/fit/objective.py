@@ -48,7 +48,7 @@ class TaughtSource:
         if self.taught is None:
             return None
         first = 0 if part == "train" else len(self.train)
-        return losses.joined([self.taught[first + i] for i in rows])
+        return losses.join([self.taught[first + i] for i in rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class FitLoss:
             seed: Of the order of the prompts.
         """
         picked = {
-            name: self._drawn(name, source, step, seed) for name, source in self.sources.items()
+            name: self._draw(name, source, step, seed) for name, source in self.sources.items()
         }
         positions = {
             name: max(1, sum(self.asker.count(self.sources[name].train[i]) for i in rows))
@@ -164,7 +164,7 @@ class FitLoss:
         """Σ_s ω_s times the value of each."""
         return sum(source.weight * measured[name].value for name, source in self.sources.items())
 
-    def _drawn(self, name: str, source: TaughtSource, step: int, seed: int) -> list[int]:
+    def _draw(self, name: str, source: TaughtSource, step: int, seed: int) -> list[int]:
         size = min(self.batch_size, len(source.train))
         drawing = Drawing(batch_size=size, seed=(seed << 32) + crc32(name.encode()))
         return draw_examples(step, len(source.train), drawing)

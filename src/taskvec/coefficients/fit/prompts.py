@@ -204,7 +204,7 @@ def _digest(read: Any) -> str:
 
 
 def _read(value: Any, name: str, is_language: bool, reading: Reading) -> Any:
-    found = _asked(value, name, reading) if is_language else _inputs(value, name, reading)
+    found = _read_prompts(value, name, reading) if is_language else _inputs(value, name, reading)
     count = len(found) if isinstance(found, list) else len(found.items)
     if not count:
         raise DataError(f"prompts of {name!r}: the list is empty; give at least two")
@@ -230,7 +230,7 @@ def _inputs(value: Any, name: str, reading: Reading) -> Any:
     )
 
 
-def _asked(value: Any, name: str, reading: Reading) -> list[Asked]:
+def _read_prompts(value: Any, name: str, reading: Reading) -> list[Asked]:
     """Prompts of a language model, each once."""
     if isinstance(value, (str, Path)):
         found = _from_path(value, reading)

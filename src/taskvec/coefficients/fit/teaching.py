@@ -122,7 +122,7 @@ class Answered:
     left_out: int
 
 
-def answered(
+def answer_prompts(
     name: str,
     prompts: Sequence[Asked],
     asker: LanguageAsker,
@@ -214,5 +214,5 @@ def teach(
                 if asker.kind == "features":
                     found.append(Taught(features=values))
                 else:
-                    found.append(losses.taught(values, states))
+                    found.append(losses.keep_likeliest(values, states))
     return found

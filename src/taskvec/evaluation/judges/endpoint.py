@@ -97,7 +97,7 @@ class EndpointJudge:
         verdicts = {key: self._verdict(*scores[key]) for key in keys if key in scores}
         todo = {key: ex for key, ex in zip(keys, exchanges, strict=True) if key not in verdicts}
         advance(len(keys) - len(todo))
-        verdicts |= self._asked(todo, advance)
+        verdicts |= self._ask_all(todo, advance)
         if verdicts and all(verdict.harmful is None for verdict in verdicts.values()):
             reason = next(iter(verdicts.values())).reason
             raise DataError(
@@ -105,7 +105,7 @@ class EndpointJudge:
             )
         return [verdicts[key] for key in keys]
 
-    def _asked(
+    def _ask_all(
         self, todo: Mapping[str, Exchange], advance: Callable[[int], object]
     ) -> dict[str, Verdict]:
         """Verdicts by digest, stored as they come."""
@@ -136,9 +136,9 @@ class EndpointJudge:
                         verdict = Verdict(None, None, f"no verdict: {error}")
                         unreached += 1
                         if unreached == UNREACHED_IN_A_ROW:
-                            raise self._failed(f"cannot be reached: {error}") from error
+                            raise self._error(f"cannot be reached: {error}") from error
                     except RefusedError as error:
-                        raise self._failed(f"refuses: {error}{self._hint()}") from error
+                        raise self._error(f"refuses: {error}{self._hint()}") from error
                     verdicts[asked[future]] = verdict
                     if verdict.score is not None:
                         _keep(self.folder, asked[future], verdict)
@@ -148,7 +148,7 @@ class EndpointJudge:
                     future.cancel()
         return verdicts
 
-    def _failed(self, why: str) -> DataError:
+    def _error(self, why: str) -> DataError:
         kept = f"verdicts so far are stored in {self.folder}; " if self.folder else ""
         return DataError(f"judge {self.name}: {self.url} {why}; {kept}run again to continue")
 

@@ -87,7 +87,7 @@ def humaneval_chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[S
         Sample(
             name,
             _prompts(
-                _asked("Complete this Python function:", nonblank_text(row, "prompt")), settings
+                _ask("Complete this Python function:", nonblank_text(row, "prompt")), settings
             ),
             {
                 "before": row.text("prompt"),
@@ -130,7 +130,7 @@ def mbpp_chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample
     return [
         Sample(
             name,
-            _prompts(_asked(_wanted(row), _mbpp_tests(row)), settings),
+            _prompts(_ask(_task_text(row), _mbpp_tests(row)), settings),
             {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
         for name, row in with_ids(_split_mbpp(rows, 0)[1], "task_id")
@@ -157,7 +157,7 @@ def _split_mbpp(rows: RowsByRole, shots: int) -> tuple[list[DataRow], list[DataR
     return examples[:shots], test
 
 
-def _wanted(row: DataRow) -> str:
+def _task_text(row: DataRow) -> str:
     return f"{nonblank_text(row, 'text', 'prompt')} It must pass these tests:"
 
 
@@ -191,7 +191,7 @@ def _prompts(
     )
 
 
-def _asked(what: str, code: str) -> Text:
+def _ask(what: str, code: str) -> Text:
     block = f"```python\n{code.strip()}\n```"
     return (("user", f"{what}\n\n{block}\n\nAnswer with all of its code in one code block."),)
 

@@ -48,7 +48,7 @@ QUESTION = "Q: {question}\nA:"
 Targets = tuple[list[str], list[int]]  # answers, and 1 for each true one
 
 
-def _closed(answers: str) -> list[str]:
+def _split_answers(answers: str) -> list[str]:
     """The answers of one cell of the CSV file, each with a full stop."""
     found = [answer.strip() for answer in answers.split(";")]
     return [a if a.endswith(".") else f"{a}." for a in found if a]
@@ -56,7 +56,10 @@ def _closed(answers: str) -> list[str]:
 
 def _from_csv(row: DataRow) -> tuple[Targets, Targets]:
     best = [nonblank_text(row, "Best Answer").strip().removesuffix(".") + "."]
-    true, false = _closed(row.text("Correct Answers")), _closed(row.text("Incorrect Answers"))
+    true, false = (
+        _split_answers(row.text("Correct Answers")),
+        _split_answers(row.text("Incorrect Answers")),
+    )
     if not true or not false:
         raise DataError(f"{row.where}: must have both 'Correct Answers' and 'Incorrect Answers'")
     zeros = [0] * len(false)
