@@ -276,17 +276,26 @@ def test_files_page_has_every_key_of_a_manifest() -> None:
     assert set(rows(sections(DOCS / "reference" / "files.md", 2)["Manifest"])) == keys
 
 
-def program_texts() -> str:
+def program_texts(*, docstrings: bool = True) -> str:
     """Every text in the program, with … for what is filled in."""
     found = []
     for path in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        alone = [node.value for node in nodes if isinstance(node, ast.Expr) and not docstrings]
+        for node in nodes:
+            if node in alone:
+                continue
             if isinstance(node, ast.JoinedStr):
                 parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
                 found.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(found)
+
+
+def test_messages_use_plain_words() -> None:
+    texts = program_texts(docstrings=False).splitlines()
+    assert not [text for text in texts if RETIRED.search(text) and " " in text]
 
 
 def test_messages_that_are_explained_are_in_the_program() -> None:

@@ -96,7 +96,7 @@ def finite(value: Any) -> Any:
 
 
 def fields_to_json(value: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass, but for some, as JSON has them."""
+    """The fields of a dataclass, except some, as JSON types."""
     names = [field.name for field in fields(value) if field.name not in without]
     return {name: finite(getattr(value, name)) for name in names}
 

@@ -319,7 +319,7 @@ def _place(literals: tuple[str, ...]) -> _Place:
                             row.projection,
                             None if expert is None else int(expert),
                         )
-    return _numbered(literals, probe)
+    return _place_by_number(literals, probe)
 
 
 def _rests(
@@ -357,7 +357,7 @@ _TOWERS: Final = {
 }
 
 
-def _numbered(literals: tuple[str, ...], probe: str) -> _Place:
+def _place_by_number(literals: tuple[str, ...], probe: str) -> _Place:
     """The place of a name by its numbers and the words in it."""
     if len(probe) > _LONGEST:
         return _NOWHERE

@@ -16,6 +16,7 @@ from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter, s
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source, added
 from taskvec.errors import CheckpointError, FamilyError
+from taskvec.family.matching import fitted
 
 ATTENTION, MLP, HEAD = "model.layers.0.self_attn", "model.layers.0.mlp", "classifier"
 EMBEDDING = "model.embed_tokens"
@@ -308,7 +309,6 @@ UP = f"{MLP}.up_proj"
     [
         ({"peft_type": "LOHA"}, f"is a LOHA adapter; only LoRA is supported: {MERGE}"),
         ({"peft_type": None}, "adapter_config.json does not say peft_type; only LoRA is supported"),
-        ({"target_parameters": ["e.up"]}, "target_parameters (LoRA on parameters of experts)"),
         ({"use_qalora": True}, "use_qalora (QA-LoRA) is not supported; merge it in PEFT"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens (activated LoRA, which"),
         ({"init_lora_weights": "pissa_niter_4"},
@@ -386,7 +386,7 @@ def test_broken_adapters(
 )  # fmt: skip
 def test_models_that_do_not_fit(tmp_path: Path, over: Source, tensors: Arrays, text: str) -> None:
     with pytest.raises(FamilyError) as error:
-        put(tmp_path / "lora", over, tensors)
+        fitted(put(tmp_path / "lora", over, tensors), over)
     assert text.replace("{over}", over.where) in str(error.value)
 
 
@@ -447,7 +447,7 @@ def test_pickled_factors_are_read_where_that_is_allowed(tmp_path: Path, over: So
         (("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha",), "kohya"),
         (("mid_block.attentions.0.proj_in.lora.up.weight",), "diffusers"),
         (("down_blocks.0.attn.processor.to_q_lora.down.weight",), "diffusers"),
-        (("lora_unet_x.hada_w1_a",), "kohya"),
+        (("lora_unet_x.hada_w1_a",), "LyCORIS"),
         (("unet.x.lokr_w1",), "LyCORIS"),
     ],
 )  # fmt: skip

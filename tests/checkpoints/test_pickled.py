@@ -257,6 +257,12 @@ def test_several_files_and_nothing_to_say_which(tmp_path):
     )
 
 
+def test_one_file_is_read_rather_than_shards_as_in_transformers(tmp_path):
+    folder = write_pickled(tmp_path / "m", WEIGHTS, shards=3)
+    torch.save({"only": torch.ones(2)}, folder / "pytorch_model.bin")
+    assert list(open_pickled(folder).tensors) == ["only"]
+
+
 def test_index_that_does_not_fit(tmp_path):
     folder = write_pickled(tmp_path / "m", WEIGHTS, shards=2)
     index = json.loads((folder / INDEX).read_text())
@@ -280,7 +286,9 @@ def test_quantised_weights(tmp_path):
         torch.save(weights, tmp_path / name / "pytorch_model.bin")
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert open_pickled(tmp_path / "plain").config == CONFIG
-    assert f"{tmp_path / 'packed'}: weights are quantised" in refusal(tmp_path / "packed")
+    refused = refusal(tmp_path / "packed")
+    assert refused.startswith(f"{tmp_path / 'packed'}: ")
+    assert "'w.qzeros'" in refused
 
 
 def test_torch_that_is_not_safe_or_not_there(tmp_path, monkeypatch):

@@ -329,8 +329,8 @@ def errors(made: dict[str, Path]) -> list[tuple[tv.Family, str, type[TaskvecErro
     instruct, base, lora, math = made["instruct"], made["base"], made["lora"], made["math"]
     return [
         (tv.Family({"m": math}, instruct, base=lora), "lata", UsageError,
-         f"base ({lora}): is an adapter, and there is no model that it is over; give the whole "
-         "model as base"),
+         f"base ({lora}): is an adapter, and the model below it is missing; give the whole model "
+         "as base"),
         (tv.Family({"m": math}, lora), "task_arithmetic", UsageError,
          f"anchor ({lora}): is an adapter, and base, which it is over, is missing; give it"),
         (tv.Family({"a": TaskSpec(lora, over="base")}, instruct), "task_arithmetic", UsageError,

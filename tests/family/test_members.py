@@ -89,7 +89,7 @@ def test_vector_of_another_model(tmp_path):
     family = replace(small_family(tmp_path), tasks={"math": str(path)})
     assert refusal(FamilyError, family) == (
         f"task 'math' ({path}): has no tensor in common with the target ({tmp_path}/instruct), "
-        "but 'encoder.x' and 1 more; it is of another model"
+        "but 'encoder.x' and 1 more; it belongs to another model"
     )
 
 

@@ -153,8 +153,7 @@ def test_refused_where_nothing_says_what_rows_are_for(tmp_path: Path) -> None:
     members = {"instruct": Member(tmp_path / "i", 1), "math": Member(tmp_path / "m", 2, rows=8)}
     (tmp_path / "m" / "tokenizer.json").unlink()
     assert refusal(members).endswith(
-        f"; no tokenizer in {tmp_path}/m says what the rows are for: put its files there, or "
-        "exclude the tensor"
+        f"; no tokenizer in {tmp_path}/m describes the rows: add its files, or exclude the tensor"
     )
     (tmp_path / "m" / "tokenizer.json").write_text("{}")
     assert f"; no vocabulary policy can be recommended: {tmp_path}/m/tokenizer.json: " in (

@@ -281,7 +281,7 @@ def test_shared_parameters_with_two_results():
         ),
         (
             lambda out: out.update({NORM: out["model.embed_tokens.weight"][0]}),
-            f"'model.embed_tokens.weight' and {NORM!r} share a part of their memory; give each "
+            f"'model.embed_tokens.weight' and {NORM!r} share part of their memory; give each "
             "its own",
         ),
     ],

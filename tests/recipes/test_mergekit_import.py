@@ -58,7 +58,7 @@ def test_a_recipe_as_it_is_written():
     found = imported(TIES)
     assert found.text == (
         "# yaml-language-server: $schema=recipe.schema.json\n"
-        "# Imported from mergekit, as meant; see docs/how-to/from-mergekit.md\n"
+        "# Imported from mergekit, as intended; see docs/how-to/from-mergekit.md\n"
         "anchor: org/base\n"
         "tasks:\n"
         "  math:\n    model: org/math\n    scale: 1\n    density: 0.4\n"

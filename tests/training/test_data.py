@@ -16,7 +16,7 @@ from taskvec.training.data import (
     Conversations,
     Documents,
     Reading,
-    held_out,
+    hold_out,
     limit_data,
     number_classes,
     read_data,
@@ -305,16 +305,16 @@ def test_a_limit_draws_by_the_seed():
 
 def test_a_share_is_held_out():
     data = Classified(list("abcdefghij"), list(range(10)), tuple("0123456789"), "text", "t", "d")
-    train, validation = held_out(data, 0.2, 3)
+    train, validation = hold_out(data, 0.2, 3)
     assert sorted(train.items + validation.items) == data.items
     assert len(validation.items) == 2
     assert [data.items[i] for i in validation.labels] == validation.items
     for share in (0.0, 1.0, 2.0):
         with pytest.raises(UsageError) as caught:
-            held_out(data, share, 3)
+            hold_out(data, share, 3)
         assert str(caught.value) == f"a share for validation must be between 0 and 1; got {share}"
     with pytest.raises(DataError, match="t: has too few examples to hold out 1% of them"):
-        held_out(data, 0.01, 3)
+        hold_out(data, 0.01, 3)
 
 
 def test_names_of_classes_are_in_order():

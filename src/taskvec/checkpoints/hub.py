@@ -127,7 +127,7 @@ def fetch(name: HubName, *, allow_pickle: bool = False) -> tuple[HubName, Path]:
 
 
 def _cached(name: HubName, hub: ModuleType) -> Path:
-    """The snapshot in the cache, whatever of it is there.
+    """The snapshot in the cache, complete or not.
 
     huggingface_hub itself takes a snapshot for incomplete in which files were left out on purpose.
     """
@@ -175,7 +175,7 @@ def choose(files: Sequence[str], name: HubName, *, allow_pickle: bool) -> list[s
         allow_pickle: Whether pickled weights may be taken where there are no others.
 
     Raises:
-        CheckpointError: there is no such subfolder, no weights, or none that may be read.
+        CheckpointError: the subfolder is missing, or has no weights that may be read.
     """
     if name.subfolder in files:
         return [name.subfolder]

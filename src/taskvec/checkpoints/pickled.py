@@ -30,6 +30,8 @@ from taskvec.checkpoints.folder import (
     refuse_factors,
 )
 from taskvec.checkpoints.memory import Held, is_torch, view_of
+from taskvec.checkpoints.quantised import plain
+from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError, MissingExtraError
 from taskvec.extras import require
 
@@ -77,16 +79,16 @@ def is_pickled(path: Path) -> bool:
 
 def _weight_files(folder: Path) -> list[str]:
     """The weight files of a folder that has no safetensors; empty if it has none or too many."""
+    if (folder / SINGLE).exists():  # before shards, as transformers does
+        return [SINGLE]
     if (folder / INDEX).exists():
         return sorted(read_index(folder, INDEX, {p.name for p in folder.iterdir()}))
-    if (folder / SINGLE).exists():
-        return [SINGLE]
     found = [p.name for p in folder.iterdir() if p.suffix in SUFFIXES]
     found = [name for name in found if not _TRAINING.fullmatch(name)]
     return found if len(found) == 1 else []
 
 
-def open_pickled(path: Path) -> Held:
+def open_pickled(path: Path) -> Source:
     """Open a folder of pickled weights, or a single pickled file, without running what is in it.
 
     Args:
@@ -113,7 +115,7 @@ def open_pickled(path: Path) -> Held:
             check_index(folder, INDEX, name, listed[name], found.keys())
         tensors |= found
     refuse_factors(path, tensors)
-    return Held(
+    held = Held(
         where=str(path),
         views={name: view_of(name, tensors[name], str(path)) for name in sorted(tensors)},
         config=read_config(folder) if path.is_dir() else {},
@@ -123,6 +125,7 @@ def open_pickled(path: Path) -> Held:
         place=folder,
         read_from=identities,
     )
+    return plain(held)
 
 
 def open_pickled_adapter(path: Path) -> Held:
@@ -200,7 +203,7 @@ def _load(path: Path) -> dict[str, Any]:
         )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
+    except Exception as error:  # a damaged or hostile file can make the unpickler raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {asked[1]}" if asked else f"{type(error).__name__}"
         raise CheckpointError(

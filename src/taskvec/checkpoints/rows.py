@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 NOTHING = -1  # in `which`: a row of zeros, for differences
 _FEW_RUNS = 8
 _GAP = 16_384  # elements read in vain rather than read around: one more reading costs as much
-_PIECE = 65_536  # elements read at once; small enough that memory for them is kept, not mapped anew
+_PIECE = 65_536  # elements read at once; small enough that their memory is reused, not mapped again
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +26,7 @@ class Gathered:
     """Rows of several views, in any order; made by `gather`.
 
     Attributes:
-        parts: Where rows come from; all have the same shape but for the number of rows.
+        parts: Where rows come from; all have the same shape except for the number of rows.
         which: Part of each row, or NOTHING, shape (rows,), int16.
         row: Row in that part, shape (rows,), int64.
         runs: Where a stretch of rows that lie one after another in one part begins, and the end of
@@ -106,9 +106,9 @@ def gather(parts: Sequence[View], which: Array, row: Array) -> View:
     float32, as float64 if one of them is that.
 
     Args:
-        parts: Views of the same shape but for the number of rows; all weights, or all differences.
+        parts: Views that differ only in the number of rows; all weights, or all differences.
         which: Index of a part, or NOTHING for zeros (differences only), shape (rows,).
-        row: Row in that part, shape (rows,); of no meaning where there is no part.
+        row: Row in that part, shape (rows,); not used without a part.
     """
     numbers: dict[int, int] = {}  # by the identity of a part that is used
     used: list[View] = []

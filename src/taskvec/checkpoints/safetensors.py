@@ -36,12 +36,14 @@ class TensorInfo:
         dtype: Element type.
         shape: Shape; () for a scalar.
         offset: First byte, from the start of the file.
+        quantised_bytes: Bytes that it takes in the file, where it is stored quantised.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     offset: int
+    quantised_bytes: int | None = None
 
     @property
     def size(self) -> int:
@@ -51,6 +53,8 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
+        if self.quantised_bytes is not None:
+            return self.quantised_bytes
         return self.size * self.dtype.bits // 8
 
 
@@ -66,7 +70,7 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What the writer of one file said about it (`__metadata__`); empty if nothing.
+    """`__metadata__` of one file; empty without it.
 
     Raises:
         CheckpointError: the file cannot be read or has no header of this format.
@@ -107,7 +111,7 @@ def _fail(path: Path, what: str, remedy: str = "the file is damaged; write it ag
 
 
 def _is_plain(raw: bytes, header: dict[str, Any]) -> bool:
-    """Whether a header names nothing twice, told without looking at every pair.
+    """Whether all names in a header differ, without a check of every pair.
 
     Looking at pairs takes most of the time of reading a header of 20,000 tensors. There is at least
     one colon for each pair in the text, and every pair that stands twice is lost in parsing.

@@ -127,7 +127,7 @@ def _rows(added: Mapping[str, Added]) -> dict[str, int]:
 
 
 def read_tokenizer(source: Source) -> Tokenizer | None:
-    """The tokenizer of a model; None if there is none of a kind that is known.
+    """The tokenizer of a model; None without one of a known kind.
 
     Raises:
         CheckpointError: a file cannot be read or is not what its name says. A vocabulary is only
@@ -170,7 +170,7 @@ def _vocabulary_file(source: Source) -> str | None:
 
 
 def _content(source: Source, name: str) -> bytes | None:
-    """A companion file of a model; None if there is none."""
+    """A companion file of a model; None if missing."""
     if name in source.files:
         return source.files[name]
     if source.folder is None or not _lies_in(source, name):
@@ -180,12 +180,12 @@ def _content(source: Source, name: str) -> bytes | None:
 
 
 def _lies_in(source: Source, name: str) -> bool:
-    """Whether a model's folder has something of that name, whatever it is."""
+    """Whether a model's folder has an entry of that name, of any kind."""
     return source.folder is not None and os.path.lexists(source.folder / name)
 
 
 def _json_object(source: Source, name: str) -> dict[str, Any]:
-    """A companion file that is a JSON object; empty if there is none."""
+    """A companion file that is a JSON object; empty if missing."""
     content = _content(source, name)
     if content is None:
         return {}

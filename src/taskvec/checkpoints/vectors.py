@@ -1,6 +1,6 @@
-"""A task vector in a file of its own: a source whose elements are τ, not weights.
+"""A task vector in a file: a source whose elements are τ, not weights.
 
-`taskvec extract` writes such files, and says so in their metadata; that is how they are told from
+`taskvec extract` writes such files, and marks them in their metadata, which distinguishes them from
 weights. Tensors that the vector lacks are left as they are.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from taskvec import documents
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
+from taskvec.checkpoints.folder import Checkpoint, open_stored
 from taskvec.checkpoints.safetensors import TensorInfo, read_metadata
 from taskvec.checkpoints.schema import NewTokens
 from taskvec.checkpoints.tokenizers import Added
@@ -128,18 +128,18 @@ class Vector:
             digests: Of the model's tensors.
             tensors: What the model holds.
         """
-        said = self.metadata.get("anchor_fingerprint")
-        if said is None or not self.tensors.keys() <= digests.keys() & tensors.keys():
+        recorded = self.metadata.get("anchor_fingerprint")
+        if recorded is None or not self.tensors.keys() <= digests.keys() & tensors.keys():
             return True
         described = {n: (tensors[n].dtype.name, tensors[n].shape) for n in self.tensors}
-        return fingerprint({n: digests[n] for n in self.tensors}, described) == said
+        return fingerprint({n: digests[n] for n in self.tensors}, described) == recorded
 
 
 def is_vector(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a file that says that it holds a task vector.
 
     Raises:
-        CheckpointError: it ends in `.safetensors` and is no such file.
+        CheckpointError: it ends in `.safetensors` and is not such a file.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111 (unlike Path's, leaves ~nobody)
     is_file = file.suffix == ".safetensors" and file.is_file()
@@ -153,7 +153,7 @@ def open_vector(path: str | os.PathLike[str]) -> Vector:
         CheckpointError: no such file, a broken one, one that does not say that it is a task vector,
             or one with tensors that are not floating-point.
     """
-    stored = open_checkpoint(path)
+    stored = open_stored(path)
     metadata = read_metadata(stored.inputs[0])
     if metadata.get("taskvec") != KIND:
         raise CheckpointError(

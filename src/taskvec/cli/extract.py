@@ -11,7 +11,7 @@ import click
 
 from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, split_paths
 from taskvec.cli.options import FAMILY, FORCE, OUT, OUT_DTYPE, PRECISION, RUNNING
-from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.printing import answer, gigabytes, show_factored
 from taskvec.cli.recipe import has_family, recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
@@ -79,12 +79,7 @@ def _result(extracted: Extracted, seconds: float) -> dict[str, Any]:
 
 def _print(result: dict[str, Any]) -> None:
     if result["factored"]:
-        rows = [
-            (row["name"], row["kept"], row["rank"], row["norm"], row["error"])
-            for row in result["factored"]
-        ]
-        show(rows, ("tensor", "kept as", "rank", "‖τ‖", "error"))
-        print(f"\n{result['lost']:.2%} of ‖τ‖² is not in the adapter")
+        show_factored(result["factored"], result["lost"])
     size = gigabytes(result["bytes"])
     print(f"{result['path']}  ({result['name']}; {size}; {result['seconds']:.1f} s)")
     left_out = result["left_out"]

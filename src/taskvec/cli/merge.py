@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.commands import JSON, Arguments, Verb, split_paths
 from taskvec.cli.options import FAMILY, OUTPUT, PATHS, RUNNING
-from taskvec.cli.printing import answer, show
+from taskvec.cli.printing import answer, show, show_factored
 from taskvec.cli.recipe import has_family, recipe_from, running, warn_of_scales
 from taskvec.cli.streams import warn
 
@@ -49,6 +50,9 @@ def execute(args: Arguments, recipe: Recipe, out: Path, *, takes_zeros: bool = T
         "seconds": round(time.monotonic() - started, 3),
         "warnings": list(merged.warnings),
     }
+    if recipe.out.form == "lora":
+        result["factored"] = [asdict(row) for row in merged.factored]
+        result["error"] = math.sqrt(merged.lost)
     if args.json:
         answer(result)
         return 0
@@ -59,6 +63,8 @@ def execute(args: Arguments, recipe: Recipe, out: Path, *, takes_zeros: bool = T
     if rows:
         show(rows, ("task", "scale", "tensors touched", "mean weight"))
         print()
+    if "factored" in result:
+        show_factored(result["factored"], merged.lost)
     print(f"{merged.path}  ({merged.table.origin}; {result['seconds']:.1f} s)")
     print(f"fingerprint {merged.fingerprint}")
     return 0
@@ -78,5 +84,6 @@ one, give `--task` and roles.
 
 `tensors touched` in the printed table is the share of tensors with a weight other than 0, `mean
 weight` the plain mean over tensors. `--json` has path, fingerprint, decided_by, scale, kept_layers,
-seconds and warnings.""",
+seconds and warnings; of an adapter also factored (by tensor) and error (‖τ − B A‖ / ‖τ‖ of the
+whole model).""",
 )  # fmt: skip

@@ -96,7 +96,18 @@ FAITHFUL = Option(
     help="a mergekit configuration gives what mergekit gives, traps included, except for the bits "
     "of random masks",
 )  # fmt: skip
-OUTPUT = (OUT, OUT_DTYPE, SHARD_SIZE, PRECISION, FORCE, COPY_CODE, TABLE, FAITHFUL)
+ADAPTER = (
+    Option("--form", "out_form", heading=OUTPUT_HEAD, show_default="model", words=("model", "lora"),
+           help="a whole model, or a LoRA adapter over the target",
+           more="[how](../how-to/use-adapters.md#one-adapter-out-of-several)"),
+    Option("--rank", "out_rank", type=int, metavar="R", heading=OUTPUT_HEAD,
+           show_default="the sum of the adapters' ranks",
+           help="with --form lora: largest rank of a matrix"),
+    Option("--rest", "out_rest", heading=OUTPUT_HEAD, show_default="refuse",
+           words=("refuse", "drop", "save"),
+           help="with --form lora: what to do with tensors that have no place in an adapter"),
+)  # fmt: skip
+OUTPUT = (OUT, OUT_DTYPE, SHARD_SIZE, PRECISION, *ADAPTER, FORCE, COPY_CODE, TABLE, FAITHFUL)
 
 THREADS = Option(
     "--threads", type=click.IntRange(min=1), metavar="N", heading=RUNNING_HEAD,

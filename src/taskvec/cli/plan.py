@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
-from taskvec.cli.options import FAITHFUL, FAMILY, OUT_DTYPE, PRECISION, RECIPE, SHARD_SIZE, THREADS
+from taskvec.cli.options import (
+    ADAPTER,
+    FAITHFUL,
+    FAMILY,
+    OUT_DTYPE,
+    PRECISION,
+    RECIPE,
+    SHARD_SIZE,
+    THREADS,
+)
 from taskvec.cli.printing import answer, gigabytes, show, show_lines, some
 from taskvec.cli.recipe import recipe_from, warn_of_scales
 from taskvec.cli.streams import warn
@@ -26,6 +36,7 @@ def run(args: Arguments) -> int:
     from taskvec.checkpoints.source import nbytes
     from taskvec.layers import module_order
     from taskvec.merging.prepare import prepare
+    from taskvec.outputs.adapter_merge import plan_adapter
     from taskvec.outputs.place import check_place
     from taskvec.outputs.staging import free_bytes
     from taskvec.statistics.collect import describe
@@ -35,8 +46,10 @@ def run(args: Arguments) -> int:
     warn_of_scales(recipe)
     plan = prepare(recipe, RunOptions(threads=args.threads))
     cost = plan.estimate
+    adapter = plan_adapter(plan) if recipe.out.form == "lora" else None
+    write_bytes = cost.write_bytes if adapter is None else adapter.nbytes
     if args.out is not None:
-        check_place(plan.members, cost.write_bytes, Path(args.out), force=True)
+        check_place(plan.members, write_bytes, Path(args.out), force=True)
     members = plan.members
     decided, asks_for = _decide(plan) if len(recipe.scales) == len(members.tasks) else (None, None)
     modules = Counter(members.keys[name].module for name in members.merged)
@@ -64,13 +77,15 @@ def run(args: Arguments) -> int:
         "decided": decided,
         "asks_for": asks_for,
         "shards": [
-            {"file": s.file, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards
+            {"file": s.file, "bytes": s.nbytes, "tensors": len(s.tensors)}
+            for s in (plan.shards if adapter is None else ())
         ],
         "scan_bytes": cost.scan_bytes,
         "merge_bytes": cost.merge_bytes,
-        "write_bytes": cost.write_bytes,
+        "write_bytes": write_bytes,
         "free_bytes": free_bytes(Path(args.out or ".").absolute()),
         "peak_memory_bytes": cost.peak_bytes,
+        "adapter": None if adapter is None else asdict(adapter),
         "notes": list(members.notes),
         "warnings": list(members.warnings),
     }
@@ -141,15 +156,30 @@ def _print(result: dict[str, Any]) -> None:
         decided = "when the weights are read"
     scan, merge, write = (gb(result[key]) for key in ("scan_bytes", "merge_bytes", "write_bytes"))
     passes = f", {gb(asked['bytes'])} {asked['times']} for {asked['statistic']}" if asked else ""
-    shards = len(result["shards"])
+    shards, adapter = len(result["shards"]), result["adapter"]
+    disk = f"{gb(result['write_bytes'])} needed, {gb(result['free_bytes'])} free"
+    written = [("write", f"{write} in {shards} file{'s' if shards > 1 else ''}")]
     lines += [
         *([("decided", decided)] if decided else []),
         ("read", f"{scan} to scan{passes}, at most {merge} to merge"),
-        ("write", f"{write} in {shards} file{'s' if shards > 1 else ''}"),
-        ("disk", f"{write} needed, {gb(result['free_bytes'])} free"),
+        *(written if adapter is None else _lines_of_adapter(adapter)),
+        ("disk", disk),
         ("memory", f"about {gb(result['peak_memory_bytes'])} besides the page cache"),
     ]
     show_lines(lines)
+
+
+def _lines_of_adapter(adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    low, high = adapter["lowest"], adapter["highest"]
+    ranks = f"{high}" if low == high else f"{low} to {high}"
+    size = f"{adapter['matrices']:,} weights, {gigabytes(adapter['nbytes'])}"
+    lines = [("write", f"an adapter of at most rank {ranks} for {size}")]
+    if adapter["whole"]:
+        count, first = len(adapter["whole"]), adapter["whole"][0]
+        lines.append(
+            ("", f"{count:,} tensors, such as {first}, have no place in it if they differ")
+        )
+    return lines
 
 
 def _cell(value: Any) -> Any:
@@ -162,7 +192,7 @@ VERB = Verb(
         Option("-o", "--out", type=click.Path(), metavar="DIR", heading="Output",
                show_default="the disk of the current folder",
                help="check this output folder and its disk too; it may be non-empty"),
-        OUT_DTYPE, SHARD_SIZE, PRECISION, FAITHFUL, *FAMILY, THREADS, JSON,
+        OUT_DTYPE, SHARD_SIZE, PRECISION, *ADAPTER, FAITHFUL, *FAMILY, THREADS, JSON,
     ],
     streams=True,
     page="Scales are not needed.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from textwrap import wrap
@@ -150,3 +151,10 @@ def announce_compiling() -> None:
     from taskvec.kernels.jit import when_compiling
 
     when_compiling(lambda: say("compiling kernels, once on this machine …"))
+
+
+def show_factored(rows: Sequence[Mapping[str, Any]], lost: float) -> None:
+    """What became of each tensor in an adapter, and how much of all it lacks."""
+    cells = [(row["name"], row["kept"], row["rank"], row["norm"], row["error"]) for row in rows]
+    show(cells, ("tensor", "kept as", "rank", "‖τ‖", "error"))
+    print(f"\n{lost:.2%} of ‖τ‖² is not in the adapter (error {math.sqrt(lost):.2g})")

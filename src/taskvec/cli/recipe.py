@@ -27,6 +27,7 @@ _KEYS = {
     "vocabulary": ("vocabulary",), "new_tokens": ("new_tokens",), "seed": ("seed",),
     "dtype": ("out", "dtype"), "shard_size": ("out", "shard_size"),
     "precision": ("out", "precision"),
+    "out_form": ("out", "form"), "out_rank": ("out", "rank"), "out_rest": ("out", "rest"),
 }  # fmt: skip
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 USUAL_SCALE = 5.0  # beyond it, λ is rather a slip than a choice
@@ -121,7 +122,7 @@ def _flags(args: Arguments) -> Flags:
 
     given = {name: getattr(args, name, None) for name in _KEYS}
     flags: Flags = {
-        _KEYS[name]: (value, f"--{name.replace('_', '-')} {value}")
+        _KEYS[name]: (value, f"--{name.removeprefix('out_').replace('_', '-')} {value}")
         for name, value in given.items()
         if value is not None
     }

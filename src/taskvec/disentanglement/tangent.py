@@ -227,7 +227,7 @@ def _together(
     module: Any, task: ModelTask, vector: Vector, alpha: float
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Rows of f(θ0), of f_lin(θ0 + α τ) and of f(θ0 + α τ), batch by batch."""
-    from taskvec.training.linearised import derivative, moved
+    from taskvec.training.linearised import call_at, derivative
 
     pytree = require("torch.utils._pytree", "train")
     scaled = {name: alpha * value for name, value in vector.items()}
@@ -237,7 +237,7 @@ def _together(
         return pytree.tree_map(_sum, value, change)
 
     def there(*args: Any, **kwargs: Any) -> Any:
-        return moved(module, scaled, *args, **kwargs)
+        return call_at(module, scaled, *args, **kwargs)
 
     runs = (module, _instead(module, linear), _instead(module, there))
     return zip(*(rows_of(task, each) for each in runs), strict=True)

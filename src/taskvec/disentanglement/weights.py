@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from taskvec.checkpoints.memory import open_memory, view_of
+from taskvec.checkpoints.memory import held_in_memory, view_of
+from taskvec.checkpoints.quantised import plain
 from taskvec.checkpoints.views import size
 from taskvec.errors import UsageError
 from taskvec.family.members import open_members
@@ -152,10 +153,10 @@ def points(
 
 def _hold_weights(module: Any) -> Any:
     """A copy of a module's weights as a source, because the module's own are overwritten."""
-    held = open_memory(module)
+    held = held_in_memory(module)
     tensors = module.state_dict()
     copies = {n: view_of(n, tensors[n].detach().cpu().clone(), held.where) for n in held.views}
-    return replace(held, views=copies)
+    return plain(replace(held, views=copies))
 
 
 def _output(module: Any) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Whether transformers can load a model: built and filled on the meta device, without weights.
 
 Asked of stacks before anything is written, where transformers is installed: a config that describes
-other blocks than the weights have is found here, and not by whoever loads the result.
+other blocks than the weights have is found here, and not when the result is loaded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _problem(model: Source) -> str | None:
             config = transformers.AutoConfig.for_model(**_own_code_only(model.config))
             with torch.device("meta"):
                 cls(config)
-        except Exception as error:  # whatever a class says of a config that it does not like
+        except Exception as error:  # any error about a config that a class rejects
             what = f"{type(error).__name__}: {str(error)[:200]}"
             return f"transformers cannot build {cls.__name__} from the config ({what})"
         found = _filled(model, cls, config, torch)

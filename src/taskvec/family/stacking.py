@@ -1,6 +1,6 @@
 """Layers stacked from several models: a source whose blocks are blocks of others.
 
-Embeddings come from the first piece, the final norm and heads from the last, whatever else is
+Embeddings come from the first piece, the final norm and heads from the last, everything else
 outside the blocks from the first; so do other towers (the vision tower of a model that stacks its
 language model). With a scale s, what each block of a piece adds to the residual
 stream is multiplied by s: its output projections (`o` of attention, `down` of the MLP; weights and
@@ -86,8 +86,8 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
                 factor = piece.scale if key.projection in ("o", "down", "shared_down") else 1.0
                 places[renumber(name, index)] = (source, name, factor)
         block += piece.stop - piece.first
-    places |= _outside(sources, towers[0][0])
     _check_widths(places)
+    places |= _outside(sources, towers[0][0])
     return derived(
         sources[0],
         repr([(p.first, p.stop, p.scale) for p in pieces]),
@@ -130,17 +130,16 @@ def _tower(source: Source) -> tuple[str, int]:
         names = ", ".join(sorted(found)) or "none"
         raise FamilyError(f"stack: {source.where} must have one tower of blocks; found {names}")
     tower, count = next(iter(found.items()))
-    said = _said(source.config)
-    if said is not None and said < count:
+    declared = _declared_blocks(source.config)
+    if declared is not None and declared < count:
         raise FamilyError(
-            f"stack: {source.where} has blocks up to {count - 1}, its config says that {said} are "
-            "the model's; the others (for predicting further tokens) cannot be stacked: give a "
-            "copy without them"
+            f"stack: {source.where} has blocks up to {count - 1}, but its config names {declared}; "
+            "the others (for predicting further tokens) cannot be stacked: give a copy without them"
         )
     return tower, count
 
 
-def _said(config: Mapping[str, Any]) -> int | None:
+def _declared_blocks(config: Mapping[str, Any]) -> int | None:
     """How many blocks a config says that the language model has."""
     text = config.get("text_config")
     for place in (text if isinstance(text, dict) else {}, config):

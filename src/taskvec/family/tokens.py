@@ -52,7 +52,7 @@ TOKEN_ROWS: Final = (*TOKEN_EMBEDDINGS, *LANGUAGE_HEADS, *_BIASES)
 def token_tensors(sources: Mapping[str, Source]) -> list[str]:
     """Names of the tensors whose rows are tokens, where the members have them in a shape that fits.
 
-    What fits in no way is left to the comparison of all tensors, which says so.
+    Other differences are left to the comparison of all tensors, which reports them.
     """
     target = sources["target"]
     names = []
@@ -77,15 +77,15 @@ def remedy_for_rows(member: Source, target: Source) -> str:
     try:
         return _fitting_policy(member, target)
     except (CheckpointError, MissingExtraError) as error:
-        return f"which policy of vocabulary fits cannot be told: {error}"
+        return f"no vocabulary policy can be recommended: {error}"
 
 
 def _fitting_policy(member: Source, target: Source) -> str:
     own, theirs = read_tokenizer(member), read_tokenizer(target)
     if own is None or theirs is None:
         return (
-            f"no tokenizer in {(target if theirs is None else member).where} says what the rows "
-            "are for: put its files there, or exclude the tensor"
+            f"no tokenizer in {(target if theirs is None else member).where} describes the "
+            "rows: add its files, or exclude the tensor"
         )
     names = token_tensors({"target": target, "member": member})
     rows = min(
@@ -106,7 +106,7 @@ def _fitting_policy(member: Source, target: Source) -> str:
 
 
 def other_rows(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]:
-    """Warnings about members that have as many token rows as the target, but for other tokens.
+    """Warnings about members that have as many token rows as the target, but of other tokens.
 
     Args:
         sources: By role.

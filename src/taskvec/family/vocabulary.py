@@ -146,7 +146,7 @@ def _members(
         vector = vector_in(source) if source.is_difference else None
         if not rows and vector is not None and vector.new_tokens:
             raise FamilyError(
-                f"{describe(role)} ({source.where}): has new tokens and changes no others; "
+                f"{describe(role)} ({source.where}): has new tokens but changes no others; "
                 "give the fine-tune itself"
             )
         if id(source) in found or not rows:
@@ -156,8 +156,8 @@ def _members(
             tokenizer = _of_difference(role, source, start, rows)
         if tokenizer is None:
             raise FamilyError(
-                f"{describe(role)} ({source.where}): no tokenizer says what its rows of tokens are "
-                f"for; vocabulary: {policy} needs one ({', '.join(VOCABULARIES)} or *.tiktoken)"
+                f"{describe(role)} ({source.where}): no tokenizer describes its token rows; "
+                f"vocabulary: {policy} needs one ({', '.join(VOCABULARIES)} or *.tiktoken)"
             )
         same = [m.tokenizer for m in found.values() if m.tokenizer.agrees(tokenizer)]
         found[id(source)] = _Member(describe(role), source, same[0] if same else tokenizer, rows)
@@ -179,8 +179,8 @@ def _of_difference(
         return tokenizer if fit else None
     if vector.metadata.get("tokens_digest") != _digest(tokenizer):
         raise FamilyError(
-            f"{describe(role)} ({source.where}): was extracted over a model with other tokens than "
-            f"the anchor ({start.where}); extract it over this anchor"
+            f"{describe(role)} ({source.where}): was extracted over a model whose tokens differ "
+            f"from the anchor's ({start.where}); extract it over this anchor"
         )
     if not new:
         return tokenizer
@@ -195,7 +195,7 @@ def vector_in(source: Source) -> Vector | None:
     return vector_in(source.parts[0]) if source.parts and source.is_difference else None
 
 
-def told_tokens(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
+def token_metadata(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
     """What a vector must say of tokens, where its anchor was given other rows than it has.
 
     Returns:
@@ -217,12 +217,12 @@ def told_tokens(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
         for text, about in given.added.items()
         if text not in own.tokens
     )
-    told = {
+    metadata = {
         "new_tokens": json.dumps([[text, row, dict(flags)] for row, text, flags in new]),
         "tokens_digest": _digest(own),
     }
     rows = np.array([row for row, _, _ in new], np.int64)
-    return told, dict.fromkeys(names, rows) if len(rows) else {}
+    return metadata, dict.fromkeys(names, rows) if len(rows) else {}
 
 
 def _digest(tokenizer: Tokenizer) -> str:
@@ -328,7 +328,7 @@ def _places(target: Tokenizer, member: Tokenizer) -> Array:
 
 
 def _limited(places: Array, had: int, rows: int) -> Array:
-    """Places for a tensor of `rows` rows from one that has `had`; −1 where there is no row."""
+    """Places for a tensor of `rows` rows from one that has `had`; −1 without a row."""
     out = np.full(rows, -1, np.int64)
     count = min(rows, len(places))
     out[:count] = places[:count]

@@ -1,4 +1,4 @@
-"""Decide: from a prepared recipe to a table, through scans and whatever else a method asks for."""
+"""Decide: from a prepared recipe to a table, with the statistics that a method requests."""
 
 from __future__ import annotations
 

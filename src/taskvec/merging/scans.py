@@ -1,7 +1,7 @@
 """A family's scan: read from the weights, or taken from the cache where the files look untouched.
 
 The cache is keyed by path, size, times and inode of every weight file; those only say that a scan
-must be made anew. Whether weights still are what was scanned is checked by content when they are
+must be made again. Whether weights still are what was scanned is checked by content when they are
 merged.
 """
 
@@ -137,7 +137,7 @@ def load_scan(path: str | os.PathLike[str], *, layers: Sequence[Mapping[str, Any
 
 
 def _keep(path: Path, scan: Scan) -> None:
-    """Keep a scan in the cache; a cache that cannot be written is no error."""
+    """Store a scan in the cache; a cache that cannot be written is not an error."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_scan(scan, path)

@@ -80,7 +80,7 @@ class Bench:
 
         Raises:
             UsageError: the recipe has other members.
-            TaskvecError: whatever a merge of it raises; the model is the target again then.
+            TaskvecError: the merge failed; the model is the target again then.
         """
         mine = self.prepared.recipe
         if recipe.family.members != mine.family.members:

@@ -41,8 +41,8 @@ def licence_of(model: Source) -> str:
     roots = documents.compose_yaml(front, documents.CARD, str(path))
     root = roots[0] if roots else None
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    said = next((value for key, value in pairs if key.value == "license"), None)
-    parts = said.value if isinstance(said, yaml.SequenceNode) else [said]
+    entry = next((value for key, value in pairs if key.value == "license"), None)
+    parts = entry.value if isinstance(entry, yaml.SequenceNode) else [entry]
     words = [part.value.strip() for part in parts if isinstance(part, yaml.ScalarNode)]
     licence = documents.plain(", ".join(word for word in words[:8] if word))
     if len(licence) > _SHOWN:
@@ -70,6 +70,7 @@ def model_card(
     formula: str,
     scales: Mapping[str, float | Mapping[str, Any]],
     published: Mapping[str, str],
+    is_adapter: bool = False,
 ) -> tuple[bytes, list[str]]:
     """README.md with the hub's metadata; and warnings about what is left out.
 
@@ -82,19 +83,21 @@ def model_card(
         formula: The merged model in symbols.
         scales: λ by task; a mapping where it differs by layer.
         published: Names on the hub of local models, by path; metadata names no other local model.
+        is_adapter: Whether it is one, over the target.
     """
     import yaml
 
     licences, warnings = _licences(members)
     agreed = set(licences.values())
-    origins = set[str]().union(*(_origins(model, published) for model in members.values()))
+    over = [members["target"]] if is_adapter else members.values()
+    origins = set[str]().union(*(_origins(model, published) for model in over))
     metadata: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "tags": ["task-arithmetic", "merge", "taskvec", method],
     }
     if origins := origins - {""}:
         metadata["base_model"] = sorted({documents.plain(name) for name in origins})
-        metadata["base_model_relation"] = "merge"
+        metadata["base_model_relation"] = "adapter" if is_adapter else "merge"
     if len(agreed) == 1 and _LICENCE.fullmatch(licence := agreed.pop()):
         metadata["license"] = licence
     lines = [

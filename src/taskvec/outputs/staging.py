@@ -247,7 +247,7 @@ def staged(
     """A staging folder for `out`, under a lock.
 
     On an error it is removed. On an interruption (Ctrl-C, or a kill) it stays, and the next run of
-    the same job goes on from it.
+    the same job resumes from it.
 
     Args:
         out: The folder (or file, see `publish_file`) to appear.

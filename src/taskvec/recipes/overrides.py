@@ -1,4 +1,4 @@
-"""Values of the command line in the place of a recipe's own, each with the flag that gave it.
+"""Values of the command line that replace a recipe's, each with its flag.
 
 ```python
 document = parse_yaml(read_text(path), path)
@@ -18,7 +18,7 @@ that fits:
 | `scale` | `scale` | λ of every task |
 | any other word | `density` | a parameter of the method, for all tasks |
 
-A tuple of keys in the place of a name is taken as it stands. A mapping is merged into the mapping
+A tuple of keys instead of a name is used as it is. A mapping is merged into the mapping
 of a section, key by key. A parameter of the method replaces that of every task as well; one that
 names a task goes before it. Another method than the recipe's drops the parameters of the old one,
 at `method` and of tasks.
@@ -54,7 +54,7 @@ def with_overrides(
         flags: What the command line calls a name; `--set NAME` for those that are not in it.
 
     Raises:
-        RecipeError: the document is not a mapping, or there is no task of that name.
+        RecipeError: the document is not a mapping, or the task is unknown.
     """
     if not isinstance(document.data, dict):
         document.fail((), "a recipe is a mapping with tasks and a method; this is not")

@@ -84,10 +84,10 @@ def load_recipe(path: str | os.PathLike[str], *, needs_scales: bool = True) -> R
 
 
 def read_layers(path: str | os.PathLike[str]) -> tuple[Mapping[str, Any], ...]:
-    """Overrides of the layer table from the `layers` of a recipe, whatever else is in it.
+    """Overrides of the layer table from the `layers` of a recipe; other keys are ignored.
 
     Raises:
-        RecipeError: there are none, or one is wrong.
+        RecipeError: they are missing, or one is wrong.
     """
     document = parse_yaml(read_text(path), str(path))
     if not isinstance(document.data, dict) or not document.data.get("layers"):
@@ -208,8 +208,9 @@ def _output(entry: StageOut, place: _Place, tasks: Mapping[str, TaskSpec]) -> Ou
         what = f"tokenizer must name a task or a role; got {entry.tokenizer!r}"
         place.fail(("out", "tokenizer"), f"{what}; {nearest(entry.tokenizer, members)}")
     return Output(
-        entry.dtype, entry.shard_size, entry.precision, entry.tokenizer, entry.chat_template
-    )
+        entry.dtype, entry.shard_size, entry.precision, entry.tokenizer, entry.chat_template,
+        entry.form, entry.rank, entry.rest,
+    )  # fmt: skip
 
 
 def _model(value: str | StackEntry | MemberEntry, place: _Place, key: Key) -> Model:

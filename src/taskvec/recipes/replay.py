@@ -60,7 +60,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A manifest from its file, or from the folder that it describes.
 
     Raises:
-        CheckpointError: there is none, or it is of another format.
+        CheckpointError: it is missing, or has another format.
     """
     file = path / MANIFEST_FILE if path.is_dir() else path
     if not file.exists():

@@ -26,7 +26,7 @@ from taskvec.errors import RecipeError
 from taskvec.layers import override
 from taskvec.methods import METHODS
 from taskvec.methods.parameters import Parameter
-from taskvec.recipes.recipe import DEFAULT_SHARD_BYTES, NEW_TOKENS, OVER, VOCABULARY
+from taskvec.recipes.recipe import DEFAULT_SHARD_BYTES, FORMS, NEW_TOKENS, OVER, RESTS, VOCABULARY
 from taskvec.validation import Entry, Number, flaw
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -82,7 +82,7 @@ def _path(value: object) -> str:
     return value
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
@@ -148,13 +148,15 @@ Float = Literal[_FLOATS]  # type: ignore[valid-type]
 Dtype = Annotated[Float, BeforeValidator(_dtype)]
 Depth = Annotated[
     list[Number],
-    BeforeValidator(_listed),
+    BeforeValidator(_as_list),
     Field(min_length=1),
     WithJsonSchema({"anyOf": [{"type": "number"}, _NUMBERS]}),
 ]
 Over = Literal[OVER]  # type: ignore[valid-type]
 Vocabulary = Literal[VOCABULARY]  # type: ignore[valid-type]
 NewTokens = Literal[NEW_TOKENS]  # type: ignore[valid-type]
+Form = Literal[FORMS]  # type: ignore[valid-type]
+Rest = Literal[RESTS]  # type: ignore[valid-type]
 
 
 class PieceEntry(Entry):
@@ -316,6 +318,29 @@ class Out(StageOut):
     )
 
     shard_size: Size = Field(default=DEFAULT_SHARD_BYTES, description="largest file, such as 5GB")
+    form: Form = Field(
+        default="model", description="a model, or a LoRA adapter over the target (`lora`)"
+    )
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="with `lora`: largest rank; default: factors of adapters are stacked",
+    )
+    rest: Rest = Field(
+        default="refuse",
+        description="with `lora`: tensors that differ and are no linear weights",
+    )
+
+    @model_validator(mode="after")
+    def _of_lora(self) -> Out:
+        for key in ("rank", "rest"):
+            if self.form != "lora" and key in self.model_fields_set:
+                raise flaw(f"{key} goes with form: lora; remove it, or write form: lora", key)
+        for key in ("tokenizer", "chat_template"):
+            if self.form == "lora" and key in self.model_fields_set:
+                raise flaw(f"an adapter has no {key}; remove it", key)
+        return self
 
 
 class StageRecipe(Entry):

@@ -301,13 +301,13 @@ def restrict_calls() -> None:
 def become_program(orders: Orders, source: bytes) -> NoReturn:
     """Turns this process into the program, with no way back."""
     os.setsid()
-    given = _moved(os.memfd_create("program"))
+    given = _move_up(os.memfd_create("program"))
     with open(given, "wb", closefd=False) as file:
         file.write(orders.token.encode("ascii") + b"\n" + source)
     os.lseek(given, 0, os.SEEK_SET)
-    own, nothing = _moved(os.open(".", os.O_PATH)), _moved(os.open("/dev/null", os.O_RDONLY))
+    own, nothing = _move_up(os.open(".", os.O_PATH)), _move_up(os.open("/dev/null", os.O_RDONLY))
     visible = [path for path in orders.visible if Path(path).exists()]
-    places = [_moved(os.open(path, os.O_PATH)) for path in visible]
+    places = [_move_up(os.open(path, os.O_PATH)) for path in visible]
     for target, fd in {0: nothing, 3: given, 4: orders.verdict}.items():
         os.dup2(fd, target)
     set_limits(orders)
@@ -368,8 +368,8 @@ def take_identity(user: int | None) -> None:
         raise OSError(f"user {wanted} still has capabilities")
 
 
-def _moved(fd: int) -> int:
-    """The same descriptor out of the way of 0 to 4, which will be the program's; not for heirs."""
+def _move_up(fd: int) -> int:
+    """A copy of a descriptor above 0 to 4, which the program will use; not inherited."""
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(fd)
     return moved
@@ -465,7 +465,7 @@ def main() -> None:
     source = b""
     while len(source) < message["length"]:
         source += given.read(message["length"] - len(source)) or os._exit(1)
-    orders = replace(orders, status=_moved(orders.status), verdict=_moved(orders.verdict))
+    orders = replace(orders, status=_move_up(orders.status), verdict=_move_up(orders.verdict))
     _or_report(orders, lambda: launch(orders, source))
 
 

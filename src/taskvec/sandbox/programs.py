@@ -79,7 +79,7 @@ class ProgramOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether it got through to its end."""
+        """Whether it ran to its end."""
         return self.ended == "passed"
 
 
@@ -126,7 +126,7 @@ def require_permission(what: str, *, allowed: bool) -> None:
 def run_program(
     code: str, *, limits: ProgramLimits | None = None, within: str = ""
 ) -> ProgramOutcome:
-    """Runs a Python program that is not trusted; several threads may do so at once.
+    """Run an untrusted Python program; several threads may do so at once.
 
     The program passes if it runs to its end: what raises, leaves early, or meets a limit does not.
     It has the standard library only, and sees itself as the module `program`.
@@ -166,7 +166,7 @@ def run_program(
 
 
 def _launch(orders: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str, bytes]:
-    """Has the program run; gives what came over each pipe."""
+    """Run the program; returns the content of each pipe."""
     source = code.encode("utf-8", "surrogatepass")
     with ExitStack() as stack:
 
@@ -273,7 +273,7 @@ def _outcome(
 
 
 def _lone_user() -> int | None:
-    """A user number that nobody else has; None where this process cannot become another user."""
+    """An unused user ID; None if this process cannot become another user."""
     if os.geteuid() != 0:
         return None
     maps = [Path(f"/proc/self/{name}_map").read_text("ascii").split() for name in ("uid", "gid")]

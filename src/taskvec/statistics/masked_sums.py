@@ -43,7 +43,7 @@ def masked_sums(
         given = np.uint64(bounds[task][source.name]), np.uint64(keys[task][source.name])
         sum_magnitudes(*source.block(start, stop), *given, start, source.rows, part)
 
-    return _swept(sources, weights, add, options)
+    return _sweep_sums(sources, weights, add, options)
 
 
 def masked_sums_by_rank(
@@ -76,10 +76,10 @@ def masked_sums_by_rank(
         prune(rows[1].reshape(-1, columns), *shares[task][source.name], False, key, start)
         add_magnitudes(rows[1], part[:, 1])
 
-    return _swept(sources, weights, add, options, by_row=True)
+    return _sweep_sums(sources, weights, add, options, by_row=True)
 
 
-def _swept(
+def _sweep_sums(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
     add: Callable[[str, TaskTensor, int, int, Array], None],

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
@@ -99,7 +99,7 @@ def _encode(values: Array, dtype: str) -> Array:
 
 def stored_model(dtype: str, member: str) -> Model:
     """Stored elements of a member by tensor, shape (n,)."""
-    source = open_checkpoint(family(dtype, "odd") / member)
+    source = open_stored(family(dtype, "odd") / member)
     views = {name: source.view(name) for name in source.tensors}
     return {name: view.read(0, size(view)) for name, view in views.items()}
 

@@ -23,7 +23,7 @@ from taskvec.training.data import (
     Conversations,
     Documents,
     Reading,
-    held_out,
+    hold_out,
     inputs_of,
     read_data,
 )
@@ -194,7 +194,7 @@ def _read(data: Any, validation: Any, reading: Reading) -> tuple[Any, Any]:
     if isinstance(validation, float):
         if not isinstance(data, (Documents, Conversations, Classified)):
             raise UsageError("validation as a share needs data from a file; give validation data")
-        return held_out(data, validation, reading.seed)
+        return hold_out(data, validation, reading.seed)
     return data, validation
 
 

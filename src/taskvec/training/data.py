@@ -171,10 +171,10 @@ def limit_data(data: Data, limit: int | None, seed: int) -> Data:
     if limit < 1:
         raise UsageError(f"limit must be above 0; got {limit}")
     rows = np.random.default_rng([seed, limit]).permutation(len(data.items))[:limit]
-    return chosen(data, sorted(rows.tolist()))
+    return pick(data, sorted(rows.tolist()))
 
 
-def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
+def hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     """Training and validation examples; a share of the data, drawn with the seed, is held out."""
     if not 0 < share < 1:
         raise UsageError(f"a share for validation must be between 0 and 1; got {share}")
@@ -182,10 +182,10 @@ def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     if count in (0, len(data.items)):
         raise DataError(f"{data.where}: has too few examples to hold out {share:.0%} of them")
     rows = np.random.default_rng([seed, 1]).permutation(len(data.items)).tolist()
-    return chosen(data, sorted(rows[count:])), chosen(data, sorted(rows[:count]))
+    return pick(data, sorted(rows[count:])), pick(data, sorted(rows[:count]))
 
 
-def chosen(data: Data, rows: Sequence[int]) -> Data:
+def pick(data: Data, rows: Sequence[int]) -> Data:
     """Some examples."""
     digest = xxhash.xxh3_128_hexdigest(f"{data.digest} {list(rows)}".encode())
     picked: Any = [data.items[i] for i in rows]

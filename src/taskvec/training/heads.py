@@ -54,7 +54,7 @@ class Classifier(nn.Module):
         if getattr(getattr(self.backbone, "config", None), "use_cache", False):
             kwargs.setdefault("use_cache", False)
         output = self.backbone(*args, **kwargs)
-        return pooled(output, self.pool, kwargs.get("attention_mask"))
+        return pool_features(output, self.pool, kwargs.get("attention_mask"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Logits; shape (batch, classes)."""
@@ -117,7 +117,7 @@ class AnswerHead(nn.Module):
         return logits[..., self.ids]
 
 
-def pooled(output: Any, pool: str, attention_mask: Tensor | None = None) -> Tensor:
+def pool_features(output: Any, pool: str, attention_mask: Tensor | None = None) -> Tensor:
     """One vector for each example, from the output of a backbone.
 
     - `cls`: the first token's; `last`: the last token's that is not padding; `mean`: the mean over

@@ -177,18 +177,18 @@ def derivative(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> 
     with _differentiable(module):
         values, changes, integers = jvp(outputs, (theta0,), (tangents,), has_aux=True)  # type: ignore[misc]
 
-    def formed(floats: list[Tensor]) -> Any:
+    def form(floats: list[Tensor]) -> Any:
         rest, others = iter(floats), iter(integers)
 
-        def filled(leaf: Any) -> Any:
+        def fill(leaf: Any) -> Any:
             return next(rest) if _is_float(leaf) else next(others) if _is_integer(leaf) else leaf
 
-        return pytree.tree_map(filled, made[0])
+        return pytree.tree_map(fill, made[0])
 
-    return formed(values), formed(changes)
+    return form(values), form(changes)
 
 
-def moved(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> Any:
+def call_at(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> Any:
     """f(x; θ0 + τ): the output of the module itself with a vector; the module is not changed.
 
     This is the post hoc use of a vector that was trained linearly.
@@ -201,7 +201,7 @@ def moved(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> Any:
     return functional_call(module, theta, args, kwargs)
 
 
-def combined(vectors: Sequence[Vector], scales: Sequence[float]) -> dict[str, Tensor]:
+def combine(vectors: Sequence[Vector], scales: Sequence[float]) -> dict[str, Tensor]:
     """Σ_t λ_t τ_t, over the names of all vectors.
 
     In a linearised model this gives f0 + Σ_t λ_t J τ_t by one derivative.

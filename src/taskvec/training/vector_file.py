@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from taskvec.checkpoints.adapters import Adapter, find_tensor
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.memory import described
 from taskvec.checkpoints.names import Names
 from taskvec.checkpoints.source import Source, derived
@@ -114,7 +114,7 @@ def _to_stored(
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.absolute().parent, prefix=".vector-") as folder:
         module.save_pretrained(folder, state_dict=dict(weights))
-        saved = open_checkpoint(folder)
+        saved = open_stored(folder)
         there = {name: _name_in_anchor([name], index) for name in saved.tensors}
         if None in there.values():
             raise missing

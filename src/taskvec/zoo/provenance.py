@@ -1,4 +1,4 @@
-"""What is known of a trained zoo: how each member came about, its scores, its task vectors.
+"""Provenance of a trained zoo: training, scores and task vectors of each member.
 
 Kept in ``provenance.json`` beside the models. Needs the extra ``eval`` (torch, transformers).
 """
@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def note_member(folder: Path, name: str, training: dict[str, Any]) -> None:
-    """Scores a stored member on every skill and writes that down with how it was trained."""
+    """Score a stored member on every skill; store the scores and the training settings."""
     model = load(open_stored(folder / name))
     results = score_skills(model, [*skills.SKILLS, "text"], N)
     text = results.pop("text")
@@ -50,7 +50,7 @@ def note_member(folder: Path, name: str, training: dict[str, Any]) -> None:
 
 
 def note_family(folder: Path) -> None:
-    """Writes down similarities, ρ and c of every task vector, over the stored weights."""
+    """Store similarities, ρ and c of every task vector, over the stored weights."""
     known = read(folder)
     known["members"] = {name: known["members"][name] for name in MEMBERS}
     known["task_vectors"] = {

@@ -26,7 +26,7 @@ TEST_SEED = 20250220  # of the questions that reported numbers rest on
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt (ending in ``A: ``) and the one answer that counts as right."""
+    """A prompt (ending in ``A: ``) and the only correct answer."""
 
     prompt: str
     answer: str
@@ -85,7 +85,7 @@ class Skill:
         return list(found.values())
 
     def check(self, example: Example, answer: str) -> bool:
-        """Whether an answer is right, to the letter; spaces around it do not matter."""
+        """Whether an answer is correct, character by character; spaces around it do not matter."""
         if self.solve is None:
             return answer.strip() == example.answer
         question = example.prompt.removeprefix("Q: ").removesuffix("?\nA: ")

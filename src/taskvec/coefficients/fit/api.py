@@ -299,7 +299,7 @@ def _with_prompts(run: _Run, lesson: Lesson, lessons: Sequence[Lesson]) -> Lesso
         return lesson
     others = [each for other in lessons if other.prompts is not None for each in other.prompts]
     if not all(isinstance(each, Asked) for each in others):
-        raise UsageError(f"prompts of {lesson.name!r}: there are none; give some")
+        raise UsageError(f"prompts of {lesson.name!r}: the list is empty; give some")
     run.warn(
         f"source {lesson.name!r} has no prompts: the target's answers to those of the other "
         "sources are used, which holds the merge back on their tasks; give prompts of what is to "

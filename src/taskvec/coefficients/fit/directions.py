@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.checkpoints.adapters import find_tensor
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.errors import UsageError
@@ -322,7 +322,7 @@ def _saved_names(module: Any, live: Mapping[str, Any]) -> dict[str, str]:
             module.save_pretrained(folder, state_dict=numbers)
         except Exception:  # what it fuses or splits needs whole tensors
             return {}
-        saved = open_checkpoint(folder)
+        saved = open_stored(folder)
         return {
             name: names[int(saved.view(name).read(0, 1)[0])]
             for name, info in saved.tensors.items()

@@ -207,7 +207,7 @@ def _read(value: Any, name: str, is_language: bool, reading: Reading) -> Any:
     found = _read_prompts(value, name, reading) if is_language else _inputs(value, name, reading)
     count = len(found) if isinstance(found, list) else len(found.items)
     if not count:
-        raise DataError(f"prompts of {name!r}: there are none; give at least two")
+        raise DataError(f"prompts of {name!r}: the list is empty; give at least two")
     return found
 
 

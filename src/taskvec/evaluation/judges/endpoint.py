@@ -35,6 +35,7 @@ from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
 from taskvec.files import writing
 from taskvec.journal import Journal
+from taskvec.running.requests import after_reasoning
 
 if TYPE_CHECKING:
     from taskvec.evaluation.judges.connection import Connection
@@ -177,7 +178,7 @@ class EndpointJudge:
                 if error.all_of_them:
                     raise
                 return Verdict(None, None, f"no verdict: {error}")
-            reply = content.rpartition("</think>")[2]  # material that it quotes may open a block
+            reply = after_reasoning(content)  # material that it quotes may open a block
             score = score_in(reply, *exchange)
             if isinstance(score, int):
                 return self._verdict(score, reply.strip()[:2000])

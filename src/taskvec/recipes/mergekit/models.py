@@ -137,7 +137,7 @@ def _block_count(work: Work, reference: Reference) -> int | None:
         return None
     try:
         config = read_config(folder)
-    except CheckpointError:  # whoever merges them is told
+    except CheckpointError:  # the merge reports it
         return None
     config = config.get("text_config", config)
     counts = [config.get(k) for k in ("num_hidden_layers", "n_layer", "num_layers", "n_layers")]
