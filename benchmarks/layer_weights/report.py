@@ -224,13 +224,19 @@ def gap(rows: Sequence[Row], families: Sequence[str]) -> str:
         found = tests(rows, family)
         free = [n for n in found if not n.startswith(("only", "fit", "random", "λ by task"))]
         best = max(free, key=lambda n: _validation(rows, family, n))
+        everywhere = [n for n in free if found[n].keys() == found["plain"].keys()]
+        best = best if best in everywhere else "plain"
         singles = ceiling(family, found)
-        for name in [n for n in found if n.startswith("fit")]:
-            gain = apart(family, *_paired(found[name], found[best]))
-            whole = apart(family, *_paired({s: singles.get(_trained(s), singles[min(singles)])
-                                            for s in found[name]}, found[best]))  # fmt: skip
-            share = gain / whole
-            scores = [f"{score(family, found[each]):.3f}" for each in (best, name)]
+        whole = {s: each for s, each in singles.items() if set(goal(family)) <= set(each)}
+        for name in [n for n in found if n.startswith("fit") and whole]:
+            is_zoo = family.startswith("zoo")  # one trained family; the seeds are of prompts
+            mine = {s: a for s, a in found[name].items() if is_zoo or _trained(s) in whole}
+            if not mine:
+                continue
+            tops = {s: whole.get(_trained(s), whole[min(whole)]) for s in mine}
+            gain = apart(family, *_paired(mine, found[best]))
+            share = gain / apart(family, *_paired(tops, found[best]))
+            scores = [f"{score(family, each):.3f}" for each in (found[best], mine)]
             lines.append([family, best, scores[0], name, scores[1], shown(gain), shown(share)])
     head = ["family", "best without data", "score", "fit", "score", "gain", "share of the gap"]
     return table(head, lines)

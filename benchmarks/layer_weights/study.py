@@ -233,7 +233,7 @@ def _fit_once(
         result["scores"][kind] = bench.score(answers)
         result["test"][kind] = to_json(answers)
     told = found.to_json()
-    result["fit"] = {name: told.get(name) for name in ("standings", "explanation", "warnings")}
+    result["fit"] = {name: told.get(name) for name in ("held_out", "explanation", "warnings")}
     tensors = next(iter(found.seeds), found.table)
     result["weights"] = {task: tensors.of(task) for task in tensors.tasks}
     return result

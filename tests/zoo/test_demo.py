@@ -60,7 +60,7 @@ def test_findings_tell_the_shares_that_were_kept() -> None:
     [
         (45, 72, "difference +0.27 ± 0.09: LATA is better here."),
         (72, 45, "difference -0.27 ± 0.09: plain is better here."),
-        (50, 54, "difference +0.04 ± 0.10: too small a difference to tell with 200 questions."),
+        (50, 54, "difference +0.04 ± 0.10: not significant with 200 questions."),
     ],
 )
 def test_findings_say_which_is_better_if_any(plain: int, lata: int, verdict: str) -> None:
