@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.layer_weights import rivals
 from benchmarks.layer_weights.bench import Answers, from_json, value
+from taskvec.coefficients.fit.explanation import spearman
 from taskvec.evaluation.intervals import Bootstrap, percentiles
 from taskvec.layers import classify
 from taskvec.reporting.figures import new_figure, save_figure
@@ -139,6 +140,50 @@ def ceiling(family: str, found: Mapping[str, Tests]) -> Tests:
     return singles
 
 
+def summary(rows: Sequence[Row], families: Sequence[str]) -> str:
+    """Every kind of method by family: its score, and that less plain's."""
+    names = {family: _kinds(rows, family) for family in families}
+    kinds = list(dict.fromkeys(kind for each in names.values() for kind in each))
+    lines = []
+    for kind in kinds:
+        cells = []
+        for family in families:
+            found, chosen = tests(rows, family), names[family].get(kind)
+            mine = ceiling(family, found) if kind == FINE_TUNES else found.get(str(chosen))
+            if not mine or (kind == FINE_TUNES and set(goal(family)) - set(mine[min(mine)])):
+                cells.append("")
+                continue
+            text = f"{score(family, mine):.3f}"
+            if kind != "plain task arithmetic":
+                text += f" ({difference(family, *_paired(mine, found['plain']))})"
+            cells.append(text)
+        lines.append([kind, *cells])
+    return table(["", *families], lines)
+
+
+FINE_TUNES = "each task's fine-tune"
+
+
+def _kinds(rows: Sequence[Row], family: str) -> dict[str, str]:
+    """Names of the methods of a family by what they are called in the summary."""
+    found = tests(rows, family)
+
+    def best(start: str) -> str:
+        return max(
+            (n for n in found if n.startswith(start)),
+            key=lambda n: _validation(rows, family, n),
+            default="",
+        )
+
+    kinds = {FINE_TUNES: "", "plain task arithmetic": "plain"}
+    kinds |= {"LATA, defaults": DEFAULT, "LATA, best on validation": best("lata")}
+    for order in ("reversed", "norm ratio", "depth", *(f"random {i}" for i in rivals.DRAWS)):
+        kinds[f"{order}, logarithmic"] = rivals.Variant(order).name
+    kinds |= {"LiNeS, best α on validation": best("LiNeS"), "TIES": "TIES"}
+    kinds["λ by task, searched"] = "λ by task, searched"
+    return kinds | {name: name for name in sorted(found) if name.startswith("fit")}
+
+
 def family_table(rows: Sequence[Row], family: str) -> str:
     """Every method of a family against plain task arithmetic at its best λ."""
     found = tests(rows, family)
@@ -179,13 +224,19 @@ def gap(rows: Sequence[Row], families: Sequence[str]) -> str:
         found = tests(rows, family)
         free = [n for n in found if not n.startswith(("only", "fit", "random", "λ by task"))]
         best = max(free, key=lambda n: _validation(rows, family, n))
+        everywhere = [n for n in free if found[n].keys() == found["plain"].keys()]
+        best = best if best in everywhere else "plain"
         singles = ceiling(family, found)
-        for name in [n for n in found if n.startswith("fit")]:
-            gain = apart(family, *_paired(found[name], found[best]))
-            whole = apart(family, *_paired({s: singles.get(_trained(s), singles[min(singles)])
-                                            for s in found[name]}, found[best]))  # fmt: skip
-            share = gain / whole
-            scores = [f"{score(family, found[each]):.3f}" for each in (best, name)]
+        whole = {s: each for s, each in singles.items() if set(goal(family)) <= set(each)}
+        for name in [n for n in found if n.startswith("fit") and whole]:
+            is_zoo = family.startswith("zoo")  # one trained family; the seeds are of prompts
+            mine = {s: a for s, a in found[name].items() if is_zoo or _trained(s) in whole}
+            if not mine:
+                continue
+            tops = {s: whole.get(_trained(s), whole[min(whole)]) for s in mine}
+            gain = apart(family, *_paired(mine, found[best]))
+            share = gain / apart(family, *_paired(tops, found[best]))
+            scores = [f"{score(family, each):.3f}" for each in (found[best], mine)]
             lines.append([family, best, scores[0], name, scores[1], shown(gain), shown(share)])
     head = ["family", "best without data", "score", "fit", "score", "gain", "share of the gap"]
     return table(head, lines)
@@ -261,13 +312,13 @@ def best_forms(rows: Sequence[Row], families: Sequence[str]) -> str:
 def probing(rows: Sequence[Row], family: str) -> str:
     """What leaving out, or keeping only, each group of tensors does."""
     mine = [r for r in rows if r["family"] == family and r["stage"] == "probe"]
-    if not mine:
-        return ""
     whole = {
         (r["task"], r["group"]): r["values"] for r in mine if r["group"] in ("alone", "merged")
     }
     groups = list(dict.fromkeys(r["group"] for r in mine if r["group"] not in ("alone", "merged")))
     tasks = list(dict.fromkeys(r["task"] for r in mine))
+    if not tasks or any((task, "merged") not in whole for task in tasks):
+        return ""
     lines = []
     for group in groups:
         cells = [group]
@@ -283,7 +334,46 @@ def probing(rows: Sequence[Row], family: str) -> str:
             ]  # fmt: skip
         lines.append(cells)
     head = ["group", *(f"{t}: {w}" for t in tasks for w in ("only", "without", "merged", "others"))]
-    return f"### {family}\n\n{table(head, lines)}"
+    return f"### {family}\n\n{table(head, lines)}\n{_with_cost(rows, family)}"
+
+
+def _with_cost(rows: Sequence[Row], family: str) -> str:
+    """Rank correlation, over blocks, of what leaving a block out costs with what blocks are."""
+    lines = []
+    of: dict[str, list[float]] = {}
+    for known in [r for r in rows if (r["family"], r["stage"]) == (family, "statistics")]:
+        task, blocks = known["task"], known["blocks"]
+        wanted = (family, "probe", task)
+        mine = [r for r in rows if (r["family"], r["stage"], r.get("task")) == wanted]
+        probes = {r["group"]: r["values"] for r in mine}
+        of = {name: [blocks[b][name] for b in blocks] for name in next(iter(blocks.values()))}
+        of["fitted weight"] = [_fitted(rows, family, task, block) for block in blocks]
+        for what, kind in {"its own vector": "without", "the merge": "merged"}.items():
+            cost = [-probes[block][kind][task] for block in blocks]
+            lines.append([task, what, *(_spearman(cost, each) for each in of.values())])
+    return table(["task", "left out of", *of], lines) if lines else ""
+
+
+def _fitted(rows: Sequence[Row], family: str, task: str, block: str) -> float:
+    """Mean fitted weight of a block's tensors, over fits by tensor to 128 prompts."""
+    wanted = (family, "fit", "tensor", 128)
+    found = [
+        weight
+        for r in rows
+        if (r["family"], r["stage"], r.get("granularity"), r.get("prompts")) == wanted
+        for name, weight in r["weights"][task].items()
+        if f"block {classify(name).block}" == block
+    ]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _spearman(one: Sequence[float], other: Sequence[float]) -> str:
+    a, b = np.array(one), np.array(other)
+    if not np.isfinite(b).all():
+        return ""
+    picks = np.random.default_rng(0).integers(0, len(a), (2000, len(a)))
+    low, high = np.nanquantile([spearman(a[p], b[p]) for p in picks], (0.025, 0.975))
+    return f"{spearman(a, b):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def explained(rows: Sequence[Row], cell: tuple[str, int] = ("tensor", 128)) -> str:
@@ -315,7 +405,8 @@ def draw_methods(rows: Sequence[Row], families: Sequence[str], path: Path) -> No
         names |= {"λ by task, searched": "λ by task, searched"}
         names |= {n: n for n in sorted(found) if n.startswith("fit") and "same" not in n}
         bars = {label: found[n] for label, n in names.items() if n in found}
-        bars["fine-tunes"] = ceiling(family, found)
+        if set(goal(family)) <= {t for each in ceiling(family, found).values() for t in each}:
+            bars["fine-tunes"] = ceiling(family, found)
         for place, (label, mine) in enumerate(bars.items()):
             values = np.mean([drawn(family, each) for each in mine.values()], 0)
             low, high = percentiles(values[1:])
@@ -368,6 +459,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = read(options.work)
     families = [f for f in dict.fromkeys(r["family"] for r in rows) if "plain" in tests(rows, f)]
+    print(f"## Summary\n\n{summary(rows, families)}")
     for family in families:
         print(family_table(rows, family))
     adding = [f for f in families if f not in FORGET]

@@ -25,7 +25,7 @@ from benchmarks.layer_weights.bench import Bench, Records, to_json, value
 from taskvec.coefficients.fit.api import fit
 from taskvec.coefficients.fit.fitted import Fitted
 from taskvec.methods.table import Table
-from taskvec.statistics.scan import Scan
+from taskvec.statistics.scan import Scan, layer_statistics
 
 Array = np.ndarray[Any, Any]
 
@@ -233,7 +233,7 @@ def _fit_once(
         result["scores"][kind] = bench.score(answers)
         result["test"][kind] = to_json(answers)
     told = found.to_json()
-    result["fit"] = {name: told.get(name) for name in ("standings", "explanation", "warnings")}
+    result["fit"] = {name: told.get(name) for name in ("held_out", "explanation", "warnings")}
     tensors = next(iter(found.seeds), found.table)
     result["weights"] = {task: tensors.of(task) for task in tensors.tasks}
     return result
@@ -249,6 +249,7 @@ def probe(bench: Bench, records: Records, merged: float, *, part: str = "test") 
         part: What is asked.
     """
     scan = tv.scan(bench.family)
+    statistics(bench, records, scan)
     for task in bench.family.tasks:
         for kind, group in groups(scan).items():
             inside = np.array([name in group for name in scan.names])
@@ -270,6 +271,32 @@ def probe(bench: Bench, records: Records, merged: float, *, part: str = "test") 
 
             records.once(told(bench, "probe", task=task, group=name), whole)
     print(f"{bench.name} {bench.seed} probed", flush=True)
+
+
+def statistics(bench: Bench, records: Records, scan: Scan) -> None:
+    """What a scan says of each block, for the correlations of the report."""
+    for task in bench.family.tasks:
+
+        def make(task: str = task) -> dict[str, Any]:
+            known = layer_statistics(scan, task, "block")
+            block = {
+                key.at("block", name): key.block
+                for name, key in zip(scan.names, scan.keys, strict=True)
+                if key.block is not None
+            }
+            rows = {
+                f"block {block[layer]}": {
+                    "dissimilarity": float(1 - known.similarity[i]),
+                    "norm_ratio": float(known.norm_ratio[i]),
+                    "task_norm": float(known.task_norm[i]),
+                    "depth": block[layer],
+                }
+                for i, layer in enumerate(known.layers)
+                if layer in block
+            }
+            return {"blocks": rows}
+
+        records.once(told(bench, "statistics", task=task), make)
 
 
 def _probed(
