@@ -1,7 +1,7 @@
 """Quantised weights to float32: value = (codebook[code] − zero) · scale, one product a weight.
 
-Every kernel fills whole or partial rows of a tensor in row-major order, whatever the order in which
-its codes are stored. Scales and zero points are float32 arrays of what the rows need.
+Every kernel fills whole or partial rows of a tensor in row-major order; codes may be stored in
+another one. Scales and zero points are float32 arrays of what the rows need.
 """
 
 from __future__ import annotations
