@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks.layer_weights import rivals
 from benchmarks.layer_weights.bench import Answers, from_json, value
-from taskvec.coefficients.fit.explanation import spearman
 from taskvec.evaluation.intervals import Bootstrap, percentiles
 from taskvec.layers import classify
+from taskvec.methods.lata import spearman
 from taskvec.reporting.figures import new_figure, save_figure
 
 Array = np.ndarray[Any, Any]
