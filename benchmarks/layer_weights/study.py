@@ -13,8 +13,8 @@ them, others from plain's best in both directions for as long as scores rise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,32 +77,37 @@ def methods(
         if not own:
             continue
         grid = [bench.sign * scale * reach / own for scale in bench.scales]
-        best[name] = _chosen(bench, records, name, table, grid, start=start)
+        best[name] = _chosen(bench, records, Way(name, table), grid, start)
         start = grid.index(best[name][0]) if name == "plain" else start
     forms = sorted((n for n in best if n.startswith("lata")), key=lambda n: -best[n][1])
     kept = set(forms[:tested]) | {rivals.Variant().name}
     rising = sorted((n for n in best if n.startswith("LiNeS")), key=lambda n: -best[n][1])
     kept |= set(rising[: None if tested is None else 1])
-    for name, (scale, score) in best.items():
-        if name.startswith(("lata", "LiNeS")) and name not in kept:
-            continue
-
-        def ask(scale: float, table: Table = tables[name]) -> dict[str, Any]:
-            return bench.answers(table, scale, "test")
-
-        _tested(bench, records, name, scale, score, ask)
+    for name, choice in best.items():
+        if not name.startswith(("lata", "LiNeS")) or name in kept:
+            _tested(bench, records, Way(name, tables[name]), choice)
     if is_short:
         return
     _ties(bench, records)
     _search(bench, records, tables["plain"], best["plain"][0])
 
 
+@dataclass(frozen=True)
+class Way:
+    """A method: a table, or another than task arithmetic without one."""
+
+    name: str
+    table: Table | None
+    method: str = "task_arithmetic"
+
+
 def _chosen(
-    bench: Bench, records: Records, name: str, table: Table | None, grid: Sequence[float],
-    method: Any = "task_arithmetic", start: int | None = None,
-) -> tuple[float, float]:  # fmt: skip
+    bench: Bench, records: Records, way: Way, grid: Sequence[float], start: int | None = None
+) -> tuple[float, float]:
+    """The best λ of a grid, and its score on validation data."""
+
     def score(at: int) -> float:
-        return bench.score(bench.answers(table, grid[at], "validation", method))
+        return bench.score(bench.answers(way.table, grid[at], "validation", way.method))
 
     def make() -> dict[str, Any]:
         if start is None:
@@ -121,34 +126,34 @@ def _chosen(
             "scores": [known[at] for at in sorted(known)],
         }
 
-    row = records.once(told(bench, "choose", method=name), make)
+    row = records.once(told(bench, "choose", method=way.name), make)
     at = int(np.argmax(row["scores"]))
     return row["grid"][at], row["scores"][at]
 
 
-def _tested(
-    bench: Bench, records: Records, name: str, scale: Any, score: float,
-    ask: Callable[[Any], Any],
-) -> None:  # fmt: skip
+def _tested(bench: Bench, records: Records, way: Way, choice: tuple[Any, float]) -> None:
+    """Answers to the test data at the λ that was chosen, with its validation score."""
+    scale, score = choice
+
     def make() -> dict[str, Any]:
-        found = ask(scale)
+        found = bench.answers(way.table, scale, "test", way.method)
         values = {n: value(a) for n, a in found.items()}
         return {
             "scale": scale, "validation": score, "values": values, "score": bench.score(found),
             "test": to_json(found),
         }  # fmt: skip
 
-    row = records.once(told(bench, "test", method=name), make)
+    row = records.once(told(bench, "test", method=way.name), make)
     shown = ", ".join(f"{n} {v:.3f}" for n, v in row["values"].items())
-    print(f"{bench.name} {bench.seed} {name}: {row['score']:.4f}; {shown}", flush=True)
+    print(f"{bench.name} {bench.seed} {way.name}: {row['score']:.4f}; {shown}", flush=True)
 
 
 def _ties(bench: Bench, records: Records) -> None:
     if len(bench.family.tasks) < 2:
         return
     grid = sorted({round(s * t, 3) for s in bench.scales[2:5] for t in TIES_SCALES})[::2]
-    scale, score = _chosen(bench, records, "TIES", None, grid, "ties")
-    _tested(bench, records, "TIES", scale, score, lambda s: bench.answers(None, s, "test", "ties"))
+    way = Way("TIES", None, "ties")
+    _tested(bench, records, way, _chosen(bench, records, way, grid))
 
 
 def _search(bench: Bench, records: Records, table: Table, start: float) -> None:
@@ -170,10 +175,7 @@ def _search(bench: Bench, records: Records, table: Table, start: float) -> None:
         return {"scales": scales, "score": best}
 
     row = records.once(told(bench, "search", method="λ by task, searched"), make)
-    _tested(
-        bench, records, "λ by task, searched", row["scales"], row["score"],
-        lambda s: bench.answers(table, s, "test"),
-    )  # fmt: skip
+    _tested(bench, records, Way("λ by task, searched", table), (row["scales"], row["score"]))
 
 
 def fits(
@@ -330,8 +332,3 @@ def groups(scan: Scan) -> dict[str, set[str]]:
         kind = key.module if key.projection is None else f"{key.module} {key.projection}"
         found.setdefault(f"kind {kind}", set()).add(name)
     return found
-
-
-def with_tasks(family: tv.Family, tasks: Sequence[str]) -> tv.Family:
-    """The family of some of the tasks."""
-    return replace(family, tasks={task: family.tasks[task] for task in tasks})
