@@ -61,6 +61,7 @@ def run(args: Arguments) -> int:
     )
     told = {
         "reference": reference,
+        "singles": singles,
         "tasks": {task: [each.to_json() for each in row] for task, row in compared.items()},
         "expected": {name: expected[name] for name in models if expected.get(name)},
         "findings": [finding.to_json() for finding in findings],

@@ -17,7 +17,6 @@ from taskvec.cli.search import OUT, PLOT
 from taskvec.cli.streams import warn
 from taskvec.cli.sweep import MEASURE_HEAD, figure_columns, files, write
 from taskvec.errors import UsageError
-from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.pairs import Effect, Pair, Pairs
@@ -33,7 +32,9 @@ def run(args: Arguments) -> int:
     from taskvec.coefficients.pairs import measure_pairs
 
     if args.plot:
-        require("matplotlib", "report")
+        from taskvec.reporting.figures import check_figure
+
+        check_figure(Path("pairs.svg"))
     measure: dict[str, str] = {}
     for text in args.measure:
         task, key = evaluating.pair(text, "--measure", "TASK=MEASURE")
@@ -46,9 +47,9 @@ def run(args: Arguments) -> int:
     told = found.to_json()
     write(Path(args.out) / "pairs", told, rows(told), recipe)
     if args.plot:
-        from taskvec.reporting.coefficients import draw_pairs
+        from taskvec.reporting.figures import draw_pairs
 
-        draw_pairs(told, Path(args.out) / "pairs.png")
+        draw_pairs(told, Path(args.out) / "pairs.svg")
     if args.json:
         answer(told)
     else:

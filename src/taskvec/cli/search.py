@@ -19,7 +19,6 @@ from taskvec.cli.progress import Bars
 from taskvec.cli.recipe import recipe_only
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
-from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.api import SearchResult
@@ -37,10 +36,10 @@ def run(args: Arguments) -> int:
     recipe = recipe_only(args, args.recipe, needs_scales=False)
 
     from taskvec.coefficients.api import run_search
-    from taskvec.reporting.search import draw_search
+    from taskvec.reporting.figures import check_figure, draw_search
 
     if args.plot:
-        require("matplotlib", "report")
+        check_figure(Path("candidates.svg"))
     job = _job(args, recipe)
     announce_compiling()
     out = Path(args.out)
@@ -259,7 +258,7 @@ VARY = Option(
     help="NAME=LOW:HIGH[:STEP] or NAME=ONE,OTHER,…, where NAME is scale, method or a parameter "
     "(NAME.TASK for one task); repeatable",
 )  # fmt: skip
-PLOT = Option("--plot", is_flag=True, heading="Output", help="draw figures there too (PNG)")
+PLOT = Option("--plot", is_flag=True, heading="Output", help="draw figures there too (SVG)")
 
 VERB = Verb(
     "search", run, [

@@ -185,6 +185,7 @@ class Result:
             "version": self.version,
             "model": self.model,
             "main": self.metrics[0].name,
+            "higher_is_better": self.metrics[0].higher_is_better,
             "figures": {name: figure.to_json() for name, figure in self.figures.items()},
             **self.about,
         }
