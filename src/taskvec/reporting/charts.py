@@ -113,7 +113,7 @@ def intervals(
     layers = [rule, dot]
     if zero_line:
         layers.insert(0, vertical(0))
-    return alt.layer(*layers).properties(height={"step": 22})
+    return alt.layer(*layers).properties(height=max(44, 22 * len({row["name"] for row in rows})))
 
 
 def vertical(value: float) -> Any:
@@ -153,7 +153,7 @@ def matrix(
     dark = alt.value("black")
     ink = alt.condition(f"abs(datum.value) > {0.62 * limit}", alt.value("white"), dark)
     words = base.mark_text(fontSize=11).encode(text="text:N", color=ink)
-    return alt.layer(cells, words).properties(height={"step": 34})
+    return alt.layer(cells, words).properties(height=34 * len(names))
 
 
 def lines(rows: Sequence[Row], *, x: str, y: str, names: Sequence[str], points: bool = True) -> Any:
@@ -225,7 +225,9 @@ def bars(rows: Sequence[Row], title: str) -> Any:
         y=alt.Y("name:N", sort=order, title=None), x=alt.X("value:Q", title=title)
     )
     words = base.mark_text(align="left", dx=4).encode(text=alt.Text("value:Q", format=".2f"))
-    return alt.layer(base.mark_bar(color=COLORS[0]), words).properties(height={"step": 24})
+    return alt.layer(base.mark_bar(color=COLORS[0]), words).properties(
+        height=max(48, 24 * len(rows))
+    )
 
 
 # Charts of layers: where a tensor is, on one axis.
@@ -296,7 +298,7 @@ def layer_map(depths: Sequence[str], kinds: Sequence[str]) -> Any:
             ],
         )
         .add_params(low, high)
-        .properties(height={"step": 20})
+        .properties(height=20 * len(kinds))
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class _Found:
     parts: dict[str, list[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    budget: int = TEXT_BUDGET
+    budget: int = field(default_factory=lambda: TEXT_BUDGET)
 
     def add(self, name: str, part: Any) -> None:
         self.parts.setdefault(name, []).append(part)

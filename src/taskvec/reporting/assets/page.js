@@ -303,7 +303,7 @@
       undo.disabled = !painted;
       const scales = family.tasks.map((t) => `--set 'tasks.${t}.scale=${state.scales[t]}'`).join(" ");
       command.textContent = `taskvec merge ${settings.repeat} OUT --table table.csv ${scales}`;
-      views.live[settings.family] = { state, weights, table: Layers.csv(family, weights), total };
+      Object.assign((views.live[settings.family] ??= {}), { state, weights, total });
     }
     function show(weights) {
       const found = state.cell.flatMap((n) => family.tasks.map((task) => {
