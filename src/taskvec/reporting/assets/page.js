@@ -62,9 +62,9 @@
     }
     return copy;
   }
-  const embed = async (element, spec) => {
+  const embed = async (element, spec, renderer = "svg") => {
     const found = await window.vegaEmbed(element, sized(spec, element), {
-      renderer: "svg", config, logLevel: 1, tooltip: { theme: "custom" },
+      renderer, config, logLevel: 1, tooltip: { theme: "custom" },
       actions: { export: true, source: false, compiled: false, editor: false },
     });
     return found.view;
@@ -144,10 +144,15 @@
         relative: strength / Math.sqrt(family.gram[n][0]), conflict: conflicts(task, n), norm: own,
       };
     }
-    function rows(task, weights) {
-      return Object.entries(cells).map(([key, members]) => {
-        const [depth, kind] = key.split("\n");
-        const found = members.map((n) => figures(task, n, weights));
+    /* What does not depend on weights, by task, granularity and cell. */
+    const still = {};
+    function stillOf(task) {
+      const key = `${task}\n${state.granularity}`;
+      if (still[key]) return still[key];
+      const ones = { [task]: new Float64Array(family.names.length) };
+      return (still[key] = Object.entries(cells).map(([place, members]) => {
+        const [depth, kind] = place.split("\n");
+        const found = members.map((n) => figures(task, n, ones));
         const mean = (name) => {
           let total = 0, over = 0;
           found.forEach((f, i) => {
@@ -156,17 +161,30 @@
           });
           return over ? total / over : NaN;
         };
-        const root = (name) => Math.sqrt(found.reduce((sum, f) => sum + f[name] ** 2, 0));
-        const anchor = Math.sqrt(members.reduce((sum, n) => sum + family.gram[n][0], 0));
-        const value = { strength: () => root("strength"), relative: () => root("strength") / anchor }[state.measure]
-          || (() => mean(state.measure));
-        const number = value();
+        const means = Object.fromEntries(["similarity", "ratio", "cosine", "conflict"].map((name) => [name, mean(name)]));
         return {
-          depth, kind, key, task, value: Number.isFinite(number) ? number : null,
-          about: `${kind}, block ${depth}${members.length > 1 ? ` (${members.length} tensors)` : ""}`,
-          shown: digits(number), similarity: digits(mean("similarity")), ratio: digits(mean("ratio")),
-          cosine: digits(mean("cosine")), weight: digits(mean("weight")),
+          members, means, norms: found.map((f) => f.norm),
+          size: members.reduce((sum, n) => sum + family.sizes[n], 0),
+          anchor: Math.sqrt(members.reduce((sum, n) => sum + family.gram[n][0], 0)),
+          row: {
+            depth, kind, key: place, task,
+            about: `${kind}, block ${depth}${members.length > 1 ? ` (${members.length} tensors)` : ""}`,
+            similarity: digits(means.similarity), ratio: digits(means.ratio), cosine: digits(means.cosine),
+          },
         };
+      }));
+    }
+    function rows(task, weights) {
+      const scale = state.scales[task], mine = weights[task], measure = state.measure;
+      return stillOf(task).map(({ members, means, norms, size, anchor, row }) => {
+        let weight = 0, energy = 0;
+        members.forEach((n, i) => {
+          weight += (mine[n] * family.sizes[n]) / size;
+          energy += (scale * mine[n] * norms[i]) ** 2;
+        });
+        const value = measure === "weight" ? weight : measure === "strength" ? Math.sqrt(energy)
+          : measure === "relative" ? Math.sqrt(energy) / anchor : means[measure];
+        return { ...row, value: Number.isFinite(value) ? value : null, shown: digits(value), weight: digits(weight) };
       });
     }
     const last = Math.max(0, ...family.blocks.filter((b) => b !== null));
@@ -224,8 +242,10 @@
     const names = make("datalist", { id: `tensors-${settings.family}` }, ...family.names.map((n) => make("option", { value: n })));
     root.append(form, summary, grid, make("div", { class: "controls" }, save, labelled("Figures of a tensor", find), names), command, detail);
 
-    /* Drawing. */
+    /* Drawing. Many cells are drawn on a canvas, which is faster and follows no change of theme. */
+    const renderer = family.names.length * family.tasks.length > 1500 ? "canvas" : "svg";
     let charts = [];
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => rebuild());
     async function rebuild() {
       charts.forEach((view) => view.finalize());
       grid.replaceChildren();
@@ -247,7 +267,7 @@
         grid.append(make("figure", { class: "panel" }, make("h3", {}, `${task}: ${title}`), place));
         return place;
       });
-      charts = await Promise.all(places.map((place) => embed(place, spec)));
+      charts = await Promise.all(places.map((place) => embed(place, spec, renderer)));
       let down = false;
       charts.forEach((view, i) => {
         const task = family.tasks[i];
