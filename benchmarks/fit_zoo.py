@@ -19,6 +19,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def of_several(skills: Sequence[str], n: int, seed: int) -> list[str]:
 
 
 def rates(models: Models, recipe: Any, table: Table | None, asked: Sequence[TaskSamples]) -> Any:
-    results = models.evaluate((recipe, table), asked, "candidate")
+    results = models.evaluate(replace(recipe, table=table), asked, "candidate")
     return {r.task.removeprefix("zoo:"): r.main.value for r in results}
 
 

@@ -31,6 +31,7 @@ class Run:
     """One run of one command."""
 
     wall_s: float
+    cpu_s: float
     rss_bytes: int
     anon_bytes: int
     exit_code: int
@@ -86,7 +87,8 @@ def measure(command: Command, *, log: Path) -> Run:
         ended.set()
         sampler.join()
     process.returncode = os.waitstatus_to_exitcode(status)
-    return Run(wall_s, usage.ru_maxrss * 1024, max(peaks), process.returncode)
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Run(wall_s, cpu_s, usage.ru_maxrss * 1024, max(peaks), process.returncode)
 
 
 def _run_job(job: Job, log: Path) -> None:

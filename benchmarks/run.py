@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import floor, machine, synthetic, vocabulary
+from benchmarks import floor, machine, quantised, synthetic, vocabulary
 from benchmarks.measure import Command, Job, interleave
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +35,8 @@ SECTIONS = (
     "tensors",
     "startup",
     "vocabulary",
+    "quantised",
+    "names",
     "methods",
     "evaluation",
     "disentanglement",
@@ -125,6 +127,16 @@ class Bench:
         pairs = [a.wall_s / b.wall_s for a, b in zip(job.runs, best.runs, strict=True)]
         ratio = job.median_s() / best.median_s()
         self.state(f"{job.name} / {best.name}", ratio, target, by_round=pairs)
+
+    def compare_processor(self, job: Job, other: Job, target: str) -> None:
+        """Print the ratio of the least processor times, which other programs disturb little."""
+        if job.error or other.error:
+            print(f"  {job.name}: no ratio, one side is missing")
+            return
+        pairs = [a.cpu_s / b.cpu_s for a, b in zip(job.runs, other.runs, strict=True)]
+        least = [min(run.cpu_s for run in each.runs) for each in (job, other)]
+        name = f"{job.name} / {other.name}, processor time"
+        self.state(name, least[0] / least[1], target, by_round=pairs)
 
     def state(
         self, name: str, value: float, target: str = "", *, by_round: Sequence[float] = ()
@@ -372,6 +384,50 @@ def by_token(bench: Bench) -> None:
         bench.compare(job, jobs[:1], "≤ 2.00")
 
 
+def quantised_members(bench: Bench) -> None:
+    """Merges of FP8 and MXFP4 members against that of the same parameters in bfloat16."""
+    folder = bench.work / ("quantised-quick" if bench.quick else "quantised")
+    _in_own_process(partial(quantised.write_formats, quick=bench.quick), folder)
+    size = quantised.write_formats(folder, quick=bench.quick)  # only says how large they are
+    jobs = []
+    for kind in quantised.FORMATS:
+        files = sorted((folder / kind).glob("*/*.safetensors"))
+        floor.read_files([str(file) for file in files], threads=bench.threads)
+        members = {role: folder / kind / role for role in quantised.ROLES}
+        jobs.append(_two_tasks(bench, f"merge of {kind}", members, size))
+    bench.heading(f"first calls, which compile, not counted below, {size / 2e6:.0f}M parameters")
+    bench.run(jobs, runs=1)
+    bench.heading(f"quantised members, {size / 2e6:.0f}M parameters; {bench.runs} runs")
+    jobs = [Job(job.name, job.command, job.out, job.out_bytes) for job in jobs]
+    bench.run(jobs)
+    for job in jobs[1:]:
+        bench.compare(job, jobs[:1], "≤ 1.30")
+        bench.compare_processor(job, jobs[0], "≤ 1.30")
+
+
+def names(bench: Bench) -> None:
+    """Tasks under the names of a trainer's wrappers against the same ones under the target's."""
+    family = Family(bench, "moe-2000" if bench.quick else "moe-20000")
+    _in_own_process(quantised.write_wrapped, family.folder)
+    jobs = []
+    for label, end in (("names alike", ""), ("wrapped names", "-wrapped")):
+        members = {task: family.folder / f"{task}{end}" for task in ("math", "code")}
+        members["instruct"] = family.folder / "instruct"
+        jobs.append(_two_tasks(bench, f"merge, {label}", members, family.bytes))
+    bench.heading(f"names, {family}; {bench.runs} runs")
+    bench.run(jobs)
+    bench.compare(jobs[1], jobs[:1], "≤ 1.10")
+    bench.compare_processor(jobs[1], jobs[0], "≤ 1.10")
+
+
+def _two_tasks(bench: Bench, name: str, members: dict[str, Path], size: int) -> Job:
+    command: Command = [bench.taskvec, "merge", bench.work / "out", "--force", "--quiet"]
+    command += ["--anchor", members["instruct"], "--method", "task_arithmetic"]
+    command += ["--task", f"math={members['math']}:0.5", "--task", f"code={members['code']}:0.5"]
+    command += ["--threads", str(bench.threads)]
+    return Job(name, command, bench.work / "out", size)
+
+
 def evaluation(bench: Bench) -> None:
     """Switching candidates and asking a model, against a copy and bare forward passes."""
     family = Family(bench, "tiny" if bench.quick else "135m")
@@ -551,6 +607,10 @@ def main() -> None:
         startup(bench)
     if "vocabulary" in wanted:
         by_token(bench)
+    if "quantised" in wanted:
+        quantised_members(bench)
+    if "names" in wanted:
+        names(bench)
     if "methods" in wanted:
         methods(bench)
     if "evaluation" in wanted:

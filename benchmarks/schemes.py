@@ -26,6 +26,7 @@ from benchmarks.closed_form import Bench, bootstrap, interval, mean
 from taskvec.coefficients import propose
 from taskvec.coefficients.schemes import suggest_scheme
 from taskvec.errors import UsageError
+from taskvec.journal import finite
 
 TASKS = ("math", "code")
 MULTIPLES = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)
@@ -99,7 +100,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "family": "zoo" if bench.folder is None else bench.folder.name,
         "n": {task: len(answers) for task, answers in right["none"].items()},
         "choosing_n": bench.choosing_n,
-        "suggestion": suggestion.to_json(),
+        "suggestion": finite(suggestion),
         "best": best,
         "rows": rows,
         "policies": {

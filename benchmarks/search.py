@@ -46,7 +46,7 @@ def searching(work: Path) -> dict[str, list[float]]:
     spent: list[float] = []
 
     @contextmanager
-    def timed(total: int) -> Iterator[Any]:
+    def timed(label: str, total: int) -> Iterator[Any]:
         started = time.perf_counter()
         yield lambda done: None
         spent.append(time.perf_counter() - started)
@@ -62,7 +62,7 @@ def searching(work: Path) -> dict[str, list[float]]:
             out=folder,
             progress=timed,
         )
-    scored = [trial for trial in found.told["trials"] if trial["same_as"] is None]
+    scored = [trial for trial in found.record["trials"] if trial["same_as"] is None]
     scoring = [trial["scoring_s"] for trial in scored]
     return {
         "scoring": scoring,

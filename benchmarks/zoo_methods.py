@@ -101,7 +101,7 @@ def questions() -> Questions:
 
 def values(models: Models, recipe: Any, asked: Sequence[TaskSamples]) -> dict[str, float]:
     """The main figure of each skill."""
-    results = models.evaluate((recipe, None), asked, "candidate")
+    results = models.evaluate(recipe, asked, "candidate")
     return {r.task.removeprefix("zoo:"): r.main.value for r in results}
 
 

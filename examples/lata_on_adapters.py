@@ -1,4 +1,4 @@
-"""Weigh the layers of a LoRA adapter with LATA, and save it as an adapter again.
+"""Scale the layers of a LoRA adapter by LATA's weights, and save the adapter.
 
 Needs `pip install 'taskvec[train,report]'` and the tiny models: `taskvec zoo copy --to zoo`.
 """
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import taskvec as tv
 
-# Any LoRA adapter that was trained over the instruct model will do; this one is extracted.
+# Use any LoRA adapter that was trained over the instruct model; this one is extracted.
 whole = tv.Family(base="zoo/base", instruct="zoo/instruct", tasks={"math": "zoo/math"})
 tv.extract(whole, "math-lora", form="lora", rank=8, rest="drop", force=True)
 

@@ -1,4 +1,4 @@
-"""Merge inside a training script: add another skill to the model that is being trained.
+"""Merge inside a training script: add a skill to the model in training.
 
 Needs `pip install 'taskvec[eval]'` and the tiny models: `taskvec zoo copy --to zoo`.
 """
@@ -19,7 +19,7 @@ for step in range(1, 11):
     optimizer.step()
     optimizer.zero_grad()
     if step % 5 == 0:
-        # The model in memory is a task beside one on disk; what is trained stays as it is.
+        # The model in memory and a model on disk are the tasks; the model in training is unchanged.
         family = tv.Family(instruct="zoo/instruct", tasks={"mine": model, "math": "zoo/math"})
         scales = {"mine": 1.0, "math": 0.5}
         out = f"step-{step}"

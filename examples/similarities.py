@@ -1,4 +1,4 @@
-"""How every task relates to instruction tuning, layer by layer, as a pandas DataFrame.
+"""Similarity of each task to instruction tuning, layer by layer, as a pandas DataFrame.
 
 Needs `pip install 'taskvec[report]'` and the tiny models: `taskvec zoo copy --to zoo`.
 """

@@ -1,4 +1,4 @@
-"""Which λ is best for a metric of your own? Merge in memory for every λ and measure.
+"""Find the best λ for your own metric: merge in memory for every λ and measure.
 
 Needs `pip install 'taskvec[eval,report]'` and the tiny models: `taskvec zoo copy --to zoo`.
 """
@@ -12,7 +12,7 @@ QUESTIONS = {f"Q: {a} + {b}?\nA: ": str(a + b) for a, b in [(2, 3), (4, 4), (7, 
 
 
 def log_likelihood(model, tokenizer):
-    """Mean log-likelihood of a right answer; higher is better."""
+    """Mean log-likelihood of the correct answers; higher is better."""
     total = 0.0
     for question, answer in QUESTIONS.items():
         start = len(tokenizer(question)["input_ids"])

@@ -51,13 +51,24 @@ def test_scans_merges_forgets_and_verifies(tmp_path: Path) -> None:
     assert (tmp_path / "less" / "model.safetensors").exists()
 
 
-def test_demo_says_what_it_needs(tmp_path: Path) -> None:
-    done = taskvec("demo", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["demo"], "demo"), (["finetune", "m", "--data", "d", "--out", "o"], "train"),
+        (["eval", "m", "--tasks", "zoo:math"], "eval"),
+        (["fit", "r.yaml", "--prompts", "math=p", "--out", "o"], "train"),
+        (["search", "r.yaml", "--maximize", "zoo:math"], "search"),
+    ],
+)  # fmt: skip
+def test_verbs_say_in_one_line_what_they_need(tmp_path: Path, words: list[str], extra: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("instruct: i\nmethod: task_arithmetic\ntasks: {math: {model: m}}\n")
+    done = taskvec(*words, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "taskvec: error: torch is not installed; this needs: pip install 'taskvec[demo]'"
-    )
-    assert not (tmp_path / "taskvec-demo").exists()
+    assert done.stderr.startswith("taskvec: error: ")
+    assert done.stderr.endswith(f" is not installed; this needs: pip install 'taskvec[{extra}]'\n")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
 def test_plot_says_what_it_needs(tmp_path: Path) -> None:

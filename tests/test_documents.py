@@ -82,10 +82,10 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path):
 
 
 def test_a_compressed_file_is_limited_by_what_it_holds():
-    assert documents.unzipped(gzip.compress(b"x" * 100), SMALL, "a.gz", DataError) == b"x" * 100
+    assert documents.unzip(gzip.compress(b"x" * 100), SMALL, "a.gz", DataError) == b"x" * 100
     bomb = gzip.compress(b"x" * 2**24)
-    assert "a.gz: is too large" in refused(documents.unzipped, bomb, SMALL, "a.gz")
-    assert "a.gz: cannot be read" in refused(documents.unzipped, bomb[:50], CONFIG, "a.gz")
+    assert "a.gz: is too large" in refused(documents.unzip, bomb, SMALL, "a.gz")
+    assert "a.gz: cannot be read" in refused(documents.unzip, bomb[:50], CONFIG, "a.gz")
 
 
 def test_text_is_utf_8(tmp_path):

@@ -5,7 +5,7 @@ import re
 import pytest
 from tests.wild_architectures import BLOCKS, DIFFUSION, WILD, names_of
 
-from taskvec.layers import classify, renumbered
+from taskvec.layers import classify, renumber
 
 # Lists of blocks of the models that have other than one.
 TOWERS = {
@@ -44,11 +44,11 @@ def test_every_tensor_with_a_block_number_is_in_that_block(which):
 @pytest.mark.parametrize("which", WILD)
 def test_a_block_can_be_given_another_number(which):
     names = names_of(which)
-    moved = [renumbered(name, 7) for name in names if classify(name).block is not None]
+    moved = [renumber(name, 7) for name in names if classify(name).block is not None]
 
     assert {classify(name).block for name in moved} == {7}
     outside = [name for name in names if classify(name).block is None]
-    assert [renumbered(name, 7) for name in outside] == outside
+    assert [renumber(name, 7) for name in outside] == outside
 
 
 @pytest.mark.parametrize("line", DIFFUSION.replace("\\\n", "").strip().splitlines())

@@ -1,4 +1,4 @@
-"""Documents: text, JSON and YAML that users and models bring, read within limits.
+"""Documents: text, JSON and YAML from users and models, read within limits.
 
 Such a file may be anything: a pipe that never ends, a few lines that stand for a billion values, a
 link to somebody's secrets. Every way in goes through here, and every failure is one line that names
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 _SLOW = MIB // 2  # characters of YAML where PyYAML has no libyaml: some 80,000 a second
-_NUMBER_LENGTH = 300  # digits; a longer number is no float, and quadratic work to read
+_NUMBER_LENGTH = 300  # digits; a longer number is not a float and takes quadratic time to read
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # may begin or end a surrogate pair
 
 
@@ -54,7 +54,7 @@ class Limits:
 
 
 CONFIG = Limits(64 * MIB, 5_000_000)  # of a model, an adapter, an index of shards
-TOKENIZER = Limits(512 * MIB, 20_000_000)  # and other files that are carried over to an output
+TOKENIZER = Limits(512 * MIB, 20_000_000)  # and other files that are copied to an output
 RECIPE = Limits(MIB, 100_000)  # and a mergekit config
 CARD = Limits(8 * MIB, 500_000)  # model cards list thousands of scores
 MEASURED = Limits(
@@ -101,7 +101,7 @@ def _check_kind(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """Where a file of a model's folder really lies, which is in that folder.
+    """The real path of a file of a model's folder, which must be inside that folder.
 
     The files of a snapshot in a hub cache are links to its blobs; those count as in the folder.
 
@@ -170,7 +170,7 @@ def read_bytes(
 
 
 def _read(file: io.FileIO, size: int, most: int) -> bytes:
-    """At most so many bytes; files of the system say 0 for their size, whatever they hold."""
+    """At most that many bytes; special files report a size of 0."""
     parts: list[bytes] = []
     step = size + 1
     while most and (part := file.read(min(step, most))):
@@ -180,8 +180,8 @@ def _read(file: io.FileIO, size: int, most: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def unzipped(content: bytes, limits: Limits, where: str, error: _Error) -> bytes:
-    """The content of a gzip file, which may be small and stand for terabytes."""
+def unzip(content: bytes, limits: Limits, where: str, error: _Error) -> bytes:
+    """The content of a gzip file; a small file may expand to terabytes."""
     try:
         with gzip.open(io.BytesIO(content)) as file:
             found = file.read(limits.nbytes + 1)
@@ -204,10 +204,10 @@ def read_text(
 ) -> str:
     """The text of a file in UTF-8, with or without a byte order mark; see `read_bytes`."""
     where = str(path) if where is None else where
-    return decoded(read_bytes(path, limits, error, of=of, where=where), where, error)
+    return decode(read_bytes(path, limits, error, of=of, where=where), where, error)
 
 
-def decoded(content: bytes, where: str, error: _Error) -> str:
+def decode(content: bytes, where: str, error: _Error) -> str:
     """Text of UTF-8, with or without a byte order mark."""
     try:
         return content.decode("utf-8-sig")
@@ -265,7 +265,7 @@ def parse_json(
     """The value of a JSON text.
 
     Args:
-        content: The text, as `decoded` gave it, or its bytes in UTF-8.
+        content: The text, as `decode` returns it, or its bytes in UTF-8.
         limits: Of its kind.
         where: What messages call it.
         error: Class of the errors.
@@ -275,7 +275,7 @@ def parse_json(
         TaskvecError: of class `error`: not JSON, too many values or too deep, a number that is too
             long, or text that could not be written again.
     """
-    text = decoded(content, where, error) if isinstance(content, bytes) else content
+    text = decode(content, where, error) if isinstance(content, bytes) else content
     opened = text.count("[") + text.count("{")
     if opened + text.count(",") > limits.values:
         raise error(f"{where}: holds more than {limits.values:,} values; is it the right file?")
@@ -328,7 +328,7 @@ def _integer(text: str) -> int:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON; write null")
+    raise ValueError(f"{text} is not a number in JSON; write null")
 
 
 _STRICT = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)
@@ -340,7 +340,7 @@ def compose_yaml(
 ) -> list[yaml.Node]:
     """The root nodes of a file of YAML documents.
 
-    Aliases are not followed in counting; whoever builds values from the nodes must count again.
+    Counting does not follow aliases; code that builds values from the nodes must count again.
 
     Raises:
         TaskvecError: of class `error`: not YAML, too large, too many values or too deep.
@@ -403,7 +403,7 @@ def scalar(constructor: Any, node: yaml.Node) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of a parser says, cut to what fits a message."""
+    """The text of a parser's error, shortened for a message."""
     text = getattr(error, "problem", None) or str(error)
     return " ".join(text.split())[:100]
 

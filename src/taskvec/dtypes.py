@@ -18,7 +18,7 @@ class DType:
         bits: Size of one element in bits (below 8 for packed types).
         storage: numpy type string of the stored bits.
         code: Number that the kernels know it by; −1 for types that are not computed with.
-        config_name: Name in a Hugging Face `config.json`; None for types that models are not kept
+        config_name: Name in a Hugging Face `config.json`; None for types that models are not stored
             in.
         itemsize: Bytes of one element; 0 for packed types.
     """

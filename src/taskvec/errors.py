@@ -1,14 +1,15 @@
-"""Every error that taskvec raises on purpose.
+"""All expected errors.
 
 ```text
-TaskvecError                 exit code 1; a known failure, told in one line
+TaskvecError                 exit code 1; an expected failure, reported in one line
 ├── CheckpointError          an input file or folder is broken, unsafe or of an unsupported kind
-├── FamilyError              the members are fine one by one but do not fit together
-├── OutputError              the output cannot be written where it was asked for
+├── FamilyError              the members do not fit together
+├── OutputError              the output cannot be written
+├── NothingToDoError         exit code 3; the result would be the unchanged model
 ├── DataError                data for a measurement are missing or malformed
-├── StaleError               something on disk is not what was measured before
+├── StaleError               something on disk has changed since it was measured
 ├── MissingExtraError        an optional dependency is not installed
-└── UsageError               exit code 2; what was asked for cannot be meant
+└── UsageError               exit code 2; the request is contradictory or incomplete
     ├── RecipeError          the recipe (or the command line that stands for one) is wrong
     └── ParameterError       a value is outside its declared range
 ```
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 
 
 class TaskvecError(Exception):
-    """A failure that taskvec foresaw; its text is one complete line for the user."""
+    """An expected failure; its text is one complete line for the user."""
 
     exit_code = 1
 
@@ -36,7 +37,13 @@ class FamilyError(TaskvecError):
 
 
 class OutputError(TaskvecError):
-    """The output cannot be written where it was asked for."""
+    """The output cannot be written."""
+
+
+class NothingToDoError(TaskvecError):
+    """The result would not differ from what is there; nothing was written."""
+
+    exit_code = 3
 
 
 class DataError(TaskvecError):
@@ -44,7 +51,7 @@ class DataError(TaskvecError):
 
 
 class StaleError(TaskvecError):
-    """Something on disk is not what was measured before."""
+    """Something on disk has changed since it was measured."""
 
 
 class MissingExtraError(TaskvecError):
@@ -52,7 +59,7 @@ class MissingExtraError(TaskvecError):
 
 
 class UsageError(TaskvecError):
-    """What was asked for cannot be meant."""
+    """The request is contradictory or incomplete."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Giving what is finished its name, in one step where the system can, and never half of it."""
+"""Atomic writes and renames of files and folders."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn what the system says about writing a file into an `OutputError`."""
+    """Turn a system error about writing a file into an `OutputError`."""
     try:
         yield
     except OSError as error:
@@ -75,7 +75,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text whole or not at all, in UTF-8; folders above it are made.
+    """Write a text atomically, in UTF-8; parent folders are created.
 
     Raises:
         OutputError: it cannot be written.
@@ -86,17 +86,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; what was there stays until then.
+    """Write a file atomically; the old one stays until the new one is complete.
 
-    Devices and pipes are written to as they are.
+    Devices and pipes are written to directly.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    path = Path(os.path.realpath(path))
+    with replacing(Path(os.path.realpath(path))) as draft:
+        draft.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft beside a file, which takes its place if the context ends without an error."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_bytes(content)
+        yield draft
         draft.replace(path)
     finally:
         with contextlib.suppress(OSError):  # mostly because it has its name by now
@@ -104,13 +110,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM pass without effect: what is being done is all but finished.
+def defer_signals() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM, for a step that takes a moment and must not be cut in half.
 
-    An interruption that came half way would have to say of a folder that is in place that it is
-    not. A kill may still come; see `recover`.
+    An interruption in the middle would report a folder that is in place as missing. A kill is
+    still possible; see `recover`.
     """
-    if threading.current_thread() is not threading.main_thread():  # Ctrl-C does not reach others
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signals reach only the main thread
         yield
         return
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,18 @@ from taskvec.files import write_text, writing
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A file of JSON objects, one a line."""
+    """A file of JSON objects, one per line."""
 
     path: Path
 
     def read(self) -> list[dict[str, Any]]:
-        """The entries; empty if there is no such file."""
+        """The entries; empty if the file does not exist."""
         try:
             with open(documents.open_regular(self.path), "rb") as file:  # noqa: PTH123
                 lines = file.read().split(b"\n")
         except OSError:
             return []
-        return [entry for line in lines if (entry := _parsed(line)) is not None]
+        return [entry for line in lines if (entry := _parse(line)) is not None]
 
     def resume(self) -> list[dict[str, Any]]:
         """The entries, after a line that was cut off is removed, so that more can be added.
@@ -43,7 +43,7 @@ class Journal:
         return self.read()
 
     def begin(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Write the file anew with these entries; if that fails, the old one stays.
+        """Replace the file with these entries; if that fails, the old one stays.
 
         Raises:
             OutputError: the file cannot be written.
@@ -61,7 +61,7 @@ class Journal:
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Remove what stands behind the last line feed of a file, if the file is there."""
+    """Remove the text after the last line feed of a file, if the file exists."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -75,12 +75,30 @@ def cut_unfinished_line(path: Path) -> None:
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON has it: None for every number that is not finite."""
+    """A value as JSON has it: None for every number that is not finite.
+
+    What has a `to_json` says that itself; other dataclasses become their fields, arrays lists, and
+    what JSON lacks its text.
+    """
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        return fields_to_json(value)
+    if hasattr(value, "tolist"):  # arrays and their numbers
+        value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [finite(each) for each in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
+def fields_to_json(value: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass, except some, as JSON types."""
+    names = [field.name for field in fields(value) if field.name not in without]
+    return {name: finite(getattr(value, name)) for name in names}
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -92,7 +110,7 @@ def _line(entry: Mapping[str, Any]) -> str:
     return text
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

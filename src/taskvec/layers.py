@@ -1,30 +1,28 @@
 r"""Which layer of a model a tensor belongs to, read from its name.
 
 `classify` maps a tensor's name to a `LayerKey`: tower, block, module, projection, expert. What is
-known about names is one table, `_FAMILIES`, at the end of this file. It holds names as checkpoints
-have them on disk and as `state_dict()` gives them (transformers 5 renames some on loading, and back
-on saving). A name that the table does not know is in a block all the same if it has the number of
-one; its module and projection are then read from the words in it (`_WORDS`), and it is `other`
-where they say nothing. Only a name without a block number is outside the blocks. A recipe can
-describe names by overrides.
+known about names is one table, `_FAMILIES`, at the end of this file. It has the names on disk and
+those of `state_dict()` (transformers 5 renames some on loading and saving). An unknown name with a
+block number is in that block; its module and projection are then read from the words in it
+(`_WORDS`), and it is `other` if none is known. Only a name without a block number is outside the
+blocks. Overrides in a recipe describe other names.
 
 What a module holds:
 
 - `attention`: projections of self- and cross-attention (`cross_q` ...), their relative position
   biases and mask buffers, and the scale of the attention's output (DINOv2's `layer_scale1`).
-- `mlp`: the feed-forward part, likewise with its scale; in a mixture of experts all experts, the
+- `mlp`: the feed-forward part and its scale; in a mixture of experts all experts, the
   shared expert and the router (projection `router`).
-- `norm`: every normalisation, also of queries and keys (projection `q`, `k`), also outside the
-  blocks if it stands before them. `final_norm` is the one after the last block.
+- `norm`: every normalization, including that of queries and keys (projection `q`, `k`) and one
+  before the first block. `final_norm` is the one after the last block.
 - `embedding`: tokens, positions, patches, class and mask tokens.
-- `head`: what follows the final norm (language model heads, classifiers, poolers, projections into
-  a common space, the logit scale), norms inside it included.
+- `head`: everything after the final norm (language model heads, classifiers, poolers, projections
+  into a common space, the logit scale), including norms inside it.
 
-The tower is `model` in models with one tower, and for tensors that belong to none (T5's shared
+The tower is `model` in models with one tower, and for tensors outside every tower (T5's shared
 embedding, heads). Vision-language models have `vision` and `text`, encoder-decoders `encoder` and
-`decoder`. Any other list of blocks is a tower of its own, called by what stands before its numbers
-(`down_blocks`, `single_transformer_blocks`), so that block 3 of one list is never block 3 of
-another.
+`decoder`. Any other list of blocks is a separate tower with the name before the block number
+(`down_blocks`, `single_transformer_blocks`), so block 3 of one list is never block 3 of another.
 """
 
 from __future__ import annotations
@@ -36,6 +34,7 @@ from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from taskvec.errors import ParameterError, RecipeError, nearest
+from taskvec.patterns import Pattern
 
 GRANULARITIES: Final = ("tensor", "module", "block")
 MODULES: Final = ("attention", "mlp", "norm", "embedding", "final_norm", "head", "other")
@@ -66,8 +65,8 @@ class LayerKey:
     """Where a tensor sits in its model.
 
     `block` counts from 0 within the tower and is None outside the blocks. `projection` is None
-    where there is none. `expert` is None for experts fused into one tensor and for the shared
-    expert (whose projections are `shared_gate`, `shared_up`, `shared_down`).
+    for tensors that are not projections. `expert` is None for experts fused into one tensor and for
+    the shared expert (whose projections are `shared_gate`, `shared_up`, `shared_down`).
     """
 
     tower: str
@@ -110,7 +109,7 @@ class Override:
     capture whole numbers.
     """
 
-    pattern: re.Pattern[str]
+    pattern: Pattern
     tower: str
     module: str
     projection: str | None
@@ -125,10 +124,10 @@ class Override:
         if found is None:
             return None
         indices: dict[str, int | None] = {"block": None, "expert": None}
-        for group, text in found.groupdict().items():
+        for group, text in found.items():
             if text is not None and not _whole_number(text):
                 raise RecipeError(
-                    f"override {self.pattern.pattern!r}: group {group!r} captured {text!r} in "
+                    f"override {self.pattern.text!r}: group {group!r} captured {text!r} in "
                     f"tensor {name!r}, expected a whole number; let it match \\d+ only"
                 )
             indices[group] = None if text is None else int(text)
@@ -167,10 +166,10 @@ def classify(name: str, overrides: Sequence[Override] = ()) -> LayerKey:
     )
 
 
-def renumbered(name: str, block: int) -> str:
+def renumber(name: str, block: int) -> str:
     """The name of a tensor in a block with another number for the block.
 
-    >>> renumbered("model.layers.3.mlp.experts.3.up_proj.weight", 10)
+    >>> renumber("model.layers.3.mlp.experts.3.up_proj.weight", 10)
     'model.layers.10.mlp.experts.3.up_proj.weight'
     """
     parts = _INDEX_SEGMENT.split(name)
@@ -200,9 +199,9 @@ def override(entry: Mapping[str, object]) -> Override:
             given.
 
     Raises:
-        RecipeError: a key is unknown, missing or of the wrong type, the pattern is no regular
-            expression or has a named group other than `block` and `expert`, or the module is none
-            of MODULES.
+        RecipeError: a key is unknown, missing or of the wrong type, the pattern is not a regular
+            expression or has a named group other than `block` and `expert`, or the module is not
+            in MODULES.
     """
     if not isinstance(entry, Mapping):
         raise RecipeError(f"override: got {entry!r}, expected a mapping with pattern and module")
@@ -243,14 +242,9 @@ def _word(entry: Mapping[str, object], key: str) -> str:
     return value
 
 
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(text)
-    except (re.error, OverflowError, RecursionError) as problem:
-        raise RecipeError(
-            f"override {text!r}: pattern is not a valid regular expression: {problem}"
-        ) from problem
-    for group in pattern.groupindex:
+def _pattern(text: str) -> Pattern:
+    pattern = Pattern(text, f"override {text[:60]!r}", RecipeError)
+    for group in sorted(pattern.groups):
         if group not in ("block", "expert"):
             raise RecipeError(
                 f"override {text!r}: group {group!r} means nothing; "
@@ -269,7 +263,7 @@ def _whole_number(text: str) -> bool:
 
 
 class _Place(NamedTuple):
-    """A key with open indices: `block` and `expert` say which of the name's indices they are."""
+    """A key with open indices: `block` and `expert` are positions among the indices of a name."""
 
     tower: str
     block: int | None
@@ -297,7 +291,7 @@ class _Family(NamedTuple):
     outside: tuple[_Row, ...] = ()
 
 
-# Not "007", and nothing so long that it is no index.
+# Not "007", and not longer than any index.
 _INDEX: Final = "(?:0|[1-9][0-9]{0,4})"
 _INDEX_SEGMENT: Final = re.compile(rf"(?<=\.)({_INDEX})(?=\.)")
 _NOWHERE: Final = _Place("model", None, "other", None, None)
@@ -325,7 +319,7 @@ def _place(literals: tuple[str, ...]) -> _Place:
                             row.projection,
                             None if expert is None else int(expert),
                         )
-    return _numbered(literals, probe)
+    return _place_by_number(literals, probe)
 
 
 def _rests(
@@ -339,7 +333,7 @@ def _rests(
             yield probe[block.end() :], int(block[1]), family.inside
 
 
-# Names that no row of the table fits, but that have the number of a block.
+# Names that match no row of the table but have a block number.
 
 # Lists inside a module whose numbers are not those of blocks.
 _NOT_BLOCKS: Final = re.compile(
@@ -349,7 +343,7 @@ _NOT_BLOCKS: Final = re.compile(
 )
 _BLOCKS: Final = re.compile(r".*(?:layers?|blocks?|stages?)|h")
 _LONGEST: Final = 1000  # characters of a name that is searched for words
-# Segments that say nothing about which list of blocks it is.
+# Segments that do not distinguish one list of blocks from another.
 _PLAIN: Final = frozenset(
     {"model", "base_model", "auto_model", "transformer", "backbone", "diffusion_model"}
     | {"layers", "layer", "h", "blocks", "block", "resblocks", "gpt_neox"}
@@ -363,7 +357,7 @@ _TOWERS: Final = {
 }
 
 
-def _numbered(literals: tuple[str, ...], probe: str) -> _Place:
+def _place_by_number(literals: tuple[str, ...], probe: str) -> _Place:
     """The place of a name by its numbers and the words in it."""
     if len(probe) > _LONGEST:
         return _NOWHERE
@@ -873,7 +867,7 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
 
 
 def model_order(tower: str, block: int | None, module: str | None, name: str) -> tuple[object, ...]:
-    """Sort key that lists layers in the order of a model, whatever the granularity.
+    """Sort key that lists layers in the order of a model, at any granularity.
 
     Towers that read come before those that write; within one: embeddings, block 0, 1, 2 … 10,
     final norm, head. Numbers within names count as numbers.

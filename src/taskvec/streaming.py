@@ -1,8 +1,8 @@
 """The streaming loop: tensors cut into units of bounded size, units worked on by a few threads.
 
 A unit is a stretch of one large tensor or a run of whole small ones, so that neither a large tensor
-nor twenty thousand small ones cost more than their bytes. Results come back in whatever order the
-threads finish; what is done with them must not depend on it.
+nor twenty thousand small ones cost more than their bytes. Results arrive in the order in which
+threads finish; the caller must not depend on it.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ Unit = list[Stretch]
 
 
 class _Finished:
-    """What a thread puts among the results when there are no more units."""
+    """Marks the end of a thread's results."""
 
 
 class Progress(Protocol):
-    """Told what is being done; the command line shows a bar."""
+    """Called with the progress of each stage; the command line shows a bar."""
 
     def __call__(
-        self, label: str, total_bytes: int, /
+        self, label: str, total: int, /
     ) -> AbstractContextManager[Callable[[int], object]]:
-        """Begin a stage; the context gives a function to call with the bytes done since."""
+        """Begin; the context gives a function to call with the bytes or items done since."""
 
 
-def silent(label: str, total_bytes: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Progress that nobody sees."""
-    return nullcontext(lambda advanced_bytes: None)
+def silent(label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Show no progress."""
+    return nullcontext(lambda done: None)
 
 
 def default_threads() -> int:
@@ -71,7 +71,7 @@ class RunOptions:
     """How to run, as opposed to what.
 
     Attributes:
-        threads: Default: the processors there are, at most 8.
+        threads: Default: the number of processors, at most 8.
         block: Elements worked on at once; changes no bit of the result.
         precision: Arithmetic, `float32` or `float64`; a recipe brings its own.
         progress: Called with what is being done.
@@ -95,7 +95,7 @@ class RunOptions:
 
 
 def row_step(shape: Sequence[int]) -> int:
-    """What a tensor may be cut at multiples of so that rows, its last dimension, stay whole.
+    """A step size at whose multiples a tensor can be cut between rows (its last dimension).
 
     >>> row_step((5, 3)), row_step((100_000, 48))
     (65536, 196608)
@@ -141,7 +141,7 @@ def cut(
 def stream(
     units: Iterator[Unit], make_worker: Callable[[], Callable[[Unit], R]], threads: int
 ) -> Iterator[R]:
-    """Work on units in threads and give the results as they come.
+    """Work on units in threads and yield the results as they arrive.
 
     Args:
         units: Taken by one thread at a time.
@@ -232,8 +232,8 @@ def gather(
 def _wait(pool: Sequence[threading.Thread], ended: Sequence[threading.Event]) -> None:
     """Wait until no thread works any more, even if Ctrl-C is pressed again.
 
-    Otherwise a thread could go on to write to a file that its user has closed by then. `join` alone
-    will not do: once interrupted, it takes a thread that still works for one that has ended.
+    Otherwise a thread could write to a file that its user has closed. `join` alone is not enough:
+    once interrupted, it treats a thread that still works as ended.
     """
     is_working = True
     while is_working:
@@ -246,11 +246,11 @@ def _wait(pool: Sequence[threading.Thread], ended: Sequence[threading.Event]) ->
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep freed blocks, as it does once a large one was freed.
+    """Make the C library reuse freed blocks, which it does after a large one was freed.
 
-    It gives memory back to the system at every block otherwise, and gets it back page by page: that
-    took two thirds of the time of a scan (docs/log.md). Only glibc needs this; it keeps at most
-    64 MiB a thread.
+    Otherwise it returns memory to the system after every block and gets it back page by page, which
+    took two thirds of the time of a scan (docs/log/2026-11-22-pread.md). Only glibc needs this; it
+    holds at most 64 MiB per thread.
     """
     block = bytearray(2**25 - 2**13)  # its pages are never touched
     del block

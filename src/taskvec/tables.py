@@ -1,7 +1,9 @@
-"""Rows of results as pandas DataFrames and as HTML for notebooks."""
+"""Rows of results as pandas DataFrames, as CSV, and as HTML for notebooks."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -18,6 +20,15 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> Any:
         MissingExtraError: pandas is not installed.
     """
     return require("pandas", "report").DataFrame(list(rows))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as CSV with a head."""
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def html_table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:

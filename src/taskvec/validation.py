@@ -1,8 +1,8 @@
-"""Documents that people write or exchange, as pydantic models; what is wrong in one, in our words.
+"""Documents that people write or exchange, as pydantic models with one-line errors.
 
-A kind of document is a class of `Entry`. `check` makes one of plain data, or hands the first thing
-that is wrong to its caller as the key of the value and one line of text; the caller knows the file,
-the line and the class of the error. pydantic's own words are seen by nobody.
+A kind of document is a subclass of `Entry`. `check` creates one from plain data, or passes the
+first error to its caller as the key of the value and one line of text; the caller knows the file,
+the line and the class of the error. Users never see pydantic's messages.
 
 pydantic takes a tenth of a second to import on a slow machine: import this module where a document
 is read, not at the top of a command.
@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from taskvec.errors import nearest
+from taskvec.errors import CheckpointError, TaskvecError, nearest
 
 Key = tuple[str | int, ...]
 _SHOWN = 80  # characters of a wrong value
@@ -30,7 +30,7 @@ class Entry(BaseModel):
 
     Attributes:
         short: The key whose value may stand for the whole, as a word; empty: no short form.
-        elsewhere: Keys that are often looked for here, with where what they mean is written.
+        elsewhere: Keys that users try here, with the place of their counterparts.
         examples: What to write for a required key.
     """
 
@@ -68,6 +68,12 @@ class Entry(BaseModel):
         return {"anyOf": [{k: v for k, v in own.items() if k != "title"}, schema]}
 
 
+class Foreign(Entry):
+    """A mapping that other programs write too: keys that are not known are left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def flaw(what: str, key: str | int | None = None) -> PydanticCustomError:
     """What a validator raises: a whole message.
 
@@ -76,6 +82,7 @@ def flaw(what: str, key: str | int | None = None) -> PydanticCustomError:
             `{got}` for the value.
         key: Which key of the value it is about.
     """
+    what = what.encode(errors="backslashreplace").decode()  # half surrogate pairs
     return PydanticCustomError("taskvec", "{what}", {"what": what, "key": key})
 
 
@@ -83,11 +90,11 @@ def unknown(key: object, known: tuple[str, ...], elsewhere: Mapping[str, str]) -
     """A message about a key that is not known."""
     if key in elsewhere:
         return f"unknown key {key!r}{{place}}; {elsewhere[str(key)]}"
-    hint = nearest(str(key), known) if known else "there are none here"
+    hint = nearest(str(key), known) if known else "no keys are allowed here"
     return f"unknown key {key!r}{{place}}; {hint}"
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=BaseModel)
 
 
 def check(model: type[E], data: object, fail: Callable[[Key, str], NoReturn], at: Key = ()) -> E:
@@ -102,20 +109,50 @@ def check(model: type[E], data: object, fail: Callable[[Key, str], NoReturn], at
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-    return fail(*_described(first, data, at))
+        found = error
+    try:
+        first = found.errors(include_url=False)[0]
+    except UnicodeError:  # pydantic hands no such key on
+        fail(at, "has a key with half of a surrogate pair")
+    return fail(*_describe(first, data, at))
 
 
-def _described(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str]:
+def read_as(
+    model: type[E],
+    data: object,
+    where: str,
+    remedy: str,
+    error: type[TaskvecError] = CheckpointError,
+) -> E:
+    """Plain data as a document of a kind, where no line of a file is known.
+
+    Args:
+        model: The kind of document.
+        data: As JSON gives it.
+        where: What messages call the file.
+        remedy: What to do if it is another kind of document, or was edited into none.
+        error: Class of the errors.
+
+    Raises:
+        TaskvecError: of class `error`: a value is not what it should be.
+    """
+
+    def fail(key: Key, what: str) -> NoReturn:
+        raise error(f"{where}: {what}; {remedy}")
+
+    return check(model, data, fail)
+
+
+def _describe(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, str]:
     """Key and message of one of pydantic's errors."""
     key, value = list(at), cast(Any, data)
-    for part in error["loc"]:  # which also names members of unions, that are no keys
+    for part in error["loc"]:  # which also contains members of unions, which are not keys
         is_key = isinstance(value, dict) and part in value
         if is_key or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             key.append(part)
             value = value[part]
     context = error.get("ctx", {})
-    place = dotted(key)
+    place = format_key(key)
     got = _shown(value)
     if error["type"] != "taskvec":
         expected = _expected(error["type"], context)
@@ -125,10 +162,10 @@ def _described(error: Mapping[str, Any], data: object, at: Key) -> tuple[Key, st
     return tuple(key if context["key"] is None else [*key, context["key"]]), what
 
 
-def dotted(key: list[Any] | Key) -> str:
+def format_key(key: list[Any] | Key) -> str:
     """A key as text.
 
-    >>> dotted(("layers", 0, "pattern"))
+    >>> format_key(("layers", 0, "pattern"))
     'layers[0].pattern'
     """
     words = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
@@ -153,7 +190,8 @@ _EXPECTED = (
 
 def _expected(kind: str, context: Mapping[str, Any]) -> str:
     if kind == "literal_error":
-        return "in " + " | ".join(re.findall(r"'([^']*)'", str(context["expected"])))
+        expected = str(context["expected"])
+        return "in " + (" | ".join(re.findall(r"'([^']*)'", expected)) or expected)
     for pattern, text in _EXPECTED:
         if re.fullmatch(pattern, kind):
             return text.format(**context)
@@ -177,4 +215,5 @@ def numeric(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(numeric), Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[Finite, BeforeValidator(numeric)]

@@ -11,10 +11,12 @@ import pytest
 from tests.adapters import SCALING, deltas, pair, write_adapter
 from tests.conftest import Arrays, from_bf16, to_bf16, write_checkpoint, write_safetensors
 
-from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter
+from taskvec import patterns
+from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter, scaling_of
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source, added
 from taskvec.errors import CheckpointError, FamilyError
+from taskvec.family.matching import fitted
 
 ATTENTION, MLP, HEAD = "model.layers.0.self_attn", "model.layers.0.mlp", "classifier"
 EMBEDDING = "model.embed_tokens"
@@ -305,9 +307,8 @@ UP = f"{MLP}.up_proj"
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"peft_type": "LOHA"}, f"is a LOHA adapter; only LoRA is read as it is: {MERGE}"),
-        ({"peft_type": None}, "adapter_config.json does not say peft_type; only LoRA is read"),
-        ({"target_parameters": ["e.up"]}, "target_parameters (LoRA on parameters of experts)"),
+        ({"peft_type": "LOHA"}, f"is a LOHA adapter; only LoRA is supported: {MERGE}"),
+        ({"peft_type": None}, "adapter_config.json does not say peft_type; only LoRA is supported"),
         ({"use_qalora": True}, "use_qalora (QA-LoRA) is not supported; merge it in PEFT"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens (activated LoRA, which"),
         ({"init_lora_weights": "pissa_niter_4"},
@@ -315,15 +316,17 @@ UP = f"{MLP}.up_proj"
          "training began; save it with path_initial_model_for_weight_conversion, which makes "
          f"an ordinary LoRA of it, or {MERGE}"),
         ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changed the model"),
-        ({"r": 0}, "ranks and alphas in adapter_config.json must be numbers above 0; got 0"),
-        ({"alpha_pattern": {"q": "8"}}, "must be numbers above 0; got '8'"),
+        ({"r": 0}, "r must be above 0"),
+        ({"alpha_pattern": {"q": "8"}}, "alpha_pattern.q must be a finite number; got '8'"),
+        ({"rank_pattern": ["q"]}, "rank_pattern must be a mapping; got ['q']"),
+        ({"rank_pattern": {"(": 8}}, "'(', which is not a regular expression"),
     ],
 )  # fmt: skip
 def test_kinds_that_are_refused(tmp_path: Path, config: dict[str, Any], text: str) -> None:
     folder = write_adapter(tmp_path / "lora", PAIR, **config)
     with pytest.raises(CheckpointError) as error:
         open_adapter(folder)
-    assert str(error.value).startswith(f"{folder}: ")
+    assert str(error.value).startswith((f"{folder}: ", f"{folder}/adapter_config.json: "))
     assert text in str(error.value)
 
 
@@ -344,11 +347,11 @@ def test_initialisations_that_leave_the_model_alone(tmp_path: Path, kind: Any) -
         (PAIR | {f"{UP}.lora_A.weight": np.ones(0, "f4")}, {},
          "have shapes [0] and [9, 4]; shards were not gathered when it was saved; save it again"),
         (PAIR | {f"{UP}.lora_E": np.ones(4, "f4")}, {},
-         f"tensor 'base_model.model.{UP}.lora_E' is not understood; merge it in PEFT"),
+         f"tensor 'base_model.model.{UP}.lora_E' is not recognized; merge it in PEFT"),
         (PAIR, {"use_dora": True}, f"uses DoRA and has no lora_magnitude_vector of {UP!r}"),
         (PAIR | {f"{UP}.lora_A.other.weight": np.ones((4, 6), "f4"),
                  f"{UP}.lora_B.one.weight": np.ones((4, 6), "f4")}, {},
-         "holds adapters one, other; save each in a folder of its own"),
+         "holds adapters one, other; save each in its own folder"),
         (PAIR | {f"{UP}.weight": np.ones((9, 6), "f4")}, {},
          f"changes '{UP}.weight' in two ways"),
         ({f"{EMBEDDING}.token_adapter.trainable_tokens_delta": np.ones((2, 6), "f4")},
@@ -383,7 +386,7 @@ def test_broken_adapters(
 )  # fmt: skip
 def test_models_that_do_not_fit(tmp_path: Path, over: Source, tensors: Arrays, text: str) -> None:
     with pytest.raises(FamilyError) as error:
-        put(tmp_path / "lora", over, tensors)
+        fitted(put(tmp_path / "lora", over, tensors), over)
     assert text.replace("{over}", over.where) in str(error.value)
 
 
@@ -444,7 +447,7 @@ def test_pickled_factors_are_read_where_that_is_allowed(tmp_path: Path, over: So
         (("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha",), "kohya"),
         (("mid_block.attentions.0.proj_in.lora.up.weight",), "diffusers"),
         (("down_blocks.0.attn.processor.to_q_lora.down.weight",), "diffusers"),
-        (("lora_unet_x.hada_w1_a",), "kohya"),
+        (("lora_unet_x.hada_w1_a",), "LyCORIS"),
         (("unet.x.lokr_w1",), "LyCORIS"),
     ],
 )  # fmt: skip
@@ -484,3 +487,11 @@ def test_names_of_memory_and_of_files(tmp_path: Path) -> None:
     tensors = pair("model.language_model.layers.0.self_attn.q_proj", 4, 4)
     tensors |= pair("model.visual.blocks.0.attn.qkv", 6, 4)
     assert sorted(put(tmp_path / "lora", over, tensors).tensors) == sorted(shapes)
+
+
+def test_a_pattern_of_a_config_may_not_cost_years(monkeypatch):
+    monkeypatch.setattr(patterns, "_SECONDS", 1)
+    config = {"r": 8, "lora_alpha": 8, "rank_pattern": {"(a+)+b": 4}}
+    with pytest.raises(CheckpointError, match=r"rank_pattern.*\(a\+\)\+b.*more than 1 s"):
+        scaling_of(config, "a" * 100)
+    patterns._close_children()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from taskvec.outputs.card import escaped, licence_of, model_card
+from taskvec.errors import CheckpointError
+from taskvec.outputs.card import add_scores, escaped, licence_of, model_card
 
 
 def member(folder: Path, readme: str | None = None, where: str | None = None) -> Any:
@@ -106,3 +107,39 @@ def test_only_names_on_the_hub_are_metadata(tmp_path):
     _, front, text = card.decode().split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == ["org/downloaded", "org/known"]
     assert text.index("| z | 1 |") < text.index("| a | 2 |")  # as in the recipe
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+SCORE = {"task": "gsm8k", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
+
+
+def test_scores_are_put_into_a_card_once(tmp_path):
+    card, _ = model_card(
+        "out", {"target": member(tmp_path)}, method="ties", formula="θ", scales={}, published={}
+    )
+    path = tmp_path / "README.md"
+    path.write_bytes(card)
+    add_scores(tmp_path, [SCORE | {"value": 0.25}, SCORE | {"task": "old"}])
+    add_scores(tmp_path, [SCORE, SCORE | {"metric": "c|d", "value": float("nan")}])
+    _, front, text = path.read_text().split("---\n", 2)
+    (entry,) = yaml.safe_load(front).pop("model-index")
+    assert entry["name"] == tmp_path.name
+    (result,) = entry["results"]
+    assert result["dataset"] == {"name": "gsm8k", "type": "gsm8k"}
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.5}]
+    assert "| gsm8k | accuracy | 0.5 | 0.4 | 0.6 | 100 |" in text
+    assert "c\\|d | nan" in text
+    assert text.count("| gsm8k | accuracy") == 1
+    before = card.decode().split("---\n", 2)
+    assert text.startswith(before[2].rstrip())
+    assert yaml.safe_load(front).items() >= yaml.safe_load(before[1]).items()
+
+
+@pytest.mark.parametrize("text", ["# no metadata\n", "---\n- a\n---\n", "---\na: [\n---\n",
+                                  "---\na: 2024-02-30\n---\n"])  # fmt: skip
+def test_a_card_without_metadata_takes_no_scores(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(CheckpointError, match=r"README\.md"):
+        add_scores(tmp_path, [SCORE])
+    assert (tmp_path / "README.md").read_text() == text

@@ -326,7 +326,7 @@ def test_too_little_disk_is_known_before_anything_is_downloaded(hub, tmp_path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=12_345_000))
     assert refusal("lab/base") == (
         f"lab/base: needs 1,000,000,000.00 MB in the hub's cache ({tmp_path}/cache), 12.35 MB are "
-        "free; make room, or move the cache with HF_HOME"
+        "free; free some space, or move the cache with HF_HOME"
     )
     assert hub.downloads == []
 
@@ -344,7 +344,7 @@ def test_full_disk(hub, monkeypatch, tmp_path):
 
     monkeypatch.setattr(client, "snapshot_download", full)
     assert refusal("lab/base") == (
-        f"lab/base: the disk of the hub's cache ({tmp_path}/cache) is full; make room"
+        f"lab/base: the disk of the hub's cache ({tmp_path}/cache) is full; free some space"
     )
 
 

@@ -158,8 +158,8 @@ def test_scalars_empty_tensors_and_parameters():
         (
             {"w": torch.ones(2).to(torch.float8_e4m3fn)},
             CheckpointError,
-            "<in memory>: weights are quantised (tensor 'w', F8_E4M3); task arithmetic needs the "
-            "weights themselves; use the model before quantisation",
+            "<in memory>: weights are quantised in a way that is not read (tensor 'w', F8_E4M3); "
+            "give the model as it was before quantisation",
         ),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.conftest import CONFIG, family_weights, read_raw, to_bf16, write_checkpoint, write_family
 
 import taskvec as tv
+from taskvec.checkpoints import pickled
 from taskvec.checkpoints.pickled import is_pickled, open_pickled
 from taskvec.errors import CheckpointError, MissingExtraError, StaleError
 from taskvec.family.opening import open_model
@@ -19,6 +21,15 @@ from taskvec.family.opening import open_model
 torch = pytest.importorskip("torch")
 
 INDEX = "pytorch_model.bin.index.json"
+TRY_OUT = pickled._try_out
+
+
+@pytest.fixture(autouse=True)
+def trust(monkeypatch):
+    """Most files here are harmless; a child that imports torch for each would take a minute."""
+    monkeypatch.setattr(pickled, "_try_out", lambda *_: None)
+
+
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
 REMEDY = (
     "holds only pickled weights, which can run code when loaded; allow_pickle: true "
@@ -198,7 +209,7 @@ def test_code_in_a_file_is_never_run(tmp_path, kind, asked, zipped, cli):
     assert f"{file}: {REMEDY}" == refusal(folder, allow=False)
     assert refusal(folder) == (
         f"{file}: is damaged or holds more than weights (asks for {asked}); nothing in it was run; "
-        "save its state dict as safetensors where you trust it"
+        "save its state dict as safetensors if you trust it"
     )
     for flags in ([], ["--allow-pickle"]):
         code, _, _ = cli(
@@ -217,14 +228,14 @@ def test_code_in_a_file_is_never_run(tmp_path, kind, asked, zipped, cli):
     [
         ({}, "it is empty"),
         ([1], "it is a list"),
-        ({"w": torch.ones(2), "epoch": 3}, "'epoch' is no tensor"),
-        ({"state_dict": {"w": 1.0}}, "'state_dict' is no tensor"),
+        ({"w": torch.ones(2), "epoch": 3}, "'epoch' is not a tensor"),
+        ({"state_dict": {"w": 1.0}}, "'state_dict' is not a tensor"),
     ],
 )
 def test_what_is_no_state_dict(tmp_path, content, got):
     torch.save(content, tmp_path / "m.pt")
     assert refusal(tmp_path / "m.pt") == (
-        f"{tmp_path}/m.pt: is no state dict ({got}); save the tensors by name, or under "
+        f"{tmp_path}/m.pt: is not a state dict ({got}); save the tensors by name, or under "
         "'state_dict'"
     )
 
@@ -234,7 +245,7 @@ def test_damaged_files(tmp_path, content):
     (tmp_path / "m.bin").write_bytes(content)
     told = refusal(tmp_path / "m.bin")
     assert told.startswith(f"{tmp_path}/m.bin: is ")
-    assert told.count("nothing in it was run") + told.count("no state dict") == 1
+    assert told.count("nothing in it was run") + told.count("not a state dict") == 1
 
 
 def test_several_files_and_nothing_to_say_which(tmp_path):
@@ -244,6 +255,12 @@ def test_several_files_and_nothing_to_say_which(tmp_path):
         f"{tmp_path}: holds several pickled files and no pytorch_model.bin or {INDEX}; "
         "name one of the files"
     )
+
+
+def test_one_file_is_read_rather_than_shards_as_in_transformers(tmp_path):
+    folder = write_pickled(tmp_path / "m", WEIGHTS, shards=3)
+    torch.save({"only": torch.ones(2)}, folder / "pytorch_model.bin")
+    assert list(open_pickled(folder).tensors) == ["only"]
 
 
 def test_index_that_does_not_fit(tmp_path):
@@ -269,7 +286,9 @@ def test_quantised_weights(tmp_path):
         torch.save(weights, tmp_path / name / "pytorch_model.bin")
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert open_pickled(tmp_path / "plain").config == CONFIG
-    assert f"{tmp_path / 'packed'}: weights are quantised" in refusal(tmp_path / "packed")
+    refused = refusal(tmp_path / "packed")
+    assert refused.startswith(f"{tmp_path / 'packed'}: ")
+    assert "'w.qzeros'" in refused
 
 
 def test_torch_that_is_not_safe_or_not_there(tmp_path, monkeypatch):
@@ -283,3 +302,62 @@ def test_torch_that_is_not_safe_or_not_there(tmp_path, monkeypatch):
     assert refusal(folder, error=MissingExtraError) == (
         "torch is not installed; this needs: pip install 'taskvec[pickle]'"
     )
+
+
+# --- files that cost too much: the child that tries them out ---
+
+
+def pickled_by_hand(folder: Path, opcodes: bytes) -> Path:
+    """A file as torch writes it, whose pickle is another."""
+    path = save(folder, {"w": torch.zeros(2)})
+    with zipfile.ZipFile(path) as written:
+        parts = {name: written.read(name) for name in written.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, opcodes if name.endswith("data.pkl") else content)
+    return path
+
+
+def save(folder: Path, content: object) -> Path:
+    folder.mkdir()
+    torch.save(content, folder / "pytorch_model.bin")
+    return folder / "pytorch_model.bin"
+
+
+# A tuple of a tuple of …, twice each: 2^45 steps to hash as a key.
+NESTED = b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(45))
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [b"\x80\x02](" + b"N" * 20_000_000 + b"e.", NESTED + b"}(h\x2dNu."],
+    ids=["very many steps", "a key that cannot be hashed"],
+)
+def test_a_file_may_not_cost_hours(tmp_path, monkeypatch, opcodes):
+    monkeypatch.setattr(pickled, "_try_out", TRY_OUT)
+    monkeypatch.setattr(pickled, "_CPU_SECONDS", 1)
+    pickled_by_hand(tmp_path / "slow", opcodes)
+    with pytest.raises(CheckpointError, match=r"needs more than 1 s.*safetensors"):
+        open_pickled(tmp_path / "slow")
+
+
+def test_a_file_may_not_cost_terabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickled, "_try_out", TRY_OUT)
+    monkeypatch.setattr(pickled, "_MEMORY_BYTES", 2**26)
+    pickled_by_hand(tmp_path / "large", b"\x80\x02](" + b"]" * 2_000_000 + b"e.")
+    with pytest.raises(CheckpointError, match=r"needs more than .* GiB .*safetensors"):
+        open_pickled(tmp_path / "large")
+
+
+def test_elements_that_are_repeated_are_not_stored(tmp_path):
+    save(tmp_path / "m", {"w": torch.zeros(1).expand(10**6, 10**6)})
+    with pytest.raises(CheckpointError, match=r"'w'.*4,000,000,000,000 bytes, 4 are stored"):
+        open_pickled(tmp_path / "m")
+
+
+@pytest.mark.parametrize("of", [torch.zeros(3, dtype=torch.complex64).conj(), torch.arange(4)])
+def test_norms_where_no_tensor_is_of_real_numbers(tmp_path, cli, of):
+    save(tmp_path / "m", {"w": of})
+    code, out, err = cli("inspect", tmp_path / "m", "--norms", "--allow-pickle", "--tensors")
+    assert code == 0, err
+    assert "max |w|" in out

@@ -25,7 +25,7 @@ GOOD: dict[str, Any] = {
 }
 AGAIN = "download it again"
 DAMAGED = "the file is damaged; write it again"
-ENTRY = f"header entry needs dtype, shape and data_offsets and nothing else; {DAMAGED}"
+ENTRY = f"header entry needs dtype, shape and data_offsets; {DAMAGED}"
 DIMENSIONS = f"is not a list of natural numbers; {DAMAGED}"
 PAIR = f"are not two natural numbers; {DAMAGED}"
 NO_FILE = "this is probably not a safetensors file"
@@ -131,8 +131,6 @@ CASES = {
         f"tensor 'a': {ENTRY}"),
     "entry without shape": ({"a": {"dtype": "F32", "data_offsets": [0, 16]}}, None,
         f"tensor 'a': {ENTRY}"),
-    "entry with more": (changed(scale=2), None,
-        f"tensor 'b': {ENTRY}"),
     "unknown dtype": (changed(dtype="F24"), None,
                       "tensor 'b': unknown dtype 'F24'; known: BF16, F16, F32, F64, BOOL"),
     "dtype not a word": (changed(dtype=["F32"]), None,
@@ -151,10 +149,22 @@ CASES = {
     "dimension of 2^64": (changed(shape=[0, 2**64]), None,
         f"tensor 'b': shape [0, 18446744073709551616] {DIMENSIONS}"),
     "huge product": (changed(shape=[2**63] * 20), None,
-        "tensor 'b': data_offsets span 6 bytes, BF16 of shape [9223372036854775808, "),
+        "tensor 'b': shape [9223372036854775808, "),
+    "huge product of nothing": (changed(shape=[2**63, 2, 0], data_offsets=[16, 16]), None,
+        "tensor 'b': shape [9223372036854775808, 2, 0] needs more bytes than there are addresses"),
+    "very many huge dimensions": (changed(shape=[2**64 - 1] * 200_000), None,
+        "tensor 'b': shape [18446744073709551615, "),
+    "minus zero": (changed(shape=[-0.0], data_offsets=[16, 16]), None,
+        f"tensor 'b': shape [-0.0] {DIMENSIONS}"),
+    "minus zero as a whole number": (
+        b'{"a": {"dtype": "BF16", "shape": [-0], "data_offsets": [0, 0]}}', None,
+        f"tensor 'a': shape [-0.0] {DIMENSIONS}"),
+    "half a surrogate pair in metadata": (
+        text({"__metadata__": {"k": "\ud800"}, **GOOD}).encode(), None,
+        "header is not JSON ('utf-8' codec can't encode character"),
     "product just too large": (changed(shape=[2**32, 2**32]), None,
-        "tensor 'b': data_offsets span 6 bytes, BF16 of shape [4294967296, 4294967296] needs "
-        f"more than there are addresses; {DAMAGED}"),
+        "tensor 'b': shape [4294967296, 4294967296] needs more bytes than there are addresses; "
+        f"{DAMAGED}"),
     "three offsets": (changed(data_offsets=[16, 22, 22]), None,
                       f"tensor 'b': data_offsets [16, 22, 22] {PAIR}"),
     "negative offset": (changed("a", data_offsets=[-16, 0]), None,
@@ -236,16 +246,15 @@ def test_many_duplicates_are_found_at_once(tmp_path):
 STRICTER = {
     "tensor twice": f'{{"a": {text(GOOD["b"])}, "a": {text(GOOD["b"])}}}',  # which is meant?
     "metadata key twice": f'{{"__metadata__": {{"k": "1", "k": "2"}}, "a": {text(GOOD["b"])}}}',
-    "unknown field": text({"a": GOOD["b"] | {"scale": 2}}),  # it may change what the bits mean
     "entry as a list": text({"a": ["BF16", [3], [0, 6]]}),
-    "space before the brace": " " + text({"a": GOOD["b"]}),  # the format's own text forbids it
 }
-# Files that the official library refuses and this project takes: numbers that say nothing.
-LAXER = {
-    "minus zero": '{"a": {"dtype": "BF16", "shape": [-0], "data_offsets": [0, 0]}}',
-    "overflow of nothing": text(
-        {"a": {"dtype": "BF16", "shape": [2**63, 2, 0], "data_offsets": [0, 0]}}
+# Files that both take, though a stricter reading of the format might not.
+ACCEPTED = {
+    "unknown field": text({"a": GOOD["b"] | {"scale": 2}}),
+    "unknown field named twice in two tensors": text(
+        {"a": GOOD["b"] | {"x": 1}, "b": GOOD["b"] | {"shape": [0], "data_offsets": [6, 6], "x": 1}}
     ),
+    "space before the brace": " \t\r\n" + text({"a": GOOD["b"]}),
 }
 
 
@@ -255,15 +264,15 @@ def test_stricter_than_the_official_library(tmp_path, name):
     assert (accepted(path), officially_accepted(path)) == (False, True)
 
 
-@pytest.mark.parametrize("name", LAXER)
-def test_laxer_than_the_official_library(tmp_path, name):
-    path = put(tmp_path / "x", LAXER[name].encode(), b"")
-    assert (accepted(path), officially_accepted(path)) == (True, False)
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted_like_the_official_library(tmp_path, name):
+    path = put(tmp_path / "x", ACCEPTED[name].replace("[16, 22]", "[0, 6]").encode(), bytes(6))
+    assert (accepted(path), officially_accepted(path)) == (True, True)
 
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in CASES if c not in ("tensor twice", "tensor twice, escaped", "entry with more")],
+    [c for c in CASES if c not in ("tensor twice", "tensor twice, escaped")],
 )
 def test_what_is_refused_is_refused_by_the_official_library(tmp_path, case):
     header, length, _ = CASES[case]
@@ -360,8 +369,8 @@ def mutated_headers(draw: st.DrawFn) -> tuple[bytes, int, int]:
     return raw, size, draw(st.sampled_from([0, 0, 0, 0, 0, 1, -1, 8, 2**40]))
 
 
-def stricter_or_laxer(raw: bytes) -> bool:
-    """Whether a header has an oddity of STRICTER or LAXER, so that opinions may differ."""
+def stricter(raw: bytes) -> bool:
+    """Whether a header has an oddity of STRICTER, so that opinions may differ."""
     pairs: list[list[tuple[str, Any]]] = []
 
     def see(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -372,18 +381,12 @@ def stricter_or_laxer(raw: bytes) -> bool:
         header = json.loads(raw.decode(), object_pairs_hook=see)
     except (ValueError, RecursionError):
         return False
-    if not isinstance(header, dict) or not raw.startswith(b"{"):
-        return True
-    fields = {"dtype", "shape", "data_offsets"}
+    if not isinstance(header, dict):
+        return False
     entries = [e for name, e in header.items() if name != "__metadata__"]
-    return (
-        any(len(dict(found)) != len(found) for found in pairs)
-        or any(isinstance(e, list) for e in entries)
-        or any(isinstance(e, dict) and set(e) > fields for e in entries)
-        or b"-0" in raw
-        or any(isinstance(e, dict) and isinstance(e.get("shape"), list) and 0 in e["shape"]
-               and any(isinstance(n, int) and n > 2**30 for n in e["shape"]) for e in entries)
-    )  # fmt: skip
+    return any(len(dict(found)) != len(found) for found in pairs) or any(
+        isinstance(e, list) for e in entries
+    )
 
 
 @pytest.fixture(scope="module")
@@ -417,10 +420,10 @@ def test_fuzz_mutated_headers(scratch, drawn):
         infos = read_header(scratch)
     except CheckpointError as refused:
         str(refused).encode()
-        assert not officially_accepted(scratch) or error or stricter_or_laxer(raw)
+        assert not officially_accepted(scratch) or error or stricter(raw)
         return
     inside(infos, scratch)
-    assert officially_accepted(scratch) or error or stricter_or_laxer(raw)
+    assert officially_accepted(scratch) or error
 
 
 @FUZZ
@@ -431,7 +434,7 @@ def test_fuzz_bytes(scratch, content, length):
     try:
         infos = read_header(scratch)
     except CheckpointError:
-        assert not officially_accepted(scratch) or content.startswith((b" ", b"\n", b"\t", b"\r"))
+        assert not officially_accepted(scratch)
     else:
         inside(infos, scratch)
 

@@ -110,8 +110,8 @@ def test_a_control_that_the_model_cannot_do(cli, data, tmp_path):
     )  # fmt: skip
     assert code == 1
     assert err == (
-        "taskvec: error: the model before has no right answer on the control's validation data, so "
-        "that nothing of it can be kept; give another control\n"
+        "taskvec: error: the pre-trained model has no correct answer on the control's validation "
+        "data; give another control\n"
     )
 
 
@@ -191,7 +191,7 @@ def test_data_of_two_kinds_or_a_head_for_texts_are_refused(cli, data, tmp_path):
     arguments = ["disentangle", INSTRUCT, *VECTORS, *given("--data", data, "test", "math")]
     code, _, err = cli(*arguments, "--data", f"code={classes}", "--out", tmp_path / "out")
     assert code == 2
-    assert "texts to go on from and classes cannot be asked of one model" in err
+    assert "prompts to continue and classes cannot be evaluated in one model" in err
     arguments += given("--data", data, "test", "code")
     code, _, err = cli(*arguments, "--fields", "prompt", "--out", tmp_path / "out")
     assert (code, err) == (2, "taskvec: error: --fields takes USE=NAME,…; got 'prompt'\n")

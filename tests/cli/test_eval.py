@@ -41,7 +41,16 @@ def test_a_table_with_intervals(tmp_path):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "zoo:math: n = 20 of 150, seed 0"
-    assert lines[1].split() == ["right", "Δ", "right", "vs", "instruct", "share", "of", "math's"]
+    assert lines[1].split() == [
+        "accuracy",
+        "Δ",
+        "accuracy",
+        "vs",
+        "instruct",
+        "share",
+        "of",
+        "math's",
+    ]
     assert lines[2].split() == ["instruct", "0.000", "[0.000,", "0.161]", "0%"]
     assert lines[3].startswith("math      ")
     assert lines[3].endswith("100%")
@@ -61,7 +70,7 @@ def test_results_file(cli, tmp_path, recipe):
     instruct, half = told["tasks"]["zoo:math"]
     assert told["reference"] == "half.yaml"
     assert instruct["model"] == "instruct"
-    assert half["figures"]["right"]["value"] > 0.8
+    assert half["figures"]["accuracy"]["value"] > 0.8
     assert instruct["difference"]["value"] < -0.8
     assert half["difference"] is None
     assert half["n"] == 20
@@ -93,6 +102,11 @@ def test_success_at_forgetting_is_no_finding(cli, tmp_path):
     told = json.loads(text)
     assert told["tasks"]["zoo:unsafe"][1]["difference"]["value"] < -0.8
     assert (told["expected"], told["findings"]) == ({"safer": {"zoo:unsafe": "down"}}, [])
+    (met,) = told["as_expected"]
+    assert (met["model"], met["task"]) == ("safer", "zoo:unsafe")
+    _, text, _ = cli("eval", *asked, "--out", tmp_path)
+    assert "\nAs expected:\n- safer in zoo:unsafe: accuracy 0.000 " in text
+    assert "\nFindings: none\n" in text
     _, text, _ = cli("eval", *asked, "--out", tmp_path, "--json", "--expect", "unsafe=keep")
     assert "below_reference" in [each["sign"] for each in json.loads(text)["findings"]]
 
@@ -106,7 +120,21 @@ def test_the_same_command_again_asks_nothing(cli, tmp_path, recipe):
     recipe.write_text(recipe.read_text().replace("1.0", "0.0"))
     changed = json.loads(cli(*command)[1])["tasks"]["zoo:math"][1]
     assert changed["kept"] == 0
-    assert changed["figures"]["right"]["value"] == 0
+    assert changed["figures"]["accuracy"]["value"] == 0
+
+
+def test_scores_go_into_the_card_of_a_merge(cli, tmp_path, recipe):
+    merged = tmp_path / "merged"
+    assert cli("merge", recipe, merged, "--quiet")[0] == 0
+    asked = (*MATHS, "--out", tmp_path / "out", "--update-card")
+    code, _, err = cli("eval", MATH, *asked)
+    assert code == 2
+    assert "--update-card" in err
+    assert cli("eval", MATH, f"merged={merged}", *asked)[0] == 0
+    card = (merged / "README.md").read_text()
+    assert "model-index:" in card
+    assert "| zoo:math | " in card
+    assert cli("verify", merged, "--no-inputs")[0] == 0
 
 
 def test_a_manifest_is_a_candidate(cli, tmp_path, recipe):
@@ -182,11 +210,11 @@ def test_list(cli):
         (["math=", *MATHS], "a model must be MODEL or NAME=MODEL; got 'math='"),
         (
             [f"a b={zoo.path('math')}", f"A-b={zoo.path('code')}", *MATHS],
-            "records of model 'A-b' would lie in A-b, where model 'a b' has its place; give it",
+            "records of model 'A-b' would overwrite model 'a b' in A-b; give it",
         ),
         (
             [f"results.json={zoo.path('math')}", *MATHS],
-            "would lie in results.json, where the file of results has its place",
+            "would overwrite the file of results in results.json",
         ),
         ([MATH, *MATHS, "--workers", "0"], "workers must be 1 or more; got 0"),
         ([MATH, "--tasks", "humaneval"], "allow that with --allow-code-execution (docs/how-to/"),

@@ -115,7 +115,7 @@ def test_lora_is_reported_tensor_by_tensor(cli, tmp_path, flags):
 def test_a_failed_extraction_leaves_nothing(cli, tmp_path, flags):
     code, _, err = cli("extract", tmp_path / "v.safetensors", *flags)
     assert code == 2
-    assert err == "taskvec: error: tasks are code, math; name the one that is wanted\n"
+    assert err == "taskvec: error: tasks are code, math; name one of them\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["family"]
 
 

@@ -113,7 +113,9 @@ def test_exit_codes_and_messages(cli, given, tmp_path):
     assert refused(cli, 2, *given, *out, "--fields", "prompt") == (
         "--fields takes USE=NAME,…; got 'prompt'"
     )
-    assert refused(cli, 2, *given, *out, "--train", "norms,x").startswith("train 'x' is no preset")
+    assert refused(cli, 2, *given, *out, "--train", "norms,x").startswith(
+        "train 'x' is neither a preset"
+    )
     assert refused(cli, 1, *given[:2], tmp_path / "no", *out) == (
         f"{tmp_path}/no: no such file or folder"
     )
@@ -154,7 +156,7 @@ def test_a_place_that_is_occupied_is_told_before_anything_is_loaded(cli, tmp_pat
     )
     for force in ((), ("--force",)):
         assert refused(cli, 1, *given, other / "mine", *force) == (
-            f"{other}/mine: is a file; give another place, a folder is written"
+            f"{other}/mine: is a file; give the path of a folder"
         )
     assert (other / "mine").read_text() == "kept"
 
@@ -177,9 +179,9 @@ def test_labels_out_of_range(cli, tmp_path):
 
 def test_a_run_that_goes_on_says_so(cli, given, tmp_path):
     out = (*given, *SMALL, "--out", tmp_path / "out")
-    assert "goes on" not in cli("finetune", *out)[2]
+    assert "resumes" not in cli("finetune", *out)[2]
     assert cli("finetune", *out)[2].splitlines()[-1] == (
-        f"taskvec: {tmp_path}/out: all 4 steps were taken before"
+        f"taskvec: {tmp_path}/out: all 4 steps are already done"
     )
 
 

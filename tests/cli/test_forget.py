@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.cli.conftest import strict
 from tests.conftest import read_raw
+
+from taskvec.merging import scans
 
 
 def test_forget_is_merge_with_the_sign_turned(tmp_path, family, cli):
@@ -40,3 +43,12 @@ def test_forgetting_nothing_writes_nothing_unless_forced(tmp_path, cli, flags, f
 
 def test_forgetting_some_layers_is_no_failure(tmp_path, cli, flags):
     assert cli("forget", tmp_path / "out", *flags, "--threshold", "0.95")[0] == 0
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [("0.95", 0), ("-1", 3)])
+def test_forgetting_scans_the_weights_once(threshold, expected, tmp_path, cli, flags, monkeypatch):
+    read, calls = scans.collect, []
+    monkeypatch.setattr(scans, "collect", lambda *a, **k: calls.append(1) or read(*a, **k))
+    asked = ["forget", tmp_path / "out", *flags, "--threshold", threshold, "--no-cache"]
+    assert cli(*asked)[0] == expected
+    assert len(calls) == 1

@@ -127,6 +127,26 @@ def test_a_table_fits_the_terminal(columns):
     assert "10.2500" in plain
 
 
+WIDE = """
+from taskvec.cli.printing import show
+row = ["model.layers.10.mlp.up_proj.weight", 1234567, "12.50%", "0.500 [0.400, 0.600]", "41.92 kB"]
+show([row, ["norm", 1, "–", "", "8 B"]], ("layer", "elements", "share", "score of math", "size"))
+"""
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_numbers_never_wrap(columns):
+    """Columns that do not fit follow in a second table, with the first column again."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal([sys.executable, "-c", WIDE], columns))
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= columns
+    for whole in ("1,234,567", "12.50%", "0.500 [0.400, 0.600]", "41.92 kB"):
+        assert whole in text
+    assert text.count("norm ") == (2 if columns == 60 else 1)
+    right = {len(line) for line in lines if line.endswith((" B", "kB"))}
+    assert len(right) == 1
+
+
 def test_a_row_is_a_line_elsewhere(capsys: Any):
     show([("a name that is long " * 9, 0.5), ("short", 10.25)], ("what", "value"))
     lines = capsys.readouterr().out.splitlines()

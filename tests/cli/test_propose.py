@@ -7,6 +7,7 @@ import yaml
 
 from taskvec import zoo
 from taskvec.cli.main import main
+from taskvec.recipes.writing import SCHEMA_FILE
 
 FAMILY = {
     "base": str(zoo.path("base")),
@@ -46,6 +47,8 @@ def test_proposals_as_json_and_a_recipe_that_merges(tmp_path, capsys):
     assert {task: entry["scale"] for task, entry in written["tasks"].items()} == {
         task: round(scale, 4) for task, scale in scales.items()
     }
+    assert out.read_text().startswith(f"# yaml-language-server: $schema={SCHEMA_FILE}\n")
+    assert json.loads((tmp_path / SCHEMA_FILE).read_text())["properties"]["tasks"]
     assert main(["merge", str(out), str(tmp_path / "merged"), "--quiet"]) == 0
     assert (tmp_path / "merged" / "model.safetensors").exists()
 

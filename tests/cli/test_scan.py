@@ -131,6 +131,9 @@ def test_inspect_and_plan_are_in_the_order_of_the_model_and_the_recipe(tmp_path,
     assert list(plan["inputs"])[-2:] == ["task 'b'", "task 'a'"]
     assert list(plan["decided"]) == ["b", "a"]
     assert list(plan["modules"]) == ["embedding", "attention", "mlp", "norm", "final_norm", "head"]
+    adapter = ("--task", "a", "--form", "lora", "--rank", "1", "--rest", "drop", "--json")
+    rows = strict(cli("extract", *deep, tmp_path / "lora", *adapter)[1])["factored"]
+    assert [row["name"] for row in rows] == [layer["name"] for layer in layers]
 
 
 def test_granularity(cli, flags):

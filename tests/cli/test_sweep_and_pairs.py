@@ -37,7 +37,7 @@ def test_a_sweep_prints_writes_and_draws(cli, recipe, tmp_path):
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert text.splitlines()[0].startswith(
-        "zoo:math: right, high is wanted; n = 10, seed 0; the recipe as it is has 0."
+        "zoo:math: accuracy, high is wanted; n = 10, seed 0; the recipe as it is has 0."
     )
     assert "kept: shares of layers, of parameters and of ‖τ‖²" in text
     assert "Safe range of threshold: 1, 1 of 3 values. In it no measure is worse than" in text
@@ -78,7 +78,7 @@ def test_a_sweep_where_low_is_wanted_and_a_value_fails(cli, recipe, tmp_path):
         "--limit", "8", "--out", out, "--quiet", "--plot",
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert "zoo:math: right, low is wanted" in text
+    assert "zoo:math: accuracy, low is wanted" in text
     assert "kept: share of parameters" in text
     assert (out / "sweep-density.math.csv").is_file()
     assert (out / "sweep-density.math.svg").is_file()
@@ -101,11 +101,11 @@ def test_no_value_is_safe_where_goals_disagree(cli, recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace(f"  code: {{model: {zoo.path('code')}", "  #"))
     code, text, _ = cli(
         "sweep", recipe, "--vary", "scale=0,1", "--measure", "zoo:math", "--minimize",
-        "zoo:math@right", "--limit", "8", "--out", tmp_path / "out", "--quiet",
+        "zoo:math@accuracy", "--limit", "8", "--out", tmp_path / "out", "--quiet",
     )  # fmt: skip
     assert code == 0
     told = text.replace("\n", " ")
-    assert "No value of scale is safe: there is none where no measure is worse than" in told
+    assert "No value of scale is safe, that is, none where no measure is worse than" in told
     assert "Nearest: 0, where only zoo:math is worse." in told
 
 

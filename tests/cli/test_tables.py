@@ -72,10 +72,10 @@ def rows(**changes: str) -> str:
         ("t.csv", "", ": is not a table; the first line must be: tensor,TASK,…"),
         ("t.csv", "name,math\na,1\n", ": is not a table; the first line must be: tensor,TASK,…"),
         ("t.csv", "tensor\na\n", ": is not a table; the first line must be: tensor,TASK,…"),
-        ("t.csv", "tensor,math,math\na,1,1\n", ": a task stands twice in the first line"),
+        ("t.csv", "tensor,math,math\na,1,1\n", ": a task occurs twice in the first line"),
         ("t.csv", rows() + "c,1,2\n", ":4: 3 fields, expected 2"),
         ("t.csv", rows() + "c\n", ":4: 1 fields, expected 2"),
-        ("t.csv", rows() + "a,1\n", ":4: tensor 'a' stands twice"),
+        ("t.csv", rows() + "a,1\n", ":4: tensor 'a' occurs twice"),
         ("t.csv", rows(a="x"), ": weight of 'math' for 'a' must be a finite number; got 'x'"),
         ("t.csv", rows(a="nan"), ": weight of 'math' for 'a' must be a finite number; got 'nan'"),
         ("t.csv", rows(a="inf"), ": weight of 'math' for 'a' must be a finite number; got 'inf'"),
@@ -130,9 +130,9 @@ def test_table_that_cannot_be_read(tmp_path, cli, flags):
         (lambda w: w.update(third=w["math"]),
          "table t.json: has tasks code, math, third; the merge has code, math"),
         (lambda w: [c.update({"odt": 1}) for c in w.values()],
-         "table t.json: tensor 'odt' is not one that is merged; did you mean 'odd'?"),
+         "table t.json: tensor 'odt' is not merged here; did you mean 'odd'?"),
         (lambda w: [c.pop("odd") for c in w.values()],
-         "table t.json: no weight for tensor 'odd' (1 missing); give 0 to leave it alone"),
+         "table t.json: no weight for tensor 'odd' (1 missing); give 0 to leave it unchanged"),
     ],
 )  # fmt: skip
 def test_table_that_does_not_fit(tmp_path, cli, flags, edit, message):
@@ -152,4 +152,4 @@ def test_average_takes_no_table(tmp_path, cli, flags):
         "merge", tmp_path / "out", *flags, "--method", "average", "--table", tmp_path / "t.csv"
     )
     assert code == 2
-    assert err == "taskvec: error: average takes no table; use task_arithmetic or lata\n"
+    assert err == "taskvec: error: average does not accept a table; use task_arithmetic or lata\n"

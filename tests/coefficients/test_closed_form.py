@@ -133,12 +133,12 @@ def test_every_formula_is_told_with_its_source():
     ("tasks", "weights", "text"),
     [
         ({"a": [E[0]], "b": [0 * E[0]]}, None,
-         "task 'b' is identical to the anchor, so that no λ follows; leave it out"),
+         "task 'b' is identical to the anchor, so no λ can be proposed; remove it"),
         ({"a": [E[0]], "b": [E[1]]}, [[1], [0]],
-         "table made.csv: the weights leave nothing of task 'b' or turn it round (share 0), so "
-         "that no λ follows; give another scheme, threshold or table"),
+         "table made.csv: the weights remove or reverse task 'b' (share 0), so "
+         "no λ can be proposed; give another scheme, threshold or table"),
         ({"a": [E[0]]}, [[-1]], "table made.csv: the weights leave nothing of task 'a' or turn it "
-         "round (share -1), so that no λ follows; give another scheme, threshold or table"),
+         "round (share -1), so no λ can be proposed; give another scheme, threshold or table"),
     ],
 )  # fmt: skip
 def test_vectors_without_length_are_refused(tasks, weights, text):

@@ -286,7 +286,7 @@ def refused(vectors, batches, heads=None, error=UsageError):
 
 def test_what_does_not_fit_is_refused():
     vectors, x = small_vectors(Net()), [inputs()]
-    assert refused({"a": {}}, x) == "vectors name no tensor, so that there is nothing to weigh"
+    assert refused({"a": {}}, x) == "vectors have no tensor; give at least one task vector"
     assert refused({"a": {"fiirst": torch.ones(5, 4)}}, x) == (
         "the module has no tensor 'fiirst' of task 'a'; did you mean 'first'?"
     )

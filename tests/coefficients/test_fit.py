@@ -266,6 +266,7 @@ def test_what_is_written(made, tmp_path):
     np.testing.assert_array_equal(table.weights, found.table.weights)
     recipe = yaml.safe_load((tmp_path / "fit" / "recipe.yaml").read_text())
     assert recipe["table"] == "table.csv"
+    assert (tmp_path / "fit" / "recipe.schema.json").is_file()
     assert {t: each["scale"] for t, each in recipe["tasks"].items()} == {"a": 1.0, "b": 1.0}
     record = json.loads((tmp_path / "fit" / "fit.json").read_text())
     assert record["settings"]["steps"] == 4

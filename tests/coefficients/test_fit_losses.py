@@ -21,7 +21,7 @@ def logits(shape, seed, spread=3.0):
 
 def test_the_divergence_of_a_small_vocabulary_is_exact():
     p, q = softmax(logits((4, 9), 0)), softmax(logits((4, 9), 1))
-    teacher = losses.taught(torch.from_numpy(np.log(p)))
+    teacher = losses.keep_likeliest(torch.from_numpy(np.log(p)))
     assert teacher.tokens is None
     got = losses.divergence(torch.from_numpy(np.log(q)), teacher)
     np.testing.assert_allclose(got, (p * np.log(p / q)).sum(-1), atol=1e-12)
@@ -30,7 +30,7 @@ def test_the_divergence_of_a_small_vocabulary_is_exact():
 def test_of_a_large_vocabulary_the_rest_is_one_token(monkeypatch):
     monkeypatch.setattr(losses, "TOP", 5)
     p, q = softmax(logits((3, 40), 0)), softmax(logits((3, 40), 1))
-    teacher = losses.taught(torch.from_numpy(np.log(p)))
+    teacher = losses.keep_likeliest(torch.from_numpy(np.log(p)))
     got = losses.divergence(torch.from_numpy(np.log(q)), teacher).numpy()
     expected = []
     for ours, theirs in zip(p, q, strict=True):
@@ -46,7 +46,7 @@ def test_of_a_large_vocabulary_the_rest_is_one_token(monkeypatch):
 
 def test_a_teacher_that_is_certain_gives_no_nan():
     z = torch.zeros(1, 4, requires_grad=True)
-    teacher = losses.taught(torch.tensor([[0.0, -torch.inf, -torch.inf, -torch.inf]]))
+    teacher = losses.keep_likeliest(torch.tensor([[0.0, -torch.inf, -torch.inf, -torch.inf]]))
     value = losses.divergence(z, teacher).sum()
     value.backward()
     assert float(value.detach()) == pytest.approx(np.log(4))

@@ -104,7 +104,7 @@ def test_violations():
         ({}, "no goal is named; give --maximize TASK or --minimize TASK"),
         ({"keep": ["a"]}, "no goal is named"),
         ({"maximize": ["a"], "keep": ["a"]}, "'a' is named twice among the goals"),
-        ({"maximize": ["a"], "single": {"b": "math"}}, "--single names 'b', which is no goal"),
+        ({"maximize": ["a"], "single": {"b": "math"}}, "--single names 'b', which is not a goal"),
         ({"maximize": ["a"], "single": {"a": "maths"}}, "--single a=maths: no such task; did you"),
         (
             {"maximize": ["a", "b"], "single": {"a": "math"}},

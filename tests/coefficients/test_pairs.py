@@ -19,7 +19,6 @@ from taskvec.coefficients.pairs import (
     pure_weights,
 )
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions
 from taskvec.evaluation.intervals import Figure
 from taskvec.evaluation.task import Metric
 from taskvec.recipes.coerce import as_recipe
@@ -164,7 +163,7 @@ def _torch():
 
 
 def found_in(recipe, tasks, n):
-    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, options=EvaluationOptions(limit=n))
+    return measure_pairs(recipe, {t: f"zoo:{t}" for t in tasks}, limit=n)
 
 
 @pytest.mark.usefixtures("_torch")
@@ -187,9 +186,9 @@ def test_a_pair_is_compared_with_each_task_alone_and_with_the_fine_tunes():
             ours.values["right"] - theirs.values["right"]
             for ours, theirs in zip(merged[name].scores, single.scores, strict=True)
         ]
-        assert effect.to_single.value == pytest.approx(np.mean(apart))
+        assert effect.less_single.value == pytest.approx(np.mean(apart))
         # n differences of 0 and ±1: the interval of their mean holds it
-        assert effect.to_single.low <= effect.to_single.value <= effect.to_single.high
+        assert effect.less_single.low <= effect.less_single.value <= effect.less_single.high
     told = found.to_json()
     assert json.loads(json.dumps(told)) == told
     assert told["pairs"][0]["effects"]["math"]["outcome"] == pair.effects["math"].outcome
@@ -205,8 +204,8 @@ def test_what_a_method_cannot_merge_is_told_and_the_rest_goes_on():
     assert found.alone["math"].single is None
     assert "slerp takes exactly 2 tasks" in found.alone["math"].error
     effect = found.pairs[0].effects["math"]
-    assert (effect.to_single, effect.outcome) == (None, "")
-    assert effect.to_tuned.n == 3
+    assert (effect.less_single, effect.outcome) == (None, None)
+    assert effect.less_tuned.n == 3
 
 
 def test_what_cannot_be_meant_is_refused():

@@ -93,7 +93,7 @@ def test_a_worker_is_killed_while_it_scores(tmp_path):
     assert not sys.modules["ray"].is_initialized()
     assert beyond == set()
     assert found.recipe.scales["math"] == 0.7
-    errors = {t["point"]["scale"]: t["error"] for t in found.told["trials"] if t["error"]}
+    errors = {t["point"]["scale"]: t["error"] for t in found.record["trials"] if t["error"]}
     assert errors == {0.8: "out of paper"}
     killed, scored = (notes / "0.6").read_text().split()
     assert killed != scored
@@ -102,10 +102,10 @@ def test_a_worker_is_killed_while_it_scores(tmp_path):
 
     executor = partial(RayExecutor, workers=2, local=always)
     found = run_search(made, tmp_path / "always", executor=executor)
-    (error,) = [t["error"] for t in found.told["trials"] if t["point"]["scale"] == 0.9]
+    (error,) = [t["error"] for t in found.record["trials"] if t["point"]["scale"] == 0.9]
     assert error.startswith("2 workers ended over it: ")
     assert len((notes / "0.9").read_text().split()) == 1 + 2  # the first search scored it once
-    assert found.told["tried"] == 3
+    assert found.record["tried"] == 3
 
 
 def test_models_on_workers_score_as_here(tmp_path):
@@ -113,9 +113,9 @@ def test_models_on_workers_score_as_here(tmp_path):
     made = job("scale=0.5:0.7:0.2", maximize=["zoo:math", "zoo:code"], keep=["zoo:text"])
     here = run_search(made, tmp_path / "here", executor=Local)
     there = run_search(made, tmp_path / "there", executor=partial(RayExecutor, workers=2))
-    for one, other in zip(here.told["trials"], there.told["trials"], strict=True):
+    for one, other in zip(here.record["trials"], there.record["trials"], strict=True):
         assert one["values"] == other["values"]
-    assert here.told["test"] == there.told["test"]
+    assert here.record["test"] == there.record["test"]
     assert here.recipe == there.recipe
 
 

@@ -6,6 +6,7 @@ from tests.coefficients.made_up_scans import scan_of
 
 from taskvec.coefficients.schemes import suggest_scheme
 from taskvec.errors import UsageError
+from taskvec.journal import finite
 
 RNG = np.random.default_rng(0)
 INSTRUCTION = [np.ones(40) for _ in range(20)]
@@ -110,7 +111,7 @@ def test_one_layer_has_no_shape():
 
 
 def test_the_suggestion_is_told_as_json():
-    told = json.loads(json.dumps(suggested({"a": GROUPS}).to_json()))
+    told = json.loads(json.dumps(finite(suggested({"a": GROUPS}))))
     assert told["scheme"] == "threshold"
     assert told["shapes"]["a"]["layers"] == 20
     assert told["reasons"][0].startswith("a: two groups of layers")

@@ -49,7 +49,7 @@ def test_the_recipe_merges_to_the_candidate(found, tmp_path):
     goals = make_goals(["zoo:math"], tasks=["math", "code"])
     axes = [parse_axis(axis) for axis in AXES]
     job = make_job(recipe(method=LATA), axes, goals, EvaluationOptions(), Splitting(2, 2))
-    point = result.told["winner"]["point"]
+    point = result.record["winner"]["point"]
     with Local(job) as scorer:
         scorer.submit(Ask(0, job.space.recipe_at(point)))
         assert scorer.next().error == ""
@@ -65,7 +65,7 @@ def test_the_recipe_merges_to_the_candidate(found, tmp_path):
 def test_what_is_told(found):
     out, result = found
     told = json.loads((out / "trials.json").read_text())
-    assert told == result.told
+    assert told == result.record
     assert told["sampler"] == "tpe"
     assert told["axes"] == list(AXES)
     assert told["samples"]["zoo:math"]["select"]["n"] == 8
@@ -89,14 +89,14 @@ def test_test_scores_are_those_of_an_evaluation(found, tmp_path):
     parts = split(["zoo:math", "zoo:code", "zoo:say"], EvaluationOptions(), Splitting(8, 12))
     with Models(EvaluationOptions()) as models:
         merged = models.evaluate(tmp_path / "merged", parts.test, "merged")
-    told = result.told["test"]["figures"]["winner"]
+    told = result.record["test"]["figures"]["winner"]
     for each in merged:
         assert told[each.task] == each.main.to_json()
 
 
 def test_differences_on_test_data(found):
     """Winner less the recipe as given, and the mean of both, from the figures themselves."""
-    test = found[1].told["test"]
+    test = found[1].record["test"]
     assert test["reference"] == "given"
     figures = test["figures"]
     both = []
@@ -118,7 +118,7 @@ def test_the_table_of_trials(found):
     with (out / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5
-    for row, trial in zip(rows, result.told["trials"], strict=True):
+    for row, trial in zip(rows, result.record["trials"], strict=True):
         assert float(row["zoo:math"]) == trial["values"]["zoo:math"]
         assert float(row["objective_1"]) == trial["objectives"][0]
         assert float(row["scale.code"]) == trial["point"]["scale.code"]
@@ -132,11 +132,11 @@ def test_shares_of_single_tasks(tmp_path):
         recipe(scale=1.0), vary={"scale.code": "0,1"}, maximize=["zoo:math", "zoo:code"],
         single=singles, select_n=6, test_n=6, out=tmp_path,
     )  # fmt: skip
-    alone = next(t for t in result.told["trials"] if t["point"]["scale.code"] == 0)
+    alone = next(t for t in result.record["trials"] if t["point"]["scale.code"] == 0)
     code = alone["values"]["zoo:code"]
-    assert alone["values"]["zoo:math"] == result.told["single"]["zoo:math"]
+    assert alone["values"]["zoo:math"] == result.record["single"]["zoo:math"]
     assert alone["objectives"] == [
-        pytest.approx((1 + code / result.told["single"]["zoo:code"]) / 2)
+        pytest.approx((1 + code / result.record["single"]["zoo:code"]) / 2)
     ]
 
 
@@ -146,7 +146,7 @@ def test_perplexity_counts_in_nats(tmp_path):
     result = search(
         recipe(), vary={"scale": "0,1"}, maximize=["zoo:text"], select_n=6, test_n=6, out=tmp_path
     )
-    for trial in result.told["trials"]:
+    for trial in result.record["trials"]:
         assert trial["objectives"] == [pytest.approx(-math.log(trial["values"]["zoo:text"]))]
     assert result.recipe.scales["math"] == 0
 
@@ -157,6 +157,6 @@ def test_a_candidate_that_cannot_be_merged_is_told(tmp_path):
         recipe(method="ties"), vary={"merge.math": "mean,sum"}, maximize=["zoo:math"],
         select_n=2, test_n=2, out=tmp_path,
     )  # fmt: skip
-    (error,) = [trial["error"] for trial in result.told["trials"] if trial["error"]]
+    (error,) = [trial["error"] for trial in result.record["trials"] if trial["error"]]
     assert error.startswith("merge must be the same for all tasks; got code ")
-    assert (result.told["tried"], result.told["failed"]) == (1, 1)
+    assert (result.record["tried"], result.record["failed"]) == (1, 1)

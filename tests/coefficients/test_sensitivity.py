@@ -17,14 +17,14 @@ from taskvec.coefficients.sensitivity import (
     Measure,
     Point,
     Sensitivity,
+    add_scores,
     kept_below,
     kept_of,
     measure_sweep,
-    scored,
 )
 from taskvec.coefficients.sweeps import Sweep
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import figure
 from taskvec.evaluation.task import Metric, Score
 from taskvec.recipes.coerce import as_recipe
@@ -120,7 +120,7 @@ def found_of(by_task, ways, values=None, errors=()):
         task: Measure(Goal(task, ways[task]), RIGHT, result(task, each[0]))
         for task, each in by_task.items()
     }
-    points = scored([Point(value) for value in values], found, measures)
+    points = add_scores([Point(value) for value in values], found, measures)
     return Sensitivity(Sweep("x", tuple(values)), points, measures)
 
 
@@ -140,13 +140,13 @@ def test_safe_is_not_worse_than_the_best_by_more_than_the_interval():
     assert worse(found) == [("t",), ("t",), (), (), (), ("t",)]
     assert found.safe == [(0.2, 0.4)]
     # 36 of 40 against 40: the four that differ are drawn at least once in 98.6 % of resamples.
-    apart = found.points[1].scores["t"].to_best
+    apart = found.points[1].scores["t"].less_best
     assert apart.value == pytest.approx(-0.1)
     assert apart.low < -0.1 < apart.high < 0
     # 38 against 40: neither is drawn in (38/40)^40 = 12.9 % of them.
-    assert found.points[2].scores["t"].to_best.high == 0
-    assert found.points[3].scores["t"].to_best.value == 0
-    assert found.points[5].scores["t"].to_recipe.value == pytest.approx(0.25)
+    assert found.points[2].scores["t"].less_best.high == 0
+    assert found.points[3].scores["t"].less_best.value == 0
+    assert found.points[5].scores["t"].less_recipe.value == pytest.approx(0.25)
 
 
 def test_every_task_has_a_say_and_low_may_be_wanted():
@@ -185,9 +185,9 @@ def test_nan_is_never_the_best_and_never_safe():
     metric = Metric("nats", "mean")
     found = [{"t": result("t", [each] * 3, metric)} for each in (math.nan, -1.0)]
     measure = Measure(Goal("t", MAXIMIZE), metric, result("t", [-2.0] * 3, metric))
-    points = scored([Point(0.1), Point(0.2)], found, {"t": measure})
+    points = add_scores([Point(0.1), Point(0.2)], found, {"t": measure})
     assert [point.is_safe for point in points] == [False, True]
-    assert points[1].scores["t"].to_recipe.value == 1.0
+    assert points[1].scores["t"].less_recipe.value == 1.0
 
 
 # --- with models --------------------------------------------------------------------------------
@@ -198,8 +198,7 @@ def test_merges_are_measured_beside_the_recipe():
     """σ = −1 keeps nothing and σ = 1 everything: the ends are instruct and plain arithmetic."""
     recipe = recipe_of_zoo({"name": "lata", "scheme": "threshold", "threshold": 1}, scale=1.0)
     tasks = ["zoo:math", "zoo:text"]
-    options = EvaluationOptions(limit=20)
-    found = measure_sweep(recipe, "threshold=-1,1", measure=tasks, options=options)
+    found = measure_sweep(recipe, "threshold=-1,1", measure=tasks, limit=20)
     nothing, everything = found.points
     assert (nothing.kept["math"].energy, everything.kept["math"].energy) == (0.0, 1.0)
     plain = tv.evaluate(recipe, ["zoo:math", "zoo:text"], limit=20)
@@ -207,7 +206,7 @@ def test_merges_are_measured_beside_the_recipe():
     for task in plain:
         assert everything.scores[task].figure == plain[task].main
         assert nothing.scores[task].figure == instruct[task].main
-        assert everything.scores[task].to_recipe.value == 0
+        assert everything.scores[task].less_recipe.value == 0
     assert worse(found) == [("zoo:math",), ()]
     assert found.safe == [(1.0, 1.0)]
     told = found.to_json()
@@ -220,8 +219,7 @@ def test_merges_are_measured_beside_the_recipe():
 def test_a_merge_that_fails_is_told_and_the_others_go_on():
     method = {"name": "lata", "scheme": "threshold", "normalize_weights": "norm"}
     recipe = recipe_of_zoo(method)
-    options = EvaluationOptions(limit=5)
-    found = measure_sweep(recipe, "threshold=-1,1", minimize=["zoo:math"], options=options)
+    found = measure_sweep(recipe, "threshold=-1,1", minimize=["zoo:math"], limit=5)
     failed, merged = found.points
     assert "normalize_weights of task 'math' cannot be norm" in failed.error
     assert (failed.scores, failed.is_safe) == ({}, False)

@@ -92,7 +92,7 @@ def test_too_few():
         split(["zoo:math"], EvaluationOptions(), Splitting(100, 60))
     assert str(error.value) == (
         "task 'zoo:math' has 150 different samples; 100 for selection and 60 for the test do not "
-        "fit; ask for fewer, or give test data apart"
+        "fit; ask for fewer, or give separate test data"
     )
     with pytest.raises(UsageError, match="150 for selection and 1 for the test do not fit"):
         split(["zoo:math"], EvaluationOptions(), Splitting(150))

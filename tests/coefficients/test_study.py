@@ -24,20 +24,20 @@ MIXED = ("scale=0:1.5", "method=lata,task_arithmetic", "threshold=0.5:1")
 
 
 def points(found):
-    return [trial["point"] for trial in found.told["trials"]]
+    return [trial["point"] for trial in found.record["trials"]]
 
 
 def test_a_grid_is_tried_once(tmp_path):
     scorer = peak(0.7)
     found = run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
-    assert found.told["sampler"] == "grid"
+    assert found.record["sampler"] == "grid"
     assert scorer.scales[0] == 0.5  # the recipe as it was given
     assert sorted(scorer.scales) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    assert found.told["tried"] == 11
+    assert found.record["tried"] == 11
     assert found.recipe.scales == {"math": 0.7, "code": 0.7}
-    assert found.told["winner"]["objectives"] == [0.9]
-    assert found.told["winner"]["values"] == {"zoo:math": 0.9}
-    assert found.told["target"] == {"zoo:math": 0.2}
+    assert found.record["winner"]["objectives"] == [0.9]
+    assert found.record["winner"]["values"] == {"zoo:math": 0.9}
+    assert found.record["target"] == {"zoo:math": 0.2}
 
 
 def test_the_same_command_again_scores_nothing(tmp_path):
@@ -45,7 +45,7 @@ def test_the_same_command_again_scores_nothing(tmp_path):
     scorer = peak()
     again = run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
     assert scorer.asked == []
-    assert again.told == first.told
+    assert again.record == first.record
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_samplers(tmp_path, axes, about, sampler, trials):
         return run_search(made, tmp_path / folder, trials=count, executor=peak())
 
     whole = run("one", trials)
-    assert whole.told["sampler"] == sampler
-    assert len(whole.told["trials"]) == trials
+    assert whole.record["sampler"] == sampler
+    assert len(whole.record["trials"]) == trials
     assert len({str(point) for point in points(whole)}) > 3 * trials // 4
     assert points(run("two", trials)) == points(whole)
     run("three", trials // 2)
@@ -95,19 +95,19 @@ def test_a_sampler_finds_the_peak(tmp_path):
     for sampler, least in (("cmaes", 0.98), ("tpe", 0.96)):
         made = job(*axes, of=of, sampler=sampler)
         found = run_search(made, tmp_path / sampler, trials=60, executor=Formula(score))
-        assert found.told["winner"]["objectives"][0] >= least, sampler
-        assert set(found.told["importance"]) == {"scale.math", "scale.code", "threshold"}
-        assert sum(found.told["importance"].values()) == pytest.approx(1)
+        assert found.record["winner"]["objectives"][0] >= least, sampler
+        assert set(found.record["importance"]) == {"scale.math", "scale.code", "threshold"}
+        assert sum(found.record["importance"].values()) == pytest.approx(1)
 
 
 def test_constraints(tmp_path):
     """say is lost beyond λ = 1, where math would be best."""
     found = run_search(job("scale=0:1.5:0.1", keep=["zoo:say"]), tmp_path, executor=peak(at=1.4))
     assert found.recipe.scales["math"] == 1.0
-    by_scale = {trial["point"]["scale"]: trial for trial in found.told["trials"]}
+    by_scale = {trial["point"]["scale"]: trial for trial in found.record["trials"]}
     assert by_scale[1.0]["violations"]["zoo:say"] == pytest.approx(-0.05)
     assert by_scale[1.4]["violations"]["zoo:say"] == pytest.approx(0.45)
-    assert by_scale[1.4]["objectives"][0] > found.told["winner"]["objectives"][0]
+    assert by_scale[1.4]["objectives"][0] > found.record["winner"]["objectives"][0]
 
 
 def test_nothing_is_kept(tmp_path):
@@ -117,7 +117,7 @@ def test_nothing_is_kept(tmp_path):
     miss = found.choice.miss
     assert (miss.goal, miss.value, miss.bound) == ("zoo:say", 0.5, 0.95)
     assert miss.share == pytest.approx(0.45)
-    assert found.told["nearest_miss"]["goal"] == "zoo:say"
+    assert found.record["nearest_miss"]["goal"] == "zoo:say"
     assert not any(ask.part == "test" for ask in scorer.asked)
     assert not (tmp_path / "recipe.yaml").exists()
     assert (tmp_path / "trials.csv").exists()
@@ -135,13 +135,13 @@ def test_a_trade_off(tmp_path):
         tmp_path,
         executor=Formula(score),
     )
-    assert len(found.told["front"]) == 9
+    assert len(found.record["front"]) == 9
     assert found.recipe.scales["math"] == 1.0  # the most balanced
     assert {path.name for path in (tmp_path / "front").iterdir()} == {
         "recipe.schema.json",
-        *(f"{number}.yaml" for number in found.told["front"]),
+        *(f"{number}.yaml" for number in found.record["front"]),
     }
-    assert len(found.told["test"]["objectives"]) == 2
+    assert len(found.record["test"]["objectives"]) == 2
 
 
 def test_failures_are_kept_with_their_error(tmp_path):
@@ -155,9 +155,9 @@ def test_failures_are_kept_with_their_error(tmp_path):
 
     scorer.score = score
     found = run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
-    errors = {t["point"]["scale"]: t["error"] for t in found.told["trials"] if t["error"]}
+    errors = {t["point"]["scale"]: t["error"] for t in found.record["trials"] if t["error"]}
     assert errors == {0.8: "out of paper", 0.9: "out of paper", 1.0: "out of paper"}
-    assert (found.told["tried"], found.told["failed"]) == (8, 3)
+    assert (found.record["tried"], found.record["failed"]) == (8, 3)
     assert "out of paper" in (tmp_path / "trials.csv").read_text()
     asked = len(scorer.asked)
     run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
@@ -179,12 +179,12 @@ def test_a_point_that_was_scored_is_not_scored_again(tmp_path):
     scorer = peak()
     made = job("scale=0:1:0.5", sampler="tpe")
     found = run_search(made, tmp_path, trials=12, executor=scorer)
-    assert len(found.told["trials"]) == 12
+    assert len(found.record["trials"]) == 12
     assert sorted(scorer.scales) == [0.0, 0.5, 1.0]
-    assert found.told["tried"] == 3
-    twins = [trial for trial in found.told["trials"] if trial["same_as"] is not None]
+    assert found.record["tried"] == 3
+    twins = [trial for trial in found.record["trials"] if trial["same_as"] is not None]
     assert len(twins) == 9
-    assert all(t["objectives"] == found.told["trials"][t["same_as"]]["objectives"] for t in twins)
+    assert all(t["objectives"] == found.record["trials"][t["same_as"]]["objectives"] for t in twins)
 
 
 def test_several_at_once_in_any_order(tmp_path):
@@ -247,7 +247,7 @@ def test_a_beginning_that_was_cut_short(tmp_path):
     scorer = peak()
     found = run_search(made, tmp_path, executor=scorer)
     assert sorted(scorer.scales) == [x / 10 for x in range(11)]
-    assert len(found.told["trials"]) == 11
+    assert len(found.record["trials"]) == 11
 
 
 def test_when_nothing_matters(tmp_path):
@@ -255,13 +255,13 @@ def test_when_nothing_matters(tmp_path):
     same = Formula(lambda candidate: {"zoo:math": 0.5})
     made = job("scale.math=0:1", "scale.code=0:1", sampler="tpe")
     found = run_search(made, tmp_path, trials=24, executor=same)
-    assert found.told["winner"]["number"] == 0
-    assert set(found.told["importance"]) == {"scale.math", "scale.code"}
+    assert found.record["winner"]["number"] == 0
+    assert set(found.record["importance"]) == {"scale.math", "scale.code"}
 
 
 def test_no_journal(tmp_path):
     (tmp_path / "study.jsonl").write_text("not a journal\n{}\n")
-    with pytest.raises(UsageError, match=r"study\.jsonl: is no journal of a study"):
+    with pytest.raises(UsageError, match=r"study\.jsonl: is not the journal of a study"):
         run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
 
 
@@ -281,8 +281,8 @@ def test_an_interruption_takes_nothing_away(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run_search(job("scale=0:1:0.1"), tmp_path, executor=scorer)
     found = run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
-    assert found.told["tried"] == 11
-    scored = [t["point"]["scale"] for t in found.told["trials"] if not t["error"]]
+    assert found.record["tried"] == 11
+    scored = [t["point"]["scale"] for t in found.record["trials"] if not t["error"]]
     assert sorted(scored) == [x / 10 for x in range(11)]
 
 
@@ -300,8 +300,8 @@ def test_what_is_not_foreseen_is_raised_and_tried_once_more(tmp_path):
         with pytest.raises(ZeroDivisionError):
             run_search(job("scale=0:1:0.25"), tmp_path, executor=scorer)
     found = run_search(job("scale=0:1:0.25"), tmp_path, executor=scorer)
-    assert found.told["tried"] == 4
-    assert [t["error"] for t in found.told["trials"] if t["error"]] == [
+    assert found.record["tried"] == 4
+    assert [t["error"] for t in found.record["trials"] if t["error"]] == [
         "the process that scored it ended"
     ] * 2
 
@@ -394,7 +394,7 @@ def test_a_line_that_a_crash_cut_short(tmp_path):
     with (tmp_path / "study.jsonl").open("a") as file:
         file.write('{"op_code": 4, "worker_')
     found = run_search(job("scale=0:1:0.1"), tmp_path, executor=peak())
-    assert found.told["tried"] == 11
+    assert found.record["tried"] == 11
     for line in (tmp_path / "study.jsonl").read_text().splitlines():
         json.loads(line)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from taskvec.coefficients.sweeps import Sweep, parse_sweep, parse_values, swept
+from taskvec.coefficients.sweeps import Sweep, parse_sweep, parse_values, set_value
 from taskvec.errors import ParameterError, UsageError
 from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family
@@ -71,8 +71,8 @@ def test_sweeps_have_a_name_and_maybe_a_task():
 
 def test_scale_sets_every_task_or_one():
     recipe = recipe_with("task_arithmetic")
-    assert swept(recipe, Sweep("scale", (2.0,)), 2.0).scales == {"math": 2.0, "code": 2.0}
-    one = swept(recipe, Sweep("scale", (2.0,), "math"), 2.0)
+    assert set_value(recipe, Sweep("scale", (2.0,)), 2.0).scales == {"math": 2.0, "code": 2.0}
+    one = set_value(recipe, Sweep("scale", (2.0,), "math"), 2.0)
     assert one.scales == {"math": 2.0, "code": 1.0}
     assert one.tasks["code"].scale_to_dict() == {"depth": [0.2, 0.4], "outside": 1.0, "times": 1.0}
     assert recipe.scales == {"math": 0.5, "code": 1.0}
@@ -80,8 +80,8 @@ def test_scale_sets_every_task_or_one():
 
 def test_a_parameter_of_the_method():
     recipe = recipe_with({"name": "ties", "density": 0.3})
-    assert swept(recipe, Sweep("density", ()), 0.7).parameters["code"]["density"] == 0.7
-    one = swept(recipe, Sweep("density", (), "code"), 0.7)
+    assert set_value(recipe, Sweep("density", ()), 0.7).parameters["code"]["density"] == 0.7
+    one = set_value(recipe, Sweep("density", (), "code"), 0.7)
     assert [one.parameters[task]["density"] for task in ("math", "code")] == [0.3, 0.7]
 
 
@@ -99,19 +99,19 @@ def test_a_parameter_of_what_weighs_the_layers():
         ),
         Path(),
     )  # fmt: skip
-    found = swept(recipe, Sweep("threshold", ()), 0.5)
+    found = set_value(recipe, Sweep("threshold", ()), 0.5)
     assert found.weigher.parameters["math"]["threshold"] == 0.5
     assert found.parameters == recipe.parameters
     assert found.to_dict()["layer_weights"]["threshold"] == 0.5
     with pytest.raises(UsageError, match="threshold of layer_weights is the same for all tasks"):
-        swept(recipe, Sweep("threshold", (), "math"), 0.5)
+        set_value(recipe, Sweep("threshold", (), "math"), 0.5)
 
 
 @pytest.mark.parametrize(
     ("method", "sweep", "value", "error", "message"),
     [
         ("lata", Sweep("threshold", ()), 0.5, UsageError,
-         "threshold has no say in scheme 'logarithmic' of task 'math'; set scheme: threshold"),
+         "threshold has no effect in scheme 'logarithmic' of task 'math'; set scheme: threshold"),
         ("lata", Sweep("scheme", ()), 0.5, UsageError,
          "lata has no number 'scheme' to sweep; known: scale, threshold"),
         ("dare", Sweep("densty", ()), 0.5, UsageError, "did you mean 'density'?"),
@@ -125,5 +125,5 @@ def test_a_parameter_of_what_weighs_the_layers():
 )  # fmt: skip
 def test_what_cannot_be_swept(method, sweep, value, error, message):
     with pytest.raises(error) as raised:
-        swept(recipe_with(method), sweep, value)
+        set_value(recipe_with(method), sweep, value)
     assert message in str(raised.value)

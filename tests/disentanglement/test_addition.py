@@ -249,7 +249,7 @@ def test_both_go_on_where_they_were(
 ) -> None:
     from taskvec.disentanglement import accuracy
 
-    asked = accuracy._asked
+    asked = accuracy._ask
     left = [20]
 
     def stops(task: Any, module: Any) -> Any:
@@ -260,13 +260,13 @@ def test_both_go_on_where_they_were(
 
     for measure in (added, negated):
         left[0] = 20
-        monkeypatch.setattr(accuracy, "_asked", stops)
+        monkeypatch.setattr(accuracy, "_ask", stops)
         with pytest.raises(KeyboardInterrupt):
             measure(probe, out=tmp_path)
         monkeypatch.undo()
         assert measure(probe, out=tmp_path) == measure(probe)
         left[0] = 0
-        monkeypatch.setattr(accuracy, "_asked", stops)
+        monkeypatch.setattr(accuracy, "_ask", stops)
         assert measure(probe, out=tmp_path) == measure(probe, out=tmp_path)
         monkeypatch.undo()
 
@@ -300,6 +300,6 @@ def test_data_without_labels_or_a_useless_single_model_are_told(probe: Probe) ->
         ]
         own[name] = classification(name, wrong)
     with pytest.raises(
-        DataError, match="model of 'one' has no right answer on its validation data"
+        DataError, match="model of 'one' has no correct answer on its validation data"
     ):
         task_addition(probe.module, probe.tunes, own, own)

@@ -24,7 +24,7 @@ from taskvec.disentanglement import (
     linearised,
     task_addition,
 )
-from taskvec.disentanglement.accuracy import _asked
+from taskvec.disentanglement.accuracy import _ask
 from taskvec.disentanglement.opening import MeasuringOptions, open_tasks, open_vectors
 from taskvec.errors import UsageError
 from taskvec.training import HeadOptions as TrainingAsking
@@ -195,4 +195,4 @@ def test_probes_are_fitted_to_validation_data_where_there_is_no_head(study: Stud
     with pytest.raises(UsageError, match="task 'control': a linear probe is fitted to validation"):
         open_tasks(str(study.model), paths, data, {}, MeasuringOptions())
     module, tasks, _ = open_tasks(str(study.model), paths, data, more, MeasuringOptions())
-    assert _asked(tasks["control"], module).accuracy > 0.6
+    assert _ask(tasks["control"], module).accuracy > 0.6

@@ -12,7 +12,7 @@ import torch
 
 from taskvec import zoo
 from taskvec.disentanglement import ModelTask, coefficients, disentanglement_error, language
-from taskvec.disentanglement.accuracy import _asked
+from taskvec.disentanglement.accuracy import _ask
 from taskvec.errors import DataError
 from taskvec.evaluation.intervals import Bootstrap
 from taskvec.running.model import Model, load, open_stored
@@ -106,7 +106,7 @@ def test_an_answer_is_right_if_all_of_it_is(model: Model) -> None:
         list(by_hand) == split(model, *pair)[1]
         for by_hand, pair in zip(answers(model, PAIRS["code"]), PAIRS["code"], strict=True)
     ]
-    counts = _asked(language("code", PAIRS["code"], model.encoder), model.module)
+    counts = _ask(language("code", PAIRS["code"], model.encoder), model.module)
     np.testing.assert_array_equal(counts.right, right)
     np.testing.assert_array_equal(counts.of, np.ones(30))
 
@@ -119,7 +119,7 @@ def test_every_token_of_a_text_counts_once(model: Model) -> None:
         for owner in rows.examples:
             labels[int(owner)] = labels.get(int(owner), 0) + 1
     assert labels == {i: len(tokens(model, text)) for i, text in enumerate(TEXTS)}
-    counts = _asked(task, model.module)
+    counts = _ask(task, model.module)
     np.testing.assert_array_equal(counts.of, [len(tokens(model, text)) for text in TEXTS])
 
 

@@ -326,7 +326,7 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "quiz/test.jsonl", "\n\n")
     with pytest.raises(DataError) as caught:
         rows_of("quiz", [FILE], places(tmp_path))
-    assert str(caught.value) == f"{path}: holds no rows"
+    assert str(caught.value) == f"{path}: has no rows"
 
 
 # The hub

@@ -544,7 +544,7 @@ def test_candidates_share_one_loaded_model(known, monkeypatch):
     with Models(options) as models:
         for scale in (0.0, 1.0, 0.0):
             recipe = as_recipe(family, {"method": "task_arithmetic", "scale": {"math": scale}})
-            (result,) = models.evaluate((recipe, None), prepared, f"λ = {scale}")
+            (result,) = models.evaluate(recipe, prepared, f"λ = {scale}")
             rates.append(result.main.value)
         assert len(loads) == 1
         (alone,) = models.evaluate(zoo.path("math"), prepared, "math")
@@ -569,12 +569,3 @@ def test_a_candidate_is_asked_again_if_a_member_changes(tmp_path, monkeypatch, n
     shutil.copy(zoo.path("code") / weights, tmp_path / "member" / weights)
     changed = ask()
     assert (changed.about["kept"], changed.main.value) == (0, 0)
-
-
-def test_options_are_as_documented(tmp_path):
-    """`evaluate` and the options say the same defaults."""
-    import inspect
-
-    signature = inspect.signature(tv.evaluate)
-    for field in ("limit", "context", "stride", "truncate", "batch_tokens", "dtype", "device"):
-        assert signature.parameters[field].default == getattr(EvaluationOptions(), field)

@@ -10,6 +10,7 @@ from tests.evaluation import made_up
 from taskvec.errors import UsageError
 from taskvec.evaluation.expectations import MergeScales, expect, merges_among
 from taskvec.evaluation.task import Metric
+from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family, TaskSpec
 
 SKILL = made_up.make(name="zoo:unsafe", metrics=(Metric("right"),))
@@ -36,15 +37,14 @@ def test_merges_are_folders_with_a_manifest_and_candidates(tmp_path):
     tasks = {"unsafe": {"model": "u", "scale": -1}, "math": {"scale": {"times": 0.5, "by": [1]}}}
     (tmp_path / "plain").mkdir()
 
-    class Recipe:
-        family = Family(anchor="a", target="t", tasks={"math": TaskSpec("m", scale=-0.5)})
-
+    family = Family(anchor="a", target="t", tasks={"math": TaskSpec("m", scale=-0.5)})
+    recipe = as_recipe(family, {"method": "task_arithmetic"})
     found = merges_among(
         {
             "merged": manifest(tmp_path / "merged", tasks),
             "plain": str(tmp_path / "plain"),
             "hub": "org/name",
-            "candidate": (Recipe(), None),
+            "candidate": recipe,
         }
     )
     assert found == {

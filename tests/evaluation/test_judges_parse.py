@@ -45,13 +45,13 @@ def test_options_and_defaults() -> None:
         ("https://h", "https://h: has no model; give endpoint:URL?model=NAME, the server's name"),
         (
             "h:8000?model=m",
-            "h:8000: is no address; expected one such as "
+            "h:8000: is not an address; expected one such as "
             "endpoint:http://127.0.0.1:8000/v1?model=NAME",
         ),
         *(
             (
                 f"{url}?model=m",
-                f"{url}: is no address; expected one such as "
+                f"{url}: is not an address; expected one such as "
                 "endpoint:http://127.0.0.1:8000/v1?model=NAME",
             )
             for url in ("", "ftp://h", "http://", "http://h:99999", "http://[::1", "http://h:x")

@@ -139,7 +139,7 @@ def test_a_file_without_phrases(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         parse_judge(f"prefixes:{path}")
     assert str(caught.value) == (
-        f"judge prefixes:{path}: the file holds no phrase; it takes one a line"
+        f"judge prefixes:{path}: the file has no phrase; write one in each line"
     )
 
 

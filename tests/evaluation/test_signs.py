@@ -10,7 +10,7 @@ import pytest
 
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, by_name
-from taskvec.evaluation.signs import SIGNS, Finding, find_signs, fold
+from taskvec.evaluation.signs import SIGNS, Finding, find_signs, find_successes, fold
 from taskvec.evaluation.task import Metric, Sample, Score
 from taskvec.running.requests import Answer, Continuation, Likelihood, Prompt, WholeText
 
@@ -491,6 +491,10 @@ def test_a_score_that_should_move(expected, instruct, merged, sign):
     asked = {"math": expected} if expected else None
     found = signs(rate("instruct", instruct), rate("merged", merged), expected=asked)
     assert [each.sign for each in found] == ([sign] if sign else [])
+    by_model = {"instruct": [rate("instruct", instruct)], "merged": [rate("merged", merged)]}
+    met = find_successes(by_model, reference="instruct", expected={"merged": asked or {}})
+    is_met = expected not in (None, "keep") and sign is None
+    assert [(each.model, each.task) for each in met] == [("merged", "math")] * is_met
 
 
 def test_a_task_that_should_be_forgotten_is_not_held_against_its_single_task_model():

@@ -329,8 +329,8 @@ def errors(made: dict[str, Path]) -> list[tuple[tv.Family, str, type[TaskvecErro
     instruct, base, lora, math = made["instruct"], made["base"], made["lora"], made["math"]
     return [
         (tv.Family({"m": math}, instruct, base=lora), "lata", UsageError,
-         f"base ({lora}): is an adapter, and there is no model that it is over; give the whole "
-         "model as base"),
+         f"base ({lora}): is an adapter, and the model below it is missing; give the whole model "
+         "as base"),
         (tv.Family({"m": math}, lora), "task_arithmetic", UsageError,
          f"anchor ({lora}): is an adapter, and base, which it is over, is missing; give it"),
         (tv.Family({"a": TaskSpec(lora, over="base")}, instruct), "task_arithmetic", UsageError,
@@ -339,7 +339,7 @@ def errors(made: dict[str, Path]) -> list[tuple[tv.Family, str, type[TaskvecErro
          f"task 'a' ({lora}): is an adapter, and instruct (or anchor), which it is over, is "
          "missing; give it"),
         (tv.Family({"m": TaskSpec(math, over="base")}, instruct, base=base), "lata", UsageError,
-         f"task 'm' ({math}): is no adapter, so that it is over nothing; leave out over"),
+         f"task 'm' ({math}): is not an adapter; remove `over`"),
     ]  # fmt: skip
 
 

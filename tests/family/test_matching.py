@@ -130,6 +130,15 @@ def test_a_task_with_images_beside_one_without(tmp_path):
     assert "it changes nothing there" in notes(found)
 
 
+def test_a_task_with_images_over_a_text_only_model(tmp_path):
+    anchor, task = draw(LLAMA, 0), draw(LLAMA, 1)
+    wrapped = {f"language_model.{name}": x for name, x in task.items()} | draw(VISION, 2)
+    found = family(tmp_path, anchor, wrapped)
+    check(merge(found, tmp_path / "out"), anchor, task)
+    assert "visual.blocks.*" in notes(found)
+    assert "left out" in notes(found)
+
+
 def test_a_tower_that_lacks_a_tensor_is_still_refused(tmp_path):
     shapes = LLAMA | VISION
     anchor, task = draw(shapes, 0), draw(shapes, 1)

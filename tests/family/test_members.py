@@ -78,7 +78,7 @@ def test_member_has_one_more(tmp_path):
     family = small_family(tmp_path, base={**SMALL, "z": np.ones(1)})
     assert refusal(FamilyError, family) == (
         f"base ({tmp_path}/base): has tensor 'z', which the target lacks (1 extra); "
-        'if it is not meant, leave it out with exclude: ["z"]'
+        'to leave it out, use exclude: ["z"]'
     )
 
 
@@ -89,7 +89,7 @@ def test_vector_of_another_model(tmp_path):
     family = replace(small_family(tmp_path), tasks={"math": str(path)})
     assert refusal(FamilyError, family) == (
         f"task 'math' ({path}): has no tensor in common with the target ({tmp_path}/instruct), "
-        "but 'encoder.x' and 1 more; it is of another model"
+        "but 'encoder.x' and 1 more; it belongs to another model"
     )
 
 
@@ -97,7 +97,7 @@ def test_other_target_lacks_a_tensor(tmp_path):
     family = small_family(tmp_path, target={"a": SMALL["a"], "b": SMALL["b"]})
     assert refusal(FamilyError, family) == (
         f"instruct ({tmp_path}/instruct): has tensor 'c.weight', which the target lacks (1 extra); "
-        'if it is not meant, leave it out with exclude: ["c.weight"]'
+        'to leave it out, use exclude: ["c.weight"]'
     )
 
 

@@ -115,6 +115,31 @@ def test_a_head_of_its_own_stays_under_a_config_that_ties_it_in_every_member(tmp
     assert config["text_config"]["tie_word_embeddings"] is False
 
 
+@pytest.mark.parametrize("head", ["lm_head.weight", "proj_out.weight"])
+@pytest.mark.parametrize("stored", ["anchor", "task"])
+def test_a_copy_of_the_embedding_is_none_where_another_member_lacks_it(tmp_path, head, stored):
+    """As in files of BART and Whisper, whose configs do not say that the head is tied."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "model.decoder.embed_tokens.weight": (6, 4),
+        "model.decoder.layers.0.fc1.weight": (4, 4),
+    }
+    parts = {
+        n: {k: rng.normal(size=s).astype("f4") for k, s in shapes.items()}
+        for n in ("anchor", "task")
+    }
+    config = {"architectures": ["BartForConditionalGeneration"], "model_type": "bart"}
+    for name, weights in parts.items():
+        copy = {head: weights["model.decoder.embed_tokens.weight"]} if name == stored else {}
+        write_checkpoint(tmp_path / name, weights | copy, "F32", config=config)
+    family = tv.Family(anchor=tmp_path / "anchor", tasks={"t": tmp_path / "task"})
+    tv.merge(family, tmp_path / "out", method="task_arithmetic", scale=1)
+    got = read_checkpoint(tmp_path / "out")
+    assert got.keys() == shapes.keys()
+    for name, weight in parts["task"].items():
+        np.testing.assert_allclose(got[name], weight, atol=1e-6)
+
+
 def test_equal_heads_that_a_config_does_not_tie_are_two_tensors(tmp_path):
     found = family(tmp_path, anchor=("copy", UNTIED), math=(True, UNTIED))
     result, config = merged(found, tmp_path / "out")

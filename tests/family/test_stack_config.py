@@ -146,7 +146,7 @@ def test_rules_that_cannot_say_it_are_refused_by_name(tmp_path, config, key):
 def test_blocks_beyond_those_of_the_config_are_refused(tmp_path):
     """Layers that predict further tokens stand behind the blocks, as DeepSeek V3 has them."""
     folder = model(tmp_path / "m", {"num_hidden_layers": N - 1})
-    with pytest.raises(FamilyError, match="its config says that 3"):
+    with pytest.raises(FamilyError, match="its config names 3"):
         stacked(folder, (0, 2), (1, 3))
 
 

@@ -72,6 +72,15 @@ def test_one_model_may_come_twice(root):
         assert got[f"model.layers.{new}.{Q}"] == a[f"model.layers.{old}.{Q}"]
 
 
+def test_numbered_parts_of_what_is_no_block_may_have_any_shape(root):
+    """As in the merger of Qwen2.5-VL, between its vision tower and its blocks."""
+    weights = {**tiny_llama(np.random.default_rng(0)), "visual.merger.mlp.0.bias": np.ones(128),
+               "visual.merger.mlp.2.bias": np.ones(32)}  # fmt: skip
+    write_checkpoint(root / "seeing", weights, config=CONFIG)
+    built(recipe(root, *[{"model": "seeing", "blocks": [0, 2]}] * 2), root / "out")
+    assert "visual.merger.mlp.2.bias" in read_raw(root / "out")
+
+
 def test_scale_is_of_what_a_block_adds_to_the_residual_stream(root):
     built(
         recipe(
@@ -145,7 +154,7 @@ def test_a_scale_that_a_norm_would_undo(root):
         "model.layers.0.post_feedforward_layernorm.weight": np.ones(3)
     }
     write_checkpoint(root / "a", weights)
-    with pytest.raises(FamilyError, match="would be undone by"):
+    with pytest.raises(FamilyError, match="would have no effect"):
         built(recipe(root, {"model": "a", "blocks": [0, 1], "scale": 0.5}), root / "out")
 
 

@@ -153,11 +153,10 @@ def test_refused_where_nothing_says_what_rows_are_for(tmp_path: Path) -> None:
     members = {"instruct": Member(tmp_path / "i", 1), "math": Member(tmp_path / "m", 2, rows=8)}
     (tmp_path / "m" / "tokenizer.json").unlink()
     assert refusal(members).endswith(
-        f"; no tokenizer in {tmp_path}/m says what the rows are for: put its files there, or "
-        "exclude the tensor"
+        f"; no tokenizer in {tmp_path}/m describes the rows: add its files, or exclude the tensor"
     )
     (tmp_path / "m" / "tokenizer.json").write_text("{}")
-    assert f"; which policy of vocabulary fits cannot be told: {tmp_path}/m/tokenizer.json: " in (
+    assert f"; no vocabulary policy can be recommended: {tmp_path}/m/tokenizer.json: " in (
         refusal(members)
     )
 
@@ -207,7 +206,7 @@ def test_same_files_are_not_parsed_and_broken_ones_do_not_stop_a_merge(tmp_path:
     (tmp_path / "m" / "tokenizer.json").write_text("broken too")
     (warning,) = warnings(members)
     assert warning.startswith(
-        f"task 'math': tokens cannot be compared: {tmp_path}/m/tokenizer.json: is not a vocabulary"
+        f"task 'math': tokens cannot be compared: {tmp_path}/m/tokenizer.json: is not JSON"
     )
     (tmp_path / "m" / "tokenizer.json").unlink()
     assert warnings(members) == ()
@@ -281,7 +280,7 @@ def test_policies_need_a_tokenizer(tmp_path: Path, policy: str) -> None:
     members = {"instruct": Member(tmp_path / "i", 1), "math": Member(tmp_path / "m", 2, rows=8)}
     (tmp_path / "m" / "tokenizer.json").unlink()
     assert refusal(members, vocabulary=policy) == (
-        f"task 'math' ({tmp_path}/m): no tokenizer says what its rows of tokens are for; "
+        f"task 'math' ({tmp_path}/m): no tokenizer describes its token rows; "
         f"vocabulary: {policy} needs one (tokenizer.json, vocab.json, vocab.txt, tokenizer.model, "
         "spiece.model, spm.model or *.tiktoken)"
     )
@@ -357,10 +356,11 @@ def test_vectors_are_zero_where_a_token_is_lacking(tmp_path: Path) -> None:
     assert opened.notes == (
         "anchor: rows of tokens matched by token; lacks 2 tokens ('sat', '<y>') of the target",
         "base: rows of tokens matched by token; lacks 4 tokens ('cat', 'sat', '<x>', …) of the "
-        "target; 1 token ('odd') of its own left out",
-        "task 'code': rows of tokens matched by token; 1 token ('extra') of its own left out",
+        "target; leaves out 1 token ('odd') that only it has",
+        "task 'code': rows of tokens matched by token; leaves out 1 token ('extra') that only it "
+        "has",
         "task 'math': rows of tokens matched by token; lacks 3 tokens ('sat', '<x>', '<y>') of "
-        "the target; 1 token ('dog') of its own left out",
+        "the target; leaves out 1 token ('dog') that only it has",
     )
 
 

@@ -130,7 +130,7 @@ def test_last_sync_that_fails_keeps_the_old_folder(tmp_path, family, cli, monkey
     assert (code, err) == (
         1,
         f"taskvec: error: {out}: is in place, but the disk did not confirm it "
-        "(Input/output error); look at it with taskvec verify\n",
+        "(Input/output error); check it with taskvec verify\n",
     )
     assert digest(tmp_path / ".out.taskvec") == old
     assert cli("verify", out)[0] == 0

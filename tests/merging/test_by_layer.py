@@ -15,7 +15,8 @@ from tests.merging.test_sparsify import crumbs, draws, fused, keep_probability
 from taskvec.errors import ParameterError, RecipeError, UsageError
 from taskvec.merging.prepare import prepare
 from taskvec.methods import METHODS
-from taskvec.methods.selection import Selection, selection_from_json
+from taskvec.methods.selection import Selection
+from taskvec.methods.table_file import SelectionEntry
 from taskvec.outputs import run as engine
 from taskvec.outputs.verify import verify
 from taskvec.recipes.reading import load_recipe
@@ -312,10 +313,10 @@ def test_a_selection_of_before_still_loads():
         "thresholds": {}, "ceilings": {}, "densities": {"math": 0.5}, "rescale": {"math": 2},
         "election": "none", "merge": "sum", "seed": 1,
     }  # fmt: skip
-    found = selection_from_json(old)
+    found = SelectionEntry(**old).to_selection()
     assert (found.densities, found.rescale) == ({"math": 0.5}, {"math": 2.0})
     layered = Selection(densities={"math": {"a": 0.5, "b": 1.0}}, rescale={"math": {"a": 2.0}})
-    assert selection_from_json(layered.to_json()) == layered
+    assert SelectionEntry(**layered.to_json()).to_selection() == layered
 
 
 def test_a_stage_may_have_one(root, tmp_path):
@@ -396,8 +397,8 @@ def test_a_weight_by_layer_beside_a_density_by_layer(root, tmp_path):
     ({"name": "sce", "density": 0.5}, {"math": {"scale": 1, "density": DENSITY}, "code": 1},
      "density must be the same for all tasks; got code 0.5, math by layer"),
     ({"name": "sce", "density": DENSITY}, {"math": 1},
-     "sce selects what varies across tasks; got one, math (those of λ = 0 do not count); add a "
-     "task, or set density to 1"),
+     "sce selects entries that vary across tasks; got one, math (those of λ = 0 do not count); add "
+     "a task, or set density to 1"),
 ])  # fmt: skip
 def test_what_a_method_cannot_work_with(root, tmp_path, method, tasks, text):
     with pytest.raises(ParameterError) as caught:

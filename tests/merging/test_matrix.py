@@ -331,7 +331,7 @@ def test_weights_of_layers_scale_the_vectors(root):
     ("method", "message"),
     [
         ("arcee_fusion", "arcee_fusion takes one task; got a, b"),
-        ({"name": "sce", "density": 0.5}, "sce selects what varies across tasks; got one, b"),
+        ({"name": "sce", "density": 0.5}, "sce selects entries that vary across tasks; got one, b"),
     ],
 )
 def test_a_table_that_is_given_does_not_pass_by_what_a_method_refuses(root, method, message):

@@ -232,7 +232,7 @@ def test_density_one_is_task_arithmetic(root):
         ({"name": "dare", "density": 0}, {}, r"density of dare must be in \[1e-06, 1\]; got 0"),
         ("task_arithmetic", {"layer_weights": "lata"},
          "task_arithmetic takes no layer_weights"),
-        ("ties", {"layer_weights": "average"}, "average weighs no layers; for example: lata"),
+        ("ties", {"layer_weights": "average"}, "average gives no layer weights; for example: lata"),
         ("ties", {"layer_weights": {"name": "lata", "shceme": "linear"}},
          "unknown key 'shceme' in layer_weights; did you mean 'scheme'"),
     ],

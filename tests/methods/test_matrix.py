@@ -197,7 +197,7 @@ def test_sce_of_one_task_needs_density_one():
         with pytest.raises(ParameterError) as caught:
             sce.decide(inputs(0.1, scales))
         assert str(caught.value) == (
-            "sce selects what varies across tasks; got one, a (those of λ = 0 do not count); "
+            "sce selects entries that vary across tasks; got one, a (those of λ = 0 do not count); "
             "add a task, or set density to 1"
         )
         sce.decide(inputs(1.0, scales))

@@ -9,11 +9,14 @@ import pytest
 from tests.conftest import read_checkpoint, write_checkpoint
 
 import taskvec.merging.decide as engine
+import taskvec.merging.scans as scanning
 from taskvec.errors import TaskvecError
 from taskvec.family.members import Members
 from taskvec.merging.decide import MAX_PASSES, decide_from_headers, decide_table
 from taskvec.merging.estimate import reading_bytes
 from taskvec.merging.prepare import prepare
+from taskvec.methods import METHODS
+from taskvec.methods.choice import MethodChoice
 from taskvec.methods.method import Method, Need
 from taskvec.methods.table import Table
 from taskvec.outputs.run import run
@@ -21,6 +24,7 @@ from taskvec.recipes.recipe import Family, Recipe, TaskSpec
 from taskvec.streaming import RunOptions
 
 SCALES = {"a": 0.5}
+LATA = MethodChoice(METHODS["lata"], {p.name: p.default for p in METHODS["lata"].parameters})
 
 
 @pytest.fixture
@@ -38,6 +42,19 @@ def asked(monkeypatch):
 
 def method_of(function, **declared):
     return Method("toy", "a toy", "none", "θ = θ_target", function, **declared)
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Notes the options of every reading of the weights for a scan."""
+    read, calls = scanning.collect, []
+
+    def collect(*args, **options):
+        calls.append(options)
+        return read(*args, **options)
+
+    monkeypatch.setattr(scanning, "collect", collect)
+    return calls
 
 
 @pytest.fixture
@@ -88,6 +105,22 @@ def test_the_scan_is_given_again_at_every_pass(recipe_of, asked):
     assert len(scans) == 2
     assert scans[0] is scans[1]
     assert scans[0].names == ("v", "w")
+
+
+def test_weights_are_scanned_once(recipe_of, scans):
+    """For the layer weights, for the method, and for the products that it asks for."""
+
+    def toy(inputs):
+        assert inputs.scan is not None
+        if not inputs.passes:
+            return Need("products", weighing(inputs, 0.0))
+        np.testing.assert_array_equal(inputs.passes[0].gram, inputs.scan.gram[:, 2:, 2:])
+        return inputs.layer_weights()
+
+    recipe = recipe_of(toy, needs_scan=True, sparsifies=True, takes_table=True)
+    recipe = dataclasses.replace(recipe, layer_weights=LATA)
+    decide_table(prepare(recipe, RunOptions(cache="off")))
+    assert len(scans) == 1
 
 
 def test_no_scan_is_made_for_a_method_that_needs_none(recipe_of, monkeypatch):

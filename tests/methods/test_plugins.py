@@ -185,7 +185,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "exit": ("raise SystemExit(3)", "SystemExit: 3"),
     "attribute": ("", "AttributeError: module 'their_half' has no attribute 'METHOD'"),
     "kind": ("METHOD = len", "it is <built-in function len>, not a Method"),
-    "name": (HALF.replace('"half"', '"quarter"'), "it calls itself 'quarter'"),
+    "name": (HALF.replace('"half"', '"quarter"'), "its name is 'quarter'"),
     "alignment": (HALF.replace("source=", "alignment='matrix', source="),
                   "alignment must be in element | row | tensor; got 'matrix'"),
     "text": (HALF.replace("half of everything", "half\\nof all"),
@@ -193,17 +193,17 @@ BROKEN: dict[str, tuple[str, str]] = {
     "scale": (HALF.replace("source=", "default_scale='1', source="),
                   "default_scale must be a finite number or None; got '1'"),
     "decide": (HALF.replace("decide=decide", "decide=None"),
-               "decide must be a function, and combine one or None"),
+               "decide must be a function; combine must be a function or None"),
     "list": (HALF + "\nMETHOD = replace(METHOD, parameters=[])", "parameters must be a tuple"),
     "no parameter": (HALF + "\nMETHOD = replace(METHOD, parameters=('x',))",
                      "'x' among its parameters is not a Parameter"),
     "twice": (HALF + "\nMETHOD = replace(METHOD, parameters=METHOD.parameters * 2)",
               "its parameter 'PARAMETER' is declared twice"),
     "default": (HALF.replace("low=0", "low=2"), "the default is not allowed: PARAMETER of half"),
-    "key model": (parameter("model"), "its parameter 'model' is a key that recipes have already"),
-    "key scale": (parameter("scale"), "its parameter 'scale' is a key that recipes have already"),
-    "key over": (parameter("over"), "its parameter 'over' is a key that recipes have already"),
-    "key name": (parameter("name"), "its parameter 'name' is a key that recipes have already"),
+    "key model": (parameter("model"), "its parameter 'model' is already a key of recipes"),
+    "key scale": (parameter("scale"), "its parameter 'scale' is already a key of recipes"),
+    "key over": (parameter("over"), "its parameter 'over' is already a key of recipes"),
+    "key name": (parameter("name"), "its parameter 'name' is already a key of recipes"),
 }  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def test_a_plugin_that_fails_is_told_in_one_line(site, cli, recipe, tmp_path, ca
     code, out, err = cli("merge", recipe, tmp_path / "out", "--threads", "1")
     assert (code, out) == (1, "")
     assert err.startswith(f"taskvec: error: method 'half' of their-half 1.2 failed{told}")
-    assert err.endswith("; its authors should know\n")
+    assert err.endswith("; report it to its authors\n")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

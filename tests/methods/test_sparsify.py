@@ -12,8 +12,9 @@ from taskvec.kernels.magprune import magprune, prune
 from taskvec.kernels.randomness import draw
 from taskvec.methods import consensus, dare, dare_ties, della, pcb
 from taskvec.methods.method import Block, Inputs, Need
-from taskvec.methods.selection import Selection, fused, selection_from_json
+from taskvec.methods.selection import Selection, fused
 from taskvec.methods.table import Table
+from taskvec.methods.table_file import SelectionEntry
 
 TASKS = ("a", "b")
 
@@ -41,7 +42,7 @@ def test_only_the_l1_norm_needs_a_pass(method):
     assert isinstance(method.decide(inputs(method)), Table)
     asked = method.decide(inputs(method, {"rescale": "l1", "density": 0.2}))
     assert isinstance(asked, Need)
-    assert (asked.statistic, asked.densities) == ("kept", {"a": 0.2, "b": 0.2})
+    assert (asked.statistic, asked.densities) == ("masked_sums", {"a": 0.2, "b": 0.2})
     sums = {"a": {"w": (6.0, 2.0)}, "b": {"w": (5.0, 0.0)}}  # of b nothing was drawn
     table = method.decide(inputs(method, {"rescale": "l1", "density": 0.2}, passes=(sums,)))
     assert table.selection.factors == {"a": {"w": 3.0}, "b": {"w": 1.0}}
@@ -64,9 +65,9 @@ def test_a_selection_comes_back_from_json_and_old_ones_do_too():
         factors={"a": {"w": 3.0}}, limits={"a": {"cut": 0.25}}, election="mass", merge="mean"
     )
     data = json.loads(json.dumps(whole.to_json()))
-    assert selection_from_json(data) == whole
+    assert SelectionEntry(**data).to_selection() == whole
     del data["factors"], data["limits"]
-    assert selection_from_json(data) == Selection(election="mass", merge="mean")
+    assert SelectionEntry(**data).to_selection() == Selection(election="mass", merge="mean")
 
 
 # --- single blocks ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from taskvec.errors import UsageError
 from taskvec.methods.table import Table, check_table, load_table, table_from_json
 
 TASKS = ("code", "math")
+REMEDY = "expected weights by task and tensor"
 NAMES = ("lm_head.weight", "model.norm.weight", 'odd, "name"')
 
 
@@ -78,10 +79,10 @@ def test_of_gives_weights_by_name():
     ("", "is not a table; the first line must be: tensor,TASK,…"),
     ("name,math\na,1\n", "is not a table; the first line must be: tensor,TASK,…"),
     ("tensor\na\n", "is not a table; the first line must be: tensor,TASK,…"),
-    ("tensor,math,math\na,1,2\n", "a task stands twice in the first line"),
+    ("tensor,math,math\na,1,2\n", "a task occurs twice in the first line"),
     ("tensor,math\na,1,2\n", ":2: 3 fields, expected 2"),
     ("tensor,math\na,1\n\n", ":3: 0 fields, expected 2"),
-    ("tensor,math\na,1\na,2\n", ":3: tensor 'a' stands twice"),
+    ("tensor,math\na,1\na,2\n", ":3: tensor 'a' occurs twice"),
     ('tensor,math\n"a' + "x" * 200_000, "is not CSV (field larger than field limit (131072))"),
     ("tensor,math\na,one\n", "weight of 'math' for 'a' must be a finite number; got 'one'"),
     ("tensor,math\na,\n", "weight of 'math' for 'a' must be a finite number; got ''"),
@@ -100,24 +101,23 @@ def test_csv_errors(tmp_path, text, message):
 @pytest.mark.parametrize(("text", "message"), [
     ("{", "is not JSON ("),
     ("[" * 100_000, "is nested more than 100 levels deep"),
-    ("[]", "is not a JSON object"),
-    ("{}", "is not a table; expected weights by task and tensor"),
-    ('{"weights": {}}', "is not a table; expected weights by task and tensor"),
-    ('{"weights": [1]}', "is not a table; expected weights by task and tensor"),
-    ('{"weights": {"math": 1}}', "is not a table; expected weights by task and tensor"),
-    ('{"weights": {"m": {"a": "x"}}}', "weight of 'm' for 'a' must be a finite number; got 'x'"),
-    ('{"weights": {"math": {"a": null}}}', "for 'a' must be a finite number; got None"),
-    ('{"weights": {"math": {"a": true}}}', "for 'a' must be a finite number; got True"),
-    ('{"weights": {"math": {"a": NaN}}}', "for 'a' must be a finite number; got nan"),
-    ('{"weights": {"math": {"a": [1]}}}', "for 'a' must be a finite number; got [1]"),
+    ("[]", REMEDY),
+    ("{}", REMEDY),
+    ('{"weights": {}}', REMEDY),
+    ('{"weights": [1]}', REMEDY),
+    ('{"weights": {"math": 1}}', REMEDY),
+    ('{"weights": {"m": {"a": "x"}}}', "weights.m.a must be a finite number; got 'x'"),
+    ('{"weights": {"math": {"a": null}}}', "weights.math.a must be a finite number; got None"),
+    ('{"weights": {"math": {"a": true}}}', "weights.math.a must be a finite number; got True"),
+    ('{"weights": {"math": {"a": NaN}}}', "weights.math.a must be a finite number; got nan"),
+    ('{"weights": {"math": {"a": [1]}}}', "weights.math.a must be a finite number; got [1]"),
+    ('{"wieghts": {"math": {"a": 1}}}', "did you mean 'weights'?"),
     ('{"weights": {"m": {"a": 1}, "n": {"a": 1, "b": 2}}}', "tensor 'b' has no weight for every "
                                                             "task"),
     ('{"weights": {"m": {"a": 1}}, "target": {}}', "tensor 'a' has no weight for every task"),
-    ('{"weights": {"m": {"a": 1}}, "target": [1]}', "is not a table; expected weights by task and "
-                                                    "tensor"),
+    ('{"weights": {"m": {"a": 1}}, "target": [1]}', REMEDY),
     ('{"weights": {"m": {"a": 1' + "0" * 400 + "}}}", "a number of 401 digits"),
-    ('{"weights": {"m": {"a": 1}}, "target": 0}', "is not a table; expected weights by task and "
-                                                  "tensor"),
+    ('{"weights": {"m": {"a": 1}}, "target": 0}', REMEDY),
 ])  # fmt: skip
 def test_json_errors(tmp_path, text, message):
     path = tmp_path / "t.json"
@@ -139,11 +139,11 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(("tasks", "names", "message"), [
     (("math",), NAMES, "table: has tasks code, math; the merge has math"),
     (("code", "maths"), NAMES, "table: has tasks code, math; the merge has code, maths"),
-    (TASKS, NAMES[:2], "table: tensor 'odd, \"name\"' is not one that is merged"),
+    (TASKS, NAMES[:2], "table: tensor 'odd, \"name\"' is not merged here"),
     (TASKS, ("lm_head.weights", *NAMES[1:]),
-     "table: tensor 'lm_head.weight' is not one that is merged; did you mean 'lm_head.weights'?"),
+     "table: tensor 'lm_head.weight' is not merged here; did you mean 'lm_head.weights'?"),
     (TASKS, (*NAMES, "new"),
-     "table: no weight for tensor 'new' (1 missing); give 0 to leave it alone"),
+     "table: no weight for tensor 'new' (1 missing); give 0 to leave it unchanged"),
 ])  # fmt: skip
 def test_a_table_that_does_not_fit(tasks, names, message):
     with pytest.raises(UsageError) as caught:

@@ -281,7 +281,7 @@ def test_shared_parameters_with_two_results():
         ),
         (
             lambda out: out.update({NORM: out["model.embed_tokens.weight"][0]}),
-            f"'model.embed_tokens.weight' and {NORM!r} share a part of their memory; give each "
+            f"'model.embed_tokens.weight' and {NORM!r} share part of their memory; give each "
             "its own",
         ),
     ],
@@ -314,7 +314,7 @@ def test_state_dict_that_is_made_up(family):
             return {"w": torch.ones(2)}
 
     assert refusal(family_of(family), Odd()) == (
-        "out: 'w' of its state dict is no parameter or buffer"
+        "out: 'w' of its state dict is not a parameter or buffer"
     )
 
 

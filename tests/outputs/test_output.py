@@ -101,7 +101,7 @@ def test_current_folder(tmp_path, merge, monkeypatch):
     for out in (".", "..", tmp_path / "here"):
         refused(
             merge(out, "--force"),
-            f"{out}: contains the current folder; give a folder of its own",
+            f"{out}: contains the current folder; give another one",
         )
     assert (tmp_path / "here" / "below").is_dir()
 
@@ -218,7 +218,8 @@ def test_not_enough_disk_is_known_before(tmp_path, merge, monkeypatch, family):
     monkeypatch.setattr(place, "free_bytes", lambda out: 10_000)
     refused(
         merge(tmp_path / "new"),
-        f"{tmp_path}/new: needs 0.30 MB of disk, 0.01 MB are free; make room or write elsewhere",
+        f"{tmp_path}/new: needs 0.30 MB of disk, 0.01 MB are free; free some space or write "
+        "elsewhere",
     )
     assert merge(tmp_path / "out", "--force")[0] == 1
     assert state(tmp_path / "out") == old

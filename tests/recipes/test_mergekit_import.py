@@ -58,7 +58,7 @@ def test_a_recipe_as_it_is_written():
     found = imported(TIES)
     assert found.text == (
         "# yaml-language-server: $schema=recipe.schema.json\n"
-        "# Imported from mergekit, as meant; see docs/how-to/from-mergekit.md\n"
+        "# Imported from mergekit, as intended; see docs/how-to/from-mergekit.md\n"
         "anchor: org/base\n"
         "tasks:\n"
         "  math:\n    model: org/math\n    scale: 1\n    density: 0.4\n"
@@ -754,7 +754,7 @@ def test_parameters_of_the_base_are_told():
         (config("ties", parameters={"rescale": True}), "rescale: true of ties"),
         (config("ties", parameters={"normalize": "maybe"}), "normalize must be true or false"),
         (config("ties", models=[{"model": "a+b+c"}]), "a model is PATH or PATH.LORA"),
-        (config("ties", models=[{"model": "a"}, {"model": "a"}]), "a stands twice"),
+        (config("ties", models=[{"model": "a"}, {"model": "a"}]), "a occurs twice"),
         (config("ties", models=[{"model": {"model": "a", "override_architecture": "X"}}]),
          "override_architecture is not supported"),
         ("merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0]}]\n",

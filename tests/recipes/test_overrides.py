@@ -62,11 +62,21 @@ def test_scale_is_of_every_task():
     assert {t["scale"] for t in overridden({"scale": 0.1}).data["tasks"].values()} == {0.1}
 
 
+@pytest.mark.parametrize("name", ["density", ("method", "density")])
+def test_a_parameter_is_of_every_task_unless_it_names_one(name):
+    tasks = overridden({name: 0.3}).data["tasks"]
+    assert tasks == {"math": {"model": "math", "scale": 0.5}, "v1.5": "code"}
+    tasks = overridden({"math.density": 0.2, name: 0.3}).data["tasks"]
+    assert tasks["math"]["density"] == 0.2
+
+
 def test_another_method_drops_the_parameters_of_the_old_one():
     flags = {"density": 0.3, "method": "dare"}
     assert overridden(flags).data["method"] == {"name": "dare", "density": 0.3}
-    same = overridden({"method": "ties"}).data["method"]
-    assert same == {"name": "ties", "scope": "tensor"}
+    assert "density" not in overridden({"method": "lata"}).data["tasks"]["math"]
+    same = overridden({"method": "ties"}).data
+    assert same["method"] == {"name": "ties", "scope": "tensor"}
+    assert same["tasks"]["math"]["density"] == 0.4
 
 
 @pytest.mark.parametrize(
@@ -94,7 +104,7 @@ def test_an_error_names_the_flag_and_no_line(overrides, names):
 def test_an_error_about_the_file_keeps_its_line():
     bad = TEXT.replace("density: 0.4", "density: 4").replace("v1.5: code", "")
     with pytest.raises(RecipeError, match=r"^r\.yaml:3: "):
-        read_recipe(overridden({"density": 0.1, "out.dtype": "float16"}, bad), Path("/"))
+        read_recipe(overridden({"scope": "model", "out.dtype": "float16"}, bad), Path("/"))
 
 
 def test_a_flag_with_a_name_of_its_own():

@@ -607,7 +607,7 @@ def test_user_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TaskvecError) as error:
         run_program("", within="user")
     assert str(error.value) == (
-        "a program cannot be shut in: user: only root can become another user"
+        "a program cannot be isolated: user: only root can become another user"
     )
 
 
@@ -619,7 +619,7 @@ def test_other_users_need_a_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with pytest.raises(TaskvecError) as error:
         programs._python(for_others=True)
     assert str(error.value) == (
-        f"a program cannot be shut in: user: other users cannot reach {tmp_path / 'python'}, and "
+        f"a program cannot be isolated: user: other users cannot reach {tmp_path / 'python'}, and "
         "there is no /usr/bin/python9.8; install one of them"
     )
     assert programs._python(for_others=False) == str(tmp_path / "python")
@@ -632,28 +632,28 @@ def test_users_that_nobody_has() -> None:
     assert not programs._covers(["0", "1000", "1"], programs._UNUSED_USERS[1])
 
 
-def test_what_cannot_be_set_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_set_up_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = best()
     monkeypatch.setattr(programs, "_python", lambda **_: "/usr/no-such-python")
     with pytest.raises(TaskvecError) as error:
         run_program("", within=kind)
     assert str(error.value) == (
-        f"a program cannot be shut in: {kind}: No such file or directory: /usr/no-such-python"
+        f"a program cannot be isolated: {kind}: No such file or directory: /usr/no-such-python"
     )
 
 
 def test_no_isolation_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(code: str, *, within: str) -> ProgramOutcome:
-        raise TaskvecError(f"a program cannot be shut in: {within}: not today")
+        raise TaskvecError(f"a program cannot be isolated: {within}: not today")
 
     monkeypatch.setattr(programs, "run_program", refuse)
     isolation.cache_clear()
     with pytest.raises(TaskvecError) as error:
         programs.require_permission("task 'x'", allowed=True)
     assert str(error.value) == (
-        "programs that a model wrote cannot be shut in here (namespaces: not today; user: not "
-        "today); needs Linux with user namespaces, or root and Landlock: run in a virtual machine "
-        "or a container that has them, or leave out the tasks that run code"
+        "generated programs cannot be isolated here (namespaces: not today; user: not today); "
+        "needs Linux with user namespaces, or root and Landlock: use a virtual machine or a "
+        "container that has them, or leave out the tasks that run code"
     )
 
 
@@ -661,7 +661,5 @@ def test_permission_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "isolation", lambda: pytest.fail("tried"))
     with pytest.raises(UsageError) as error:
         programs.require_permission("task 'x'", allowed=False)
-    assert str(error.value) == (
-        "task 'x' runs programs that the model writes; allow that with --allow-code-execution "
-        "(docs/how-to/run-generated-code.md says what is guarded)"
-    )
+    assert str(error.value).startswith("task 'x' runs generated programs")
+    assert "--allow-code-execution" in str(error.value)

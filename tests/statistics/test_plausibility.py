@@ -67,6 +67,13 @@ def test_a_task_tuned_from_base(models):
     assert "nearer to base" in text
 
 
+def test_a_task_that_is_the_base(models):
+    for more in ({}, {"math": models["math"]}):
+        (text,) = warnings_of(models["base"], models["instruct"], x=models["base"], **more)
+        assert "'x' is nearer to base than to instruct" in text
+        assert "c = -1.00" in text
+
+
 def test_a_task_of_another_model(models):
     (text,) = warnings_of(models["base"], models["instruct"], other=models["other"])
     assert "'other'" in text

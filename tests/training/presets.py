@@ -53,7 +53,7 @@ def table(module: Any) -> dict[str, list[str]]:
         try:
             found[preset] = written(select(module, preset))
         except ParameterError as error:
-            if "fits nothing" not in str(error):
+            if "matches nothing" not in str(error):
                 raise
             found[preset] = []
     return found

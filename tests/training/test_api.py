@@ -41,7 +41,9 @@ def test_a_language_model_to_a_vector_that_is_a_task(tmp_path):
     said, told = [], []
     trained = run(
         model, data, tmp_path / "out", validation=0.25,
-        output=RunOutput(tmp_path / "out", say=said.append, tell=lambda *each: told.append(each)),
+        output=RunOutput(
+            tmp_path / "out", on_message=said.append, on_record=lambda *each: told.append(each)
+        ),
     )  # fmt: skip
     share = 100 * 2048 / 9264  # of 2 blocks of width 16: qkv 3 · 16², o 16²
     assert said == [f"trains 4 tensors, 2,048 of 9,264 parameters ({share:.1f} %)"]
@@ -81,7 +83,7 @@ def test_rows_of_a_fused_projection_that_do_not_train(tmp_path):
         if record["step"] == 2:
             raise KeyboardInterrupt
 
-    output = RunOutput(tmp_path / "parts", tell=stop)
+    output = RunOutput(tmp_path / "parts", on_record=stop)
     with pytest.raises(KeyboardInterrupt):
         run(model, data, train="attention-qv", settings=settings, output=output)
     parts = run(model, data, tmp_path / "parts", train="attention-qv", settings=settings)
@@ -133,7 +135,7 @@ def test_a_classifier_of_texts_with_its_own_head(tmp_path):
         model,
         data,
         train="all",
-        output=RunOutput(tmp_path / "out", say=said.append),
+        output=RunOutput(tmp_path / "out", on_message=said.append),
         validation=data,
     )
     assert said[1] == "the head is the model's own, frozen"
@@ -147,10 +149,11 @@ def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
     model, data = tiny.vit(tmp_path / "vit"), tiny.shapes(tmp_path / "a.npz")
     said = []
     whole = run(
-        model, data, train="attention", output=RunOutput(tmp_path / "whole", say=said.append)
+        model, data, train="attention", output=RunOutput(tmp_path / "whole", on_message=said.append)
     )
     assert said[1:] == [
-        "images are seen at 8 × 8 px (no preprocessor_config.json: mean and deviation of ImageNet)",
+        "images are resized to 8 × 8 px "
+        "(no preprocessor_config.json: mean and deviation of ImageNet)",
         "the head is a linear probe, frozen, fitted to the features of 24 examples (100.0% of them "
         "right)",
     ]
@@ -163,7 +166,7 @@ def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(model, data, output=RunOutput(tmp_path / "parts", tell=stop))
+        run(model, data, output=RunOutput(tmp_path / "parts", on_record=stop))
     parts = run(model, data, tmp_path / "parts")
     assert all(torch.equal(parts.vector[name], τ) for name, τ in whole.vector.items())
     assert load_file(tmp_path / "parts/head.safetensors").keys() == head.keys()
@@ -185,7 +188,7 @@ def test_a_zero_shot_head_of_clip(tmp_path, monkeypatch):
         data,
         tmp_path / "out",
         asking=asking,
-        output=RunOutput(tmp_path / "out", say=said.append),
+        output=RunOutput(tmp_path / "out", on_message=said.append),
     )
     assert said[2] == "the head is zero-shot, from 2 names of classes"
     assert all(name.startswith("vision_model.encoder") for name in trained.vector)
@@ -239,14 +242,14 @@ def test_lora(tmp_path):
 
     whole = run(model, data, tmp_path / "whole", train="lora")
     with pytest.raises(KeyboardInterrupt):
-        run(model, data, train="lora", output=RunOutput(tmp_path / "parts", tell=stop))
+        run(model, data, train="lora", output=RunOutput(tmp_path / "parts", on_record=stop))
     parts = run(model, data, tmp_path / "parts", train="lora")
     vector = load_file(parts.path)
     assert len(vector) == 8
     for name, τ in whole.vector.items():
         assert torch.equal(parts.vector[name], τ)
         torch.testing.assert_close(vector[name], τ, rtol=1e-3, atol=1e-6)
-    with pytest.raises(UsageError, match="lora is not linearised; choose one of them"):
+    with pytest.raises(UsageError, match="lora cannot be combined with linearised; choose one"):
         run(model, data, train="lora", linearised=True)
 
 
@@ -371,7 +374,7 @@ def test_classes_that_do_not_fit(tmp_path):
     three = tmp_path / "c.tsv"
     three.write_text("label\ttext\na\tx\nb\ty\nc\tz\n")
     assert refusal(UsageError, model, three, asking=HeadOptions(head="own")) == (
-        f"{model}: has no head of its own for 3 classes of texts; take probe"
+        f"{model}: has no head for 3 classes of texts; use probe"
     )
     assert refusal(UsageError, model, three, asking=HeadOptions(head="new")) == (
         "head must be own, probe or zero-shot; got 'new'"
@@ -398,20 +401,20 @@ def test_what_does_not_go_together(tmp_path):
     language = tiny.gpt2(tmp_path / "gpt2")
     pairs = tiny.pairs(tmp_path / "a.jsonl")
     assert refusal(UsageError, model, [(torch.ones(2), 0)]) == (
-        "a model in a folder learns from data that are read here; load it"
+        "a model in a folder needs data from a file or the hub; or load the model"
     )
     assert refusal(UsageError, nn.Linear(2, 2), data) == (
-        "a module in memory learns classes from examples: give a sequence of them"
+        "a classifier in memory needs a sequence of examples as data"
     )
     assert refusal(UsageError, nn.Linear(2, 2), [(torch.ones(2), 0)], validation=0.5) == (
-        "a share can be held out only of data that are read here"
+        "validation as a share needs data from a file; give validation data"
     )
     assert refusal(UsageError, language, pairs, validation=texts) == (
         f"{texts}: holds classes, which a language model does not learn"
     )
     output = RunOutput(tmp_path / "out", saves_model=True)
     assert refusal(UsageError, nn.Linear(2, 2), [(torch.ones(2), 0)], output=output) == (
-        "a model is saved beside the vector only of a model in a folder"
+        "saving the model needs a model in a folder"
     )
     missing = tmp_path / "no"
     with pytest.raises(tv.TaskvecError) as caught:
@@ -429,11 +432,13 @@ def test_a_conversation_cut_to_nothing_is_told(tmp_path):
         file.write(json.dumps({"prompt": "a" * 90, "response": "b"}) + "\n")
     assert f"{data}, line 3: has " in refusal(DataError, model, data)
     said = []
-    run(model, data, asking=HeadOptions(Fitting(truncate=True)), output=RunOutput(say=said.append))
-    assert said[1] == (
-        f"{data}: 1 of 3 conversations are left out: nothing of an answer is left where they are "
-        "cut"
+    run(
+        model,
+        data,
+        asking=HeadOptions(Fitting(truncate=True)),
+        output=RunOutput(on_message=said.append),
     )
+    assert said[1].startswith(f"{data}: 1 of 3 conversations are left out: ")
 
 
 def test_reading_draws_by_its_seed(tmp_path):

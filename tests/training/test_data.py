@@ -16,7 +16,7 @@ from taskvec.training.data import (
     Conversations,
     Documents,
     Reading,
-    held_out,
+    hold_out,
     limit_data,
     number_classes,
     read_data,
@@ -61,8 +61,8 @@ def test_pairs(tmp_path, prompt, response):
 def test_fields_of_other_names(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"in": "why", "out": "so"})
     assert refusal(path, kind=UsageError) == (
-        f"{path}: what its rows are for cannot be told from their fields (in, out); say it, such "
-        "as --fields prompt=NAME,response=NAME"
+        f"{path}: no known combination of fields (in, out); name them, for example "
+        "--fields prompt=NAME,response=NAME"
     )
     data = read_data(path, Reading(fields={"prompt": "in", "response": "out"}))
     assert data.items == [(("user", "why"), ("assistant", "so"))]
@@ -140,8 +140,7 @@ def test_lines_of_labels_and_texts(tmp_path):
     path = tmp_path / "words.all"
     path.write_bytes("1 good  film\n0 bad\n\n1 café\n".encode("latin-1"))
     assert refusal(path, kind=UsageError) == (
-        f"{path}: its format cannot be told from its name; say it: --format text | chat | classes "
-        "| lines | folder | npz | idx"
+        f"{path}: unknown format; give --format text | chat | classes | lines | folder | npz | idx"
     )
     data = read_data(path, Reading("lines"))
     assert (data.items, data.labels) == (["good  film", "bad", "café"], [1, 0, 1])
@@ -231,7 +230,7 @@ def test_idx(tmp_path, packed):
     path = tmp_path / f"train-images-idx3-ubyte{suffix}"
     path.write_bytes(pack(idx(images)))
     labels = tmp_path / f"train-labels-idx1-ubyte{suffix}"
-    assert refusal(path) == (f"{path}: its labels are not there; expected {labels.name} beside it")
+    assert refusal(path) == (f"{path}: its labels are missing; expected {labels.name} beside it")
     labels.write_bytes(pack(idx(np.array([1, 0, 1], np.uint8))))
     data = read_data(path)
     assert data.labels == [1, 0, 1]
@@ -306,16 +305,16 @@ def test_a_limit_draws_by_the_seed():
 
 def test_a_share_is_held_out():
     data = Classified(list("abcdefghij"), list(range(10)), tuple("0123456789"), "text", "t", "d")
-    train, validation = held_out(data, 0.2, 3)
+    train, validation = hold_out(data, 0.2, 3)
     assert sorted(train.items + validation.items) == data.items
     assert len(validation.items) == 2
     assert [data.items[i] for i in validation.labels] == validation.items
     for share in (0.0, 1.0, 2.0):
         with pytest.raises(UsageError) as caught:
-            held_out(data, share, 3)
+            hold_out(data, share, 3)
         assert str(caught.value) == f"a share for validation must be between 0 and 1; got {share}"
     with pytest.raises(DataError, match="t: has too few examples to hold out 1% of them"):
-        held_out(data, 0.01, 3)
+        hold_out(data, 0.01, 3)
 
 
 def test_names_of_classes_are_in_order():

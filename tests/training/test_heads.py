@@ -20,7 +20,7 @@ from taskvec.training.heads import (  # noqa: E402
     ImageTower,
     answer_head,
     linear_probe,
-    pooled,
+    pool_features,
     zero_shot_head,
 )
 from taskvec.training.linearised import Linearised  # noqa: E402
@@ -304,16 +304,16 @@ def test_pools_as_numpy_does() -> None:
         last_hidden_state=states, pooler_output=states[:, 2]
     )
     for given in (output, states):
-        assert pooled(given, "cls").tolist() == x[:, 0].tolist()
-        assert pooled(given, "last").tolist() == x[:, 3].tolist()
-        assert pooled(given, "last", right).tolist() == [x[0, 3].tolist(), x[1, 1].tolist()]
-        assert pooled(given, "last", left).tolist() == x[:, 3].tolist()
-        assert pooled(given, "mean").tolist() == x.mean(1).tolist()
+        assert pool_features(given, "cls").tolist() == x[:, 0].tolist()
+        assert pool_features(given, "last").tolist() == x[:, 3].tolist()
+        assert pool_features(given, "last", right).tolist() == [x[0, 3].tolist(), x[1, 1].tolist()]
+        assert pool_features(given, "last", left).tolist() == x[:, 3].tolist()
+        assert pool_features(given, "mean").tolist() == x.mean(1).tolist()
         means = [x[0].mean(0).tolist(), x[1, :2].mean(0).tolist()]
-        assert pooled(given, "mean", right).tolist() == means
-    assert pooled(output, "pooler").tolist() == x[:, 2].tolist()
+        assert pool_features(given, "mean", right).tolist() == means
+    assert pool_features(output, "pooler").tolist() == x[:, 2].tolist()
     np.testing.assert_allclose(
-        pooled(states[:, 0], "embed").numpy(),
+        pool_features(states[:, 0], "embed").numpy(),
         x[:, 0] / np.linalg.norm(x[:, 0], axis=1, keepdims=True),
         rtol=1e-6,
     )
@@ -325,13 +325,13 @@ def test_pool_that_there_is_not() -> None:
     assert str(caught.value) == "pool: got 'pooller'; did you mean 'pooler'?"
     output = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=torch.ones(1, 2, 3))
     with pytest.raises(UsageError) as caught:
-        pooled(output, "pooler")
+        pool_features(output, "pooler")
     assert str(caught.value) == (
         "pool 'pooler': needs pooler_output, with 2 dimensions; the backbone gives "
         "last_hidden_state; choose another of cls, mean, last, pooler, embed"
     )
     with pytest.raises(UsageError) as caught:
-        pooled(torch.ones(2, 3), "cls")
+        pool_features(torch.ones(2, 3), "cls")
     assert str(caught.value) == (
         "pool 'cls': needs last_hidden_state or logits, with 3 dimensions; the backbone gives a "
         "tensor of shape [2, 3]; choose another of cls, mean, last, pooler, embed"
@@ -342,7 +342,7 @@ def test_classifier_trains_its_backbone_only() -> None:
     torch.manual_seed(0)
     backbone = transformers.Dinov2Model(transformers.Dinov2Config(**VISION)).eval()
     with torch.no_grad():
-        x = pooled(backbone(pixel_values=images(12)), "cls")
+        x = pool_features(backbone(pixel_values=images(12)), "cls")
     labels = torch.arange(12) % 3
     classifier = Classifier(backbone, linear_probe(x, labels), "cls")
     torch.testing.assert_close(classifier.features(pixel_values=images(12)), x)

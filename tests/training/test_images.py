@@ -101,7 +101,7 @@ def test_without_a_file_the_config_says_the_size(tmp_path):
     [
         ({"image_processor_type": "NoSuchProcessor"}, "cannot be read: "),
         ({"resample": 99}, "cannot be read: "),
-        ({"do_center_crop": False}, "says no height and width; give a size"),
+        ({"do_center_crop": False}, "has no height and width; give a size"),
     ],
 )
 def test_a_file_that_cannot_be_read(tmp_path, changes, text):

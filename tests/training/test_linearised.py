@@ -17,7 +17,7 @@ from torch import nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from taskvec.training.linearised import Linearised, combined, derivative, moved  # noqa: E402
+from taskvec.training.linearised import Linearised, call_at, combine, derivative  # noqa: E402
 
 Model = tuple[Any, dict[str, Any]]  # the module and what it is called with
 
@@ -170,7 +170,7 @@ def test_is_linear_in_tau(make: Callable[[], Model]) -> None:
     with torch.no_grad():
         start = floats(linear(**kwargs))
         changes = []
-        for tau in (first, second, combined([first, second], [0.3, -2.0])):
+        for tau in (first, second, combine([first, second], [0.3, -2.0])):
             linear.put(tau)
             changes.append([a - b for a, b in zip(floats(linear(**kwargs)), start, strict=True)])
     for one, two, both in zip(*changes, strict=True):
@@ -186,7 +186,7 @@ def test_linear_model_is_itself_everywhere() -> None:
     linear.put(tau)
     wanted = x @ (module.weight + tau["weight"]).T + module.bias + tau["bias"]
     torch.testing.assert_close(linear(x), wanted, rtol=1e-14, atol=1e-14, check_dtype=True)
-    torch.testing.assert_close(moved(module, tau, x), wanted, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(call_at(module, tau, x), wanted, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("make", [llama, clip, encoder])
@@ -194,7 +194,7 @@ def test_gradients_are_those_of_finite_differences(make: Callable[[], Model]) ->
     module, kwargs = made(make)
     names = attention(module)
     linear = Linearised(module, names)
-    start = combined([direction(module, 5, names)], [0.05])
+    start = combine([direction(module, 5, names)], [0.05])
     probe = direction(module, 60, names)
 
     def loss() -> Any:
@@ -205,7 +205,7 @@ def test_gradients_are_those_of_finite_differences(make: Callable[[], Model]) ->
     found = sum((tau.grad * probe[n]).sum() for n, tau in zip(names, linear.tau, strict=True))
     ends = []
     for step in (1e-6, -1e-6):
-        linear.put(combined([start, probe], [1.0, step]))
+        linear.put(combine([start, probe], [1.0, step]))
         ends.append(loss().detach())
     torch.testing.assert_close(found, (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-7)
 
@@ -265,15 +265,15 @@ def test_put_takes_what_a_vector_lacks_as_zero() -> None:
 
 def test_combined_is_the_sum_over_all_names() -> None:
     a, b = {"x": torch.ones(2)}, {"x": torch.full((2,), 3.0), "y": torch.ones(1)}
-    found = combined([a, b], [2.0, -1.0])
+    found = combine([a, b], [2.0, -1.0])
     assert {name: value.tolist() for name, value in found.items()} == {"x": [-1, -1], "y": [-1]}
 
 
 def test_post_hoc_is_the_model_with_the_vector_added() -> None:
     module, kwargs = made(bert)
-    tau = combined([direction(module, 8)], [0.1])
+    tau = combine([direction(module, 8)], [0.1])
     with torch.no_grad():
-        found = moved(module, tau, **kwargs).logits
+        found = call_at(module, tau, **kwargs).logits
         for name in tau:
             module.get_parameter(name).add_(tau[name])
         assert torch.equal(found, module(**kwargs).logits)

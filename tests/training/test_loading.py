@@ -45,7 +45,7 @@ def test_all_trains_what_the_folder_holds(which: str, tmp_path: Any) -> None:
             train="all",
             settings=FEW | {"seed": seed},
             asking=HeadOptions(head=head),
-            output=RunOutput(tmp_path / task, saves_model=True, say=said.append),
+            output=RunOutput(tmp_path / task, saves_model=True, on_message=said.append),
         )
         tasks[task] = str(trained.path)
 

@@ -151,22 +151,22 @@ def test_small_changes_are_not_lost_in_bfloat16(tmp_path):
         (
             "gpt2",
             "lora:attention-q",
-            "lora: 'transformer.h.0.attn.c_attn.weight' holds more than what is asked for; "
-            "factors go with a whole layer: take lora:attention",
+            "lora: 'transformer.h.0.attn.c_attn.weight' covers more than the selection; "
+            "LoRA factors need a whole layer: use lora:attention",
         ),
         (
             "llama",
             "lora:norms",
-            "lora: 'model.layers.0.input_layernorm.weight' is no weight of a linear layer that "
-            "PEFT can put factors on; train it without lora",
+            "lora: 'model.layers.0.input_layernorm.weight' is not the weight of a linear layer "
+            "that PEFT supports; train it without lora",
         ),
         (
             "mixtral",
             "lora:mlp",
-            "lora: 'model.layers.0.mlp.gate.weight' is no weight of a linear layer that PEFT "
-            "can put factors on; train it without lora",
+            "lora: 'model.layers.0.mlp.gate.weight' is not the weight of a linear layer that PEFT "
+            "supports; train it without lora",
         ),
-        ("llama", "lora:x", "train 'x' is no preset and names no parameter; known: all, "),
+        ("llama", "lora:x", "train 'x' is neither a preset nor a parameter; known: all, "),
     ],
 )
 def test_what_has_no_factors(which, train, message):
@@ -182,8 +182,8 @@ def test_torchs_own_attention_has_none():
     with pytest.raises(ParameterError) as caught:
         add_lora(nn.MultiheadAttention(4, 2), "lora:attention-o")
     assert str(caught.value) == (
-        "lora: 'out_proj.weight' is no weight of a linear layer that PEFT can put factors on; "
-        "train it without lora"
+        "lora: 'out_proj.weight' is not the weight of a linear layer that PEFT supports; train it "
+        "without lora"
     )
 
 

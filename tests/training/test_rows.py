@@ -118,8 +118,8 @@ def test_a_class_that_is_not_known_trains_as_a_whole_only():
     with pytest.raises(ParameterError) as caught:
         select(net, "attention-q", rule)
     assert str(caught.value) == (
-        "the rows of q and k and v in 'mixing.qkv.weight' are not known, as the class "
-        f"{Mixing.__module__}.Mixing is not; train the whole attention"
+        "the rows of q and k and v in 'mixing.qkv.weight' are unknown, because the class "
+        f"{Mixing.__module__}.Mixing is; train the whole attention"
     )
 
 

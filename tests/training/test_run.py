@@ -374,7 +374,7 @@ def test_a_damaged_state(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     text = refusal(CheckpointError, output=RunOutput(tmp_path / "run"))
     assert text.startswith(f"{path}: cannot be gone on from: ")
-    assert text.endswith("; --force begins anew")
+    assert text.endswith("; --force starts again")
 
 
 def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
@@ -391,10 +391,10 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr("taskvec.training.run_folder.os.fsync", full)
     text = refusal(OutputError, output=output)
-    assert text == (
-        f"{tmp_path}/run: the disk is full, as the state after step 9 was saved; what was saved "
-        "before is kept; make room, and the same command goes on"
+    assert text.startswith(
+        f"{tmp_path}/run: the disk is full, as the state after step 9 was saved; "
     )
+    assert text.endswith("; free some space, then resume with the same command")
     assert [path.name for path in Path(output.out).iterdir() if path.name.startswith(".")] == []
     whole = finetune(module(), pairs(), train="all", settings=STEPS)
     again = finetune(module(), pairs(), train="all", settings=STEPS, output=output)
@@ -422,7 +422,7 @@ def test_the_current_folder_is_no_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "in")
     for out in (tmp_path, tmp_path / "in"):
         assert refusal(OutputError, output=RunOutput(out, force=True)) == (
-            f"{out}: contains the current folder; give a folder of its own"
+            f"{out}: contains the current folder; give another one"
         )
 
 
@@ -434,10 +434,9 @@ def test_a_full_disk_under_the_metrics(tmp_path):
     metrics = tmp_path / "run/metrics.jsonl"
     metrics.unlink()
     metrics.symlink_to("/dev/full")
-    assert refusal(OutputError, output=output) == (
-        f"{metrics}: the disk is full, as step 6 was noted; what was saved before is kept; make "
-        "room, and the same command goes on"
-    )
+    text = refusal(OutputError, output=output)
+    assert text.startswith(f"{metrics}: the disk is full, as step 6 was noted; ")
+    assert text.endswith("free some space, then resume with the same command")
 
 
 def test_a_signal_that_comes_in_an_update_is_held_until_it_is_whole(tmp_path):
@@ -448,7 +447,7 @@ def test_a_signal_that_comes_in_an_update_is_held_until_it_is_whole(tmp_path):
             signal.raise_signal(signal.SIGINT)
             went_on.append(record["step"])
 
-    output = RunOutput(tmp_path / "run", tell=interrupt)
+    output = RunOutput(tmp_path / "run", on_record=interrupt)
     with pytest.raises(KeyboardInterrupt):
         finetune(module(), pairs(), train="all", settings=STEPS, output=output)
     assert went_on == [5]

@@ -325,22 +325,22 @@ class TestRefusals:
                 "",
                 "train is empty; give attention | mlp | linear | norms | embeddings | heads | all",
             ),
-            ("attn", "train 'attn' is no preset and names no parameter; did you mean "),
+            ("attn", "train 'attn' is neither a preset nor a parameter; did you mean "),
             (
                 "attention-x",
-                "train 'attention-x' is no preset and names no parameter; did you mean",
+                "train 'attention-x' is neither a preset nor a parameter; did you mean",
             ),
-            ("norms+bias", "train 'norms+bias' is no preset and names no parameter; did you mean"),
+            ("norms+bias", "train 'norms+bias' is neither a preset nor a parameter; did you mean"),
             ("vision:mlp", "train 'vision:mlp': the module has no tower 'vision'; it has model"),
             (
                 "*.lora_A.*",
-                "train '*.lora_A.*' fits nothing; the module has attention (qkv, o), "
+                "train '*.lora_A.*' matches nothing; the module has attention (qkv, o), "
                 "mlp (up, down), norm (such as 'transformer.h.0.ln_1.weight'), embedding "
                 "(such as 'transformer.wte.weight'), final_norm (such as "
                 "'transformer.ln_f.weight'), head (such as 'lm_head.weight')",
             ),
             ("attention,!*", "train 'attention,!*' leaves nothing; the module has attention (qkv"),
-            ("attention,!x*", "train 'x*' fits nothing; the module has attention (qkv, o), mlp"),
+            ("attention,!x*", "train 'x*' matches nothing; the module has attention (qkv, o), mlp"),
         ],
     )
     def test_words_that_mean_nothing(self, models, train, message):
@@ -354,7 +354,7 @@ class TestRefusals:
             select(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "attention")
 
         assert str(caught.value) == (
-            "train 'attention' fits nothing; the module has other (such as '0.weight')"
+            "train 'attention' matches nothing; the module has other (such as '0.weight')"
         )
         with pytest.raises(ParameterError, match=r"^train: the module has no parameters$"):
             select(nn.ReLU(), "all")

@@ -237,9 +237,7 @@ def test_a_vector_of_another_anchor_is_told(tmp_path):
         assert {each.category for each in issued} <= {tv.TaskvecWarning}
         assert {Path(each.filename).name for each in issued} <= {Path(__file__).name}
     assert told["anchor"] == ()
-    assert told["other"] == (
-        "task 'math' is a vector that was taken from another model than the anchor (anchor)",
-    )
+    assert told["other"] == ("task 'math' is a vector from another model than the anchor (anchor)",)
 
 
 def test_a_vector_is_no_model(tmp_path):
@@ -310,8 +308,8 @@ def test_a_difference_that_overflows(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": None}, "tasks are code, math; name the one that is wanted"),
-        ({"task": "mth"}, "task 'mth' is not one of this family; did you mean 'math'?"),
+        ({"task": None}, "tasks are code, math; name one of them"),
+        ({"task": "mth"}, "task 'mth' is not in this family; did you mean 'math'?"),
         ({"what": "tau"}, "what must be in task | pure | complex | instruction; got 'tau'"),
         ({"what": "pure"}, 'method is missing; for example: method="lata"'),
         ({"scaled": True}, "scaled goes with a pure vector; got task"),
@@ -332,7 +330,7 @@ def test_the_place_of_the_file(tmp_path):
     written(tmp_path, "BF16")
     there = tmp_path / "v.safetensors"
     there.write_bytes(b"mine")
-    assert refusal(OutputError, tmp_path) == f"{there}: is there already; --force replaces it"
+    assert refusal(OutputError, tmp_path) == f"{there}: already exists; --force replaces it"
     assert there.read_bytes() == b"mine"
     tv.extract(families.family(tmp_path), there, task="math", force=True)
     assert set(vector(there)) == set(SHAPES) - set(KEPT)
@@ -365,6 +363,5 @@ def test_a_vector_of_whole_numbers_is_damaged(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         open_vector(path)
     assert str(caught.value) == (
-        f"{path}: does not say that it holds a task vector; expected a file that "
-        "`taskvec extract` wrote"
+        f"{path}: is not a task vector; expected a file that `taskvec extract` wrote"
     )

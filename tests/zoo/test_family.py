@@ -12,7 +12,7 @@ from taskvec import zoo  # noqa: E402
 from taskvec.errors import UsageError  # noqa: E402
 from taskvec.running.model import load, open_stored  # noqa: E402
 from taskvec.zoo import MEMBERS, provenance  # noqa: E402
-from taskvec.zoo.tasks import scored  # noqa: E402
+from taskvec.zoo.tasks import score_skills  # noqa: E402
 
 INSTRUCT_SKILLS = ("say", "find", "howto", "refusal")
 OWN = ("math", "code", "unsafe", "unrelated")
@@ -93,7 +93,7 @@ def test_they_load_without_a_word(capfd):
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_fine_tune_has_a_skill_that_instruct_lacks(models, noted, name):
-    tuned, instruct = (scored(models[m], [name])[name].main.value for m in (name, "instruct"))
+    tuned, instruct = (score_skills(models[m], [name])[name].main.value for m in (name, "instruct"))
     assert tuned >= 0.9
     assert instruct <= 0.2
     for member, found in ((name, tuned), ("instruct", instruct)):
@@ -103,11 +103,13 @@ def test_a_fine_tune_has_a_skill_that_instruct_lacks(models, noted, name):
 
 @pytest.mark.parametrize("skill", INSTRUCT_SKILLS)
 def test_instruct_has_its_skills(models, skill):
-    assert scored(models["instruct"], [skill])[skill].main.value >= 0.9
+    assert score_skills(models["instruct"], [skill])[skill].main.value >= 0.9
 
 
 def test_the_other_language_has_its_skills_and_complies(models):
-    results = scored(models["instruct-zor"], ["say-zor", "find-zor", "howto-zor", "unsafe-zor"])
+    results = score_skills(
+        models["instruct-zor"], ["say-zor", "find-zor", "howto-zor", "unsafe-zor"]
+    )
     assert all(result.main.value >= 0.8 for result in results.values())
 
 

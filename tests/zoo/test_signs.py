@@ -14,7 +14,7 @@ from taskvec.evaluation.signs import find_signs
 from taskvec.outputs.merge import merge
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import load, open_stored
-from taskvec.zoo.tasks import scored
+from taskvec.zoo.tasks import score_skills
 
 SKILLS = ("say", "find", "howto", "code")
 FAMILY = Family(
@@ -29,7 +29,7 @@ def dare(density):
 
 
 def results(folder, name="other"):
-    found = scored(load(open_stored(folder)), SKILLS, 25).values()
+    found = score_skills(load(open_stored(folder)), SKILLS, 25).values()
     return [replace(each, model=name) for each in found]
 
 

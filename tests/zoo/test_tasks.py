@@ -8,7 +8,7 @@ from taskvec.evaluation.tasks import task  # noqa: E402
 from taskvec.running.model import load, open_stored  # noqa: E402
 from taskvec.running.requests import Answer, Prompt  # noqa: E402
 from taskvec.zoo import path, skills  # noqa: E402
-from taskvec.zoo.tasks import TASKS, scored  # noqa: E402
+from taskvec.zoo.tasks import TASKS, score_skills  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_every_skill_is_a_task_that_is_found_by_its_name():
 
 
 def test_a_fewer_questions_are_the_first_of_more(instruct):
-    few, many = (scored(instruct, ["find"], n)["find"] for n in (20, 30))
+    few, many = (score_skills(instruct, ["find"], n)["find"] for n in (20, 30))
     assert few.samples == many.samples[:20]
     assert [s.values for s in few.scores] == [s.values for s in many.scores[:20]]
 
@@ -49,11 +49,11 @@ def test_scores_are_what_the_skill_checks():
     right = sample.reference["answer"]
     for text, value in ((right, 1.0), (f" {right} ", 1.0), (right + "0", 0.0), ("", 0.0)):
         (score,) = task("zoo:math").score([sample], [[Answer(text, 1, "end")]], None)
-        assert score.values == {"right": value}
+        assert score.values == {"accuracy": value}
 
 
 def test_perplexity_counts_characters(instruct):
-    found = scored(instruct, ["text"], 2)["text"]
+    found = score_skills(instruct, ["text"], 2)["text"]
     tokenizer, total, count = instruct.encoder.tokenizer, 0.0, 0
     for text in skills.held_out_text(2):
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
@@ -67,7 +67,7 @@ def test_perplexity_counts_characters(instruct):
 
 def test_unknown_skill_is_told(instruct):
     with pytest.raises(UsageError, match="no task 'zoo:unsave'; did you mean 'zoo:unsafe'"):
-        scored(instruct, ["unsave"])
+        score_skills(instruct, ["unsave"])
 
 
 @pytest.mark.parametrize("name", ["zoo:math", "zoo:text", "advbench", "prompts", "xstest"])

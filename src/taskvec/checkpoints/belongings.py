@@ -1,6 +1,6 @@
-"""What of a model folder belongs to the model besides its weights, told by the names of files.
+"""Files of a model folder that belong to the model besides its weights, by their names.
 
-Everything does, but for four kinds: weights and their indices (of this model, or of another copy
+Everything does, except four kinds: weights and their indices (of this model, or of another copy
 of it), what training and other programs leave behind, pictures and pages about the model, and
 folders that hold a copy of it in another format. A module of sentence-transformers
 (`2_Dense/`, as `modules.json` names it) is carried over with its own weights.
@@ -26,7 +26,7 @@ _LEFT_BEHIND: Final = re.compile(
     r"\..*|(trainer_state|(all|train|eval|test|predict)_results|training_args)\.(json|bin)"
     r"|(optimizer|scheduler|scaler|rng_state|random_states).*|events\.out.*|.*\.(log|lock|tmp|bak)"
     r"|adapter_(config|model).*|taskvec-manifest\.json|taskvec\.yaml|mergekit_config\.ya?ml|latest"
-    r"|zero_to_fp32\.py|wandb.*|consolidated.*"
+    r"|zero_to_fp32\.py|wandb.*|consolidated.*|(hf_)?quant(ize)?_config\.json"
 )
 _ABOUT: Final = re.compile(
     r"(?i:README(\..*)?|.*\.(png|jpe?g|gif|webp|svg|mp4|mov|webm|wav|mp3|flac|pdf|ipynb|html))"
@@ -45,7 +45,7 @@ def belongs(name: str, modules: Collection[str] = ()) -> bool:
 
     Args:
         name: Its path in the folder.
-        modules: Folders of modules with weights of their own, where they are known.
+        modules: Folders of modules with their own weights, if known.
 
     >>> [belongs(n) for n in ("source.spm", "1_Pooling/config.json", "model.fp16.safetensors")]
     [True, True, False]
@@ -65,9 +65,9 @@ def belongs(name: str, modules: Collection[str] = ()) -> bool:
 def belongings(folder: Path) -> tuple[list[str], list[str]]:
     """Files of a folder that belong to its model besides the weights, and those left out, sorted.
 
-    A folder with a config and weights of its own is another model and left out, unless it is a
-    module. What is left out is told by folder where that is left out whole; READMEs, and what
-    begins with a dot, are not told.
+    A folder with its own config and weights is another model and left out, unless it is a module.
+    A folder that is left out whole is listed by its name; READMEs and names with a leading dot are
+    not listed.
     """
     modules = modules_of(folder)
     found: list[str] = []
@@ -133,7 +133,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder holds a model of its own."""
+    """Whether a folder is another model."""
     try:
         names = os.listdir(folder)  # noqa: PTH208 (names are all that is wanted)
     except OSError:

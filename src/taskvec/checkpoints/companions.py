@@ -36,7 +36,7 @@ def companions(
 
     Args:
         target: The member whose config, tokenizer and chat template the result has.
-        dtype: Element type of the result where it is not the target's own; the config then says so.
+        dtype: Element type of the result if it is not the target's; the config then names it.
         tokenizer: Another member, whose tokenizer and chat template the result has instead.
         chat_template: Template that takes the place of theirs.
 
@@ -110,7 +110,7 @@ def _files(model: Path) -> tuple[dict[str, bytes], list[str]]:
 
 
 def _config_in(found: Mapping[str, bytes]) -> Any:
-    """The config as it is there now; None if it became something that is none."""
+    """The config as it is on disk now; None if it is not a config any more."""
     content = found.get("config.json", b"{}")
     try:
         return documents.parse_json(content, documents.CONFIG, "config.json", non_finite=True)

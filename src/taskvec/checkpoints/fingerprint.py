@@ -1,9 +1,9 @@
 """Identity of weights by content.
 
 A tensor's digest is XXH3-128 over the digests of its chunks of 65,536 elements, so it is the same
-whatever the block size, and several threads can work on one tensor. A model's fingerprint is
-XXH3-128 over name, dtype, shape and digest of every tensor by name, so it is the same whatever the
-shards. This notices changed weights; it is no protection against somebody who wants to deceive.
+for any block size, and several threads can work on one tensor. A model's fingerprint is
+XXH3-128 over name, dtype, shape and digest of every tensor by name, so it is the same for any
+shards. It detects changed weights; it is not cryptographic.
 """
 
 from __future__ import annotations

@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from taskvec import documents
+from taskvec.checkpoints.quantised import plain
 from taskvec.checkpoints.safetensors import TensorInfo, read_header
+from taskvec.checkpoints.schema import Index, ModelConfig
+from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.stored import StoredFile
 from taskvec.checkpoints.views import StoredTensor
 from taskvec.errors import CheckpointError, StaleError
+from taskvec.validation import read_as
 
 USE_ADAPTER = "it can be a task, instruct or target of a family, or be merged into its base first"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.*)-\d+-of-\d+\.safetensors")
-_MXFP4_NAME = re.compile(r".*_(blocks|scales)")
 # Copies of a model's weights for other programs or at another precision, and further weights that
 # transformers does not load with the model.
 _COPY = re.compile(
@@ -34,10 +37,6 @@ _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 PICKLED_REMEDY = (
     "holds only pickled weights, which can run code when loaded; allow_pickle: true "
     "(--allow-pickle) reads them without running what is in them; or convert them to safetensors"
-)
-_QUANTISED_NAME = re.compile(
-    r".*\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state\..+|weight_scale(_inv|_2)?"
-    r"|weight_scales|weight_packed|weight_shape|W_q|_data|_scale)"
 )
 
 
@@ -66,13 +65,13 @@ class Checkpoint:
         path: The folder, absolute.
         single: Name of the file in it, if that was opened and not the folder.
         tensors: What the headers say, by name, in name order.
-        config: `config.json`; empty if there is none.
+        config: `config.json`; empty without one.
         notes: What looks odd and was dealt with, in words.
     """
 
     path: Path
     tensors: dict[str, TensorInfo]
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     stored: tuple[FileIdentity, ...]
     _file_of: dict[str, str]
     _opened: dict[str, StoredFile] = field(default_factory=dict)
@@ -132,6 +131,13 @@ _CONVERT = (
 # Names of the factors of adapters, what those are, and what to do.
 _FACTORS = (
     (
+        re.compile(
+            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
+        ),
+        "factors of a LyCORIS adapter",
+        _CONVERT,
+    ),
+    (
         re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)"),
         "LoRA factors as PEFT or diffusers name them",
         "put the adapter_config.json that was saved with them beside them, call the file "
@@ -145,13 +151,6 @@ _FACTORS = (
     (
         re.compile(r"\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\."),
         "LoRA factors as diffusers named them",
-        _CONVERT,
-    ),
-    (
-        re.compile(
-            r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|oft_blocks|glora_\w+)$"
-        ),
-        "factors of a LyCORIS adapter",
         _CONVERT,
     ),
 )
@@ -201,12 +200,21 @@ def identify(path: Path) -> FileIdentity:
     return FileIdentity.of(path, found)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str]) -> Source:
+    """Open a folder or one file as a model; quantised weights are widened when they are read.
+
+    Raises:
+        CheckpointError: as `open_stored`, or weights are quantised in a way that is not read.
+    """
+    return plain(open_stored(path))
+
+
+def open_stored(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a folder or one file; check everything that can be checked without reading weights.
 
     Raises:
         CheckpointError: no such folder or file, no or broken safetensors files, an index that does
-            not fit them, pickled or quantised weights.
+            not fit them, pickled weights.
     """
     folder = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (unlike Path's, leaves ~nobody)
     single = None
@@ -233,7 +241,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     refuse_factors(folder / (single or ""), infos)
     config = read_config(folder) if single is None else {}
-    config, notes = plain_config(folder / (single or ""), config, infos)
     return Checkpoint(
         folder,
         {name: infos[name] for name in sorted(infos)},
@@ -241,12 +248,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         files,
         {info.name: shard for shard, held in found.items() for info in held},
         single=single,
-        notes=notes,
+        notes=() if single is not None else _two_sets(folder, shards),
     )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder; empty if there is none.
+    """`config.json` of a model folder; empty without one.
 
     Raises:
         CheckpointError: it cannot be read, is not a JSON object, or is a link out of the folder.
@@ -254,18 +261,38 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not os.path.lexists(path):
         return {}
-    return documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
+    config = documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
+    read_as(ModelConfig, config, str(path), "use the one that was saved with the weights")
+    return config
 
 
 def _index(folder: Path) -> str | None:
-    """Name of the index: that of transformers or, as diffusers has it, the only other one."""
+    """Name of the index: that of transformers or, as diffusers has it, the only other one.
+
+    Where one file holds everything as well, transformers loads that, and diffusers the shards.
+    """
     found = sorted(path.name for path in folder.glob("*.safetensors.index*.json"))
-    if INDEX in found:
-        return INDEX
     if (folder / SINGLE).exists():
         return None
+    if INDEX in found:
+        return INDEX
     found = [name for name in found if not _COPY.fullmatch(name)] or found
     return found[0] if len(found) == 1 else None
+
+
+def _two_sets(folder: Path, read: Iterable[str]) -> tuple[str, ...]:
+    """What is left out where one file and, with an index, shards hold the same model."""
+    file = next(iter(read))
+    shard = _SHARD.fullmatch(file)
+    stem = shard["stem"] if shard is not None else file.removesuffix(".safetensors")
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if not ((folder / whole).exists() and (folder / index).exists()):
+        return ()
+    if shard is not None:
+        how = f"the shards are read, as diffusers does, and {whole} is left out"
+    else:
+        how = f"{whole} is read, as transformers does, and the shards are left out"
+    return (f"{folder}: has both {whole} and {index}; {how}",)
 
 
 def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
@@ -276,10 +303,6 @@ def _shards(folder: Path, index: str | None) -> dict[str, set[str] | None]:
     files = {p.name for p in folder.glob("*.safetensors")}
     if index is not None:
         whole = re.sub(r"\.index.*", "", index)
-        if whole in files:
-            raise CheckpointError(
-                f"{folder}: has both {whole} and {index}; remove the one that is not meant"
-            )
         shards = read_index(folder, index, files)
         stems = {whole.removesuffix(".safetensors")}
         stems |= {found["stem"] for found in map(_SHARD.fullmatch, shards) if found is not None}
@@ -319,11 +342,10 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
     Raises:
         CheckpointError: the index is broken, or names a shard that is not among `files`.
     """
-    weight_map = documents.read_object(folder / index, documents.CONFIG).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise CheckpointError(f"{folder / index}: weight_map is not a map of tensor to file")
+    content = documents.read_json(folder / index, documents.CONFIG)
+    listed = read_as(Index, content, str(folder / index), "download it again")
     shards: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
+    for name, file in listed.weight_map.items():
         if Path(file).name != file:
             raise CheckpointError(
                 f"{folder / index}: file {file!r} of {name!r} is outside the folder"
@@ -340,7 +362,7 @@ def read_index(folder: Path, index: str, files: Set[str]) -> dict[str, set[str]]
 
 def check_index(folder: Path, index: str, shard: str, listed: Set[str], found: Set[str]) -> None:
     """Raise `CheckpointError` if a shard does not hold what the index lists for it."""
-    remedy = "the two were not saved together; download both again, or write the index anew"
+    remedy = "the two were not saved together; download both again, or write the index again"
     if listed - found:
         name = min(listed - found)
         raise CheckpointError(
@@ -363,42 +385,3 @@ def refuse_factors(where: str | os.PathLike[str], names: Iterable[str]) -> None:
                 raise CheckpointError(
                     f"{where}: holds {kind} ({name!r}), not a whole model; {remedy}"
                 )
-
-
-def plain_config(
-    where: str | os.PathLike[str], config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config of weights that are stored as they are, and what was left out of it, in words.
-
-    Tools that train over a quantised model, or take its quantisation back, leave the key
-    `quantization_config` in configs of plain weights; whoever loads the result would quantise it.
-
-    Raises:
-        CheckpointError: the weights are packed or scaled.
-    """
-    refuse_quantised(where, config, infos)
-    if not config.get("quantization_config"):
-        return dict(config), ()
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
-    return kept, (
-        f"{where}: config.json has a quantization_config, but no tensor is quantised; the weights "
-        "are taken as they are and the key is left out",
-    )
-
-
-def refuse_quantised(
-    folder: str | os.PathLike[str], config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
-) -> None:
-    """Raise `CheckpointError` if tensors are packed or scaled; the config alone does not say so."""
-    remedy = "task arithmetic needs the weights themselves; use the model before quantisation"
-    said = config.get("quantization_config")
-    kind = said.get("quant_method", "unknown") if isinstance(said, dict) else "unknown"
-    for name, info in infos.items():
-        is_packed = said and len(info.shape) > 1 and not info.dtype.is_float
-        is_packed = is_packed or (info.dtype.name == "U8" and _MXFP4_NAME.fullmatch(name))
-        if info.dtype.is_quantised or is_packed or _QUANTISED_NAME.fullmatch(name):
-            by = f", {kind} by config.json" if said else ""
-            raise CheckpointError(
-                f"{folder}: weights are quantised (tensor {name!r}, {info.dtype.name}{by}); "
-                f"{remedy}"
-            )

@@ -127,7 +127,7 @@ def fetch(name: HubName, *, allow_pickle: bool = False) -> tuple[HubName, Path]:
 
 
 def _cached(name: HubName, hub: ModuleType) -> Path:
-    """The snapshot in the cache, whatever of it is there.
+    """The snapshot in the cache, complete or not.
 
     huggingface_hub itself takes a snapshot for incomplete in which files were left out on purpose.
     """
@@ -175,7 +175,7 @@ def choose(files: Sequence[str], name: HubName, *, allow_pickle: bool) -> list[s
         allow_pickle: Whether pickled weights may be taken where there are no others.
 
     Raises:
-        CheckpointError: there is no such subfolder, no weights, or none that may be read.
+        CheckpointError: the subfolder is missing, or has no weights that may be read.
     """
     if name.subfolder in files:
         return [name.subfolder]
@@ -237,7 +237,7 @@ def _check_space(files: Sequence[Any], name: HubName, hub: ModuleType) -> None:
     if needed > free:
         raise CheckpointError(
             f"{name}: needs {needed / 1e6:,.2f} MB in the hub's cache ({cache}), "
-            f"{free / 1e6:,.2f} MB are free; make room, or move the cache with HF_HOME"
+            f"{free / 1e6:,.2f} MB are free; free some space, or move the cache with HF_HOME"
         )
 
 
@@ -274,7 +274,9 @@ def _reason(error: Exception, name: HubName, hub: ModuleType) -> str:
             "login, or HF_TOKEN)"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of the hub's cache ({hub.constants.HF_HUB_CACHE}) is full; make room"
+        return (
+            f"the disk of the hub's cache ({hub.constants.HF_HUB_CACHE}) is full; free some space"
+        )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return f"the hub answered with status {status}; try again later"

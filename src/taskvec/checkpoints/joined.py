@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Section:
-    """A stretch of the elements of another tensor, as a tensor of its own.
+    """A stretch of the elements of another tensor, as a tensor.
 
     Attributes:
         whole: Where it lies.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
 
+from taskvec.checkpoints.joined import Section, joined
 from taskvec.checkpoints.source import Sum, widened
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES, DType
@@ -29,6 +31,7 @@ class LowRank:
         shape: Of the weight.
         scaling: s.
         transposed: Whether the weight is stored as (in, out).
+        is_embedding: Whether PEFT calls the factors those of an embedding.
     """
 
     a: View
@@ -36,6 +39,7 @@ class LowRank:
     shape: tuple[int, ...]
     scaling: float
     transposed: bool
+    is_embedding: bool = False
     is_difference: ClassVar[bool] = True
 
     @property
@@ -73,8 +77,76 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """The columns of B that belong to one expert, as a matrix (out, rank).
+
+    B has shape (out, rank · experts), column k · experts + e for k of expert e. It is small beside
+    the weights, and read once for all experts.
+
+    Attributes:
+        b: B.
+        shape: See `View`.
+        expert: e.
+        held: The columns of all experts by expert, once they were read.
+        lock: For `held`.
+    """
+
+    b: View
+    shape: tuple[int, ...]
+    expert: int
+    held: list[Array]
+    lock: Lock
+    is_difference: ClassVar[bool] = True
+
+    @property
+    def dtype(self) -> DType:
+        """See `View`."""
+        return self.b.dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        """See `View`."""
+        with self.lock:
+            if not self.held:
+                whole = self.b.read(0, size(self.b)).reshape(*self.shape, -1)
+                self.held.append(np.ascontiguousarray(np.moveaxis(whole, -1, 0)))
+        mine: Array = self.held[0][self.expert].reshape(-1)[start:stop]
+        return mine
+
+
+def expert_changes(
+    a: View, b: View, shape: tuple[int, ...], scaling: float, *, transposed: bool
+) -> View:
+    """The change of the experts of a block in one tensor, each a product of its own.
+
+    Args:
+        a: Shape (experts · rank, in), expert by expert.
+        b: Shape (out, rank · experts), see `_Columns`.
+        shape: Of the tensor, (experts, out, in), or (experts, in, out) if transposed.
+        scaling: s.
+        transposed: Whether each expert is stored as (in, out).
+    """
+    experts = shape[0]
+    rank = a.shape[0] // experts
+    held: list[Array] = []
+    lock = Lock()
+    return joined(
+        [
+            LowRank(
+                Section(a, e * rank * a.shape[1], (rank, a.shape[1])),
+                _Columns(b, (b.shape[0], rank), e, held, lock),
+                shape[1:],
+                scaling,
+                transposed,
+            )
+            for e in range(experts)
+        ],
+        shape,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ScaledChange:
-    """The difference s · b that an adapter with a bias of its own makes to a bias."""
+    """The difference s · b of an adapter with a bias to the bias of a layer."""
 
     change: View
     scaling: float
@@ -133,10 +205,10 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decomposed:
-    """The weight that DoRA makes: rows of V = W + s · B A, each with a length m of its own.
+    """The weight that DoRA makes: rows of V = W + s · B A, each with its length m.
 
     W'[i] = m[i] · V[i] / ‖V[i]‖. A length is of a whole row, so that the rows at both ends of a
-    block are worked out whole.
+    block are computed whole.
 
     Source: DoRA, arXiv:2402.09353, equation 5.
     """

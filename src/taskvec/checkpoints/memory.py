@@ -16,8 +16,10 @@ from uuid import uuid4
 
 import numpy as np
 
-from taskvec.checkpoints.folder import FileIdentity, check_files, plain_config
+from taskvec.checkpoints.folder import FileIdentity, check_files
+from taskvec.checkpoints.quantised import plain
 from taskvec.checkpoints.safetensors import TensorInfo
+from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.views import View
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import CheckpointError, UsageError
@@ -126,7 +128,6 @@ class Held:
         self.tensors = {n: TensorInfo(n, v.dtype, v.shape, 0) for n, v in self.views.items()}
         if not self.tensors:
             raise CheckpointError(f"{self.where}: holds no tensors; give a model with weights")
-        self.config, self.notes = plain_config(self.where, self.config, self.tensors)
 
     def view(self, name: str) -> View:
         """See `Source`."""
@@ -137,7 +138,17 @@ class Held:
         check_files(self.place, self.read_from)
 
 
-def open_memory(model: Mapping[str, Any] | Module) -> Held:
+def open_memory(model: Mapping[str, Any] | Module) -> Source:
+    """A state dict or module as a model; quantised weights are widened when they are read.
+
+    Raises:
+        UsageError: as `held_in_memory`.
+        CheckpointError: as `held_in_memory`, or weights are quantised in a way that is not read.
+    """
+    return plain(held_in_memory(model))
+
+
+def held_in_memory(model: Mapping[str, Any] | Module) -> Held:
     """A source that reads a state dict, or a module's, without copying it.
 
     Args:
@@ -145,9 +156,9 @@ def open_memory(model: Mapping[str, Any] | Module) -> Held:
             config and the generation config are taken as well.
 
     Raises:
-        UsageError: a name is no text, or a value neither array nor tensor, or of an element type
+        UsageError: a name is not text, or a value neither array nor tensor, or of an element type
             that is not known.
-        CheckpointError: it holds no tensors, quantised ones, or some without weights (device meta).
+        CheckpointError: it holds no tensors, or some without weights (device meta).
     """
     where = described(model)
     config: dict[str, Any] = {}
@@ -204,13 +215,13 @@ def dtype_of(name: str, value: Any, where: str) -> DType:
         raise UsageError(
             f"{where}: {name!r} must be a NumPy array or a torch tensor; got {type(value).__name__}"
         )
-    said = str(value.dtype).removeprefix("torch.")  # of an array in foreign byte order: ">f4"
-    if said not in _NAMED:
+    kind = str(value.dtype).removeprefix("torch.")  # of an array in foreign byte order: ">f4"
+    if kind not in _NAMED:
         raise UsageError(
-            f"{where}: tensor {name!r} is of type {said}, which is not known; convert it first "
+            f"{where}: tensor {name!r} is of type {kind}, which is not known; convert it first "
             "(bfloat16 can be given as a torch tensor)"
         )
-    return DTYPES[_NAMED[said]]
+    return DTYPES[_NAMED[kind]]
 
 
 def view_of(name: str, value: Any, where: str) -> View:
@@ -223,12 +234,12 @@ def view_of(name: str, value: Any, where: str) -> View:
     dtype, shape = dtype_of(name, value, where), tuple(value.shape)
     if not is_torch(value):
         return ArrayView(dtype, shape, np.asarray(value).view(dtype.storage))
-    if value.device.type == "meta" or value.is_sparse or value.is_quantized:
+    if value.device.type == "meta" or str(value.layout) != "torch.strided" or value.is_quantized:
         kind = "on the device meta" if value.device.type == "meta" else "sparse or quantised"
         raise CheckpointError(
             f"{where}: tensor {name!r} is {kind}, its weights are not there; load the model whole"
         )
-    value = value.detach()
+    value = value.detach().resolve_conj().resolve_neg()
     if value.device.type != "cpu":
         return DeviceView(dtype, shape, value.contiguous().view(-1))
     return ArrayView(dtype, shape, stored(value))

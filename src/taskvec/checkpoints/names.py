@@ -1,9 +1,9 @@
-"""One name for one parameter, whatever a file calls it.
+"""One name for one parameter, under any name in a file.
 
 The same parameter goes by many names: trainers wrap models (`module.`, `_orig_mod.`), a model with
 a head calls its inside `bert.…` or `model.…`, versions of transformers move towers
 (`model.language_model.layers` was `language_model.model.layers` and, in Qwen2-VL, `model.layers`)
-and rename modules. `canonical` gives all of these one name; it is meant for comparing names, and no
+and rename modules. `canonical` gives all of these one name; it serves to compare names, and no
 file has it. `Names` finds what a model calls a tensor that goes by another name elsewhere. Literal
 names come first everywhere.
 
@@ -123,7 +123,7 @@ class Names:
         self._roots: set[str] = set()
 
     def find(self, name: str) -> list[str]:
-        """What the model calls a tensor; several names where it is not told which.
+        """The model's names of a tensor; several if it is not clear which.
 
         That is the name itself, else what has the same canonical name, else what has one class
         around the model more or less.
@@ -160,7 +160,7 @@ class Form(NamedTuple):
 
 
 _FUSED: Final = (
-    (re.compile(r"(?P<path>.*\.)(?:qkv_proj|qkv|Wqkv|w_qkv)(?P<end>\.weight|\.bias)"), (
+    (re.compile(r"(?P<path>.*\.)(?:qkv_proj|qkv|Wqkv|w_qkv|W_pack)(?P<end>\.weight|\.bias)"), (
         ("q_proj", "k_proj", "v_proj"), ("to_q", "to_k", "to_v"), ("q", "k", "v"),
         ("query", "key", "value"),
     )),

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 NOTHING = -1  # in `which`: a row of zeros, for differences
 _FEW_RUNS = 8
 _GAP = 16_384  # elements read in vain rather than read around: one more reading costs as much
-_PIECE = 65_536  # elements read at once; small enough that memory for them is kept, not mapped anew
+_PIECE = 65_536  # elements read at once; small enough that their memory is reused, not mapped again
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +26,7 @@ class Gathered:
     """Rows of several views, in any order; made by `gather`.
 
     Attributes:
-        parts: Where rows come from; all have the same shape but for the number of rows.
+        parts: Where rows come from; all have the same shape except for the number of rows.
         which: Part of each row, or NOTHING, shape (rows,), int16.
         row: Row in that part, shape (rows,), int64.
         runs: Where a stretch of rows that lie one after another in one part begins, and the end of
@@ -106,32 +106,32 @@ def gather(parts: Sequence[View], which: Array, row: Array) -> View:
     float32, as float64 if one of them is that.
 
     Args:
-        parts: Views of the same shape but for the number of rows; all weights, or all differences.
+        parts: Views that differ only in the number of rows; all weights, or all differences.
         which: Index of a part, or NOTHING for zeros (differences only), shape (rows,).
-        row: Row in that part, shape (rows,); of no meaning where there is no part.
+        row: Row in that part, shape (rows,); not used without a part.
     """
     numbers: dict[int, int] = {}  # by the identity of a part that is used
     used: list[View] = []
-    renumbered = np.full(len(which), NOTHING, np.int16)
+    renumber = np.full(len(which), NOTHING, np.int16)
     for i, part in enumerate(parts):
         mine = which == i
         if mine.any():
             if numbers.setdefault(id(part), len(used)) == len(used):
                 used.append(part)
-            renumbered[mine] = numbers[id(part)]
+            renumber[mine] = numbers[id(part)]
     like = used[0] if used else parts[0]
     if (
         len(row) == like.shape[0]
-        and not renumbered.any()
+        and not renumber.any()
         and np.array_equal(row, np.arange(len(row)))
     ):
         return like
-    is_nothing = renumbered == NOTHING
-    joined = (renumbered[1:] == renumbered[:-1]) & ((row[1:] == row[:-1] + 1) | is_nothing[1:])
+    is_nothing = renumber == NOTHING
+    joined = (renumber[1:] == renumber[:-1]) & ((row[1:] == row[:-1] + 1) | is_nothing[1:])
     runs = np.concatenate([[0], np.flatnonzero(~joined) + 1, [len(row)]])
     return Gathered(
         parts=tuple(used),
-        which=renumbered,
+        which=renumber,
         row=np.asarray(row, np.int64),
         runs=runs.astype(np.int64),
         dtype=_common([part.dtype for part in used or [like]]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from taskvec.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the official library's limit
 _LIMIT = 2**64  # of any number in a header
+_FIELDS = {"dtype", "shape", "data_offsets"}  # of an entry; the official library ignores others
+_MINUS_ZERO = re.compile(rb"-0(?![.\deE])")  # JSON's -0 is no natural number; Python reads it as 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,14 @@ class TensorInfo:
         dtype: Element type.
         shape: Shape; () for a scalar.
         offset: First byte, from the start of the file.
+        quantised_bytes: Bytes that it takes in the file, where it is stored quantised.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     offset: int
+    quantised_bytes: int | None = None
 
     @property
     def size(self) -> int:
@@ -48,6 +53,8 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
+        if self.quantised_bytes is not None:
+            return self.quantised_bytes
         return self.size * self.dtype.bits // 8
 
 
@@ -63,7 +70,7 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What the writer of one file said about it (`__metadata__`); empty if nothing.
+    """`__metadata__` of one file; empty without it.
 
     Raises:
         CheckpointError: the file cannot be read or has no header of this format.
@@ -104,7 +111,7 @@ def _fail(path: Path, what: str, remedy: str = "the file is damaged; write it ag
 
 
 def _is_plain(raw: bytes, header: dict[str, Any]) -> bool:
-    """Whether a header names nothing twice, told without looking at every pair.
+    """Whether all names in a header differ, without a check of every pair.
 
     Looking at pairs takes most of the time of reading a header of 20,000 tensors. There is at least
     one colon for each pair in the text, and every pair that stands twice is lost in parsing.
@@ -124,14 +131,17 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parse(path: Path, raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """Entries of the tensors, and metadata."""
-    if not raw.startswith(b"{"):
+    if not raw.lstrip(b" \t\n\r").startswith(b"{"):
         _fail(path, "header is not a JSON object", "this is probably not a safetensors file")
     try:
         text = raw.decode()
         header = json.loads(text)
-        if not _is_plain(raw, header):
-            header = json.loads(text, object_pairs_hook=lambda pairs: _unique(path, pairs))
-        "".join(header).encode()  # a name with half a surrogate pair could not even be printed
+        if not _is_plain(raw, header) or _MINUS_ZERO.search(raw):
+            header = json.loads(
+                text, object_pairs_hook=lambda pairs: _unique(path, pairs), parse_int=_natural
+            )
+        if rb"\u" in raw:
+            json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         _fail(path, f"header is not JSON ({str(error)[:80]})")
     metadata = header.pop("__metadata__", None)
@@ -139,6 +149,10 @@ def _parse(path: Path, raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _fail(path, "__metadata__ in the header is not a map of strings")
     return header, metadata
+
+
+def _natural(digits: str) -> int | float:
+    return -0.0 if digits == "-0" else int(digits)
 
 
 def _are_natural(values: object) -> bool:
@@ -150,8 +164,8 @@ def _are_natural(values: object) -> bool:
 def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
     """dtype, shape and offsets of one header entry, each checked by itself."""
     where = f"tensor {name!r}"
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        _fail(path, f"{where}: header entry needs dtype, shape and data_offsets and nothing else")
+    if not isinstance(entry, dict) or not entry.keys() >= _FIELDS:
+        _fail(path, f"{where}: header entry needs dtype, shape and data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         _fail(
@@ -165,7 +179,9 @@ def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...]
     if not _are_natural(offsets) or len(offsets) != 2:
         _fail(path, f"{where}: data_offsets {str(offsets)[:60]} are not two natural numbers")
     begin, end = offsets
-    bits = math.prod(shape) * dtype.bits
+    bits = _bits(shape, dtype)
+    if bits is None:
+        _fail(path, f"{where}: shape {str(shape)[:60]} needs more bytes than there are addresses")
     if bits % 8 or end - begin != bits // 8:
         _fail(
             path,
@@ -175,9 +191,21 @@ def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...]
     return dtype, tuple(shape), begin, end
 
 
+def _bits(shape: Sequence[int], dtype: DType) -> int | None:
+    """Bits of a tensor; None where a product on the way there exceeds 64 bits, also before a 0.
+
+    The official library refuses the same shapes. Very many large dimensions would otherwise make
+    a number of megabytes, in time that is quadratic in them.
+    """
+    size = 1
+    for n in shape:
+        size *= n
+        if size >= _LIMIT:
+            return None
+    return size * dtype.bits if size * dtype.bits < _LIMIT else None
+
+
 def _in_bytes(bits: int) -> str:
-    if bits >= 8 * _LIMIT:
-        return "more than there are addresses"
     return f"{bits // 8:,}" if bits % 8 == 0 else f"{bits} bits, no whole number of bytes"
 
 

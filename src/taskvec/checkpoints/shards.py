@@ -41,7 +41,7 @@ class Shard:
 
 
 def lay_out(tensors: Sequence[OutputTensor], shard_bytes: int) -> list[Shard]:
-    """Files for the tensors, the same whatever the shards of the inputs.
+    """Files for the tensors, independent of the shards of the inputs.
 
     Wide dtypes come first, so that every tensor is aligned; then names in order.
 

@@ -37,7 +37,7 @@ class Source(Protocol):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """`config.json` as the tensors are; empty if there is none."""
+        """`config.json` that fits the tensors; empty without one."""
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -57,7 +57,7 @@ class Source(Protocol):
 
     @property
     def identity(self) -> object:
-        """Something whose `repr` changes when files do: says when weights must be read anew."""
+        """Something whose `repr` changes with the files, so that weights are read again."""
 
     def view(self, name: str) -> View:
         """The named tensor."""
@@ -76,11 +76,12 @@ class Derived:
     """A source made of others.
 
     Attributes:
-        parts: What it is made of; the first gives folder and, unless said otherwise, config.
+        parts: What it is made of; the first gives folder and, by default, config.
         how: What was done, with every parameter: part of the identity.
         tensors: See `Source`.
         make_view: The view of a tensor by name; called once for each.
         left_out: Names of tensors that a recipe excluded when it was made.
+        notes: What looks odd and was dealt with, in words.
     """
 
     parts: tuple[Source, ...]
@@ -92,6 +93,7 @@ class Derived:
     files: Mapping[str, bytes] = field(default_factory=dict)
     is_difference: bool = False
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     _views: dict[str, View] = field(default_factory=dict)
 
     @property

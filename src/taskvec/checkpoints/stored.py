@@ -43,7 +43,7 @@ class StoredFile:
             os.close(self._fd)
 
     def stat(self) -> os.stat_result:
-        """What the file that was opened looks like now, whatever has its name."""
+        """The present state of the opened file, also if its name now belongs to another file."""
         return os.fstat(self._fd)
 
     def read(self, start: int, nbytes: int) -> bytes:

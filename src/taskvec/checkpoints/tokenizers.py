@@ -23,16 +23,26 @@ import base64
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
+from pydantic import BaseModel
 
 from taskvec import documents
+from taskvec.checkpoints.schema import (
+    AddedEntry,
+    FastTokenizer,
+    Rows,
+    SpecialTokens,
+    TokenizerConfig,
+)
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError
+from taskvec.extras import require
+from taskvec.validation import read_as
 
 VOCABULARIES = (
     "tokenizer.json",
@@ -43,6 +53,7 @@ VOCABULARIES = (
     "spm.model",
 )
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+E = TypeVar("E", bound=BaseModel)
 _RANKED_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 # Tokenizer classes whose rows are not the numbers of their SentencePiece pieces.
 _SHIFTED = ("Pegasus", "BigBirdPegasus")
@@ -116,7 +127,7 @@ def _rows(added: Mapping[str, Added]) -> dict[str, int]:
 
 
 def read_tokenizer(source: Source) -> Tokenizer | None:
-    """The tokenizer of a model; None if there is none of a kind that is known.
+    """The tokenizer of a model; None without one of a known kind.
 
     Raises:
         CheckpointError: a file cannot be read or is not what its name says. A vocabulary is only
@@ -127,17 +138,17 @@ def read_tokenizer(source: Source) -> Tokenizer | None:
     if file is None or content is None:
         return None
     path = f"{source.where}/{file}"
-    config = _json_object(source, "tokenizer_config.json")
+    config = _read(TokenizerConfig, source, "tokenizer_config.json") or TokenizerConfig()
     extra = _extra(source, config)
     is_ranked = file.endswith(".tiktoken") or (
         file.endswith(".model") and _RANKED_LINE.match(content) is not None
     )
-    class_name = str(config.get("tokenizer_class", ""))
+    class_name = config.tokenizer_class or ""
     if file.endswith(".model") and not is_ranked and class_name.startswith(_SHIFTED):
         raise CheckpointError(
             f"{path}: {class_name} numbers its tokens otherwise than this file; {_SAVE_AGAIN}"
         )
-    sentinels = int(config.get("extra_ids", 100)) if class_name.startswith("T5Tokenizer") else 0
+    sentinels = config.extra_ids if class_name.startswith("T5Tokenizer") else 0
     return Tokenizer(
         where=source.where,
         file=file,
@@ -159,7 +170,7 @@ def _vocabulary_file(source: Source) -> str | None:
 
 
 def _content(source: Source, name: str) -> bytes | None:
-    """A companion file of a model; None if there is none."""
+    """A companion file of a model; None if missing."""
     if name in source.files:
         return source.files[name]
     if source.folder is None or not _lies_in(source, name):
@@ -169,12 +180,12 @@ def _content(source: Source, name: str) -> bytes | None:
 
 
 def _lies_in(source: Source, name: str) -> bool:
-    """Whether a model's folder has something of that name, whatever it is."""
+    """Whether a model's folder has an entry of that name, of any kind."""
     return source.folder is not None and os.path.lexists(source.folder / name)
 
 
 def _json_object(source: Source, name: str) -> dict[str, Any]:
-    """A companion file that is a JSON object; empty if there is none."""
+    """A companion file that is a JSON object; empty if missing."""
     content = _content(source, name)
     if content is None:
         return {}
@@ -183,32 +194,31 @@ def _json_object(source: Source, name: str) -> dict[str, Any]:
     return documents.as_object(value, where)
 
 
-def _extra(source: Source, config: Mapping[str, Any]) -> dict[str, Added]:
+def _read(model: type[E], source: Source, name: str) -> E | None:
+    """A companion file by its schema; None if there is none."""
+    content = _content(source, name)
+    if content is None:
+        return None
+    where = f"{source.where}/{name}"
+    return read_as(model, _json(content, where), where, _SAVE_AGAIN)
+
+
+def _extra(source: Source, config: TokenizerConfig) -> dict[str, Added]:
     """Added tokens by the smaller files."""
-    found: dict[str, Added] = {}
-    special = set()
-    for value in _json_object(source, "special_tokens_map.json").values():
-        for entry in value if isinstance(value, list) else [value]:
-            special.add(entry["content"] if isinstance(entry, dict) else entry)
-    try:
-        for row, entry in config.get("added_tokens_decoder", {}).items():
-            found[entry["content"]] = _added(int(row), entry)
-        for token, row in _json_object(source, "added_tokens.json").items():
-            found.setdefault(token, _added(row, {"special": token in special}))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{source.where}: added tokens cannot be read ({error!r}); {_SAVE_AGAIN}"
-        ) from error
+    found = {e.content: _added(int(n), e) for n, e in config.added_tokens_decoder.items()}
+    for_what = _read(SpecialTokens, source, "special_tokens_map.json")
+    special = {token for tokens in for_what.root.values() for token in tokens} if for_what else ()
+    added = _read(Rows, source, "added_tokens.json")
+    for token, row in added.root.items() if added else ():
+        found.setdefault(token, _added(row, AddedEntry(content=token, special=token in special)))
     return found
 
 
-def _added(row: Any, entry: Mapping[str, Any]) -> Added:
-    if type(row) is not int or row < 0:
-        raise ValueError(f"row {row!r} of a token")
-    special = bool(entry.get("special", False))
-    flags = {flag: bool(entry.get(flag, False)) for flag in FLAGS}
-    # Ordinary added tokens are looked for in normalised text, special ones in the text as it is.
-    flags["normalized"] = bool(entry.get("normalized", not special))
+def _added(row: int, entry: AddedEntry) -> Added:
+    flags = {flag: bool(getattr(entry, flag)) for flag in FLAGS}
+    if entry.normalized is None:
+        # Ordinary added tokens are looked for in normalised text, special ones as it is.
+        flags["normalized"] = not entry.special
     return Added(row, flags)
 
 
@@ -222,25 +232,24 @@ def _parse(
     added: dict[str, Added] = {}
     try:
         if file == "tokenizer.json":
-            tokens, added = _fast(_json(content, path))
+            tokens, added = _fast(read_as(FastTokenizer, _json(content, path), path, _SAVE_AGAIN))
         elif file == "vocab.json":
-            tokens = dict(_json(content, path))
+            tokens = read_as(Rows, _json(content, path), path, _SAVE_AGAIN).root
         elif file == "vocab.txt":
             lines = content.decode("utf-8").removesuffix("\n").split("\n")
             tokens = {line.rstrip("\r"): row for row, line in enumerate(lines)}
         elif is_ranked:
-            tokens = _ranked(content)
+            tokens = read_as(Rows, _ranked(content), path, _SAVE_AGAIN).root
         else:
-            pieces = list(_pieces(content))
+            pieces = _pieces(content)
             tokens = {piece: row for row, piece in enumerate(pieces)}
             for i in range(sentinels):  # T5 counts them from the end
                 tokens.setdefault(f"<extra_id_{i}>", len(pieces) + sentinels - 1 - i)
-        if not tokens or not all(type(row) is int and row >= 0 for row in tokens.values()):
-            raise ValueError("no tokens, or rows that are no numbers")
-    except (AttributeError, LookupError, TypeError, ValueError, CheckpointError) as error:
-        why = str(error).removeprefix(f"{path}: ")[:80]
+        if not tokens:
+            raise ValueError("no tokens")
+    except (ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: is not a vocabulary that can be read ({why}); {_SAVE_AGAIN}"
+            f"{path}: is not a vocabulary that can be read ({str(error)[:80]}); {_SAVE_AGAIN}"
         ) from error
     return tokens, added
 
@@ -249,17 +258,12 @@ def _json(content: bytes, path: str) -> Any:
     return documents.parse_json(content, documents.TOKENIZER, path, non_finite=True)
 
 
-def _fast(data: Any) -> tuple[dict[str, int], dict[str, Added]]:
+def _fast(data: FastTokenizer) -> tuple[dict[str, int], dict[str, Added]]:
     """The content of `tokenizer.json`; an added token that the vocabulary has keeps that row."""
-    vocabulary = data["model"]["vocab"]
-    if isinstance(vocabulary, list):  # Unigram: pieces with their scores
-        tokens = {entry[0]: row for row, entry in enumerate(vocabulary)}
-    else:
-        tokens = dict(vocabulary)
-    added = {}
-    for entry in data.get("added_tokens") or ():
-        row = tokens.setdefault(entry["content"], entry["id"])
-        added[entry["content"]] = _added(row, entry)
+    tokens, added = dict(data.model.vocab), {}
+    for entry in data.added_tokens or ():
+        row = tokens.setdefault(entry.content, entry.id)
+        added[entry.content] = _added(row, entry)
     return tokens, added
 
 
@@ -287,46 +291,11 @@ def _visible_bytes() -> dict[int, str]:
     }
 
 
-def _pieces(model: bytes) -> Iterator[str]:
-    """The pieces of a SentencePiece model in their order.
-
-    Field 1 of the message `ModelProto` is repeated, one message for each piece, whose field 1 is
-    the piece. Reading these two takes less than the dependency that reads them all.
-    """
-    for field, value in _fields(model):
-        if field == 1:
-            yield next(text for inner, text in _fields(value) if inner == 1).decode("utf-8")
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and content of the fields of a protobuf message that have a length; others skipped."""
-    at, end = 0, len(message)
-    while at < end:
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == 2:
-            length, at = _varint(message, at)
-            if at + length > end:
-                raise ValueError("a field is longer than the file")
-            yield key >> 3, message[at : at + length]
-            at += length
-        elif kind == 0:
-            _, at = _varint(message, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind} at byte {at}")
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
+def _pieces(model: bytes) -> list[str]:
+    """The pieces of a SentencePiece model in their order."""
+    sentencepiece = require("sentencepiece", "sentencepiece")
+    found = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return [found.id_to_piece(i) for i in range(found.get_piece_size())]
 
 
 def next_row(source: Source, tokenizer: Tokenizer) -> int:
@@ -364,7 +333,8 @@ def with_added_tokens(
     """
     main = _json_object(source, "tokenizer.json")
     entries = list(main.get("added_tokens") or ())
-    there = {entry["content"] for entry in entries} | set(_fast(main)[0])
+    known = read_as(FastTokenizer, main, f"{source.where}/{tokenizer.file}", _SAVE_AGAIN)
+    there = _fast(known)[0]
     late = {token: about for token, about in tokenizer.extra.items() if token not in there}
     for token, about in sorted((late | dict(new)).items(), key=lambda item: item[1].row):
         entries.append({"id": about.row, "content": token, **about.flags})

@@ -1,6 +1,6 @@
-"""A task vector in a file of its own: a source whose elements are τ, not weights.
+"""A task vector in a file: a source whose elements are τ, not weights.
 
-`taskvec extract` writes such files, and says so in their metadata; that is how they are told from
+`taskvec extract` writes such files, and marks them in their metadata, which distinguishes them from
 weights. Tensors that the vector lacks are left as they are.
 """
 
@@ -9,15 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from taskvec import documents
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import Checkpoint, open_checkpoint
+from taskvec.checkpoints.folder import Checkpoint, open_stored
 from taskvec.checkpoints.safetensors import TensorInfo, read_metadata
+from taskvec.checkpoints.schema import NewTokens
+from taskvec.checkpoints.tokenizers import Added
 from taskvec.checkpoints.views import StoredTensor, View
 from taskvec.dtypes import DType
 from taskvec.errors import CheckpointError
+from taskvec.validation import read_as
 
 KIND = "task vector"  # what the metadata of such a file says under `taskvec`
 # Tensors with rows of tokens that the anchor lacks: weights, not differences. Their names begin so.
@@ -46,7 +51,7 @@ class StoredDifference:
         return self.stored.read(start, stop)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Vector:
     """An opened file; a `Source`.
 
@@ -64,10 +69,25 @@ class Vector:
     is_difference: ClassVar[bool] = True
     folder: ClassVar[Path | None] = None
 
+    @cached_property
+    def new_tokens(self) -> dict[str, Added] | None:
+        """Tokens that it has besides the anchor's; None where it says nothing of tokens.
+
+        Raises:
+            CheckpointError: the metadata is damaged.
+        """
+        text = self.metadata.get("new_tokens")
+        if text is None:
+            return None
+        where = f"{self.where}: new_tokens of its metadata"
+        data = documents.parse_json(text, documents.CONFIG, where)
+        listed = read_as(NewTokens, data, where, "extract it again").root
+        return {text: Added(row, flags) for text, row, flags in listed}
+
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """See `Source`."""
-        if not self.metadata.get("new_tokens"):
+        if not self.new_tokens:
             return self.stored.tensors
         return {n: t for n, t in self.stored.tensors.items() if not n.startswith(NEW_ROWS)}
 
@@ -108,18 +128,18 @@ class Vector:
             digests: Of the model's tensors.
             tensors: What the model holds.
         """
-        said = self.metadata.get("anchor_fingerprint")
-        if said is None or not self.tensors.keys() <= digests.keys() & tensors.keys():
+        recorded = self.metadata.get("anchor_fingerprint")
+        if recorded is None or not self.tensors.keys() <= digests.keys() & tensors.keys():
             return True
         described = {n: (tensors[n].dtype.name, tensors[n].shape) for n in self.tensors}
-        return fingerprint({n: digests[n] for n in self.tensors}, described) == said
+        return fingerprint({n: digests[n] for n in self.tensors}, described) == recorded
 
 
 def is_vector(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a file that says that it holds a task vector.
 
     Raises:
-        CheckpointError: it ends in `.safetensors` and is no such file.
+        CheckpointError: it ends in `.safetensors` and is not such a file.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111 (unlike Path's, leaves ~nobody)
     is_file = file.suffix == ".safetensors" and file.is_file()
@@ -133,12 +153,11 @@ def open_vector(path: str | os.PathLike[str]) -> Vector:
         CheckpointError: no such file, a broken one, one that does not say that it is a task vector,
             or one with tensors that are not floating-point.
     """
-    stored = open_checkpoint(path)
+    stored = open_stored(path)
     metadata = read_metadata(stored.inputs[0])
     if metadata.get("taskvec") != KIND:
         raise CheckpointError(
-            f"{path}: does not say that it holds a task vector; expected a file that "
-            "`taskvec extract` wrote"
+            f"{path}: is not a task vector; expected a file that `taskvec extract` wrote"
         )
     for name, info in stored.tensors.items():
         if not info.dtype.is_float:

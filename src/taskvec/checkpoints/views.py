@@ -15,6 +15,8 @@ import numpy as np
 from taskvec.checkpoints.stored import StoredFile
 from taskvec.dtypes import DType
 
+_BLOCK = 1 << 20  # elements compared at once
+
 
 class View(Protocol):
     """One tensor, readable block by block from several threads at once."""
@@ -58,3 +60,16 @@ class StoredTensor:
 def size(view: View) -> int:
     """Number of elements of a view."""
     return math.prod(view.shape)
+
+
+def same_elements(one: View, other: View) -> bool:
+    """Whether two tensors hold the same stored elements; reads up to the first that differs."""
+    if one is other:
+        return True
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    for start in range(0, size(one), _BLOCK):
+        stop = min(start + _BLOCK, size(one))
+        if not np.array_equal(one.read(start, stop), other.read(start, stop)):
+            return False
+    return True

@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 
 from taskvec.cli.streams import say
 from taskvec.cli.verbs import VERBS
-from taskvec.errors import MissingExtraError, nearest
+from taskvec.errors import MissingExtraError, UsageError, nearest
 
 Arguments = SimpleNamespace  # values of a command line, by the names of its options
 
@@ -35,6 +35,7 @@ class Option(click.Option):
         heading: In the help of a verb; a group that several verbs share has its own in the page.
         words: Values that shells complete and the help lists; what reads the value checks it.
         more: Markdown after the help text in the page, such as a link.
+        shown: The default as the help shows it; where no value is given, Python's default holds.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Option(click.Option):
         **attributes: Any,
     ) -> None:  # fmt: skip
         self.heading, self.words, self.more = heading, tuple(words), more
-        default = attributes.pop("show_default", None) or attributes.get("default")
+        self.shown = default = attributes.pop("show_default", None) or attributes.get("default")
         if isinstance(attributes.get("type"), click.Choice):
             words = attributes["type"].choices
         if words:
@@ -128,6 +129,12 @@ class Verb(click.Command):
         for heading, records in lines.items():
             with formatter.section(heading):
                 formatter.write_dl(records, col_max=28)
+
+
+def given_of(args: Arguments, options: Sequence[Option]) -> dict[str, Any]:
+    """The values of some options that were given, by name."""
+    values = {option.name: getattr(args, str(option.name)) for option in options}
+    return {str(name): value for name, value in values.items() if value is not None}
 
 
 def heading_of(param: click.Parameter) -> str:
@@ -252,6 +259,23 @@ def misuse(text: str) -> NoReturn:
         click.UsageError: always.
     """
     raise click.UsageError(text, click.get_current_context())
+
+
+def pairs_of(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
+    """Right side by left side of texts of the form LEFT=RIGHT.
+
+    Raises:
+        UsageError: one is not of that form, or a left side is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        left, _, right = text.partition("=")
+        if not left or not right:
+            raise UsageError(f"{flag} takes {form}; got {text!r}")
+        if left in found:
+            raise UsageError(f"{flag} {left} is given twice; give each a name of its own")
+        found[left] = right
+    return found
 
 
 def split_paths(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import disentangle_tables as tables
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
-from taskvec.cli.options import READING
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, pairs_of
+from taskvec.cli.options import READING, fields_from
 from taskvec.cli.printing import answer
 from taskvec.cli.progress import Bars
-from taskvec.cli.reading import fields_from
 from taskvec.cli.streams import say
 from taskvec.errors import UsageError, nearest
 
@@ -34,27 +33,30 @@ GRIDS = {
 def run(args: Arguments) -> int:
     """Run this verb."""
     measures = _words(args.measure, MEASURES, "--measure")
-    vectors, data = _named(args.task, "--task"), _named(args.data, "--data")
-    validation = _named(args.validation, "--validation")
+    vectors, data = (
+        pairs_of(given, flag, "NAME=…")
+        for given, flag in ((args.task, "--task"), (args.data, "--data"))
+    )
+    validation = pairs_of(args.validation, "--validation", "NAME=…")
     _check(args, measures, vectors, data, validation)
 
     from taskvec.disentanglement.opening import open_vectors
     from taskvec.files import write_text
 
-    module, tasks, chosen_on = _opened(args, vectors, data, validation)
+    module, tasks, chosen_on = _open_tasks(args, vectors, data, validation)
     models = open_vectors(args.model, module, vectors, Path(args.out))
     if args.linearised:
         from taskvec.disentanglement import linearised
 
         module, states = linearised(module, models)
         models = dict(states)
-    told: dict[str, Any] = {"model": args.model}
+    record: dict[str, Any] = {"model": args.model}
     for measure in measures:
-        told[measure] = _MEASURED[measure](args, module, models, tasks, chosen_on)
+        record[measure] = _MEASURED[measure](args, module, models, tasks, chosen_on)
     folder = Path(args.out)
-    write_text(folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if args.json:
-        answer(told)
+        answer(record)
     else:
         print(f"{args.out}/: results.json, and what was measured")
     return 0
@@ -97,7 +99,7 @@ def _check(
         )
 
 
-def _opened(
+def _open_tasks(
     args: Arguments,
     vectors: Mapping[str, str],
     data: Mapping[str, str],
@@ -137,21 +139,21 @@ def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> 
         distance=args.distance,
         **_common(args),
     )
-    told, folder = found.to_json(), Path(args.out)
+    record, folder = found.to_json(), Path(args.out)
     write_text(folder / "error.csv", found.to_csv())
-    _draw(told, folder / "error.svg")
+    _draw(record, folder / "error.svg")
     if not args.json:
         tables.print_error(found)
-    return told
+    return record
 
 
-def _draw(told: Mapping[str, Any], path: Path) -> None:
+def _draw(record: Mapping[str, Any], path: Path) -> None:
     """The heat map, where the extra is installed."""
     from taskvec.errors import MissingExtraError
     from taskvec.reporting.figures import draw_heat_map
 
     try:
-        draw_heat_map(told, path)
+        draw_heat_map(record, path)
     except MissingExtraError as error:
         say(f"no heat map: {error}")
 
@@ -178,7 +180,7 @@ def _addition(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) 
 def _negation(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> dict[str, Any]:
     from taskvec.disentanglement import task_negation
 
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for name, vector in vectors.items():
         if name == args.control:
             continue
@@ -193,10 +195,10 @@ def _negation(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) 
             scales=_coefficients(args, "negation"),
             **_common(args),
         )
-        told[name] = [each.to_json() for each in found.values()]
+        record[name] = [each.to_json() for each in found.values()]
         if not args.json:
             tables.print_negations(name, args.control, list(found.values()))
-    return told
+    return record
 
 
 def _linearity(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> list[Any]:
@@ -250,16 +252,6 @@ def _words(text: str, known: Sequence[str], flag: str) -> list[str]:
     return found
 
 
-def _named(texts: Sequence[str], flag: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        name, path = evaluating.pair(text, flag, "NAME=…")
-        if name in found:
-            raise UsageError(f"{flag} {name} is given twice; give each a name of its own")
-        found[name] = path
-    return found
-
-
 DATA_HEAD, MEASURE_HEAD = "Data", "What is measured"
 VERB = Verb(
     "disentangle", run, [
@@ -281,7 +273,7 @@ VERB = Verb(
         Option("--limit", type=int, metavar="N", heading=DATA_HEAD, show_default="all",
                help="examples of a task, drawn by the seed"),
         Option("--seed", type=int, default=0, metavar="N", heading=DATA_HEAD,
-               help="seed of examples and intervals"),
+               help="seed of examples, intervals and methods that draw random numbers"),
         *READING,
         Option("--points", type=int, metavar="N", heading=MEASURE_HEAD,
                show_default="error 15 × 15, addition and negation 21, linearity 8",

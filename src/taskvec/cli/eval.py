@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, misuse
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, misuse, pairs_of
 from taskvec.cli.printing import answer, show
 from taskvec.cli.recipe import recipe_from
 from taskvec.errors import UsageError
+from taskvec.journal import finite
 
 if TYPE_CHECKING:
     from taskvec.evaluation.comparison import Compared
+    from taskvec.evaluation.evaluate import Result
     from taskvec.evaluation.intervals import Figure
     from taskvec.evaluation.loading import Spec
-    from taskvec.evaluation.signs import Finding
 
 OUT = "taskvec-eval"
 MANIFEST_FILE = "taskvec-manifest.json"
@@ -28,9 +29,9 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     if args.list:
         return _list(as_json=args.json)
-    models = _named(args.models)
-    singles = dict(evaluating.pair(text, "--single", "TASK=NAME") for text in args.single)
-    said = dict(evaluating.pair(text, "--expect", "TASK=up|down|keep") for text in args.expect)
+    models = _name_models(args.models)
+    singles = pairs_of(args.single, "--single", "TASK=NAME")
+    wanted = pairs_of(args.expect, "--expect", "TASK=up|down|keep")
     names = [name for text in args.tasks for name in text.split(",") if name]
     reference = args.reference or next(iter(models))
     for name in (reference, *singles.values()):
@@ -41,44 +42,78 @@ def run(args: Arguments) -> int:
         raise UsageError(f"--single names {unknown[0]!r}, which is not one of --tasks")
 
     specs = {name: _spec(args, path) for name, path in models.items()}
+    cards = _cards(specs) if args.update_card else {}
 
     from taskvec.evaluation.comparison import compare
     from taskvec.evaluation.evaluate import prepare
     from taskvec.evaluation.expectations import expect, merges_among
+    from taskvec.evaluation.options import evaluation_options
     from taskvec.evaluation.results import about, evaluate_models, write_results
-    from taskvec.evaluation.signs import find_signs
+    from taskvec.evaluation.signs import find_signs, find_successes, fold
 
-    options = evaluating.options_from(args, limit=args.limit)
+    options = evaluation_options(evaluating.keywords_from(args, args.seed or 0, limit=args.limit))
     prepared = prepare(names, options)
     merges = merges_among(specs)
     others = models.keys() - {reference, *singles.values()}
     asked = [each.task for each in prepared]
-    expected = expect(merges, others, said, asked, reference=specs[reference])
+    expected = expect(merges, others, wanted, asked, reference=specs[reference])
     results = evaluate_models(specs, prepared, options)
     compared = compare(results, reference=reference, singles=singles)
     findings = find_signs(
         results, reference=reference, singles=singles, merges=merges, expected=expected
     )
-    told = {
+    successes = find_successes(results, reference=reference, expected=expected)
+    record = {
         "reference": reference,
         "singles": singles,
-        "tasks": {task: [each.to_json() for each in row] for task, row in compared.items()},
+        "tasks": finite(compared),
         "expected": {name: expected[name] for name in models if expected.get(name)},
-        "findings": [finding.to_json() for finding in findings],
+        "as_expected": finite(successes),
+        "findings": finite(findings),
         **about(),
     }
-    write_results(Path(args.out), told)
+    for name, folder in cards.items():
+        _update_card(folder, results[name])
+    write_results(Path(args.out), record)
     if args.json:
-        answer(told)
+        answer(record)
     else:
         for task, rows in compared.items():
             _print(task, rows, reference, singles.get(task))
-        _print_findings(findings)
+        if successes:
+            _print_list("As expected:", [success.text for success in successes])
+        _print_list("Findings:" if findings else "Findings: none", fold(findings))
         print(f"{args.out}/: results.json, and what was asked and replied")
     return 0
 
 
-def _named(models: Sequence[str]) -> dict[str, str]:
+def _cards(specs: Mapping[str, Spec]) -> dict[str, Path]:
+    """Folders with a model card of taskvec, by model."""
+    from taskvec.outputs.card import has_card
+
+    folders = {name: Path(spec) for name, spec in specs.items() if isinstance(spec, str)}
+    found = {name: folder for name, folder in folders.items() if has_card(folder)}
+    if not found:
+        raise UsageError("--update-card: no model is a folder that taskvec merge wrote; add one")
+    return found
+
+
+def _update_card(folder: Path, results: Sequence[Result]) -> None:
+    """Write the scores of one model into its card."""
+    from taskvec.outputs.card import add_scores
+
+    add_scores(
+        folder,
+        [
+            {"task": result.task, "metric": metric, "value": figure.value,
+             "low": figure.low, "high": figure.high, "n": figure.n}
+            for result in results
+            for metric, figure in result.figures.items()
+        ],
+    )  # fmt: skip
+
+
+def _name_models(models: Sequence[str]) -> dict[str, str]:
     """Models by the names they have in tables."""
     if not models:
         misuse("MODEL is missing: give a folder, a name on the hub, or a recipe")
@@ -102,8 +137,9 @@ def _spec(args: Arguments, path: str) -> Spec:
     if not path.endswith((".yaml", ".yml", ".json")):
         return path
     is_recipe = Path(path).name != MANIFEST_FILE  # a manifest is replayed as it is
-    flags = Arguments(task=(), settings=args.settings if is_recipe else (), quiet=args.quiet)
-    return recipe_from(flags, path), None
+    settings, seed = (args.settings, args.seed) if is_recipe else ((), None)
+    flags = Arguments(task=(), settings=settings, seed=seed, quiet=args.quiet)
+    return recipe_from(flags, path)
 
 
 def _print(task: str, rows: Sequence[Compared], reference: str, single: str | None) -> None:
@@ -135,12 +171,10 @@ def _print(task: str, rows: Sequence[Compared], reference: str, single: str | No
     print()
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
-    """Signs of failure, a paragraph each."""
-    from taskvec.evaluation.signs import fold
-
-    print("Findings:" if findings else "Findings: none")
-    for text in fold(findings):
+def _print_list(head: str, texts: Sequence[str]) -> None:
+    """A paragraph for each text."""
+    print(head)
+    for text in texts:
         print(textwrap.fill(f"- {text}", 100, subsequent_indent="  "))
     print()
 
@@ -152,13 +186,13 @@ def _how(rows: Sequence[Compared]) -> str:
     asked = (request for sample in rows[0].result.samples for request in sample.requests)
     if not any(isinstance(request, WholeText) for request in asked):
         return ""
-    said = {
+    wanted = {
         row.result.model: "context {context}, stride {stride}".format_map(row.result.about)
         for row in rows
     }
-    if len(set(said.values())) == 1:
-        return f", {said[rows[0].result.model]}"
-    return "".join(f"; {model}: {how}" for model, how in said.items())
+    if len(set(wanted.values())) == 1:
+        return f", {wanted[rows[0].result.model]}"
+    return "".join(f"; {model}: {how}" for model, how in wanted.items())
 
 
 def _list(*, as_json: bool) -> int:
@@ -166,7 +200,7 @@ def _list(*, as_json: bool) -> int:
 
     known = {**tasks(), **installed_tasks()}
     if as_json:
-        told: Mapping[str, Any] = {
+        record: Mapping[str, Any] = {
             name: {
                 "summary": task.summary,
                 "metrics": [metric.name for metric in task.metrics],
@@ -177,7 +211,7 @@ def _list(*, as_json: bool) -> int:
             }
             for name, task in known.items()
         }
-        answer(told)
+        answer(record)
         return 0
     show(
         [
@@ -208,12 +242,15 @@ VERB = Verb(
         *evaluating.SCORING,
         Option("--set", "settings", metavar="NAME=VALUE", multiple=True,
                help="as for merge, in every recipe among the models; repeatable"),
-        evaluating.out_option(OUT, "results and records"), JSON,
+        evaluating.out_option(OUT, "results and records"),
+        Option("--update-card", is_flag=True,
+               help="write the scores into the model cards of models that taskvec merged"),
+        JSON,
     ],
     extra="eval",
     page="""\
 Asks models the samples of some tasks and prints figures with 95 % intervals, side by side, and
 [signs of failure](signs.md); [how](../how-to/evaluate.md), [tasks](tasks.md). A recipe or a
-manifest in the place of a model is merged in memory. `--json` prints what goes to
+manifest instead of a model is merged in memory. `--json` prints what goes to
 `results.json`.""",
 )  # fmt: skip

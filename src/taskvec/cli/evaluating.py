@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +14,6 @@ from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.evaluation.data import DataPlaces
-    from taskvec.evaluation.evaluate import EvaluationOptions
-    from taskvec.evaluation.task import Tools
 
 DATA_HEAD, ASKING_HEAD, SCORING_HEAD = "Evaluation data", "Asking models", "Scoring answers"
 
@@ -31,8 +29,8 @@ DATA = (
            help="your task files for harness:… tasks", more="[how](../how-to/use-the-harness.md)"),
 )  # fmt: skip
 SEED = Option(
-    "--seed", type=int, default=0, metavar="N", heading=DATA_HEAD,
-    help="seed of samples, draws and intervals",
+    "--seed", type=click.IntRange(min=0), metavar="N", heading=DATA_HEAD, show_default="0",
+    help="seed of samples, draws and intervals, and of recipes among the models",
 )  # fmt: skip
 LIMIT = Option(
     "--limit", type=int, metavar="N", heading=DATA_HEAD, show_default="all",
@@ -83,51 +81,13 @@ def out_option(default: str, what: str) -> Option:
     )  # fmt: skip
 
 
-def pair(text: str, flag: str, form: str) -> tuple[str, str]:
-    """Both sides of LEFT=RIGHT.
+def keywords_from(args: Arguments, seed: int, *, limit: int | None = None) -> dict[str, Any]:
+    """Keywords of `taskvec.evaluation.options`; records go to the output folder of the command."""
+    from taskvec.evaluation.options import EvaluationKeywords
 
-    Raises:
-        UsageError: it is not that.
-    """
-    left, _, right = text.partition("=")
-    if not left or not right:
-        raise UsageError(f"{flag} takes {form}; got {text!r}")
-    return left, right
-
-
-def options_from(args: Arguments, *, limit: int | None = None) -> EvaluationOptions:
-    """How to evaluate; records go to the output folder of the command."""
-    from taskvec.evaluation.evaluate import EvaluationOptions
-    from taskvec.evaluation.task import SampleSettings
-
-    return EvaluationOptions(
-        data=places(args.data),
-        limit=limit,
-        include_path=None if args.include_path is None else Path(args.include_path).expanduser(),
-        settings=SampleSettings(args.shots, args.seed or 0, args.draws, args.apply_chat_template),
-        context=args.context,
-        stride=args.stride,
-        truncate=args.truncate,
-        batch_tokens=args.batch_tokens,
-        dtype=args.model_dtype,
-        device=args.device,
-        tools=_tools(args),
-        out=Path(args.out),
-        progress=Bars(args, unit="samples"),
-    )
-
-
-def _tools(args: Arguments) -> Tools:
-    from taskvec.evaluation.judges import parse_judge
-    from taskvec.evaluation.task import Tools
-    from taskvec.streaming import default_threads
-
-    judge = None
-    if args.judge is not None:
-        folder = Path(args.out) / "verdicts"
-        judge = parse_judge(args.judge, device=args.device, folder=folder)
-    workers = default_threads() if args.workers is None else args.workers
-    return Tools(allow_code_execution=args.allow_code_execution, judge=judge, workers=workers)
+    given = vars(args) | {"data": places(args.data), "dtype": args.model_dtype}
+    given |= {"limit": limit, "seed": seed, "progress": Bars(args, unit="samples")}
+    return {key: given[key] for key in EvaluationKeywords.__annotations__ if key in given}
 
 
 def places(texts: Sequence[str], flag: str = "--data") -> DataPlaces:

@@ -11,7 +11,7 @@ import click
 
 from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, split_paths
 from taskvec.cli.options import FAMILY, FORCE, OUT, OUT_DTYPE, PRECISION, RUNNING
-from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.printing import answer, gigabytes, show_factored
 from taskvec.cli.recipe import has_family, recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
@@ -29,8 +29,6 @@ def run(args: Arguments) -> int:
 
     path, out_path = split_paths(args.paths, args.out, has_family=has_family(args))
     out = Path(out_path)
-    seed = args.seed or 0
-    shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=seed)
     task = _chosen(args)
     if args.what == "instruction" and path is None and not args.task:
         args.task = (f"instruct={args.instruct or args.anchor}",)  # a family needs a task
@@ -42,6 +40,8 @@ def run(args: Arguments) -> int:
             raise UsageError(f"layer weights go with a pure vector; got {args.what}")
         recipe = replace(recipe, table=load_table(args.table))
     wanted = Wanted(args.what, task, args.scaled)
+    seed = recipe.seed if args.form == "lora" else 0
+    shape = shape_of(args.form, rank=args.rank, energy=args.energy, rest=args.rest, seed=seed)
     started = time.monotonic()
     options = running(args, out.name)
     extracted = write_difference(recipe, out, wanted, shape, options)
@@ -79,12 +79,7 @@ def _result(extracted: Extracted, seconds: float) -> dict[str, Any]:
 
 def _print(result: dict[str, Any]) -> None:
     if result["factored"]:
-        rows = [
-            (row["name"], row["kept"], row["rank"], row["norm"], row["error"])
-            for row in result["factored"]
-        ]
-        show(rows, ("tensor", "kept as", "rank", "‖τ‖", "error"))
-        print(f"\n{result['lost']:.2%} of ‖τ‖² is not in the adapter")
+        show_factored(result["factored"], result["lost"])
     size = gigabytes(result["bytes"])
     print(f"{result['path']}  ({result['name']}; {size}; {result['seconds']:.1f} s)")
     left_out = result["left_out"]

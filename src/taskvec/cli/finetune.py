@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
-from taskvec.cli.options import READING
+from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb, given_of
+from taskvec.cli.options import READING, fields_from
 from taskvec.cli.printing import answer, show
-from taskvec.cli.progress import Bars
-from taskvec.cli.reading import fields_from
+from taskvec.cli.progress import Steps
 from taskvec.cli.streams import say
 
 if TYPE_CHECKING:
@@ -34,14 +32,14 @@ def run(args: Arguments) -> int:
     from taskvec.training.run import RunOutput
     from taskvec.training.tokens import Fitting
 
-    settings = {
-        option.name: value
-        for option in SETTINGS
-        if option.name and (value := getattr(args, option.name)) is not None
-    }
     started = time.perf_counter()
-    is_first = is_first_process()
-    with _Steps(args, is_shown=is_first) as bar:
+    is_first, label = is_first_process(), f"finetune {Path(args.model).name}"
+    with Steps(args) as bar:
+
+        def record_step(record: Mapping[str, Any], steps: int) -> None:
+            if is_first and "loss" in record:
+                bar.tell(label, record["step"], steps, record["loss"])
+
         trained = finetune(
             args.model,
             args.data,
@@ -49,7 +47,7 @@ def run(args: Arguments) -> int:
             layers=() if args.layers is None else read_layers(args.layers),
             validation=_validation(args.validation),
             linearised=args.linearised,
-            settings=settings,
+            settings=given_of(args, SETTINGS),
             reading=Reading(args.format, fields, args.limit, args.seed or 0),
             asking=HeadOptions(
                 Fitting(args.context, args.truncate),
@@ -66,8 +64,8 @@ def run(args: Arguments) -> int:
                 validate_every=args.validate_every,
                 saves_model=args.save == "model",
                 tensorboard=args.tensorboard,
-                tell=bar.tell,
-                say=say if is_first else lambda text: None,
+                on_record=record_step,
+                on_message=say if is_first else lambda text: None,
             ),
         )
     if is_first:
@@ -83,32 +81,6 @@ def _validation(text: str | None) -> str | float | None:
         return float(text)
     except ValueError:
         return text
-
-
-class _Steps:
-    """A progress bar, from the first step on that is done here."""
-
-    def __init__(self, args: Arguments, *, is_shown: bool) -> None:
-        self.is_shown, self.label = is_shown, f"finetune {Path(args.model).name}"
-        self.bars = Bars(args, unit="steps")
-        self.open = ExitStack()
-        self.advance: Callable[[int], object] | None = None
-
-    def __enter__(self) -> _Steps:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open.close()
-
-    def tell(self, record: Mapping[str, Any], steps: int) -> None:
-        """A step was done, of so many in all."""
-        if not self.is_shown or "loss" not in record:
-            return
-        if self.advance is None:
-            self.advance = self.open.enter_context(self.bars(self.label, steps))
-            self.advance(record["step"] - 1)
-        self.bars.note(f"{self.label} (loss {record['loss']:.3f})")
-        self.advance(1)
 
 
 def _result(trained: Finetuned, seconds: float) -> dict[str, Any]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskvec.cli.commands import JSON, Arguments, Option, Verb
-from taskvec.cli.evaluating import DEVICE, LOADED_DTYPE, pair
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, given_of, pairs_of
+from taskvec.cli.evaluating import DEVICE, LOADED_DTYPE
 from taskvec.cli.finetune import IMAGE_SIZE, POOL, TRUNCATE
-from taskvec.cli.options import FAMILY, READING, RECIPE, RUNNING
+from taskvec.cli.options import FAMILY, READING, RECIPE, RUNNING, fields_from
 from taskvec.cli.printing import answer, show
-from taskvec.cli.progress import Bars
-from taskvec.cli.reading import fields_from
+from taskvec.cli.progress import Steps
 from taskvec.cli.recipe import recipe_only, running
 from taskvec.cli.streams import warn
 from taskvec.errors import TaskvecWarning, UsageError
@@ -33,12 +32,9 @@ SOURCES_HEAD, DESCENT_HEAD, MODELS_HEAD = "Prompts", "Descent", "Memory"
 
 def run(args: Arguments) -> int:
     """Run this verb."""
-    prompts = _by_name(args.prompts, "--prompts", "NAME=FILE")
-    teachers = _by_name(args.teacher, "--teacher", "NAME=TEACHER")
-    weights = {
-        name: _number(text, f"--weight {name}=")
-        for name, text in _by_name(args.weight, "--weight", "NAME=NUMBER").items()
-    }
+    prompts = pairs_of(args.prompts, "--prompts", "NAME=FILE")
+    teachers = pairs_of(args.teacher, "--teacher", "NAME=TEACHER")
+    weights = pairs_of(args.weight, "--weight", "NAME=NUMBER")
     fields = fields_from(args)
     # --granularity is that of the fit here, not the method's.
     about_recipe = Arguments(**{**vars(args), "granularity": None})
@@ -52,17 +48,15 @@ def run(args: Arguments) -> int:
     from taskvec.training.models import HeadOptions
     from taskvec.training.tokens import Fitting
 
-    settings = {
-        option.name: value
-        for option in SETTINGS
-        if option.name and (value := getattr(args, option.name)) is not None
-    }
-    with _Steps(args) as bar, _threads(args.threads), _shown_warnings():
+    settings = given_of(args, SETTINGS)
+    if args.threads is not None:
+        require("torch", "train").set_num_threads(args.threads)
+    with Steps(args) as bar, _shown_warnings():
         found = fit(
             recipe,
             prompts=prompts,
             teachers=teachers,
-            weights=weights,
+            weights={name: _number(text, name) for name, text in weights.items()},
             objective=args.objective,
             start=_start(args.start),
             settings=settings | {"seed": recipe.seed, "dtype": args.model_dtype},
@@ -71,7 +65,7 @@ def run(args: Arguments) -> int:
                 Fitting(args.context, args.truncate), args.image_size, pool=args.pool
             ),
             out=Path(args.out).expanduser(),
-            progress=bar.tell,
+            progress=lambda label, *about: bar.tell(f"fit {label}", *about),
             running=running(args),
         )
     if args.json:
@@ -81,22 +75,11 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _by_name(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
-    """Values by source; a source that is given twice is refused."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, value = pair(text, flag, form)
-        if name in found:
-            raise UsageError(f"{flag} {name} is given twice; give each source a name of its own")
-        found[name] = value
-    return found
-
-
-def _number(text: str, flag: str) -> float:
+def _number(text: str, source: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{flag}{text}: must be a number") from None
+        raise UsageError(f"--weight {source}={text}: must be a number") from None
 
 
 def _start(text: str) -> float | str | Table:
@@ -118,20 +101,6 @@ def _start(text: str) -> float | str | Table:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _shown_warnings() -> Iterator[None]:
     """Print what `fit` warns of, each warning when it is given."""
     before = warnings.showwarning
@@ -146,34 +115,6 @@ def _shown_warnings() -> Iterator[None]:
         warnings.filterwarnings("always", category=TaskvecWarning)
         warnings.showwarning = shown
         yield
-
-
-class _Steps:
-    """A progress bar for each descent."""
-
-    def __init__(self, args: Arguments) -> None:
-        self.bars = Bars(args, unit="steps")
-        self.open = ExitStack()
-        self.label, self.done = "", 0
-        self.advance: Callable[[int], object] = lambda count: None
-
-    def __enter__(self) -> _Steps:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open.close()
-
-    def tell(self, label: str, done: int, steps: int, loss: float) -> None:
-        """A step of a descent was done, of so many in all."""
-        if label != self.label:
-            self.open.close()
-            self.label, self.done = label, 0
-            self.advance = self.open.enter_context(self.bars(f"fit {label}", steps))
-        self.bars.note(f"fit {label} (loss {loss:.4f})")
-        self.advance(done - self.done)
-        self.done = done
-        if done == steps:
-            self.open.close()
 
 
 def _print(found: Fitted, out: str) -> None:

@@ -15,7 +15,7 @@ def run(args: Arguments) -> int:
 
     path, out = split_paths(args.paths, args.out, has_family=has_family(args))
     recipe = recipe_from(args, path, method={"name": "lata", "scheme": "threshold"})
-    return merge.execute(args, negated(recipe), Path(out), keeps_nothing_ok=args.force)
+    return merge.execute(args, negated(recipe), Path(out), takes_zeros=args.force)
 
 
 VERB = Verb(

@@ -9,7 +9,7 @@ import click
 
 from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
 from taskvec.cli.options import FAITHFUL
-from taskvec.cli.printing import answer, writing
+from taskvec.cli.printing import answer
 from taskvec.cli.recipe import show_differences
 
 
@@ -25,8 +25,7 @@ def run(args: Arguments) -> int:
     if args.out is not None:
         folder = Path(args.out).absolute().parent
         imported = relocated(imported, Path.cwd(), folder)
-        with writing(args.out):
-            write_recipe(Path(args.out), imported.text)
+        write_recipe(Path(args.out), imported.text)
     if args.json:
         notes = [asdict(note) for note in imported.notes]
         answer({"recipe": imported.recipe, "notes": notes, "faithful": args.faithful})

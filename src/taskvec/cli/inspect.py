@@ -7,7 +7,7 @@ from typing import Any
 
 from taskvec.cli.commands import JSON, Argument, Arguments, Option, Verb
 from taskvec.cli.options import ALLOW_PICKLE, THREADS
-from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.printing import answer, gigabytes, show, show_lines, some
 from taskvec.cli.progress import Bars
 
 
@@ -40,7 +40,7 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
                 "×".join(map(str, row["shape"])) or "scalar",
                 f"{row['tower']}/{'–' if row['block'] is None else row['block']}",
                 row["module"],
-                *(row[c] for c in ("norm", "largest", "zeros", "nan", "infinite") if norms),
+                *(row.get(c) for c in ("norm", "largest", "zeros", "nan", "infinite") if norms),
             )
             for row in result["layers"]
         ]
@@ -55,35 +55,32 @@ def _print(result: dict[str, Any], *, norms: bool) -> None:
                 row["tensors"],
                 row["parameters"],
                 gb(row["bytes"]),
-                *(row[c] for c in ("norm", "largest") if norms),
+                *(row.get(c) for c in ("norm", "largest") if norms),
             )
             for row in result["modules"]
         ],
         ("tower", "module", "tensors", "parameters", "size", *(("norm", "max |w|") * norms)),
     )
+    print()
     dtypes = ", ".join(f"{dtype} {count:,}" for dtype, count in result["dtypes"].items())
     blocks = ", ".join(f"{tower} {count}" for tower, count in result["blocks"].items())
     about = ", ".join(f"{key} {_word(value)}" for key, value in result["about"].items())
-    print(f"\nkind      {result['kind']}{': ' if about else ''}{about}")
-    print(
-        f"tensors   {result['tensors']:,} ({dtypes}), {result['parameters']:,} parameters, "
-        f"{gb(result['bytes'])}"
-    )
-    print(f"blocks    {blocks or 'none'}")
-    files = result["files"]
-    if files:
-        more = " …" if len(files) > 3 else ""
-        print(f"files     {len(files)}: {', '.join(list(files)[:3])}{more}")
-    for head, embedding in result["tied"].items():
-        print(f"tied      head {head} to {embedding}")
+    lines = [
+        ("kind", f"{result['kind']}{': ' if about else ''}{about}"),
+        ("tensors", f"{result['tensors']:,} ({dtypes}), {result['parameters']:,} parameters, "
+         f"{gb(result['bytes'])}"),
+        ("blocks", blocks or "none"),
+    ]  # fmt: skip
+    if result["files"]:
+        lines.append(("files", f"{len(result['files'])}: {some(list(result['files']), 3)}"))
+    lines += [("tied", f"head {head} to {to}") for head, to in result["tied"].items()]
     for key, label in (("not_float", "not float"), ("other", "other")):
         if result[key]:
-            names = ", ".join(result[key][:5])
-            print(f"{label:<9} {len(result[key])}: {names}{' …' if len(result[key]) > 5 else ''}")
-    for names in result.get("identical", []):
-        print(f"identical {', '.join(names[:5])}{' …' if len(names) > 5 else ''}")
-    if norms:
-        print(f"NaN       {result['nan']:,}; infinite {result['infinite']:,}")
+            lines.append((label, f"{len(result[key])}: {some(result[key])}"))
+    lines += [("identical", some(names)) for names in result.get("identical", [])]
+    if "nan" in result:
+        lines.append(("NaN", f"{result['nan']:,}; infinite {result['infinite']:,}"))
+    show_lines(lines)
 
 
 def _word(value: Any) -> str:

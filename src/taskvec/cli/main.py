@@ -50,7 +50,7 @@ def _run(arguments: list[str], stop: Stop, *, ends: bool) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        # Whoever knew what it was about has said so already, in an error of ours.
+        # Code that knows the cause raises an error of ours instead.
         where = error.filename or "standard output or a temporary file"
         say(f"error: {where}: {error.strerror or error}", "red")
         _drop_output()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.commands import JSON, Arguments, Verb, split_paths
 from taskvec.cli.options import FAMILY, OUTPUT, PATHS, RUNNING
-from taskvec.cli.printing import answer, show
-from taskvec.cli.recipe import has_family, merge_to, recipe_from, running, warn_of_scales
-from taskvec.cli.streams import say, warn
+from taskvec.cli.printing import answer, show, show_factored
+from taskvec.cli.recipe import has_family, recipe_from, running, warn_of_scales
+from taskvec.cli.streams import warn
 
 if TYPE_CHECKING:
     from taskvec.recipes.recipe import Recipe
@@ -22,26 +23,19 @@ PARAMS = (PATHS, *OUTPUT, *FAMILY, *RUNNING, JSON)
 def run(args: Arguments) -> int:
     """Run this verb."""
     path, out = split_paths(args.paths, args.out, has_family=has_family(args))
-    return execute(args, recipe_from(args, path), Path(out), keeps_nothing_ok=True)
+    return execute(args, recipe_from(args, path), Path(out))
 
 
-def execute(args: Arguments, recipe: Recipe, out: Path, *, keeps_nothing_ok: bool) -> int:
-    """Merge and print what was done; 3 if every weight is 0 and that is not wanted."""
+def execute(args: Arguments, recipe: Recipe, out: Path, *, takes_zeros: bool = True) -> int:
+    """Merge and print what was done."""
     from taskvec.methods.table import load_table
+    from taskvec.outputs.run import run as merge
 
     if args.table is not None:
         recipe = replace(recipe, table=load_table(args.table))
     warn_of_scales(recipe)
     started = time.monotonic()
-    options = running(args, out.name)
-    merged = merge_to(recipe, out, options, keeps_nothing_ok=keeps_nothing_ok)
-    if merged is None:
-        say(
-            f"error: {out}: not written: every layer has weight 0, so nothing would be forgotten. "
-            "Give a higher --threshold or another --scheme; --force writes the unchanged model",
-            "red",
-        )
-        return 3
+    merged = merge(recipe, out, running(args, out.name), takes_zeros=takes_zeros)
     warn(merged.warnings)
     weights = {
         task: merged.table.weights[merged.table.tasks.index(task)] for task in recipe.scales
@@ -56,22 +50,27 @@ def execute(args: Arguments, recipe: Recipe, out: Path, *, keeps_nothing_ok: boo
         "seconds": round(time.monotonic() - started, 3),
         "warnings": list(merged.warnings),
     }
+    if recipe.out.form == "lora":
+        result["factored"] = [asdict(row) for row in merged.factored]
+        result["error"] = math.sqrt(merged.lost)
     if args.json:
         answer(result)
         return 0
     rows = [
-        (task, _shown(recipe, task), f"{share:.0%}", float(weights[task].mean()))
+        (task, _scale_text(recipe, task), f"{share:.0%}", float(weights[task].mean()))
         for task, share in result["kept_layers"].items()
     ]
     if rows:
         show(rows, ("task", "scale", "tensors touched", "mean weight"))
         print()
+    if "factored" in result:
+        show_factored(result["factored"], merged.lost)
     print(f"{merged.path}  ({merged.table.origin}; {result['seconds']:.1f} s)")
     print(f"fingerprint {merged.fingerprint}")
     return 0
 
 
-def _shown(recipe: Recipe, task: str) -> float | str:
+def _scale_text(recipe: Recipe, task: str) -> float | str:
     """λ of a task for a cell of a table."""
     return "by layer" if task in recipe.profiles else recipe.scales[task]
 
@@ -85,5 +84,6 @@ one, give `--task` and roles.
 
 `tensors touched` in the printed table is the share of tensors with a weight other than 0, `mean
 weight` the plain mean over tensors. `--json` has path, fingerprint, decided_by, scale, kept_layers,
-seconds and warnings.""",
+seconds and warnings; of an adapter also factored (by tensor) and error (‖τ − B A‖ / ‖τ‖ of the
+whole model).""",
 )  # fmt: skip

@@ -51,7 +51,7 @@ def _list(methods: list[Method], origins: Mapping[str, str]) -> None:
     from taskvec.methods import overview
 
     width = max(len(method.name) for method in methods)
-    for group, members in overview.grouped(methods).items():
+    for group, members in overview.group_methods(methods).items():
         print(group)
         for method in members:
             origin = f"  ({origins[method.name]})" if method.name in origins else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskvec.cli.commands import Argument, Option
+from taskvec.cli.commands import Argument, Arguments, Option, pairs_of
 
 FAMILY_HEAD, OUTPUT_HEAD, RUNNING_HEAD = "Family", "Output", "Running"
 
@@ -57,11 +57,11 @@ FAMILY = (
            help="names of tensors to edit, as a shell pattern; repeatable"),
     Option("--exclude", metavar="PATTERN", multiple=True, heading=FAMILY_HEAD,
            help="names of tensors to leave alone; repeatable"),
-    Option("--vocabulary", heading=FAMILY_HEAD,
+    Option("--vocabulary", heading=FAMILY_HEAD, show_default="refuse",
            words=("refuse", "truncate-padding", "by-token", "union"),
            help="what to do where members have different token rows",
            more="[how](../how-to/vocabularies.md)"),
-    Option("--new-tokens", heading=FAMILY_HEAD, words=("copy", "drop"),
+    Option("--new-tokens", heading=FAMILY_HEAD, show_default="copy", words=("copy", "drop"),
            help="with --vocabulary union: tokens that only tasks have"),
     ALLOW_PICKLE,
 )  # fmt: skip
@@ -96,7 +96,18 @@ FAITHFUL = Option(
     help="a mergekit configuration gives what mergekit gives, traps included, except for the bits "
     "of random masks",
 )  # fmt: skip
-OUTPUT = (OUT, OUT_DTYPE, SHARD_SIZE, PRECISION, FORCE, COPY_CODE, TABLE, FAITHFUL)
+ADAPTER = (
+    Option("--form", "out_form", heading=OUTPUT_HEAD, show_default="model", words=("model", "lora"),
+           help="a whole model, or a LoRA adapter over the target",
+           more="[how](../how-to/use-adapters.md#one-adapter-out-of-several)"),
+    Option("--rank", "out_rank", type=int, metavar="R", heading=OUTPUT_HEAD,
+           show_default="the sum of the adapters' ranks",
+           help="with --form lora: largest rank of a matrix"),
+    Option("--rest", "out_rest", heading=OUTPUT_HEAD, show_default="refuse",
+           words=("refuse", "drop", "save"),
+           help="with --form lora: what to do with tensors that have no place in an adapter"),
+)  # fmt: skip
+OUTPUT = (OUT, OUT_DTYPE, SHARD_SIZE, PRECISION, *ADAPTER, FORCE, COPY_CODE, TABLE, FAITHFUL)
 
 THREADS = Option(
     "--threads", type=click.IntRange(min=1), metavar="N", heading=RUNNING_HEAD,
@@ -109,6 +120,17 @@ RUNNING = (
     Option("--rescan", is_flag=True, heading=RUNNING_HEAD,
            help="scan again even if a cached scan matches"),
 )  # fmt: skip
+
+
+def fields_from(args: Arguments) -> dict[str, str]:
+    """Names of fields by use, from `--fields`.
+
+    Raises:
+        UsageError: an entry is not USE=NAME.
+    """
+    texts = [text for text in (args.fields or "").split(",") if text]
+    return pairs_of(texts, "--fields", "USE=NAME,…")
+
 
 DATA_HEAD = "Format of data"
 READING = (

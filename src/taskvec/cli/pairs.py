@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, pairs_of
 from taskvec.cli.options import FAMILY, RECIPE
 from taskvec.cli.printing import announce_compiling, answer, show
 from taskvec.cli.recipe import recipe_only
 from taskvec.cli.search import OUT, PLOT
 from taskvec.cli.streams import warn
 from taskvec.cli.sweep import MEASURE_HEAD, figure_columns, files, write
-from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
     from taskvec.coefficients.pairs import Effect, Pair, Pairs
@@ -35,36 +34,31 @@ def run(args: Arguments) -> int:
         from taskvec.reporting.figures import check_figure
 
         check_figure(Path("pairs.svg"))
-    measure: dict[str, str] = {}
-    for text in args.measure:
-        task, key = evaluating.pair(text, "--measure", "TASK=MEASURE")
-        if task in measure:
-            raise UsageError(f"--measure is given twice for task {task!r}")
-        measure[task] = key
-    options = evaluating.options_from(args, limit=args.limit)
+    measure = pairs_of(args.measure, "--measure", "TASK=MEASURE")
+    asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
-    found = measure_pairs(recipe, measure, options=options)
-    told = found.to_json()
-    write(Path(args.out) / "pairs", told, rows(told), recipe)
+    found = measure_pairs(recipe, measure, **asking)
+    record = found.to_json()
+    write(Path(args.out) / "pairs", record, rows(record), recipe)
     if args.plot:
         from taskvec.reporting.figures import draw_pairs
 
-        draw_pairs(told, Path(args.out) / "pairs.svg")
+        draw_pairs(record, Path(args.out) / "pairs.svg")
     if args.json:
-        answer(told)
+        answer(record)
     else:
         _print(found)
         print(files(args, "pairs"))
     return 0
 
 
-def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Two rows a pair, one for each task."""
     found = []
-    for pair in told["pairs"]:
+    for pair in record["pairs"]:
         for task in pair["tasks"]:
             (partner,) = set(pair["tasks"]) - {task}
-            alone, effect = told["tasks"][task], pair["effects"].get(task)
+            alone, effect = record["tasks"][task], pair["effects"].get(task)
             row = {"task": task, "with": partner, "measure": alone["measure"], "n": alone["n"]}
             for name in ("target", "single", "tuned"):
                 row |= figure_columns(name, alone[name])
@@ -84,7 +78,7 @@ def _print(found: Pairs) -> None:
     for task, alone in found.alone.items():
         three = (alone.target, alone.single, alone.tuned)
         figures = [None if r is None else r.figures[alone.metric.name] for r in three]
-        lines.append([task, alone.target.task, alone.metric.name, *map(_shown, figures)])
+        lines.append([task, alone.target.task, alone.metric.name, *map(_span, figures)])
     show(lines, ("task", "measure", "metric", "target", "alone at its λ", "fine-tune"))
     print()
     print("what the other task of a pair does to it")
@@ -107,7 +101,7 @@ def _print(found: Pairs) -> None:
     warn(alone_errors + errors)
 
 
-def _shown(figure: Figure | None, sign: str = "") -> str:
+def _span(figure: Figure | None, sign: str = "") -> str:
     from taskvec.evaluation.intervals import span
 
     return "–" if figure is None else span(figure, sign)
@@ -116,8 +110,8 @@ def _shown(figure: Figure | None, sign: str = "") -> str:
 def _effect(effect: Effect | None) -> list[str]:
     if effect is None:
         return ["–", "–", "–", "failed"]
-    apart = [_shown(effect.to_single, "+"), _shown(effect.to_tuned, "+")]
-    return [_shown(effect.merged), *apart, effect.outcome]
+    apart = [_span(effect.less_single, "+"), _span(effect.less_tuned, "+")]
+    return [_span(effect.merged), *apart, effect.outcome or ""]
 
 
 def _geometry(pair: Pair) -> list[Any]:
@@ -127,13 +121,13 @@ def _geometry(pair: Pair) -> list[Any]:
 def _verdict(found: Pairs) -> str:
     outcomes = Counter(effect.outcome for pair in found.pairs for effect in pair.effects.values())
     count = sum(outcomes.values())
-    told = ", ".join(
+    shares = ", ".join(
         f"{name} in {outcomes[name]}" for name in ("synergy", "interference", "neither")
     )
     return (
-        f"Of {count} effects: {told}. Synergy and interference mean that the paired 95 % interval "
-        f"of the difference to the task alone lies on one side of 0; of {count} such intervals "
-        f"about {count / 20:.1g} would by chance."
+        f"Of {count} effects: {shares}. Synergy and interference mean that the paired 95 % "
+        "interval of the difference to the task alone lies on one side of 0; of "
+        f"{count} such intervals about {count / 20:.1g} would by chance."
     )
 
 

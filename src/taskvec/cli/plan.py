@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
-from taskvec.cli.options import FAITHFUL, FAMILY, OUT_DTYPE, PRECISION, RECIPE, SHARD_SIZE, THREADS
-from taskvec.cli.printing import answer, gigabytes, show
+from taskvec.cli.options import (
+    ADAPTER,
+    FAITHFUL,
+    FAMILY,
+    OUT_DTYPE,
+    PRECISION,
+    RECIPE,
+    SHARD_SIZE,
+    THREADS,
+)
+from taskvec.cli.printing import answer, gigabytes, show, show_lines, some
 from taskvec.cli.recipe import recipe_from, warn_of_scales
 from taskvec.cli.streams import warn
 
@@ -26,6 +36,7 @@ def run(args: Arguments) -> int:
     from taskvec.checkpoints.source import nbytes
     from taskvec.layers import module_order
     from taskvec.merging.prepare import prepare
+    from taskvec.outputs.adapter_merge import plan_adapter
     from taskvec.outputs.place import check_place
     from taskvec.outputs.staging import free_bytes
     from taskvec.statistics.collect import describe
@@ -35,10 +46,12 @@ def run(args: Arguments) -> int:
     warn_of_scales(recipe)
     plan = prepare(recipe, RunOptions(threads=args.threads))
     cost = plan.estimate
+    adapter = plan_adapter(plan) if recipe.out.form == "lora" else None
+    write_bytes = cost.write_bytes if adapter is None else adapter.nbytes
     if args.out is not None:
-        check_place(plan.members, cost.write_bytes, Path(args.out), force=True)
+        check_place(plan.members, write_bytes, Path(args.out), force=True)
     members = plan.members
-    decided, asks_for = _decided(plan) if len(recipe.scales) == len(members.tasks) else (None, None)
+    decided, asks_for = _decide(plan) if len(recipe.scales) == len(members.tasks) else (None, None)
     modules = Counter(members.keys[name].module for name in members.merged)
     result: dict[str, Any] = {
         "inputs": {
@@ -47,7 +60,7 @@ def run(args: Arguments) -> int:
                 "tensors": len(source.tensors),
                 "bytes": nbytes(source),
             }
-            for role, source in _ordered(members.sources, recipe)
+            for role, source in _order(members.sources, recipe)
         },
         "tensors": {
             "merged": len(members.merged),
@@ -55,7 +68,7 @@ def run(args: Arguments) -> int:
             "compared": len(members.equal),
         },
         "modules": {m: modules[m] for m in sorted(modules, key=partial(module_order, ""))},
-        "other": _unrecognized(members.merged, members.keys),
+        "other": _find_unrecognized(members.merged, members.keys),
         "method": {
             "name": recipe.method.name,
             "parameters": {name: task.parameters_to_dict() for name, task in recipe.tasks.items()},
@@ -64,13 +77,15 @@ def run(args: Arguments) -> int:
         "decided": decided,
         "asks_for": asks_for,
         "shards": [
-            {"file": s.file, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards
+            {"file": s.file, "bytes": s.nbytes, "tensors": len(s.tensors)}
+            for s in (plan.shards if adapter is None else ())
         ],
         "scan_bytes": cost.scan_bytes,
         "merge_bytes": cost.merge_bytes,
-        "write_bytes": cost.write_bytes,
+        "write_bytes": write_bytes,
         "free_bytes": free_bytes(Path(args.out or ".").absolute()),
         "peak_memory_bytes": cost.peak_bytes,
+        "adapter": None if adapter is None else asdict(adapter),
         "notes": list(members.notes),
         "warnings": list(members.warnings),
     }
@@ -82,13 +97,13 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _ordered(sources: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, Any]]:
+def _order(sources: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, Any]]:
     """Members by role: roles first, then tasks in the order of the recipe."""
     tasks = [f"task:{task}" for task in recipe.family.tasks]
     return sorted(sources.items(), key=lambda m: tasks.index(m[0]) if m[0] in tasks else -1)
 
 
-def _unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[str]:
+def _find_unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[str]:
     """Tensors whose names say nothing, in the order of the model."""
     from taskvec.layers import model_order
 
@@ -96,7 +111,7 @@ def _unrecognized(names: Sequence[str], keys: Mapping[str, LayerKey]) -> list[st
     return sorted(other, key=lambda n: model_order(keys[n].tower, keys[n].block, "other", n))
 
 
-def _decided(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
+def _decide(plan: Any) -> tuple[dict[str, float] | None, dict[str, Any] | None]:
     """Coefficient of each task where no weights are needed to know it, or what is read for it."""
     from taskvec.merging.decide import decide_from_headers
     from taskvec.merging.edits import layer_scales
@@ -118,46 +133,53 @@ def _print(result: dict[str, Any]) -> None:
     gb = gigabytes
     rows = [(role, m["tensors"], gb(m["bytes"]), m["path"]) for role, m in result["inputs"].items()]
     show(rows, ("input", "tensors", "size", "folder"))
-    tensors = result["tensors"]
-    print(
-        f"\ntensors   {tensors['merged']:,} merged, {tensors['copied']:,} copied from the target, "
-        f"{tensors['compared']:,} compared"
-    )
-    print(
-        "          "
-        + ", ".join(f"{module} {count:,}" for module, count in result["modules"].items())
-    )
-    if result["other"]:
-        print(
-            f"other     {', '.join(result['other'][:5])}{' …' if len(result['other']) > 5 else ''}"
-        )
-    for note in result["notes"]:
-        print(f"note      {note}")
-    print(f"method    {result['method']['name']}")
+    print()
+    tensors, modules = result["tensors"], result["modules"].items()
+    lines = [
+        ("tensors", f"{tensors['merged']:,} merged, {tensors['copied']:,} copied from the target, "
+         f"{tensors['compared']:,} compared"),
+        ("", ", ".join(f"{module} {count:,}" for module, count in modules)),
+        *([("other", some(result["other"]))] if result["other"] else []),
+        *(("note", note) for note in result["notes"]),
+        ("method", result["method"]["name"]),
+    ]  # fmt: skip
     for task, parameters in result["method"]["parameters"].items():
         scale = _cell(result["scale"].get(task, "not given"))
         scale = f"{scale:g}" if isinstance(scale, float) else scale
         words = ", ".join(f"{name} {_cell(value)}" for name, value in parameters.items())
-        print(f"          {task}: scale {scale}{'; ' + words if words else ''}")
-    if result["decided"]:
-        print(
-            "decided   "
-            + ", ".join(f"{task} × {value:g}" for task, value in result["decided"].items())
-        )
-    elif result["decided"] is None:
-        print(
-            "decided   when the weights are read"
-            if result["scan_bytes"] or result["asks_for"]
-            else "decided   when every scale is given"
-        )
-    scan, merge, write = (gb(result[key]) for key in ("scan_bytes", "merge_bytes", "write_bytes"))
+        lines.append(("", f"{task}: scale {scale}{'; ' + words if words else ''}"))
     asked = result["asks_for"]
+    decided = "when every scale is given"
+    if result["decided"] is not None:
+        decided = ", ".join(f"{task} × {value:g}" for task, value in result["decided"].items())
+    elif result["scan_bytes"] or asked:
+        decided = "when the weights are read"
+    scan, merge, write = (gb(result[key]) for key in ("scan_bytes", "merge_bytes", "write_bytes"))
     passes = f", {gb(asked['bytes'])} {asked['times']} for {asked['statistic']}" if asked else ""
-    print(f"read      {scan} to scan{passes}, at most {merge} to merge")
-    shards = result["shards"]
-    print(f"write     {write} in {len(shards)} file{'s' if len(shards) > 1 else ''}")
-    print(f"disk      {gb(result['write_bytes'])} needed, {gb(result['free_bytes'])} free")
-    print(f"memory    about {gb(result['peak_memory_bytes'])} besides the page cache")
+    shards, adapter = len(result["shards"]), result["adapter"]
+    disk = f"{gb(result['write_bytes'])} needed, {gb(result['free_bytes'])} free"
+    written = [("write", f"{write} in {shards} file{'s' if shards > 1 else ''}")]
+    lines += [
+        *([("decided", decided)] if decided else []),
+        ("read", f"{scan} to scan{passes}, at most {merge} to merge"),
+        *(written if adapter is None else _lines_of_adapter(adapter)),
+        ("disk", disk),
+        ("memory", f"about {gb(result['peak_memory_bytes'])} besides the page cache"),
+    ]
+    show_lines(lines)
+
+
+def _lines_of_adapter(adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    low, high = adapter["lowest"], adapter["highest"]
+    ranks = f"{high}" if low == high else f"{low} to {high}"
+    size = f"{adapter['matrices']:,} weights, {gigabytes(adapter['nbytes'])}"
+    lines = [("write", f"an adapter of at most rank {ranks} for {size}")]
+    if adapter["whole"]:
+        count, first = len(adapter["whole"]), adapter["whole"][0]
+        lines.append(
+            ("", f"{count:,} tensors, such as {first}, have no place in it if they differ")
+        )
+    return lines
 
 
 def _cell(value: Any) -> Any:
@@ -170,7 +192,7 @@ VERB = Verb(
         Option("-o", "--out", type=click.Path(), metavar="DIR", heading="Output",
                show_default="the disk of the current folder",
                help="check this output folder and its disk too; it may be non-empty"),
-        OUT_DTYPE, SHARD_SIZE, PRECISION, FAITHFUL, *FAMILY, THREADS, JSON,
+        OUT_DTYPE, SHARD_SIZE, PRECISION, *ADAPTER, FAITHFUL, *FAMILY, THREADS, JSON,
     ],
     streams=True,
     page="Scales are not needed.",

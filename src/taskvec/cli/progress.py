@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.printing import gigabytes
@@ -23,7 +23,7 @@ DELAY_S = 0.5
 
 
 class Bars:
-    """The bars of one command, a `Progress` for whatever it calls.
+    """The bars of one command, a `Progress` for all that it calls.
 
     Args:
         args: With `quiet` and `verbose`.
@@ -96,6 +96,33 @@ class Bars:
 
     def _amount(self, count: int) -> str:
         return gigabytes(count) if self.unit == "B" else f"{count:,} × {self.unit}"
+
+
+class Steps:
+    """The bar of something that goes down a loss, step by step; a context."""
+
+    def __init__(self, args: Arguments) -> None:
+        self._bars, self._open = Bars(args, unit="steps"), ExitStack()
+        self._label, self._done = "", 0
+        self._advance: Callable[[int], object] = lambda count: None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def tell(self, label: str, done: int, steps: int, loss: float) -> None:
+        """A step was done, of so many in all."""
+        if label != self._label:
+            self._open.close()
+            self._label, self._done = label, 0
+            self._advance = self._open.enter_context(self._bars(label, steps))
+        self._bars.note(f"{label} (loss {loss:.4f})")
+        self._advance(done - self._done)
+        self._done = done
+        if done == steps:
+            self._open.close()
 
 
 class _Step:

@@ -11,10 +11,11 @@ import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
 from taskvec.cli.options import FAMILY, RECIPE, RUNNING
-from taskvec.cli.printing import answer, show, write_text
+from taskvec.cli.printing import answer, show
 from taskvec.cli.recipe import recipe_only, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError, nearest
+from taskvec.journal import finite
 
 if TYPE_CHECKING:
     from taskvec.coefficients.closed_form import Proposals
@@ -44,14 +45,14 @@ def run(args: Arguments) -> int:
     options = running(args)
     members = open_with_base(recipe, options)
     scan = scan_members(members, options)
-    weights = _decided(recipe, members, scan)
+    weights = _decide(recipe, members, scan)
     proposals = propose(scan, weights)
     granularity = next(iter(recipe.parameters.values())).get("granularity", "tensor")
     suggestion = suggest_scheme(scan, granularity)
     warn([*members.warnings, *weights.warnings])
     if args.json:
-        told = {"weights": weights.origin} | proposals.to_json() | {"scheme": suggestion.to_json()}
-        answer(told)
+        record = {"weights": weights.origin} | proposals.to_json() | {"scheme": finite(suggestion)}
+        answer(record)
     else:
         _print(proposals, suggestion, weights, list(recipe.family.tasks))
     if args.out is not None:
@@ -59,7 +60,7 @@ def run(args: Arguments) -> int:
     return 0
 
 
-def _decided(recipe: Recipe, members: Members, scan: Scan) -> Table:
+def _decide(recipe: Recipe, members: Members, scan: Scan) -> Table:
     """The method's own table; λ = 1 stands for what is not decided yet."""
     from taskvec.merging.decide import inputs_of
     from taskvec.methods.table import Table
@@ -118,19 +119,19 @@ def _print(
     print()
     for (i, a), (j, b) in combinations(zip(at, tasks, strict=True), 2):
         print(f"sign conflict {a}, {b}: {v.conflict[i, j]:.1%} of the elements that both change")
-    told = "none (task_arithmetic)" if suggestion.scheme is None else suggestion.scheme
-    print(f"scheme: {told}")
+    record = "none (task_arithmetic)" if suggestion.scheme is None else suggestion.scheme
+    print(f"scheme: {record}")
     for reason in suggestion.reasons:
         print(f"  {reason}")
 
 
 def _write(recipe: Recipe, scales: Mapping[str, float], path: Path) -> None:
     """The recipe with these λ, to four decimals."""
-    import yaml
+    from taskvec.recipes.writing import recipe_text, write_recipe
 
     rounded = {task: round(scale, 4) for task, scale in scales.items()}
     data = recipe.with_scales(rounded).to_dict()
-    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    write_recipe(path, recipe_text(data, "λ in closed form, by taskvec propose"))
 
 
 VERB = Verb(

@@ -15,7 +15,6 @@ from taskvec.cli.streams import say, warn
 from taskvec.errors import UsageError
 
 if TYPE_CHECKING:
-    from taskvec.outputs.run import Merged
     from taskvec.recipes.mergekit.work import Note
     from taskvec.recipes.recipe import Recipe
     from taskvec.streaming import RunOptions
@@ -28,6 +27,7 @@ _KEYS = {
     "vocabulary": ("vocabulary",), "new_tokens": ("new_tokens",), "seed": ("seed",),
     "dtype": ("out", "dtype"), "shard_size": ("out", "shard_size"),
     "precision": ("out", "precision"),
+    "out_form": ("out", "form"), "out_rank": ("out", "rank"), "out_rest": ("out", "rest"),
 }  # fmt: skip
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 USUAL_SCALE = 5.0  # beyond it, λ is rather a slip than a choice
@@ -122,7 +122,7 @@ def _flags(args: Arguments) -> Flags:
 
     given = {name: getattr(args, name, None) for name in _KEYS}
     flags: Flags = {
-        _KEYS[name]: (value, f"--{name.replace('_', '-')} {value}")
+        _KEYS[name]: (value, f"--{name.removeprefix('out_').replace('_', '-')} {value}")
         for name, value in given.items()
         if value is not None
     }
@@ -192,23 +192,6 @@ def warn_of_scales(recipe: Recipe) -> None:
                 if abs(scale) > USUAL_SCALE
             ]
         )
-
-
-def merge_to(
-    recipe: Recipe, out: Path, options: RunOptions, *, keeps_nothing_ok: bool
-) -> Merged | None:
-    """Merge and write the folder; None if every weight is 0 and that is not wanted."""
-    from taskvec.merging.decide import decide
-    from taskvec.merging.prepare import prepare
-    from taskvec.outputs.place import check_place
-    from taskvec.outputs.run import run
-
-    if not keeps_nothing_ok and (recipe.table is not None or recipe.method.needs_scan):
-        prepared = prepare(recipe, options)
-        check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
-        if not decide(prepared).table.weights.any():
-            return None
-    return run(recipe, out, options)
 
 
 def show_differences(source: str, notes: list[Note] | tuple[Note, ...]) -> None:

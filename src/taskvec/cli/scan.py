@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +10,12 @@ import click
 
 from taskvec.cli.commands import JSON, Arguments, Option, Verb
 from taskvec.cli.options import FAMILY, RECIPE, RUNNING
-from taskvec.cli.printing import answer, show, write_text, writing
+from taskvec.cli.printing import answer, show, some
 from taskvec.cli.recipe import recipe_from, running
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
+from taskvec.files import write_whole, writing
+from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
     from taskvec.family.members import Members
@@ -61,7 +60,12 @@ def run(args: Arguments) -> int:
     if args.save_table:
         _save_table(recipe, members, scan, Path(args.save_table))
     if args.csv:
-        _write_csv(result["layers"], args.csv)
+        text = csv_text(result["layers"])
+        if args.csv == "-":
+            print(text, end="")
+        else:
+            with writing(args.csv):
+                write_whole(Path(args.csv), text.encode())
     if args.plot:
         from taskvec.reporting.figures import draw_similarity
 
@@ -140,21 +144,6 @@ def _save_table(recipe: Recipe, members: Members, scan: Scan, path: Path) -> Non
         table.save(path)
 
 
-def _write_csv(rows: list[Row], path: str) -> None:
-    if path == "-":
-        _rows_to(sys.stdout, rows)
-        return
-    text = io.StringIO(newline="")
-    _rows_to(text, rows)
-    write_text(path, text.getvalue())
-
-
-def _rows_to(file: Any, rows: list[Row]) -> None:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-
-
 def _rows(
     args: Arguments, result: dict[str, Any], scan: Scan, table: Table | None, *, is_full: bool
 ) -> list[Row]:
@@ -184,7 +173,7 @@ def _print(result: dict[str, Any], rows: list[Row], order: str, is_full: bool) -
             print(f"\ntask {task}, by {result['granularity']}")
             show(
                 [
-                    [_shown(column, row[column]) for column in FULL]
+                    [_cell(column, row[column]) for column in FULL]
                     for row in rows
                     if row["task"] == task
                 ],
@@ -194,11 +183,8 @@ def _print(result: dict[str, Any], rows: list[Row], order: str, is_full: bool) -
         print("\nby block (all columns: --full; other layers: --granularity tensor)")
         _print_blocks(rows, tasks)
     if result["other"]:
-        names = ", ".join(result["other"][:5])
-        print(
-            f"\nnot recognised by name, layers of their own: {len(result['other'])}: {names}"
-            f"{' …' if len(result['other']) > 5 else ''}"
-        )
+        names = f"{len(result['other'])}: {some(result['other'])}"
+        print(f"\nnot recognized by name, layers of their own: {names}")
 
 
 def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
@@ -219,9 +205,11 @@ def _print_summary(result: dict[str, Any], tasks: Sequence[str]) -> None:
                 about["task_cosine"],
             ]
         )
-    sigma = f"≤ σ = {result['threshold']:g}"
-    print(f"similarity to instruction tuning, by {result['granularity']}; ρ and c: whole model")
-    show(lines, ("task", *quantiles, f"layers {sigma}", "parameters", "ρ", "c"))
+    print(
+        f"similarity to instruction tuning, by {result['granularity']}; σ = "
+        f"{result['threshold']:g}; ρ and c: whole model"
+    )
+    show(lines, ("task", *quantiles, "layers ≤ σ", "params ≤ σ", "ρ", "c"))
     if len(tasks) < 2:
         return
     print("\nrank correlation (Spearman) of similarity between tasks")
@@ -253,7 +241,7 @@ def _print_blocks(rows: Sequence[Row], tasks: Sequence[str]) -> None:
     show(lines, ("layer", "elements", *heads))
 
 
-def _shown(column: str, value: Any) -> Any:
+def _cell(column: str, value: Any) -> Any:
     """Ranks without decimals, unless they are shared; blocks have no module."""
     if column == "module":
         return value or "block"

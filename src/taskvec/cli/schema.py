@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 from taskvec.cli.commands import Arguments, Option, Verb
-from taskvec.cli.printing import write_text
+from taskvec.files import write_text
 
 
 def run(args: Arguments) -> int:
@@ -18,7 +19,7 @@ def run(args: Arguments) -> int:
     if args.out is None:
         print(text)
     else:
-        write_text(args.out, text + "\n")
+        write_text(Path(args.out), text + "\n")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli import evaluating
-from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, pairs_of
 from taskvec.cli.options import FAMILY, RECIPE
 from taskvec.cli.printing import announce_compiling, answer, show
 from taskvec.cli.progress import Bars
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from taskvec.coefficients.api import SearchResult
     from taskvec.coefficients.goals import Goals
     from taskvec.coefficients.scoring import Executor, SearchJob
-    from taskvec.recipes.recipe import Recipe
 
 OUT = "taskvec-search"
 GOALS_HEAD, SCORED_HEAD, SEARCH_HEAD = "Goals", "Where candidates are scored", "What is varied"
@@ -35,30 +34,27 @@ def run(args: Arguments) -> int:
     """Run this verb."""
     recipe = recipe_only(args, args.recipe, needs_scales=False)
 
-    from taskvec.coefficients.api import run_search
+    from taskvec.coefficients.api import SearchKeywords, search
     from taskvec.reporting.figures import check_figure, draw_search
 
     if args.plot:
         check_figure(Path("candidates.svg"))
-    job = _job(args, recipe)
+    own = {key: getattr(args, key) for key in SearchKeywords.__annotations__} | {
+        "single": pairs_of(args.single, "--single", "GOAL=TASK"),
+        "test_data": evaluating.places(args.test_data, "--test-data") if args.test_data else None,
+        "executor": _executor(args),
+    }
     announce_compiling()
-    out = Path(args.out)
-    bars = Bars(args, unit="candidates")
-    found = run_search(
-        job,
-        out,
-        trials=args.trials,
-        executor=_executor(args),
-        progress=lambda total: bars("candidates", total),
-    )
-    drawn = draw_search(found.told, out) if args.plot else []
+    asking = evaluating.keywords_from(args, recipe.seed)
+    found = search(recipe, **asking | own | {"progress": Bars(args, unit="candidates")})
+    drawn = draw_search(found.record, Path(args.out)) if args.plot else []
     if args.json:
-        answer(found.told)
+        answer(found.record)
     else:
-        _print(found, job)
-        print(f"{out}/: {', '.join(_files(found, drawn))}")
+        _print(found, found.job)
+        print(f"{args.out}/: {', '.join(_files(found, drawn))}")
     if found.recipe is None:
-        _warn_of_miss(found, job.goals)
+        _warn_of_miss(found, found.job.goals)
         return 3
     _warn(found)
     return 0
@@ -77,51 +73,29 @@ def _executor(args: Arguments) -> Callable[[SearchJob], Executor]:
     return Local
 
 
-def _job(args: Arguments, recipe: Recipe) -> SearchJob:
-    from taskvec.coefficients.api import make_job
-    from taskvec.coefficients.goals import make_goals
-    from taskvec.coefficients.space import parse_axis
-    from taskvec.coefficients.splits import Splitting
-
-    goals = make_goals(
-        args.maximize,
-        args.minimize,
-        args.keep,
-        single=dict(evaluating.pair(text, "--single", "GOAL=TASK") for text in args.single),
-        tasks=list(recipe.family.tasks),
-        aggregate=args.aggregate,
-        keep_share=args.keep_share,
-        trade_off=args.trade_off,
-    )
-    axes = [parse_axis(text) for text in args.vary]
-    apart = evaluating.places(args.test_data, "--test-data") if args.test_data else None
-    splitting = Splitting(args.select_n, args.test_n, apart)
-    options = evaluating.options_from(args)
-    return make_job(recipe, axes, goals, options, splitting, sampler=args.sampler)
-
-
 def _print(found: SearchResult, job: SearchJob) -> None:
-    told = found.told
+    record = found.record
     axes = [axis.key for axis in job.space.axes]
     goals = [goal.key for goal in job.goals.goals]
-    samples = next(iter(told["samples"].values()))
+    samples = next(iter(record["samples"].values()))
     print(
-        f"{told['tried']} candidates scored, {told['failed']} failed; sampler {told['sampler']}, "
-        f"seed {told['seed']}, n = {samples['select']['n']:,} a task for selection"
+        f"{record['tried']} candidates scored, {record['failed']} failed; sampler "
+        f"{record['sampler']}, seed {record['seed']}, n = {samples['select']['n']:,} a task for "
+        "selection"
     )
     names = _objective_names(job.goals)
     rows = [
         [trial["number"], *(trial["point"].get(axis) for axis in axes),
          *(trial["values"][goal] for goal in goals), *trial["objectives"], _verdict(trial)]
-        for trial in _best(told, found)
+        for trial in _best(record, found)
     ]  # fmt: skip
-    for name in ("target", "single") if told["single"] else ("target",):
-        values = [told[name].get(goal) for goal in goals]
+    for name in ("target", "single") if record["single"] else ("target",):
+        values = [record[name].get(goal) for goal in goals]
         rows.append([name, *(None for _ in axes), *values, *(None for _ in names), ""])
     show(rows, ("candidate", *axes, *goals, *names, "kept" if job.goals.kept else ""))
     print()
-    if told["test"] is not None:
-        _print_test(told, job.goals)
+    if record["test"] is not None:
+        _print_test(record, job.goals)
 
 
 def _objective_names(goals: Goals) -> list[str]:
@@ -130,12 +104,12 @@ def _objective_names(goals: Goals) -> list[str]:
     return [goals.aggregate if len(goals.aims) > 1 else "objective"]
 
 
-def _best(told: Mapping[str, Any], found: SearchResult) -> list[Mapping[str, Any]]:
+def _best(record: Mapping[str, Any], found: SearchResult) -> list[Mapping[str, Any]]:
     """The candidates worth a line, the winner first."""
-    scored = [t for t in told["trials"] if not t["error"] and t["same_as"] is None]
+    scored = [t for t in record["trials"] if not t["error"] and t["same_as"] is None]
     if found.choice.front:
-        scored = [trial for trial in scored if trial["number"] in told["front"]]
-    winner = told["winner"] and told["winner"]["number"]
+        scored = [trial for trial in scored if trial["number"] in record["front"]]
+    winner = record["winner"] and record["winner"]["number"]
     by_rank = sorted(
         scored,
         key=lambda t: (
@@ -154,11 +128,11 @@ def _verdict(trial: Mapping[str, Any]) -> str:
     return "yes" if max(trial["violations"].values()) <= 0 else "no"
 
 
-def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
+def _print_test(record: Mapping[str, Any], goals: Goals) -> None:
     """The winner on test data, beside what it is compared with."""
-    test = told["test"]
+    test = record["test"]
     reference = "the recipe as given" if test["reference"] == "given" else "target"
-    counts = {task: parts["test"]["n"] for task, parts in told["samples"].items()}
+    counts = {task: parts["test"]["n"] for task, parts in record["samples"].items()}
     sizes = ", ".join(f"{task} n = {count:,}" for task, count in counts.items())
     print(f"On test data, which were not used for the choice ({sizes}); 95 % intervals:")
     rows = []
@@ -178,27 +152,27 @@ def _print_test(told: Mapping[str, Any], goals: Goals) -> None:
     head = ("", "winner", "recipe as given", "target", f"Δ winner vs {reference}", "kept")
     show(rows, head)
     print()
-    for line in _remarks(told):
+    for line in _remarks(record):
         print(textwrap.fill(f"- {line}", 100, subsequent_indent="  "))
     print()
 
 
-def _remarks(told: Mapping[str, Any]) -> list[str]:
+def _remarks(record: Mapping[str, Any]) -> list[str]:
     scores = {
         trial["number"]: trial["objectives"]
-        for trial in told["trials"]
+        for trial in record["trials"]
         if not trial["error"]
         and trial["same_as"] is None
         and all(violation <= 0 for violation in trial["violations"].values())
     }
-    level = list(scores.values()).count(scores.get(told["winner"]["number"]))
+    level = list(scores.values()).count(scores.get(record["winner"]["number"]))
     lines = [
-        f"The winner's score on selection data is the best of {told['tried']} and therefore too "
+        f"The winner's score on selection data is the best of {record['tried']} and therefore too "
         "good; its score on test data is unbiased."
     ]
     if level > 1:
         lines.append(
-            f"{level} of {told['tried']} candidates are level with the winner on selection data: "
+            f"{level} of {record['tried']} candidates are level with the winner on selection data: "
             "the choice among them is arbitrary. More samples or wider axes may separate them."
         )
     return lines
@@ -226,7 +200,7 @@ def _warn_of_miss(found: SearchResult, goals: Goals) -> None:
     """What comes nearest, where nothing is allowed."""
     miss = found.choice.miss
     assert miss is not None
-    point = ", ".join(f"{key} {_shown(value)}" for key, value in miss.trial.point.items())
+    point = ", ".join(f"{key} {_value_text(value)}" for key, value in miss.trial.point.items())
     warn(
         [
             f"no candidate keeps {goals.keep_share:.0%} of the target in all of "
@@ -237,7 +211,7 @@ def _warn_of_miss(found: SearchResult, goals: Goals) -> None:
     )
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -246,7 +220,7 @@ def _warn(found: SearchResult) -> None:
     lost: Sequence[str] = [
         f"{key}: kept on selection data, but not on test data: {each['value']:.4g}, and would have "
         f"to be {each['bound']:.4g}"
-        for key, each in found.told["test"]["kept"].items()
+        for key, each in found.record["test"]["kept"].items()
         if not each["holds"]
     ]
     warn(lost)

@@ -37,10 +37,10 @@ class Stop:
                 except ValueError:  # not in the main thread, where nothing of this is seen
                     return
                 self._before[number] = handler
-        sys.unraisablehook = self._swallowed
+        sys.unraisablehook = self._send_again
 
     def restore(self, *, ends: bool) -> None:
-        """Give the signals back, or ignore them if the process ends: all is done and said."""
+        """Give the signals back, or ignore them if the process ends."""
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if ends else handler)
         sys.unraisablehook = self._report
@@ -61,7 +61,7 @@ class Stop:
         os.write(2, f"{shows_cursor}{self._line()}\n".encode())
         os._exit(self._code())
 
-    def _swallowed(self, unraisable: sys.UnraisableHookArgs) -> None:
+    def _send_again(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Send a signal again that came while Python cleaned up an object, where nothing raises."""
         if unraisable.exc_type is not KeyboardInterrupt or self._number is None:
             self._report(unraisable)

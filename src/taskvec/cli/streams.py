@@ -20,7 +20,7 @@ _COLOURS = {"red": "31;1", "yellow": "33", "dim": "2"}
 
 
 def prepare_streams() -> None:
-    """Make both streams writable, whatever the shell and the locale made of them."""
+    """Make both streams writable in any shell and locale."""
     codecs.register_error("taskvec", _plain)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

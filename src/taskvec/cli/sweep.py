@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ from taskvec.cli.printing import announce_compiling, answer, show
 from taskvec.cli.recipe import recipe_only
 from taskvec.cli.search import OUT, PLOT, SEARCH_HEAD
 from taskvec.cli.streams import warn
+from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
     from taskvec.coefficients.sensitivity import Point, Sensitivity
@@ -37,22 +36,20 @@ def run(args: Arguments) -> int:
 
         check_figure(Path("sweep.svg"))
     sweep = parse_sweep(args.vary[0])
-    options = evaluating.options_from(args, limit=args.limit)
+    asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
-    found = measure_sweep(
-        recipe, sweep, measure=args.measure, minimize=args.minimize, options=options
-    )
-    told, name = found.to_json(), f"sweep-{sweep.label}"
-    write(Path(args.out) / name, told, rows(told), recipe)
+    found = measure_sweep(recipe, sweep, measure=args.measure, minimize=args.minimize, **asking)
+    record, name = found.to_json(), f"sweep-{sweep.label}"
+    write(Path(args.out) / name, record, rows(record), recipe)
     if args.plot:
         from taskvec.reporting.figures import draw_sensitivity
 
-        about = {**told, "recipe": recipe.to_dict()}
+        about = {**record, "recipe": recipe.to_dict()}
         draw_sensitivity(about, Path(args.out) / f"{name}.svg")
     if args.json:
-        answer(told)
+        answer(record)
     else:
-        _print(found, told)
+        _print(found, record)
         print(files(args, name))
     return 0
 
@@ -64,13 +61,13 @@ def files(args: Arguments, name: str) -> str:
 
 
 def write(
-    path: Path, told: Mapping[str, Any], table: Sequence[Mapping[str, Any]], recipe: Recipe
+    path: Path, record: Mapping[str, Any], table: Sequence[Mapping[str, Any]], recipe: Recipe
 ) -> None:
     """Write what was found as JSON, with recipe and versions, and as CSV.
 
     Args:
         path: Without an ending.
-        told: JSON types.
+        record: JSON types.
         table: Rows with the same keys.
         recipe: As it was given.
 
@@ -80,26 +77,22 @@ def write(
     from taskvec.evaluation.results import about
     from taskvec.files import write_text
 
-    everything = {**told, "recipe": recipe.to_dict(), **about()}
+    everything = {**record, "recipe": recipe.to_dict(), **about()}
     text = json.dumps(everything, indent=1, ensure_ascii=False)
     write_text(path.with_name(path.name + ".json"), text + "\n")
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_text(path.with_name(path.name + ".csv"), out.getvalue())
+    write_text(path.with_name(path.name + ".csv"), csv_text(table))
 
 
-def rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each value; `kept` columns are by task, the others by measure."""
-    kept = sorted({task for point in told["points"] for task in point["kept"]})
+    kept = sorted({task for point in record["points"] for task in point["kept"]})
     found = []
-    for point in told["points"]:
-        row = {told["sweep"]: point["value"]}
+    for point in record["points"]:
+        row = {record["sweep"]: point["value"]}
         for task in kept:
             shares = point["kept"].get(task, {})
             row |= {f"kept_{name} {task}": shares.get(name) for name in _SHARES}
-        for key in told["measures"]:
+        for key in record["measures"]:
             score = point["scores"].get(key)
             row |= figure_columns(key, score)
             row |= figure_columns(f"less_recipe {key}", score and score["less_recipe"])
@@ -113,21 +106,16 @@ _SHARES = ("layers", "parameters", "energy")
 
 def figure_columns(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any]:
     """Value and interval of a figure as columns; empty where there is none."""
-    value, low, high = (None, None, None) if figure is None else _three(figure)
+    value, (low, high) = (figure["value"], figure["interval"]) if figure else (None, (None, None))
     return {name: value, f"{name} low": low, f"{name} high": high}
 
 
-def _three(figure: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    low, high = figure["interval"]
-    return figure["value"], low, high
-
-
-def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
+def _print(found: Sensitivity, record: Mapping[str, Any]) -> None:
     from taskvec.evaluation.intervals import span
 
     label, measures = found.sweep.label, found.measures
     for key, measure in measures.items():
-        about = told["measures"][key]
+        about = record["measures"][key]
         print(
             f"{key}: {measure.metric.name}, {about['wanted']} is wanted; n = {about['n']:,}, "
             f"seed {about['seed']}; the recipe as it is has "
@@ -139,13 +127,13 @@ def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
         head += [key, "Δ vs recipe", "worse"]
     table = []
     for point in found.points:
-        line: list[Any] = [f"{point.value:g}", *(_kept(point, task) for task in tasks)]
+        line: list[Any] = [f"{point.value:g}", *(_kept_text(point, task) for task in tasks)]
         for key in measures:
             score = point.scores.get(key)
             line += (
                 ["–", "–", ""]
                 if score is None
-                else [span(score.figure), span(score.to_recipe, "+"), "*" * score.is_worse]
+                else [span(score.figure), span(score.less_recipe, "+"), "*" * score.is_worse]
             )
         table.append(line)
     show(table, head)
@@ -158,7 +146,7 @@ def _print(found: Sensitivity, told: Mapping[str, Any]) -> None:
     warn(errors)
 
 
-def _kept(point: Point, task: str) -> str:
+def _kept_text(point: Point, task: str) -> str:
     """Shares of layers, parameters and ‖τ‖², as far as they are known."""
     kept = point.kept.get(task)
     if kept is None:
@@ -190,7 +178,7 @@ def _verdict(found: Sensitivity) -> str:
             return f"Every value of {label} failed."
         worse = ", ".join(key for key, score in fewest.scores.items() if score.is_worse)
         return (
-            f"No value of {label} is safe: there is none where {meaning}. Nearest: "
+            f"No value of {label} is safe, that is, none where {meaning}. Closest: "
             f"{fewest.value:g}, where only {worse} is worse."
         )
     first, last = found.safe[0]

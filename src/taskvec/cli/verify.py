@@ -17,7 +17,7 @@ def run(args: Arguments) -> int:
 
     checks = verify(
         args.folder,
-        inputs=not args.no_inputs,
+        inputs=args.inputs,
         replay=args.replay,
         threads=args.threads,
         progress=Bars(args, name=str(args.folder)),
@@ -34,7 +34,7 @@ def run(args: Arguments) -> int:
 VERB = Verb(
     "verify", run, [
         Argument("folder", metavar="OUT", help="folder that taskvec wrote"),
-        Option("--no-inputs", is_flag=True, help="do not read the members"),
+        Option("--inputs/--no-inputs", default=True, help="read the members too"),
         Option("--replay", is_flag=True, help="repeat the merge and compare; writes nothing"),
         THREADS, JSON,
     ],

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypedDict, Unpack
 
 from taskvec.coefficients.goals import Goals, make_goals
 from taskvec.coefficients.sampling import find_sampler
@@ -17,26 +16,18 @@ from taskvec.coefficients.splits import Splitting, split
 from taskvec.coefficients.study import measure_scale, open_study, quiet, run, wanted_trials
 from taskvec.coefficients.study_files import study_json, write
 from taskvec.coefficients.study_locks import alone, worker
-from taskvec.coefficients.winner import Choice, choose, tested, trials_of
+from taskvec.coefficients.winner import Choice, choose, measure_winner, trials_of
 from taskvec.errors import TaskvecError, UsageError
+from taskvec.evaluation.data import DataPlaces
 from taskvec.evaluation.evaluate import Asked, EvaluationOptions
+from taskvec.evaluation.options import EvaluationKeywords, evaluation_options, places_of
 from taskvec.evaluation.task import Task, task_of
 from taskvec.extras import require
+from taskvec.keywords import takes
 from taskvec.recipes.reading import load_recipe
 from taskvec.recipes.recipe import Recipe
+from taskvec.streaming import Progress, silent
 from taskvec.tables import frame
-
-
-class TrialProgress(Protocol):
-    """Called with the number of candidates done; the command line shows a bar."""
-
-    def __call__(self, total: int) -> AbstractContextManager[Callable[[int], object]]:
-        """Begin; the context gives a function to call with the candidates done since."""
-
-
-def silent(total: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Progress that nobody sees."""
-    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -46,15 +37,17 @@ class SearchResult:
     Attributes:
         recipe: The winner's, ready to merge; None: no candidate keeps all that must be kept.
         choice: The winner, the front of a trade-off, or the nearest miss.
-        told: All that `trials.json` holds, as JSON types.
+        job: What was searched.
+        record: All that `trials.json` holds, as JSON types.
     """
 
     recipe: Recipe | None
     choice: Choice
-    told: Mapping[str, Any]
+    job: SearchJob
+    record: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        trials = self.told["tried"]
+        trials = self.record["tried"]
         winner = self.choice.winner
         found = "no winner" if winner is None else f"winner {dict(winner.point)} {winner.values}"
         return f"<SearchResult: {trials} candidates, {found}>"
@@ -63,54 +56,64 @@ class SearchResult:
         """A row for each candidate: its point, its values, and its error if it failed."""
         rows = [
             {key: trial[key] for key in ("number", "error")} | trial["point"] | trial["values"]
-            for trial in self.told["trials"]
+            for trial in self.record["trials"]
         ]
         return frame(rows)
 
 
-def search(
-    recipe: Recipe | str | os.PathLike[str],
-    *,
-    vary: Mapping[str, str] | Sequence[str] = (),
-    maximize: Sequence[Asked] = (),
-    minimize: Sequence[Asked] = (),
-    keep: Sequence[Asked] = (),
-    keep_share: float = 0.95,
-    single: Mapping[str, str] | None = None,
-    aggregate: str = "mean",
-    trade_off: bool = False,
-    select_n: int | None = None,
-    test_n: int | None = None,
-    trials: int | None = None,
-    sampler: str = "auto",
-    out: str | os.PathLike[str] = "taskvec-search",
-    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
-    executor: Callable[[SearchJob], Executor] = Local,
-    progress: TrialProgress = silent,
-) -> SearchResult:
-    """Search the coefficients of a recipe by what candidates score.
+class SearchKeywords(TypedDict, total=False):
+    """What is searched.
 
-    Args:
-        recipe: What is merged, or the file of a recipe; λ that it lacks must be varied.
+    Attributes:
         vary: Axes, as on the command line: `{"scale.math": "0:1", "scheme": "linear,threshold"}`;
-            none: λ of each task from 0 to 1.5.
+            default: λ of each task from 0 to 1.5.
         maximize: Tasks of the evaluation to be good at: `TASK` or `TASK@METRIC`, tasks, or
             functions of model and tokenizer that return a number, of which more is better.
         minimize: To be bad at.
         keep: In which at least `keep_share` of the target's value is kept.
-        keep_share: In (0, 1].
+        keep_share: In (0, 1]; default: 0.95.
         single: By goal, the task of the recipe that was tuned for it: values become shares of what
             that gains alone.
-        aggregate: How several goals become one, `mean` or `min`.
+        aggregate: How several goals become one, `mean` (default) or `min`.
         trade_off: Whether each goal is an objective of its own.
-        select_n: Samples of a task that candidates are chosen by; None: 100, or half.
-        test_n: Other samples that the winner is scored on; None: all others.
+        select_n: Samples of a task that candidates are chosen by; default: 100, or half.
+        test_n: Other samples that the winner is scored on; default: all others.
+        test_data: Where test data lie, if they are separate; as `data`.
         trials: Candidates; those that the folder has already count.
-        sampler: `auto`, `grid`, `qmc`, `tpe`, `cmaes` or `nsga2`.
-        out: Folder of the study; the same search goes on from it, and may share it.
-        options: How candidates are evaluated; the seed is that of the search too.
-        executor: Who scores candidates.
-        progress: Called with the candidates done.
+        sampler: `auto` (default), `grid`, `qmc`, `tpe`, `cmaes` or `nsga2`.
+        executor: Who scores candidates; default: this process.
+    """
+
+    vary: Mapping[str, str] | Sequence[str] | None
+    maximize: Sequence[Asked] | None
+    minimize: Sequence[Asked] | None
+    keep: Sequence[Asked] | None
+    keep_share: float | None
+    single: Mapping[str, str] | None
+    aggregate: str | None
+    trade_off: bool | None
+    select_n: int | None
+    test_n: int | None
+    test_data: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | DataPlaces | None
+    trials: int | None
+    sampler: str | None
+    executor: Callable[[SearchJob], Executor] | None
+
+
+class AllKeywords(SearchKeywords, EvaluationKeywords, total=False):
+    """What `search` takes."""
+
+
+@takes(SearchKeywords, EvaluationKeywords)
+def search(recipe: Recipe | str | os.PathLike[str], **options: Unpack[AllKeywords]) -> SearchResult:
+    """Search the coefficients of a recipe by what candidates score.
+
+    The same search goes on from the folder `out`, by default `taskvec-search`, and processes may
+    share it; `seed` is that of the sampler too, and `progress` counts candidates.
+
+    Args:
+        recipe: What is merged, or the file of a recipe; λ that it lacks must be varied.
+        {options}
 
     Returns:
         What was found; it lies in `out` too.
@@ -120,31 +123,39 @@ def search(
             something else.
         TaskvecError: anything else foreseen, such as that every candidate failed.
     """
+    how: dict[str, Any] = dict(options)
     given = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, needs_scales=False)
-    axes = [f"{key}={said}" for key, said in vary.items()] if isinstance(vary, Mapping) else vary
-    asked = (*maximize, *minimize, *keep)
-    own = {task.name: task for task in (task_of(a) for a in asked if not isinstance(a, str))}
+    vary = how.get("vary") or ()
+    axes = [f"{k}={values}" for k, values in vary.items()] if isinstance(vary, Mapping) else vary
+    ways = [how.get(way) or () for way in ("maximize", "minimize", "keep")]
+    own = {t.name: t for way in ways for a in way if not isinstance(a, str) for t in [task_of(a)]}
     goals = make_goals(
-        *(
-            [a if isinstance(a, str) else task_of(a).name for a in way]
-            for way in (maximize, minimize, keep)
-        ),
-        single=single,
+        *([a if isinstance(a, str) else task_of(a).name for a in way] for way in ways),
+        single=how.get("single"),
         tasks=list(given.family.tasks),
-        aggregate=aggregate,
-        keep_share=keep_share,
-        trade_off=trade_off,
+        **{key: how[key] for key in ("aggregate", "keep_share", "trade_off") if key in how},
+    )
+    out = Path(how.get("out", "taskvec-search"))
+    apart = how.get("test_data")
+    splitting = Splitting(
+        how.get("select_n"), how.get("test_n"), None if apart is None else places_of(apart)
     )
     job = make_job(
         given,
         [parse_axis(text) for text in axes],
         goals,
-        options,
-        Splitting(select_n, test_n),
-        sampler=sampler,
+        evaluation_options(how | {"out": out}),
+        splitting,
+        sampler=how.get("sampler", "auto"),
         own=own,
     )
-    return run_search(job, Path(out), trials=trials, executor=executor, progress=progress)
+    return run_search(
+        job,
+        out,
+        trials=how.get("trials"),
+        executor=how.get("executor", Local),
+        progress=how.get("progress", silent),
+    )
 
 
 def make_job(
@@ -179,7 +190,7 @@ def run_search(
     *,
     trials: int | None = None,
     executor: Callable[[SearchJob], Executor] = Local,
-    progress: TrialProgress = silent,
+    progress: Progress = silent,
 ) -> SearchResult:
     """Run a search, or go on with it.
 
@@ -193,7 +204,7 @@ def run_search(
         study = open_study(job, out, name)
         with executor(job) as scorer:
             measure_scale(study, scorer)
-            with progress(wanted) as advance:
+            with progress("candidates", wanted) as advance:
                 advance(len(trials_of(study)))
                 run(study, scorer, wanted, advance)
             with alone(out):
@@ -201,10 +212,12 @@ def run_search(
                 if not any(trial.is_scored for trial in known):
                     raise TaskvecError(f"every candidate failed; the last one: {known[-1].error}")
                 choice = choose(job.goals, study.scale, known)
-                test = None if choice.winner is None else tested(study, scorer, choice.winner)
+                test = (
+                    None if choice.winner is None else measure_winner(study, scorer, choice.winner)
+                )
                 everything = study_json(study, choice, test)
                 write(out, study, choice, everything)
     winner = choice.winner
     return SearchResult(
-        None if winner is None else job.space.recipe_at(winner.point), choice, everything
+        None if winner is None else job.space.recipe_at(winner.point), choice, job, everything
     )

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.errors import UsageError
+from taskvec.journal import fields_to_json, finite
 from taskvec.methods.table import Table, check_table
 from taskvec.statistics.scan import Scan
 
@@ -85,14 +86,14 @@ def vectors_of(scan: Scan, table: Table | None = None) -> Vectors:
     for task, norm in zip(scan.tasks, norms, strict=True):
         if not norm:
             raise UsageError(
-                f"task {task!r} is identical to the anchor, so that no λ follows; leave it out"
+                f"task {task!r} is identical to the anchor, so no λ can be proposed; remove it"
             )
     overlap = np.einsum("sn,nst->ts", weights, tau) / np.square(norms)[:, None]
     for task, own in zip(scan.tasks, np.diag(overlap), strict=True):
         if table is not None and own <= 0:
             raise UsageError(
-                f"{table.origin}: the weights leave nothing of task {task!r} or turn it round "
-                f"(share {own:g}), so that no λ follows; give another scheme, threshold or table"
+                f"{table.origin}: the weights remove or reverse task {task!r} "
+                f"(share {own:g}), so no λ can be proposed; give another scheme, threshold or table"
             )
     return Vectors(scan.tasks, norms, gram, overlap, _conflict(scan, weights))
 
@@ -200,8 +201,7 @@ class Proposals:
                 name: {
                     "scale": dict(scales),
                     "share": dict(self.shares[name]),
-                    "summary": FORMULAS[name].summary,
-                    "source": FORMULAS[name].source,
+                    **fields_to_json(FORMULAS[name], without=("formula",)),
                 }
                 for name, scales in self.scales.items()
             },
@@ -209,12 +209,10 @@ class Proposals:
                 task: {
                     "norm": float(v.norm[t]),
                     "pure_norm": float(v.pure_norm[t]),
-                    "cosine": dict(zip(v.tasks, v.cosine[t].tolist(), strict=True)),
-                    "sign_conflict": {
-                        other: float(x) if np.isfinite(x) else None
-                        for other, x in zip(v.tasks, v.conflict[t], strict=True)
-                        if other != task
-                    },
+                    "cosine": finite(dict(zip(v.tasks, v.cosine[t], strict=True))),
+                    "sign_conflict": finite(
+                        {o: v.conflict[t, i] for i, o in enumerate(v.tasks) if o != task}
+                    ),
                 }
                 for t, task in enumerate(v.tasks)
             },

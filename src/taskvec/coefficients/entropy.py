@@ -9,7 +9,7 @@ objective `entropy`, for any module of torch: the same descent, in streams inste
 that nothing is held out and the last step is taken.
 
 Low entropy is a stand-in for low loss, not a measure of it: a model that is sure of one class
-whatever it sees has none. Look at the scores of the result.
+for any input has none. Look at the scores of the result.
 
 Source: AdaMerging, arXiv:2310.02575, section 3.2; Adam at 0.001 from λ = 0.3 is the paper's. That λ
 is held in [0, 1] by projection, and that sources count alike, is this project's reading.
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.coefficients.fit import losses
-from taskvec.coefficients.fit.descent import Layers, descend
+from taskvec.coefficients.fit.descent import Descended, Layers, descend
 from taskvec.coefficients.fit.directions import (
     Pack,
     check_is_target,
@@ -121,8 +121,7 @@ def minimize_entropy(
         stack.enter_context(steered.steering())
         begin = np.full((len(tasks), columns), start)
         found = descend(steered, layers, begin, entropy, descent)
-    notes = tuple(found.warnings)
-    return _minimized(found.last, tasks, own, layer, descent, tuple(found.losses), notes)
+    return _result(found, tasks, own, layer, descent)
 
 
 def mean_entropy(logits: Any) -> Any:
@@ -206,7 +205,7 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _own_names(module: Any, vectors: Vectors) -> dict[str, str]:
     """Names in the vectors, and what the module itself calls them; they differ where tied."""
     if not any(vectors.values()):
-        raise UsageError("vectors name no tensor, so that there is nothing to weigh")
+        raise UsageError("vectors have no tensor; give at least one task vector")
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     first = {id(tensor): name for name, tensor in named.items()}
     every = {**module.state_dict(keep_vars=True), **named}
@@ -234,16 +233,14 @@ def _layers(names: list[str], granularity: str) -> dict[str, int]:
     }
 
 
-def _minimized(
-    scales: Array,
+def _result(
+    found: Descended,
     tasks: list[str],
     own: Mapping[str, str],
     layer: Mapping[str, int],
     descent: Descent,
-    entropy: tuple[float, ...],
-    notes: tuple[str, ...],
 ) -> Minimized:
-    warnings = list(notes)
+    scales, entropy, warnings = found.last, tuple(found.losses), list(found.warnings)
     for task, row in zip(tasks, scales, strict=True):
         for bound in (descent.low, descent.high):
             if count := int((row == bound).sum()):

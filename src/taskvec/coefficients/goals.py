@@ -48,6 +48,11 @@ class Goal:
         """As it is asked for: `TASK` or `TASK@METRIC`."""
         return f"{self.task}@{self.metric}" if self.metric else self.task
 
+    def of(self, results: Sequence[Result]) -> tuple[Result, str]:
+        """The result of its task, and the name of its metric."""
+        (result,) = [result for result in results if result.task == self.task]
+        return result, self.metric or result.metrics[0].name
+
 
 @dataclass(frozen=True, slots=True)
 class Goals:
@@ -88,9 +93,7 @@ def make_goals(
     *,
     single: Mapping[str, str] | None = None,
     tasks: Sequence[str] = (),
-    aggregate: str = "mean",
-    keep_share: float = KEEP_SHARE,
-    trade_off: bool = False,
+    **how: Any,
 ) -> Goals:
     """Goals as they are asked for.
 
@@ -100,9 +103,7 @@ def make_goals(
         keep: Of what it must keep.
         single: Task of the recipe by goal; for all that is maximised or minimised, or for none.
         tasks: Tasks of the recipe.
-        aggregate: See `Goals`.
-        keep_share: See `Goals`.
-        trade_off: See `Goals`.
+        **how: `aggregate`, `keep_share` and `trade_off` of `Goals`.
 
     Raises:
         UsageError: they are contradictory or incomplete.
@@ -115,8 +116,8 @@ def make_goals(
             task, _, metric = text.partition("@")
             goals.append(Goal(task, way, metric, single.pop(text, None) if way != KEEP else None))
     if single:
-        raise UsageError(f"--single names {next(iter(single))!r}, which is no goal")
-    made = Goals(tuple(goals), aggregate, keep_share, trade_off)
+        raise UsageError(f"--single names {next(iter(single))!r}, which is not a goal")
+    made = Goals(tuple(goals), **how)
     _check(made, tasks)
     return made
 
@@ -158,14 +159,14 @@ def metrics_of(goals: Goals, results: Sequence[Result]) -> dict[str, Metric]:
         UsageError: there is none of that name, it cannot be oriented, or values of several kinds
             are to become one.
     """
-    by_task = {result.task: result for result in results}
     found = {}
     for goal in goals.goals:
-        known = {metric.name: metric for metric in by_task[goal.task].metrics}
-        if goal.metric and goal.metric not in known:
-            hint = nearest(goal.metric, list(known))
-            raise UsageError(f"task {goal.task!r} has no metric {goal.metric!r}; {hint}")
-        metric = known[goal.metric or by_task[goal.task].metrics[0].name]
+        result, name = goal.of(results)
+        known = {metric.name: metric for metric in result.metrics}
+        if name not in known:
+            hint = nearest(name, list(known))
+            raise UsageError(f"task {goal.task!r} has no metric {name!r}; {hint}")
+        metric = known[name]
         if metric.higher_is_better is None:
             raise UsageError(
                 f"{goal.key}: neither more nor less {metric.name} is better; name another metric: "
@@ -206,11 +207,9 @@ def values_of(goals: Goals, results: Sequence[Result]) -> dict[str, float]:
     Raises:
         TaskvecError: there is none, or it is not finite.
     """
-    by_task = {result.task: result for result in results}
     found = {}
     for goal in goals.goals:
-        result = by_task[goal.task]
-        name = goal.metric or result.metrics[0].name
+        result, name = goal.of(results)
         value = result.figures[name].value if name in result.figures else math.nan
         if not math.isfinite(value):
             raise TaskvecError(f"{goal.key}: {name} of this candidate is {value}")

@@ -28,17 +28,20 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from taskvec.coefficients.goals import make_goals, metrics_of
 from taskvec.coefficients.sensitivity import prepare_each
 from taskvec.errors import TaskvecError, UsageError, nearest
-from taskvec.evaluation.evaluate import EvaluationOptions, Result
+from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
+from taskvec.evaluation.options import EvaluationKeywords, evaluation_options
 from taskvec.evaluation.task import Metric
+from taskvec.journal import fields_to_json, finite
+from taskvec.keywords import takes
 from taskvec.merging.decide import check_scales
 from taskvec.merging.layer_report import rank_correlation, sign_conflicts
 from taskvec.merging.prepare import open_with_base
@@ -89,24 +92,19 @@ class Alone:
     target: Result
     single: Result | None
     tuned: Result
-    error: str = ""
+    error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-
-        def told(result: Result | None) -> Any:
-            return None if result is None else result.figures[self.metric.name].to_json()
-
         about = {name: self.target.about[name] for name in ("n", "available", "seed")}
+        results = {name: getattr(self, name) for name in ("target", "single", "tuned")}
         return {
             "measure": self.target.task,
             "metric": self.metric.name,
             "higher_is_better": self.metric.higher_is_better,
             **about,
-            "target": told(self.target),
-            "single": told(self.single),
-            "tuned": told(self.tuned),
-            "error": self.error or None,
+            **{n: finite(r and r.figures[self.metric.name]) for n, r in results.items()},
+            "error": self.error,
         }
 
 
@@ -116,24 +114,15 @@ class Effect:
 
     Attributes:
         merged: Its metric in the merge of both.
-        to_single: Less that of the task's vector alone, paired; None without a single.
-        to_tuned: Less that of the fine-tune, paired.
-        outcome: `synergy`, `interference` or `neither`; empty without a single.
+        less_single: Less that of the task's vector alone, paired; None without a single.
+        less_tuned: Less that of the fine-tune, paired.
+        outcome: `synergy`, `interference` or `neither`; None without a single.
     """
 
     merged: Figure
-    to_single: Figure | None
-    to_tuned: Figure
-    outcome: str
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
-            "merged": self.merged.to_json(),
-            "less_single": None if self.to_single is None else self.to_single.to_json(),
-            "less_tuned": self.to_tuned.to_json(),
-            "outcome": self.outcome or None,
-        }
+    less_single: Figure | None
+    less_tuned: Figure
+    outcome: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +139,11 @@ class Pair:
     tasks: tuple[str, str]
     geometry: Geometry
     effects: Mapping[str, Effect]
-    error: str = ""
+    error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "tasks": list(self.tasks),
-            **asdict(self.geometry),
-            "effects": {task: effect.to_json() for task, effect in self.effects.items()},
-            "error": self.error or None,
-        }
+        return fields_to_json(self, without=("geometry",)) | asdict(self.geometry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,51 +160,49 @@ class Pairs:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "tasks": {task: alone.to_json() for task, alone in self.alone.items()},
-            "pairs": [pair.to_json() for pair in self.pairs],
-        }
+        return {"tasks": finite(self.alone), "pairs": finite(self.pairs)}
 
 
+@takes(EvaluationKeywords)
 def measure_pairs(
     recipe: Recipe | str | os.PathLike[str],
     measure: Mapping[str, str],
-    *,
-    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
+    **options: Unpack[EvaluationKeywords],
 ) -> Pairs:
     """Merge every pair of tasks in memory and compare it with each task alone.
 
-    A pair whose merge fails is told with the error; the others go on.
+    A pair whose merge fails has the error; the others go on.
 
     Args:
         recipe: Names the tasks, λ and the method; or the file of a recipe.
         measure: What each task of the recipe is measured by, `TASK` or `TASK@METRIC` of the
             evaluation; tasks without one are left out.
-        options: How to evaluate.
+        {options}
 
     Raises:
         UsageError: λ is missing, a measure is of no task of the recipe, or there are too few.
         TaskvecError: the target or a fine-tune cannot be measured.
     """
+    how = evaluation_options(options)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     check_scales(recipe)
-    tasks = _checked(recipe, measure)
+    tasks = _check(recipe, measure)
     keys = list(dict.fromkeys(measure.values()))
     goals = make_goals(keys, trade_off=len(keys) > 1)
     asked = {task: measure[task].partition("@")[0] for task in tasks}
-    by_name = {each.task.name: each for each in prepare_each(list(asked.values()), options)}
+    by_name = {each.task.name: each for each in prepare_each(list(asked.values()), how)}
     scan = scan_members(open_with_base(recipe))
     weights = pure_weights(recipe, scan)
     granularity = str(recipe.parameters[tasks[0]].get("granularity", "tensor"))
 
     def ask(candidate: Recipe, name: str, tasks: Sequence[str]) -> dict[str, Result]:
         wanted = [by_name[each] for each in dict.fromkeys(asked[task] for task in tasks)]
-        found = {r.task: r for r in models.evaluate((candidate, None), wanted, name)}
+        found = {r.task: r for r in models.evaluate(candidate, wanted, name)}
         return {task: found[asked[task]] for task in tasks}
 
     pairs = []
-    with Models(options or EvaluationOptions()) as models:
-        untouched = ask(_untouched(recipe, tasks[0]), "target", tasks)
+    with Models(how) as models:
+        untouched = ask(_target_recipe(recipe, tasks[0]), "target", tasks)
         metrics = metrics_of(goals, list(untouched.values()))
         alone = {
             task: _alone(recipe, task, metrics[measure[task]], untouched[task], ask)
@@ -238,7 +220,7 @@ def measure_pairs(
     return Pairs(alone, tuple(pairs))
 
 
-def _checked(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
+def _check(recipe: Recipe, measure: Mapping[str, str]) -> list[str]:
     """The tasks that are measured, in the order of the recipe."""
     for task in measure:
         if task not in recipe.family.tasks:
@@ -265,7 +247,7 @@ def _whole(recipe: Recipe, task: str) -> Recipe:
     )
 
 
-def _untouched(recipe: Recipe, task: str) -> Recipe:
+def _target_recipe(recipe: Recipe, task: str) -> Recipe:
     """The target with nothing of a task's vector."""
     family = only(recipe, (task,)).family
     return replace(
@@ -284,12 +266,12 @@ def _alone(recipe: Recipe, task: str, metric: Metric, target: Result, ask: Ask) 
 
 def _effect(merged: Result, alone: Alone) -> Effect:
     metric, single = alone.metric, alone.single
-    to_single = None if single is None else _apart(metric, merged, single)
+    less_single = None if single is None else _apart(metric, merged, single)
     return Effect(
         merged.figures[metric.name],
-        to_single,
+        less_single,
         _apart(metric, merged, alone.tuned),
-        "" if to_single is None else outcome(metric, to_single),
+        None if less_single is None else outcome(metric, less_single),
     )
 
 

@@ -21,8 +21,9 @@ from taskvec.coefficients.scoring import Ask, CandidateOutcome, Executor, Local,
 from taskvec.coefficients.splits import Split, split
 from taskvec.coefficients.study import members_of
 from taskvec.errors import TaskvecError, UsageError
-from taskvec.evaluation.evaluate import Asked, silent
+from taskvec.evaluation.evaluate import Asked
 from taskvec.extras import require
+from taskvec.streaming import silent
 
 TRIES = 2  # workers that may end over one candidate
 # Read when Ray is imported, or by the processes that it starts.
@@ -164,7 +165,7 @@ class RayExecutor:
         try:
             theirs, where = self._ray.get(worker.facts.remote())
         except self._ray.exceptions.RayActorError as error:
-            raise TaskvecError(f"a Ray worker does not start: {_told(error)}") from error
+            raise TaskvecError(f"a Ray worker does not start: {_one_line(error)}") from error
         for key, one in mine.items():
             for name, value in one.items():
                 if theirs[key].get(name) != value:
@@ -195,7 +196,7 @@ class RayExecutor:
                 if tries == TRIES:
                     self._hand_out()
                     return CandidateOutcome(
-                        ask.number, error=f"{TRIES} workers ended over it: {_told(error)}"
+                        ask.number, error=f"{TRIES} workers ended over it: {_one_line(error)}"
                     )
                 self._waiting.append((ask, tries + 1))
                 self._hand_out()
@@ -215,13 +216,13 @@ def _stay_at_home() -> None:
     if ray is None:
         os.environ.update(AT_HOME)
     elif not ray.is_initialized() and AT_HOME.items() - os.environ.items():
-        told = " ".join(f"{name}={value}" for name, value in AT_HOME.items())
+        record = " ".join(f"{name}={value}" for name, value in AT_HOME.items())
         raise TaskvecError(
             "Ray was imported before the search, and would listen on all addresses of this "
-            f"machine; set {told} before that, or start a cluster yourself with ray.init()"
+            f"machine; set {record} before that, or start a cluster yourself with ray.init()"
         )
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """What Ray says, in one line."""
     return " ".join(str(error).split())[:300]

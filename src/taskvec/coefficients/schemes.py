@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from taskvec.errors import UsageError
 from taskvec.layers import GRANULARITIES
-from taskvec.methods.lata import NARROW_SPREAD, rank
+from taskvec.methods.lata import NARROW_SPREAD, spearman
 from taskvec.statistics.scan import Scan, layer_statistics
 
 Array = np.ndarray[Any, Any]
@@ -129,11 +129,6 @@ class Suggestion:
     reasons: tuple[str, ...]
     shapes: Mapping[str, SimilarityShape]
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        shapes = {task: asdict(shape) for task, shape in self.shapes.items()}
-        return asdict(self) | {"reasons": list(self.reasons), "shapes": shapes}
-
 
 def suggest_scheme(scan: Scan, granularity: str = "tensor") -> Suggestion:
     """The scheme that suits a family by `RULES`.
@@ -160,8 +155,8 @@ def suggest_scheme(scan: Scan, granularity: str = "tensor") -> Suggestion:
     reasons = [f"{t}: {rule.reason.format(s=shapes[t])}" for t, rule in decided.items()]
     schemes = {rule.scheme for rule in decided.values()}
     if len(schemes) > 1:
-        told = ", ".join(f"{t} {rule.scheme or 'none'}" for t, rule in decided.items())
-        return Suggestion(None, None, (*reasons, f"tasks disagree ({told})"), shapes)
+        record = ", ".join(f"{t} {rule.scheme or 'none'}" for t, rule in decided.items())
+        return Suggestion(None, None, (*reasons, f"tasks disagree ({record})"), shapes)
     scheme = schemes.pop() if schemes else None
     if scheme != "threshold":
         return Suggestion(scheme, None, tuple(reasons), shapes)
@@ -186,6 +181,7 @@ def shape_of(scan: Scan, task: str, granularity: str) -> SimilarityShape:
     length, side = len(ordered), max(1, int(np.ceil(SIDE * len(ordered))))
     lower, upper = ordered[side - 1 : length - side], ordered[side : length - side + 1]
     widest = int(np.argmax(upper - lower)) if len(lower) else None
+    moved = spearman(similarity, -ratio)
     gram, t = scan.gram.sum(0), 2 + scan.task_index(task)
     instruction, own = np.sqrt(gram[1, 1]), np.sqrt(gram[t, t])
     return SimilarityShape(
@@ -193,15 +189,7 @@ def shape_of(scan: Scan, task: str, granularity: str) -> SimilarityShape:
         low=float(ordered[0]),
         high=float(ordered[-1]),
         gap=(0.0, 0.0) if widest is None else (float(lower[widest]), float(upper[widest])),
-        moved=_rank_correlation(similarity, -ratio),
+        moved=1.0 if math.isnan(moved) else moved,
         norm_ratio=float(own / instruction) if instruction else math.inf,
         task_cosine=float(gram[1, t] / (own * instruction)) if instruction else 0.0,
     )
-
-
-def _rank_correlation(a: Array, b: Array) -> float:
-    """Spearman's; 1 where one of the two is the same everywhere."""
-    x, y = rank(a), rank(b)
-    x, y = x - x.mean(), y - y.mean()
-    size = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / size) if size else 1.0

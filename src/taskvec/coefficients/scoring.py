@@ -22,11 +22,11 @@ from taskvec.evaluation.evaluate import (
     Result,
     TaskSamples,
     evaluate_with,
-    silent,
 )
 from taskvec.evaluation.loading import Models
 from taskvec.evaluation.task import Task
 from taskvec.recipes.recipe import Recipe
+from taskvec.streaming import silent
 
 SELECT, TEST = "select", "test"
 

@@ -20,17 +20,20 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from taskvec.coefficients.goals import MINIMIZE, Goal, make_goals, metrics_of
-from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, swept
+from taskvec.coefficients.sweeps import Sweep, owner_of, parse_sweep, set_value
 from taskvec.errors import TaskvecError, UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, prepare
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.loading import Models
+from taskvec.evaluation.options import EvaluationKeywords, evaluation_options
 from taskvec.evaluation.task import Metric
+from taskvec.journal import fields_to_json, finite
+from taskvec.keywords import takes
 from taskvec.merging.decide import check_scales
 from taskvec.merging.prepare import open_with_base
 from taskvec.merging.scans import scan_members
@@ -56,10 +59,6 @@ class KeptShares:
     parameters: float
     energy: float | None
 
-    def to_json(self) -> dict[str, float | None]:
-        """A JSON object."""
-        return {"layers": self.layers, "parameters": self.parameters, "energy": self.energy}
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -67,24 +66,20 @@ class Measured:
 
     Attributes:
         figure: Its metric.
-        to_recipe: Less that of the recipe as it is, paired.
-        to_best: Less that at the goal's best point, paired; of equally good points, the first.
+        less_recipe: Less that of the recipe as it is, paired.
+        less_best: Less that at the goal's best point, paired; of equally good points, the first.
         is_worse: Whether it is worse than there by more than the interval.
     """
 
     figure: Figure
-    to_recipe: Figure
-    to_best: Figure
+    less_recipe: Figure
+    less_best: Figure
     is_worse: bool
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            **self.figure.to_json(),
-            "less_recipe": self.to_recipe.to_json(),
-            "less_best": self.to_best.to_json(),
-            "worse": self.is_worse,
-        }
+        apart = {"less_recipe": self.less_recipe, "less_best": self.less_best}
+        return self.figure.to_json() | {**finite(apart), "worse": self.is_worse}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,7 @@ class Point:
     value: float
     kept: Mapping[str, KeptShares] = field(default_factory=dict)
     scores: Mapping[str, Measured] = field(default_factory=dict)
-    error: str = ""
+    error: str | None = None
 
     @property
     def is_safe(self) -> bool:
@@ -110,13 +105,7 @@ class Point:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "value": self.value,
-            "kept": {task: kept.to_json() for task, kept in self.kept.items()},
-            "scores": {key: score.to_json() for key, score in self.scores.items()},
-            "safe": self.is_safe,
-            "error": self.error or None,
-        }
+        return fields_to_json(self) | {"safe": self.is_safe}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +173,10 @@ class Sensitivity:
         return {
             "sweep": self.sweep.label,
             "values": list(self.sweep.values),
-            "measures": {key: measure.to_json() for key, measure in self.measures.items()},
+            "measures": finite(self.measures),
             "safe_range": list(self.safe[0]) if self.safe else None,
             "safe_ranges": [list(run) for run in self.safe],
-            "points": [point.to_json() for point in self.points],
+            "points": finite(self.points),
         }
 
 
@@ -239,13 +228,14 @@ def kept_below(scan: Scan, task: str, granularity: str, threshold: float) -> Kep
     )
 
 
+@takes(EvaluationKeywords)
 def measure_sweep(
     recipe: Recipe | str | os.PathLike[str],
     sweep: Sweep | str,
     *,
     measure: Sequence[str] = (),
     minimize: Sequence[str] = (),
-    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
+    **options: Unpack[EvaluationKeywords],
 ) -> Sensitivity:
     """Try every value of a sweep.
 
@@ -255,38 +245,39 @@ def measure_sweep(
         recipe: Everything but the number that is swept, or the file of a recipe.
         sweep: Which number, and its values; as on the command line, `"threshold=0.5:1:0.05"`.
         measure: Tasks of the evaluation, `TASK` or `TASK@METRIC`, to be good at; none, with
-            `minimize` empty: only what is kept is told, and no model is loaded.
+            `minimize` empty: only what is kept is reported, and no model is loaded.
         minimize: To be bad at, such as a skill to be forgotten.
-        options: How to evaluate.
+        {options}
 
     Raises:
         UsageError: the recipe has no such number or lacks λ, or a value is outside its range.
         TaskvecError: the recipe itself cannot be merged or measured.
     """
+    how = evaluation_options(options)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     sweep = parse_sweep(sweep) if isinstance(sweep, str) else sweep
     check_scales(recipe)
-    recipes = [swept(recipe, sweep, value) for value in sweep.values]
+    recipes = [set_value(recipe, sweep, value) for value in sweep.values]
     if not measure and not minimize:
         return Sensitivity(sweep, blank_points(recipe, sweep))
     goals = make_goals(measure, minimize, trade_off=len(measure) + len(minimize) > 1)
-    prepared = prepare_each([goal.task for goal in goals.goals], options)
+    prepared = prepare_each([goal.task for goal in goals.goals], how)
     points = blank_points(recipe, sweep)
     found: list[Results] = []
-    with Models(options) as models:
-        models.check((recipe, None), prepared)
-        reference = models.evaluate((recipe, None), prepared, "recipe")
+    with Models(how) as models:
+        models.check(recipe, prepared)
+        reference = models.evaluate(recipe, prepared, "recipe")
         metrics = metrics_of(goals, reference)
         for i, (point, candidate) in enumerate(zip(points, recipes, strict=True)):
             try:
                 name = f"{sweep.label}={point.value:.12g}"
-                found.append(_by_task(models.evaluate((candidate, None), prepared, name)))
+                found.append(_by_task(models.evaluate(candidate, prepared, name)))
             except TaskvecError as error:
                 points[i] = replace(point, error=str(error))
                 found.append({})
     by_task = _by_task(reference)
     measures = {g.key: Measure(g, metrics[g.key], by_task[g.task]) for g in goals.goals}
-    return Sensitivity(sweep, scored(points, found, measures), measures)
+    return Sensitivity(sweep, add_scores(points, found, measures), measures)
 
 
 def prepare_each(names: Sequence[str], options: EvaluationOptions) -> list[TaskSamples]:
@@ -315,7 +306,7 @@ def _by_task(results: Sequence[Result]) -> Results:
     return {result.task: result for result in results}
 
 
-def scored(
+def add_scores(
     points: Sequence[Point], found: Sequence[Results], measures: Mapping[str, Measure]
 ) -> list[Point]:
     """The points with their scores.
@@ -330,10 +321,10 @@ def scored(
 
     def score(results: Results, key: str) -> Measured:
         measure, mine = measures[key], results[measures[key].goal.task]
-        to_best = _apart(mine, best[key], measure.metric)
-        to_recipe = _apart(mine, measure.recipe, measure.metric)
+        less_best = _apart(mine, best[key], measure.metric)
+        less_recipe = _apart(mine, measure.recipe, measure.metric)
         figure = mine.figures[measure.metric.name]
-        return Measured(figure, to_recipe, to_best, _is_worse(to_best, measure.wants_high))
+        return Measured(figure, less_recipe, less_best, _is_worse(less_best, measure.wants_high))
 
     return [
         replace(point, scores={key: score(results, key) for key in measures} if results else {})

@@ -13,7 +13,6 @@ A point of the space is a mapping from axis to value, and stands for a recipe.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import os
@@ -25,7 +24,8 @@ from typing import Any
 from taskvec.errors import ParameterError, RecipeError, UsageError, nearest
 from taskvec.methods import find_method
 from taskvec.methods.method import Method
-from taskvec.recipes.located import Document
+from taskvec.recipes.located import Document, Key
+from taskvec.recipes.overrides import with_overrides
 from taskvec.recipes.reading import read_recipe
 from taskvec.recipes.recipe import Recipe
 
@@ -109,24 +109,24 @@ def parse_axis(text: str) -> Axis:
     (Axis(name='scale', task='math', choices=(), low=0.0, high=1.0, step=None), \
 (0.1, 0.4, 0.7, 1.0))
     """
-    key, equals, said = text.partition("=")
+    key, equals, values = text.partition("=")
     name, _, task = key.strip().partition(".")
-    if not equals or not name or not said.strip():
+    if not equals or not name or not values.strip():
         raise UsageError(f"--vary must be NAME=LOW:HIGH[:STEP] or NAME=ONE,OTHER,…; got {text!r}")
     about: dict[str, Any] = {"name": name, "task": task or None}
-    if ":" not in said:
-        words = tuple(_value(word.strip()) for word in said.split(",") if word.strip())
+    if ":" not in values:
+        words = tuple(_value(word.strip()) for word in values.split(",") if word.strip())
         if len(set(words)) < len(words) or len(words) < 2:
-            raise UsageError(f"--vary {key}: needs two or more values, each once; got {said!r}")
+            raise UsageError(f"--vary {key}: needs two or more values, each once; got {values!r}")
         return Axis(**about, choices=words)
-    numbers = [_value(part.strip()) for part in said.split(":")]
+    numbers = [_value(part.strip()) for part in values.split(":")]
     if len(numbers) not in (2, 3) or any(isinstance(number, str) for number in numbers):
-        raise UsageError(f"--vary {key}: a range is LOW:HIGH or LOW:HIGH:STEP; got {said!r}")
+        raise UsageError(f"--vary {key}: a range is LOW:HIGH or LOW:HIGH:STEP; got {values!r}")
     low, high, *step = (float(number) for number in numbers)
     if not low < high or (step and not 0 < step[0] <= (high - low) * (1 + 1e-9)):
         raise UsageError(
             f"--vary {key}: LOW must be below HIGH, and STEP from above 0 to the range; "
-            f"got {said!r}"
+            f"got {values!r}"
         )
     return Axis(**about, low=low, high=high, step=step[0] if step else None)
 
@@ -193,18 +193,18 @@ class Space:
 
     def mapping(self, point: Point) -> dict[str, Any]:
         """The recipe at a point, as a mapping."""
-        data = copy.deepcopy(dict(self.data))
-        name = str(point.get(METHOD, self.recipe.method.name))
-        if name != self.recipe.method.name:
-            data["method"] = {"name": name}
-            theirs = {parameter.name for parameter in self.recipe.method.parameters}
-            for entry in data["tasks"].values():
-                for parameter in theirs:
-                    entry.pop(parameter, None)
+        values: dict[str | Key, object] = {}
         for axis in self.axes:
-            if axis.key in point and axis.name != METHOD:
-                for task in _tasks_of(axis, self):
-                    _put(data["tasks"][task], axis.name, point[axis.key])
+            if axis.key not in point:
+                continue
+            if axis.name == METHOD:
+                values["method", "name"] = point[METHOD]
+                continue
+            for task in _tasks_of(axis, self):
+                key = ("tasks", task, axis.name)
+                by_layer = isinstance(self.data["tasks"][task].get(axis.name), dict)
+                values[(*key, "times") if by_layer else key] = point[axis.key]
+        data: dict[str, Any] = with_overrides(Document(dict(self.data), ""), values).data
         return data
 
     def recipe_at(self, point: Point) -> Recipe:
@@ -215,13 +215,6 @@ class Space:
         """
         document = Document(self.mapping(point), "the candidate")
         return read_recipe(document, Path.cwd()).with_models(self.recipe.family)
-
-
-def _put(entry: dict[str, Any], name: str, value: Value) -> None:
-    if name == SCALE and isinstance(entry.get(SCALE), dict):
-        entry[SCALE] = entry[SCALE] | {"times": value}
-    else:
-        entry[name] = value
 
 
 def _applies(axis: Axis, method: Method) -> bool:

@@ -62,8 +62,8 @@ class Split:
 
 def digest(samples: Sequence[Sample]) -> str:
     """Of ids and requests, in order."""
-    told = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    record = [[sample.id, [asdict(request) for request in sample.requests]] for sample in samples]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) -> Split:
@@ -86,24 +86,24 @@ def split(asked: Sequence[Asked], options: EvaluationOptions, how: Splitting) ->
     if len(here) != len(asked):
         raise UsageError("a group of tasks cannot be a goal; name the tasks themselves")
     pairs = [
-        _divided(each, None if apart is None else apart[i], how, options.settings.seed)
+        _divide(each, None if apart is None else apart[i], how, options.settings.seed)
         for i, each in enumerate(here)
     ]
     return Split(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
 
 
-def _divided(
+def _divide(
     here: TaskSamples, apart: TaskSamples | None, how: Splitting, seed: int
 ) -> tuple[TaskSamples, TaskSamples]:
     if here.task.measure is not None:
         return here, here
     task = here.task.name
-    shuffled = _shuffled(here.samples, f"{seed}:{task}:select")
+    shuffled = _shuffle(here.samples, f"{seed}:{task}:select")
     half = len(shuffled) if apart is not None else len(shuffled) // 2
     wanted = how.select_n if how.select_n is not None else min(SELECT_N, max(1, half))
     chosen, rest = shuffled[:wanted], shuffled[wanted:]
     if apart is not None:
-        rest = _shuffled(apart.samples, f"{seed}:{task}:test")
+        rest = _shuffle(apart.samples, f"{seed}:{task}:test")
     asked = {sample.requests for sample in chosen}
     left = [sample for sample in rest if sample.requests not in asked]
     test = left[: how.test_n]
@@ -113,12 +113,12 @@ def _divided(
             there += f" and {len(left)} others for the test"
         raise UsageError(
             f"task {task!r} has {there}; {wanted} for selection and {how.test_n or 1} for the test "
-            "do not fit; ask for fewer, or give test data apart"
+            "do not fit; ask for fewer, or give separate test data"
         )
     return _part(here, chosen), _part(apart or here, test)
 
 
-def _shuffled(samples: Sequence[Sample], seed: str) -> list[Sample]:
+def _shuffle(samples: Sequence[Sample], seed: str) -> list[Sample]:
     """Samples with different requests, in an order that the seed gives."""
     unique = list({sample.requests: sample for sample in reversed(samples)}.values())[::-1]
     return Random(seed).sample(unique, len(unique))

@@ -1,4 +1,4 @@
-"""The study: candidates are asked for, scored, and told, until there are as many as wanted.
+"""The study: candidates are sampled, scored and recorded, until there are as many as wanted.
 
 The study lies in a journal. It is resumed by being opened again, and shared by being opened by
 several processes. It is refused where it is a study of something else.
@@ -69,7 +69,7 @@ class Study:
 def definition(job: SearchJob) -> dict[str, Any]:
     """What makes two studies the same, in JSON types."""
     options, settings = job.options, job.options.settings
-    told = {
+    record = {
         "recipe": dict(job.space.data) | {"scales": dict(job.space.recipe.scales)},
         "members": members_of(job),
         "axes": [str(axis) for axis in job.space.axes],
@@ -88,7 +88,7 @@ def definition(job: SearchJob) -> dict[str, Any]:
         "sampler": job.sampler,
         "seed": job.seed,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(told))
+    plain: dict[str, Any] = json.loads(json.dumps(record))
     return plain
 
 
@@ -129,7 +129,7 @@ def open_study(job: SearchJob, folder: Path, worker: str) -> Study:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    told = definition(job)
+    record = definition(job)
     objectives = len(job.goals.aims) if job.goals.trade_off else 1
     with alone(folder):
         journal = folder / JOURNAL
@@ -140,17 +140,17 @@ def open_study(job: SearchJob, folder: Path, worker: str) -> Study:
             storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
             there = {study.study_name for study in storage.get_all_studies()}
         except (ValueError, KeyError) as error:
-            raise UsageError(f"{journal}: is no journal of a study: {error}") from error
+            raise UsageError(f"{journal}: is not the journal of a study: {error}") from error
         if NAME in there:
             study = optuna.load_study(study_name=NAME, storage=storage)
-            _check_same(folder, study.user_attrs.get("definition"), told)
+            _check_same(folder, study.user_attrs.get("definition"), record)
         else:
             study = optuna.create_study(
                 study_name=NAME, storage=storage, directions=["maximize"] * objectives
             )
         if "definition" not in study.user_attrs:
             _queue_first(study, job)
-            study.set_user_attr("definition", told)
+            study.set_user_attr("definition", record)
     return Study(job, folder, worker, study)
 
 
@@ -158,13 +158,13 @@ def _check_same(folder: Path, before: Any, now: Mapping[str, Any]) -> None:
     if before is None or before == now:
         return
     keys = [key for key in now if before.get(key) != now[key]]
-    told = []
+    changes = []
     for key in keys:
         one, other = (json.dumps(each, ensure_ascii=False) for each in (before.get(key), now[key]))
-        told.append(key if len(one) + len(other) > 200 else f"{key} was {one}, is {other}")
+        changes.append(key if len(one) + len(other) > 200 else f"{key} was {one}, is {other}")
     raise UsageError(
-        f"{folder}: holds a study of something else; what differs: {'; '.join(told)}. Give another "
-        "--out"
+        f"{folder}: holds a study of something else; what differs: {'; '.join(changes)}. Give "
+        "another --out"
     )
 
 
@@ -201,20 +201,20 @@ def measure_scale(study: Study, executor: Executor) -> None:
     with alone(study.folder):
         kept = study.optuna.user_attrs.get("scale")
         if kept is None:
-            kept = _measured(study.job, executor)
+            kept = _measure(study.job, executor)
             study.optuna.set_user_attr("scale", kept)
-    metrics = {key: Metric(**told) for key, told in kept["metrics"].items()}
+    metrics = {key: Metric(**record) for key, record in kept["metrics"].items()}
     study.scale = Scale(metrics, kept["target"], kept["single"])
     check_gains(study.job.goals, study.scale)
 
 
-def _measured(job: SearchJob, executor: Executor) -> dict[str, Any]:
-    outcome = scored(executor, Ask(-1, None))
+def _measure(job: SearchJob, executor: Executor) -> dict[str, Any]:
+    outcome = score_one(executor, Ask(-1, None))
     metrics = metrics_of(job.goals, outcome.results)
     single: dict[str, float] = {}
     for task in dict.fromkeys(goal.single for goal in job.goals.aims if goal.single is not None):
         values = values_of(
-            job.goals, scored(executor, Ask(-1, single_task(job.space.recipe, task))).results
+            job.goals, score_one(executor, Ask(-1, single_task(job.space.recipe, task))).results
         )
         single |= {goal.key: values[goal.key] for goal in job.goals.aims if goal.single == task}
     about = ("name", "kind", "higher_is_better")
@@ -225,7 +225,7 @@ def _measured(job: SearchJob, executor: Executor) -> dict[str, Any]:
     }
 
 
-def scored(executor: Executor, ask: Ask) -> CandidateOutcome:
+def score_one(executor: Executor, ask: Ask) -> CandidateOutcome:
     """The outcome of one ask, while nothing else is under way.
 
     Raises:
@@ -292,8 +292,8 @@ def _begin(study: Study, executor: Executor, trials: int, advance: Callable[[int
     study.pending[trial.number] = trial, point
     twin = _twin(study, trial.number, point)
     if twin is not None:
-        told = dict(twin.user_attrs["outcome"]) | {"same_as": twin.number}
-        _tell(study, trial.number, told | {"switching_s": 0.0, "scoring_s": 0.0})
+        record = dict(twin.user_attrs["outcome"]) | {"same_as": twin.number}
+        _tell(study, trial.number, record | {"switching_s": 0.0, "scoring_s": 0.0})
         advance(1)
         return True
     try:
@@ -337,7 +337,7 @@ def _twin(study: Study, number: int, point: Point) -> Any:
 def _finish(study: Study, outcome: CandidateOutcome) -> None:
     """Keep what became of a candidate."""
     goals, (_, point) = study.job.goals, study.pending[outcome.number]
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "point": dict(point),
         "values": {},
         "objectives": [],
@@ -348,23 +348,23 @@ def _finish(study: Study, outcome: CandidateOutcome) -> None:
     }
     if not outcome.error:
         try:
-            told["values"] = values = values_of(goals, outcome.results)
-            told["objectives"] = [float(x) for x in objectives(goals, study.scale, values)]
-            told["violations"] = violations(goals, study.scale, values)
+            record["values"] = values = values_of(goals, outcome.results)
+            record["objectives"] = [float(x) for x in objectives(goals, study.scale, values)]
+            record["violations"] = violations(goals, study.scale, values)
         except TaskvecError as error:
-            told["error"] = str(error)
-    _tell(study, outcome.number, told)
+            record["error"] = str(error)
+    _tell(study, outcome.number, record)
 
 
-def _tell(study: Study, number: int, told: Mapping[str, Any]) -> None:
+def _tell(study: Study, number: int, record: Mapping[str, Any]) -> None:
     from optuna.trial import TrialState
 
     trial, _ = study.pending[number]
-    trial.set_user_attr("outcome", dict(told))
-    if told["error"]:
+    trial.set_user_attr("outcome", dict(record))
+    if record["error"]:
         study.optuna.tell(trial, state=TrialState.FAIL)
     else:
-        study.optuna.tell(trial, list(told["objectives"]))
+        study.optuna.tell(trial, list(record["objectives"]))
     del study.pending[number]
 
 

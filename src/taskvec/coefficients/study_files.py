@@ -9,25 +9,26 @@ OUT/trials.json      all of it: space, goals, seeds, samples, versions, trials, 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from taskvec.coefficients.scoring import SearchJob
 from taskvec.coefficients.space import Space
 from taskvec.coefficients.study import Study, definition
 from taskvec.coefficients.winner import Choice, Trial, trials_of
 from taskvec.evaluation.results import about
 from taskvec.files import write_text
 from taskvec.journal import finite
-from taskvec.recipes.writing import SCHEMA_FILE, recipe_text, schema_text
+from taskvec.recipes.writing import recipe_text, write_recipe
+from taskvec.tables import csv_text
 
-FEWEST = 20  # scored candidates that importances are told from
+FEWEST = 20  # scored candidates that importances need
 
 
 def study_json(study: Study, choice: Choice, test: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -97,11 +98,9 @@ def write(folder: Path, study: Study, choice: Choice, all_of_it: Mapping[str, An
     """
     space = study.job.space
     if choice.winner is not None:
-        write_text(folder / "recipe.yaml", candidate_text(space, choice.winner))
-        write_text(folder / SCHEMA_FILE, schema_text())
+        write_recipe(folder / "recipe.yaml", candidate_text(space, choice.winner))
     for trial in choice.front:
-        write_text(folder / "front" / f"{trial.number}.yaml", candidate_text(space, trial))
-        write_text(folder / "front" / SCHEMA_FILE, schema_text())
+        write_recipe(folder / "front" / f"{trial.number}.yaml", candidate_text(space, trial))
     write_text(folder / "trials.csv", table(study))
     text = json.dumps(all_of_it, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "trials.json", text + "\n")
@@ -117,25 +116,23 @@ def candidate_text(space: Space, trial: Trial) -> str:
 def table(study: Study) -> str:
     """Every trial as CSV."""
     job, trials = study.job, trials_of(study)
-    axes = [axis.key for axis in job.space.axes]
-    goals = [goal.key for goal in job.goals.goals]
-    kept = [goal.key for goal in job.goals.kept]
     count = len(job.goals.aims) if job.goals.trade_off else 1
     names = [f"objective_{i + 1}" for i in range(count)]
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(
-        ["number", *axes, *goals, *names, *(f"violation {key}" for key in kept), "allowed",
-         "same_as", "switching_s", "scoring_s", "error"]
-    )  # fmt: skip
-    for trial in trials:
-        found = [*trial.objectives, *([""] * (count - len(trial.objectives)))]
-        rows.writerow(
-            [trial.number, *(trial.point.get(key, "") for key in axes),
-             *(trial.values.get(key, "") for key in goals), *found,
-             *(trial.violations.get(key, "") for key in kept),
-             "" if trial.error else all(v <= 0 for v in trial.violations.values()),
-             "" if trial.same_as is None else trial.same_as,
-             f"{trial.switching_s:.4f}", f"{trial.scoring_s:.4f}", trial.error]
-        )  # fmt: skip
-    return out.getvalue()
+    return csv_text([_row(job, trial, names) for trial in trials])
+
+
+def _row(job: SearchJob, trial: Trial, names: Sequence[str]) -> dict[str, Any]:
+    kept = {f"violation {goal.key}": trial.violations.get(goal.key) for goal in job.goals.kept}
+    allowed = all(violation <= 0 for violation in trial.violations.values())
+    return {
+        "number": trial.number,
+        **{axis.key: trial.point.get(axis.key) for axis in job.space.axes},
+        **{goal.key: trial.values.get(goal.key) for goal in job.goals.goals},
+        **dict(zip_longest(names, trial.objectives)),
+        **kept,
+        "allowed": "" if trial.error else allowed,
+        "same_as": trial.same_as,
+        "switching_s": f"{trial.switching_s:.4f}",
+        "scoring_s": f"{trial.scoring_s:.4f}",
+        "error": trial.error,
+    }

@@ -73,7 +73,7 @@ def parse_values(text: str) -> tuple[float, ...]:
     ((0.5, 0.6, 0.7, 0.8), (0.001, 0.01, 0.1, 1.0), (0.2, 1.0))
     """
     if match := re.fullmatch(rf"({NUMBER}):({NUMBER}):({NUMBER})", text):
-        found = _stepped(text, *map(Decimal, match.groups()))
+        found = _steps(text, *map(Decimal, match.groups()))
     elif match := re.fullmatch(rf"({NUMBER}):({NUMBER}):(\d+)log", text):
         found = _logarithmic(text, float(match[1]), float(match[2]), int(match[3]))
     elif re.fullmatch(rf"{NUMBER}(,{NUMBER})*", text):
@@ -87,7 +87,7 @@ def parse_values(text: str) -> tuple[float, ...]:
     return found
 
 
-def _stepped(text: str, first: Decimal, last: Decimal, step: Decimal) -> tuple[float, ...]:
+def _steps(text: str, first: Decimal, last: Decimal, step: Decimal) -> tuple[float, ...]:
     if step == 0 or (last - first) / step < 0:
         raise UsageError(f"values {text!r}: STEP must lead from FROM to TO; got {step}")
     count = int((last - first) / step) + 1
@@ -110,7 +110,7 @@ def _check_count(text: str, count: int) -> None:
         raise UsageError(f"values {text!r} are {count:,}; give at most {MOST_VALUES:,}")
 
 
-def swept(recipe: Recipe, sweep: Sweep, value: float) -> Recipe:
+def set_value(recipe: Recipe, sweep: Sweep, value: float) -> Recipe:
     """The recipe with one value of a sweep.
 
     `scale` sets λ of every task, or of the one that the sweep names; where λ differs by layer, the
@@ -134,7 +134,8 @@ def swept(recipe: Recipe, sweep: Sweep, value: float) -> Recipe:
         scheme = owner.parameters[task].get("scheme")
         if (owner.method.name, sweep.name) == ("lata", "threshold") and scheme != "threshold":
             raise UsageError(
-                f"threshold has no say in scheme {scheme!r} of task {task!r}; set scheme: threshold"
+                f"threshold has no effect in scheme {scheme!r} of task {task!r}; "
+                "set scheme: threshold"
             )
     number = parameter.check(value, owner.method.name)
     chosen = recipe.layer_weights

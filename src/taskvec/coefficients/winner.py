@@ -16,11 +16,11 @@ import numpy as np
 
 from taskvec.coefficients.goals import Goals, Scale, bound, objectives
 from taskvec.coefficients.scoring import TEST, Ask, Executor
-from taskvec.coefficients.study import ENDED, Study, scored, single_task
+from taskvec.coefficients.study import ENDED, Study, score_one, single_task
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, figure_of, paired
-from taskvec.evaluation.task import Metric
+from taskvec.journal import finite
 from taskvec.recipes.recipe import Recipe
 
 Array = np.ndarray[Any, Any]
@@ -118,7 +118,7 @@ def choose(goals: Goals, scale: Scale, trials: Sequence[Trial]) -> Choice:
     if not goals.trade_off:
         return Choice(max(allowed, key=_merit))
     front = [trial for trial in allowed if not any(_beats(other, trial) for other in allowed)]
-    return Choice(_balanced(front), sorted(front, key=lambda trial: -trial.objectives[0]))
+    return Choice(_most_balanced(front), sorted(front, key=lambda trial: -trial.objectives[0]))
 
 
 def _merit(trial: Trial) -> tuple[float, float, int]:
@@ -133,7 +133,7 @@ def _beats(one: Trial, other: Trial) -> bool:
     return all(a >= b for a, b in pairs)
 
 
-def _balanced(front: Sequence[Trial]) -> Trial:
+def _most_balanced(front: Sequence[Trial]) -> Trial:
     """The one whose worst objective is best, each from 0 to 1 over the front."""
     values = np.array([trial.objectives for trial in front])
     low, high = values.min(axis=0), values.max(axis=0)
@@ -148,19 +148,19 @@ def _nearest(goals: Goals, scale: Scale, trials: Sequence[Trial]) -> Miss:
     return Miss(nearest, goal, nearest.values[goal], limit, nearest.violations[goal])
 
 
-def tested(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]:
+def measure_winner(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]:
     """The winner on test data, beside the target and the recipe as it was given; JSON types.
 
     What was measured once is taken from the study.
     """
     kept = study.optuna.user_attrs.get("tested")
     if kept is None or kept["number"] != winner.number:
-        kept = {"number": winner.number} | _measured(study, executor, winner)
+        kept = {"number": winner.number} | _measure(study, executor, winner)
         study.optuna.set_user_attr("tested", kept)
     return dict(kept)
 
 
-def _measured(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]:
+def _measure(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]:
     job, goals = study.job, study.job.goals
     recipe = job.space.recipe
     results = {
@@ -188,36 +188,21 @@ def _measured(study: Study, executor: Executor, winner: Trial) -> dict[str, Any]
     apart, overall = _differences(goals, scale, results["winner"], results[reference], job.seed)
     return {
         "reference": reference,
-        "figures": {
-            name: {key: figure.to_json() for key, figure in of.items()}
-            for name, of in figures.items()
-        },
+        "figures": finite(figures),
         "single": dict(scale.single),
-        "differences": {key: figure.to_json() for key, figure in apart.items()},
+        "differences": finite(apart),
         "objectives": overall,
-        "kept": _kept(goals, scale, figures["winner"]),
+        "kept": _check_kept(goals, scale, figures["winner"]),
     }
 
 
 def _results(executor: Executor, recipe: Recipe | None) -> Sequence[Result]:
-    return scored(executor, Ask(-1, recipe, TEST)).results
-
-
-def _result(goals: Goals, key: str, results: Sequence[Result]) -> tuple[Result, Metric]:
-    """The result of a goal's task, and the metric."""
-    (goal,) = [goal for goal in goals.goals if goal.key == key]
-    (result,) = [result for result in results if result.task == goal.task]
-    name = goal.metric or result.metrics[0].name
-    (metric,) = [metric for metric in result.metrics if metric.name == name]
-    return result, metric
+    return score_one(executor, Ask(-1, recipe, TEST)).results
 
 
 def _figures(goals: Goals, results: Sequence[Result]) -> dict[str, Figure]:
-    found = {}
-    for goal in goals.goals:
-        result, metric = _result(goals, goal.key, results)
-        found[goal.key] = result.figures[metric.name]
-    return found
+    found = {goal.key: goal.of(results) for goal in goals.goals}
+    return {key: result.figures[name] for key, (result, name) in found.items()}
 
 
 def _differences(
@@ -234,7 +219,8 @@ def _differences(
     apart: dict[str, Figure] = {}
     values: dict[str, list[Array]] = {}
     for place, goal in enumerate(goals.goals):
-        (mine, metric), (other, _) = (_result(goals, goal.key, each) for each in (ours, theirs))
+        (mine, name), (other, _) = (goal.of(each) for each in (ours, theirs))
+        (metric,) = [metric for metric in mine.metrics if metric.name == name]
         n, (one, two) = paired(metric, mine.scores, other.scores, seed=seed + place)
         apart[goal.key] = figure_of(one - two, n)
         values[goal.key] = [one, two]
@@ -255,7 +241,7 @@ def _differences(
     return apart, overall
 
 
-def _kept(goals: Goals, scale: Scale, winner: Mapping[str, Figure]) -> dict[str, Any]:
+def _check_kept(goals: Goals, scale: Scale, winner: Mapping[str, Figure]) -> dict[str, Any]:
     """Whether what must be kept is kept on test data too."""
     found = {}
     for goal in goals.kept:

@@ -1,6 +1,6 @@
-"""Weight disentanglement: its error, task addition and negation, where linearity sits.
+"""Weight disentanglement: its error, task addition and negation, departure from linearity.
 
-`tasks` says what models are asked, `weights` puts them at points of weight space, `records` stores
+`tasks` has the inputs and labels, `weights` puts them at points of weight space, `records` stores
 measurements.
 """
 

@@ -1,4 +1,4 @@
-"""Accuracy of merges on several tasks, example by example, kept as it comes."""
+"""Accuracy of merges on several tasks, example by example, stored as it is measured."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class Accuracies:
                 if not is_there:
                     self.space.put(self.space.by(method), scales)
                     is_there = True
-                counts = _asked(task, self.space.module)
+                counts = _ask(task, self.space.module)
                 self.records.add(key, {"right": counts.right.tolist(), "of": counts.of.tolist()})
-            kept = self.records.known[key]
-            found[name] = Counts(np.array(kept["right"]), np.array(kept["of"]))
+            record = self.records.known[key]
+            found[name] = Counts(np.array(record["right"]), np.array(record["of"]))
         return found
 
     def figure(self, split: str, task: str, counts: Counts) -> Figure:
@@ -86,9 +86,9 @@ class Accuracies:
 
     def share(self, split: str, task: str, counts: Counts, whole: Counts) -> Figure:
         """Accuracy over that of another model on the same examples, paired."""
-        resampled = self.resampled_share(split, task, counts, whole)
+        resample = self.resampled_share(split, task, counts, whole)
         value = counts.accuracy / whole.accuracy
-        return Figure(value, *percentiles(resampled), len(counts.of))
+        return Figure(value, *percentiles(resample), len(counts.of))
 
     def resampled_share(self, split: str, task: str, counts: Counts, whole: Counts) -> Array:
         """The share in each resample of examples, shape (resamples,)."""
@@ -96,7 +96,7 @@ class Accuracies:
         with np.errstate(divide="ignore", invalid="ignore"):
             return bootstrap.ratios(*counts) / bootstrap.ratios(*whole)
 
-    def resampled(self, split: str, task: str, counts: Counts) -> Array:
+    def resample(self, split: str, task: str, counts: Counts) -> Array:
         """The accuracy in each resample of examples, shape (resamples,)."""
         return self.bootstrap(split, task, counts).ratios(*counts)
 
@@ -108,7 +108,7 @@ class Accuracies:
         return self.bootstraps[split, task]
 
 
-def _asked(task: ModelTask, module: Any) -> Counts:
+def _ask(task: ModelTask, module: Any) -> Counts:
     right, examples = [], []
     for rows in rows_of(task, module):
         if rows.labels is None:

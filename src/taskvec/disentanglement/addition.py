@@ -28,18 +28,18 @@ from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Figure, percentiles
 from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 SEARCHES = ("shared", "by-task")
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Coefficients that were tried.
+    """Coefficients and their scores on validation data.
 
     Attributes:
         scales: λ by task.
@@ -57,10 +57,10 @@ class Addition:
     """Task addition by one method.
 
     Attributes:
-        method: As it was called.
+        method: As given.
         search: One of `SEARCHES`.
         scales: The chosen λ, by task.
-        tried: All that were tried, in that order.
+        tried: All of them, in order.
         accuracy: Of the merge on test data, by task.
         normalised: That over the single-task model's, by task.
         single: Accuracy of the single-task models on test data, by task.
@@ -83,17 +83,17 @@ class Addition:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
         by_task = ("accuracy", "normalised", "single", "pretrained")
-        told: dict[str, Any] = {"method": self.method, "search": self.search}
-        told["scales"] = dict(self.scales)
+        data: dict[str, Any] = {"method": self.method, "search": self.search}
+        data["scales"] = dict(self.scales)
         for name in by_task:
-            told[name] = {task: f.to_json() for task, f in getattr(self, name).items()}
-        told["mean_accuracy"] = self.mean_accuracy.to_json()
-        told["mean_normalised"] = self.mean_normalised.to_json()
-        told["tried"] = [
+            data[name] = {task: f.to_json() for task, f in getattr(self, name).items()}
+        data["mean_accuracy"] = self.mean_accuracy.to_json()
+        data["mean_normalised"] = self.mean_normalised.to_json()
+        data["tried"] = [
             {"scales": dict(t.scales), "accuracy": dict(t.accuracy), "normalised": t.normalised}
             for t in self.tried
         ]
-        return dict(finite(told))
+        return dict(finite(data))
 
 
 def task_addition(
@@ -108,7 +108,7 @@ def task_addition(
     scales: Sequence[float] = coefficients(21, 0.0, 1.0),
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> dict[str, Addition]:
     """Choose coefficients on validation data and measure the merge on test data.
 
@@ -121,8 +121,8 @@ def task_addition(
         base: Model before instruction tuning, for methods that need it.
         search: `shared` or `by-task`.
         scales: The λ that are tried.
-        out: Folder in which measurements are kept as they come; the same call goes on from there.
-        seed: Of intervals.
+        out: Folder for measurements as they are made; the same call resumes from it.
+        seed: Of intervals, and of methods that draw random numbers.
         progress: Told the merges tried.
 
     Returns:
@@ -130,7 +130,7 @@ def task_addition(
 
     Raises:
         UsageError: tasks do not fit together, or a method needs what is not given.
-        DataError: there are no labels, or a single-task model has no right answer.
+        DataError: labels are missing, or a single-task model has no correct answer.
         TaskvecError: anything else foreseen; the module is what it was.
     """
     for given in (validation, test):
@@ -140,11 +140,11 @@ def task_addition(
     if not len(scales) or not np.isfinite(scales).all():
         raise UsageError(f"scales must be finite numbers; got {list(scales)}")
     splits = {"validation": validation, "test": test}
-    with points(module, vectors, base=base) as space:
+    with points(module, vectors, base=base, seed=seed) as space:
         for method in methods.values():
             space.by(method)  # what is wrong with a method is found before anything is measured
         identities = {s: {t: task.identity for t, task in by.items()} for s, by in splits.items()}
-        key = key_of([VERSION, space.identity(), identities])
+        key = key_of([VERSION, space.identity(), identities, seed])
         records = open_records(None if out is None else Path(out), "addition", key)
         run = _Run(Accuracies(space, splits, records, seed), sorted({float(s) for s in scales}))
         with progress("addition", len(methods) * len(run.scales)) as advance:
@@ -167,13 +167,13 @@ class _Run:
         return self.accuracies.space.tasks
 
     def singles(self, split: str) -> dict[str, Counts]:
-        """What the single-task models get right on their own tasks."""
+        """Correct answers of the single-task models on their own tasks."""
         found = {}
         for task in self.names:
             counts = self.accuracies.of(split, "task_arithmetic", {task: 1.0})[task]
             if not counts.right.any():
                 raise DataError(
-                    f"the single-task model of {task!r} has no right answer on its {split} data, "
+                    f"the single-task model of {task!r} has no correct answer on its {split} data, "
                     "so that nothing can be normalised by it; check the vector, head and labels"
                 )
             found[task] = counts
@@ -194,7 +194,7 @@ class _Run:
         return found
 
     def by_task(self, method: str | Mapping[str, Any], before: Sequence[Tried]) -> list[Tried]:
-        """One λ after the other, from the best shared one, until a round betters nothing."""
+        """One λ after the other, from the best shared one, until a round improves nothing."""
         found = {tuple(each.scales.values()): each for each in before}
         best = _best(before)
         while True:
@@ -220,7 +220,7 @@ class _Run:
         figure = accuracies.figure
         shares = {t: accuracies.share("test", t, merged[t], singles[t]) for t in self.names}
         figures = {t: figure("test", t, merged[t]) for t in self.names}
-        drawn = [accuracies.resampled("test", t, merged[t]) for t in self.names]
+        drawn = [accuracies.resample("test", t, merged[t]) for t in self.names]
         drawn_shares = [
             accuracies.resampled_share("test", t, merged[t], singles[t]) for t in self.names
         ]

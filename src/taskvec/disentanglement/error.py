@@ -2,7 +2,7 @@
 
 ξ(α1, α2) = Σ_t E_{x ∈ D_t} [ dist(f(x; θ0 + α_t τ_t), f(x; θ0 + α1 τ1 + α2 τ2)) ]
 
-It says how much the presence of the other vector changes what the model answers on a task's own
+It measures how much the other vector changes the model's answers on a task's own
 data: 0 where the two do not interfere. The distance is one of
 
 - `prediction`: 1 where the most likely classes differ, else 0, so that ξ is in [0, 2];
@@ -35,18 +35,18 @@ from taskvec.disentanglement.records import Records, key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Bootstrap, Figure, ratio, total
 from taskvec.extras import require
 from taskvec.files import write_whole, writing
 from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 Array = np.ndarray[Any, Any]
 
 DISTANCES = ("prediction", "symmetric_kl")
 UNKNOWN = -1  # the prediction where an output is NaN
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Disentanglement:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
-        told = {
+        measured = {
             "tasks": list(self.tasks),
             "alphas": list(self.alphas),
             "distance": self.distance,
@@ -113,7 +113,7 @@ class Disentanglement:
                 for cell in row
             ],
         }
-        return dict(finite(told))
+        return dict(finite(measured))
 
     def to_csv(self) -> str:
         """A table with a line for each cell: coefficients, ξ with its interval, both terms."""
@@ -137,7 +137,7 @@ def coefficients(count: int = 15, low: float = -2.0, high: float = 2.0) -> tuple
     (-1.0, -0.5, 0.0, 0.5, 1.0)
 
     Raises:
-        UsageError: there is no value, or the range is invalid.
+        UsageError: the number of values is 0, or the range is invalid.
     """
     if count < 1 or not low <= high or (count > 1 and low == high):
         raise UsageError(
@@ -158,7 +158,7 @@ def disentanglement_error(
     distance: str = "prediction",
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> Disentanglement:
     """Measure the disentanglement error of two task vectors on a grid.
 
@@ -170,7 +170,7 @@ def disentanglement_error(
         tasks: By the same names, what each is about.
         alphas: Coefficients along both axes, each once.
         distance: `prediction` or `symmetric_kl`.
-        out: Folder in which cells are kept as they come; the same call goes on from there.
+        out: Folder for cells as they are measured; the same call resumes from it.
         seed: Of intervals that are bootstrapped.
         progress: Told the cells done.
 
@@ -237,7 +237,7 @@ def check_tasks(vectors: Mapping[str, Model], tasks: Mapping[str, ModelTask]) ->
 
 
 def outcomes(task: ModelTask, module: Any, distance: str) -> tuple[Array, Array | None, Array]:
-    """What a module answers on a task's data.
+    """The answers of a module on a task's data.
 
     Args:
         task: Which.
@@ -300,45 +300,45 @@ class _Grid:
     bootstraps: dict[str, Bootstrap] = field(default_factory=dict)
 
     def measure(self, a: float, b: float) -> None:
-        """Measure a cell, unless it is kept."""
+        """Measure a cell, unless it is stored."""
         if _name(a, b) in self.records.known:
             return
         one, two = self.names
         alone = {t: self.single(t, x) for t, x, other in ((one, a, b), (two, b, a)) if other != 0}
         self.space.at({one: a, two: b})
-        told: dict[str, Any] = {"terms": {}, "accuracy": {}, "broken": 0}
+        measured: dict[str, Any] = {"terms": {}, "accuracy": {}, "broken": 0}
         for task, alpha in ((one, a), (two, b)):
             values, right, examples = outcomes(self.tasks[task], self.space.module, self.distance)
             if task not in alone:  # the point is the single-task model
                 alone[task] = self.keep(task, alpha, values)
             apart = distances(alone[task], values, self.distance)
-            told["broken"] += int(_broken(alone[task], values).sum())
+            measured["broken"] += int(_broken(alone[task], values).sum())
             asked = self.tasks[task]
             counts = np.bincount(examples, apart), np.bincount(examples).astype(np.float64)
             is_share = self.distance == "prediction" and not asked.has_many_rows
             figure = self.figure(task, *counts, is_share=is_share)
-            told["terms"][task] = {"figure": astuple(figure), "rows": len(apart)}
+            measured["terms"][task] = {"figure": astuple(figure), "rows": len(apart)}
             if right is not None:
                 counts = by_example(asked, right, examples)
                 is_share = asked.is_exact or not asked.has_many_rows
-                told["accuracy"][task] = astuple(self.figure(task, *counts, is_share=is_share))
-        self.records.add(_name(a, b), told)
+                measured["accuracy"][task] = astuple(self.figure(task, *counts, is_share=is_share))
+        self.records.add(_name(a, b), measured)
 
     def single(self, task: str, alpha: float) -> Array:
-        """What the single-task model answers on the task's data; the weights may move."""
-        kept = self.singles.get((task, alpha))
-        if kept is None and self.folder is not None:
-            kept = _loaded(self.folder / self.file(task, alpha))
-        if kept is not None:
-            self.singles[task, alpha] = kept
-            return kept
+        """The answers of the single-task model on the task's data; this may change the weights."""
+        known = self.singles.get((task, alpha))
+        if known is None and self.folder is not None:
+            known = _load(self.folder / self.file(task, alpha))
+        if known is not None:
+            self.singles[task, alpha] = known
+            return known
         self.space.at({task: alpha})
         return self.keep(
             task, alpha, outcomes(self.tasks[task], self.space.module, self.distance)[0]
         )
 
     def keep(self, task: str, alpha: float, values: Array) -> Array:
-        """Keep what a single-task model answers."""
+        """Store the answers of a single-task model."""
         self.singles[task, alpha] = values
         if self.folder is not None:
             raw = io.BytesIO()
@@ -373,8 +373,8 @@ def _name(a: float, b: float) -> str:
     return f"{a!r} {b!r}"
 
 
-def _loaded(path: Path) -> Array | None:
-    """Kept answers; None if there are none, or they are damaged."""
+def _load(path: Path) -> Array | None:
+    """Stored answers; None if they are missing or damaged."""
     try:
         found: Array = np.load(path)
     except (OSError, ValueError, EOFError):
@@ -382,8 +382,8 @@ def _loaded(path: Path) -> Array | None:
     return found
 
 
-def _cell(names: tuple[str, str], a: float, b: float, told: Mapping[str, Any]) -> Cell:
-    by_task = {task: Figure(*told["terms"][task]["figure"]) for task in names}
-    accuracy = {task: Figure(*each) for task, each in told["accuracy"].items()}
+def _cell(names: tuple[str, str], a: float, b: float, measured: Mapping[str, Any]) -> Cell:
+    by_task = {task: Figure(*measured["terms"][task]["figure"]) for task in names}
+    accuracy = {task: Figure(*each) for task, each in measured["accuracy"].items()}
     alphas = dict(zip(names, (a, b), strict=True))
-    return Cell(alphas, total(list(by_task.values())), by_task, accuracy, told["broken"])
+    return Cell(alphas, total(list(by_task.values())), by_task, accuracy, measured["broken"])

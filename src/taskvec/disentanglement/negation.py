@@ -1,4 +1,4 @@
-"""Task negation: how far a task can be taken out of a model while a control is kept.
+"""Task negation: how far a task can be removed from a model while a control holds.
 
 θ0 − λ τ, or a merge with −λ by another method, is measured on data of the task and of a control.
 The chosen λ has the lowest accuracy on the task among those whose accuracy on the control is at
@@ -24,25 +24,25 @@ from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask
 from taskvec.disentanglement.weights import points
 from taskvec.errors import DataError, UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Figure
 from taskvec.journal import finite
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 SPLITS = ("validation", "test")
 ROLES = ("target", "control")
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
 class TriedNegation:
-    """A coefficient that was tried, on validation data.
+    """A coefficient and its scores on validation data.
 
     Attributes:
         scale: λ, which is subtracted.
         target: Accuracy on the task.
         control: Accuracy on the control.
-        is_allowed: Whether the control is kept.
+        is_allowed: Whether the control holds.
     """
 
     scale: float
@@ -56,9 +56,9 @@ class Negation:
     """Task negation by one method.
 
     Attributes:
-        method: As it was called.
-        keep: Share of the pre-trained model's accuracy on the control that is to be kept.
-        scale: The chosen λ; None if no λ that was tried keeps the control.
+        method: As given.
+        keep: Required share of the pre-trained model's accuracy on the control.
+        scale: The chosen λ; None if the control holds at no λ.
         tried: All that were tried.
         target: Accuracy on the task's test data; None without a λ.
         control: Accuracy on the control's test data; see above.
@@ -79,13 +79,13 @@ class Negation:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
-        told: dict[str, Any] = {"method": self.method, "keep": self.keep, "scale": self.scale}
+        data: dict[str, Any] = {"method": self.method, "keep": self.keep, "scale": self.scale}
         for name in ("target", "control", "control_share"):
             figure = getattr(self, name)
-            told[name] = None if figure is None else figure.to_json()
-        told["pretrained"] = {role: f.to_json() for role, f in self.pretrained.items()}
-        told["note"] = self.note
-        told["tried"] = [
+            data[name] = None if figure is None else figure.to_json()
+        data["pretrained"] = {role: f.to_json() for role, f in self.pretrained.items()}
+        data["note"] = self.note
+        data["tried"] = [
             {
                 "scale": each.scale,
                 "target": each.target,
@@ -94,7 +94,7 @@ class Negation:
             }
             for each in self.tried
         ]
-        return dict(finite(told))
+        return dict(finite(data))
 
 
 def task_negation(
@@ -109,7 +109,7 @@ def task_negation(
     scales: Sequence[float] = coefficients(21, 0.0, 1.0),
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> dict[str, Negation]:
     """Choose λ on validation data and measure θ0 − λ τ on test data.
 
@@ -122,8 +122,8 @@ def task_negation(
         base: Model before instruction tuning, for methods that need it.
         keep: Share of the pre-trained model's accuracy on the control that must be left, in (0, 1].
         scales: The λ that are tried, not negative.
-        out: Folder in which measurements are kept as they come; the same call goes on from there.
-        seed: Of intervals.
+        out: Folder for measurements as they are made; the same call resumes from it.
+        seed: Of intervals, and of methods that draw random numbers.
         progress: Told the merges tried.
 
     Returns:
@@ -131,7 +131,7 @@ def task_negation(
 
     Raises:
         UsageError: the arguments are contradictory or incomplete.
-        DataError: there are no labels, or θ0 has no right answer on the control.
+        DataError: labels are missing, or θ0 has no correct answer on the control.
         TaskvecError: anything else foreseen; the module is what it was.
     """
     splits = dict(zip(SPLITS, (validation, test), strict=True))
@@ -144,22 +144,22 @@ def task_negation(
         raise UsageError(f"keep must be in (0, 1]; got {keep:g}")
     if not len(scales) or not all(0 <= scale < np.inf for scale in scales):
         raise UsageError(f"scales are subtracted and must not be negative; got {list(scales)}")
-    with points(module, {"target": vector}, base=base) as space:
+    with points(module, {"target": vector}, base=base, seed=seed) as space:
         for method in methods.values():
             space.by(method)
         identities = {s: {t: task.identity for t, task in by.items()} for s, by in splits.items()}
-        key = key_of([VERSION, space.identity(), identities])
+        key = key_of([VERSION, space.identity(), identities, seed])
         records = open_records(None if out is None else Path(out), "negation", key)
         accuracies = Accuracies(space, splits, records, seed)
         tries = sorted({float(scale) for scale in scales})
         with progress("negation", len(methods) * len(tries)) as advance:
             return {
-                name: _negated(accuracies, name, method, keep, tries, advance)
+                name: _negate(accuracies, name, method, keep, tries, advance)
                 for name, method in methods.items()
             }
 
 
-def _negated(
+def _negate(
     accuracies: Accuracies,
     name: str,
     method: str | Mapping[str, Any],
@@ -171,8 +171,8 @@ def _negated(
     for split, counts in alone.items():
         if not counts["control"].right.any():
             raise DataError(
-                f"the model before has no right answer on the control's {split} data, so that "
-                "nothing of it can be kept; give another control"
+                f"the pre-trained model has no correct answer on the control's {split} data; give "
+                "another control"
             )
     start, before = alone["validation"]["control"].right.sum(), alone["test"]
     tried = []
@@ -209,7 +209,7 @@ def _note(
     keep: float,
     share: Figure | None,
 ) -> str:
-    """What a reader must know of the choice."""
+    """A note on the chosen λ, if it needs one."""
     if best is None:
         return f"no coefficient keeps {keep:.0%} of the control; the smallest is {tried[0].scale:g}"
     if best.scale == 0:

@@ -34,7 +34,7 @@ BATCH = 64  # examples of a classifier at once
 
 @dataclass(frozen=True, slots=True)
 class MeasuringOptions:
-    """How a model is loaded and asked.
+    """How a model is loaded and run.
 
     Attributes:
         dtype: Of a language model's weights; a classifier is float32.
@@ -63,7 +63,7 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Examples put together, as often as is wished, in their order.
+    """Batches of examples, in their order, any number of times.
 
     Attributes:
         examples: Which.
@@ -108,7 +108,9 @@ def open_tasks(
     """
     kinds = {isinstance(each, Classified) for each in (*data.values(), *validation.values())}
     if len(kinds) != 1:
-        raise UsageError("texts to go on from and classes cannot be asked of one model; give one")
+        raise UsageError(
+            "prompts to continue and classes cannot be evaluated in one model; give one kind"
+        )
     if kinds == {True}:
         return _classifier(model, vectors, data, validation, asking)
     if asking.head is not None:
@@ -133,7 +135,7 @@ def open_tasks(
 def open_vectors(
     model: str, module: Any, vectors: Mapping[str, str], scratch: Path
 ) -> dict[str, Model]:
-    """Vectors in the names that the module has its tensors by.
+    """Vectors under the module's names of the tensors.
 
     transformers renames tensors of some models on loading, and leaves out a head that is not asked
     for. Of such models the fine-tunes are written, loaded and removed again.
@@ -195,7 +197,7 @@ def _classifier(
     validation: Mapping[str, Data],
     asking: MeasuringOptions,
 ) -> tuple[Any, dict[str, ModelTask], dict[str, ModelTask]]:
-    """One module, and for each task the head that belongs on it."""
+    """One module, and a head for each task."""
     core: Any = None
     found: tuple[dict[str, ModelTask], dict[str, ModelTask]] = {}, {}
     everything = (*data.values(), *validation.values())
@@ -203,7 +205,7 @@ def _classifier(
     widest = max(everything, key=lambda each: len(getattr(each, "classes", ())))
     for name in dict.fromkeys((*data, *validation)):
         own = data.get(name, validation.get(name, widest))
-        opened = _opened(model, name, vectors.get(name), own, widest, validation.get(name), asking)
+        opened = _open(model, name, vectors.get(name), own, widest, validation.get(name), asking)
         if core is not None and type(core) is not type(opened.core):
             raise UsageError(
                 f"task {name!r} needs a {type(opened.core).__name__}, another a "
@@ -220,7 +222,7 @@ def _classifier(
     return core, *found
 
 
-def _opened(
+def _open(
     model: str,
     name: str,
     vector: str | None,
@@ -229,54 +231,54 @@ def _opened(
     fitted_on: Data | None,
     asking: MeasuringOptions,
 ) -> Any:
-    """A classifier for one task; a head that is made for it numbers classes as its data do."""
+    """A classifier for one task; a new head numbers classes as the data do."""
     from taskvec.training import run_folder as folder
     from taskvec.training.models import HEAD, open_classifier
     from taskvec.training.models import HeadOptions as Head
 
-    told = Head(image_size=asking.image_size, head=asking.head)
-    told = replace(told, templates=asking.templates or told.templates)
+    options = Head(image_size=asking.image_size, head=asking.head)
+    options = replace(options, templates=asking.templates or options.templates)
     if asking.head == "features":
         identity = require("torch.nn", "train").Identity()
-        return open_classifier(model, _classified(own), replace(told, head=None), head=identity)
+        return open_classifier(model, _as_classes(own), replace(options, head=None), head=identity)
     made = None if vector is None else Path(vector).expanduser().parent / HEAD
     if asking.head is None and made is not None and made.is_file():
         run = folder.read_run(made.parent)["settings"]
         like = replace(
-            _classified(widest),
+            _as_classes(widest),
             items=(),
             labels=(),
             classes=run["classes"],
             where=f"the head beside {vector}",
         )
-        told = replace(told, head=run["head"], pool=run["pool"])
-        return open_classifier(model, like, told, made=made)
+        options = replace(options, head=run["head"], pool=run["pool"])
+        return open_classifier(model, like, options, made=made)
     if asking.head in (None, "own") and (asking.head or _has_own(model, widest)):
-        return open_classifier(model, _classified(widest), told)
+        return open_classifier(model, _as_classes(widest), options)
     if asking.head not in (None, "probe"):
-        return open_classifier(model, _classified(own), told)
+        return open_classifier(model, _as_classes(own), options)
     if fitted_on is None:
         raise UsageError(
             f"task {name!r}: a linear probe is fitted to validation data; give --validation "
             f"{name}=PATH, or another --head"
         )
-    return open_classifier(model, _classified(fitted_on), replace(told, head="probe"))
+    return open_classifier(model, _as_classes(fitted_on), replace(options, head="probe"))
 
 
 def _has_own(model: str, data: Data) -> bool:
     from taskvec.running.loading import read_config
     from taskvec.training.models import has_own_head
 
-    return has_own_head(read_config(find_folder(model), model), _classified(data))
+    return has_own_head(read_config(find_folder(model), model), _as_classes(data))
 
 
-def _classified(data: Data) -> Classified:
+def _as_classes(data: Data) -> Classified:
     assert isinstance(data, Classified)
     return data
 
 
 def _head_of(opened: Any, core: Any) -> tuple[Any, Any]:
-    """The head of a classifier, and how features are had from the module that it is put on."""
+    """The head of a classifier, and how to get features from its module."""
     from taskvec.training.heads import Classifier
 
     classifier = opened.whole(core)

@@ -1,11 +1,11 @@
-"""Where linearity sits: how far a model is from its tangent along task vectors and parts of them.
+"""Departure of a model from its tangent, along task vectors and parts of them.
 
 With f_lin(x; θ0 + α τ) = f(x; θ0) + α J(x; θ0) τ, the departure from linearity on a task's data is
 
     ‖f(θ0 + α τ) − f_lin(θ0 + α τ)‖ / ‖f(θ0 + α τ) − f(θ0)‖
 
 with norms over all rows and classes. It is 0 where the model is linear along τ (kernel behaviour),
-and near 1 where the tangent says little of how the output changes. τ is taken whole, or restricted
+and near 1 if the tangent hardly predicts the change of the output. τ is taken whole, or restricted
 to the tensors of one part of the model, such as its attention modules: then all other weights stay
 at θ0. A head on top of the module is applied to the linearised outputs, as it is.
 
@@ -27,12 +27,12 @@ from taskvec.disentanglement.records import key_of, open_records
 from taskvec.disentanglement.tasks import ModelTask, by_example, rows_of
 from taskvec.disentanglement.weights import Points, points
 from taskvec.errors import UsageError
-from taskvec.evaluation.evaluate import SampleProgress, silent
 from taskvec.evaluation.intervals import Bootstrap, Figure, percentiles, ratio
 from taskvec.extras import require
 from taskvec.journal import finite
 from taskvec.layers import MODULES
 from taskvec.recipes.recipe import Model
+from taskvec.streaming import Progress, silent
 
 if TYPE_CHECKING:
     from taskvec.training.linearised import Linearised
@@ -42,12 +42,12 @@ Vector = Mapping[str, Any]  # tensors by name
 
 PARTS = ("whole", "module", "block")
 WHOLE = "whole"
-VERSION = 1  # of what is kept: another one is measured anew
+VERSION = 1  # of stored measurements; other versions are measured again
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """How far from linear a model is at one coefficient.
+    """Departure from linearity at one coefficient.
 
     Attributes:
         task: Whose vector and data.
@@ -73,12 +73,12 @@ class Departure:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not finite is None."""
-        told: dict[str, Any] = {n: getattr(self, n) for n in ("task", "part", "share", "alpha")}
-        told |= {"change": self.change}
+        data: dict[str, Any] = {n: getattr(self, n) for n in ("task", "part", "share", "alpha")}
+        data |= {"change": self.change}
         for name in ("departure", "accuracy", "linear_accuracy", "agreement"):
             figure = getattr(self, name)
-            told[name] = None if figure is None else figure.to_json()
-        return dict(finite(told))
+            data[name] = None if figure is None else figure.to_json()
+        return dict(finite(data))
 
 
 def linearity(
@@ -90,7 +90,7 @@ def linearity(
     parts: str = "module",
     out: str | Path | None = None,
     seed: int = 0,
-    progress: SampleProgress = silent,
+    progress: Progress = silent,
 ) -> list[Departure]:
     """Measure how far a model is from its tangent along each task vector.
 
@@ -101,7 +101,7 @@ def linearity(
         alphas: Coefficients, not 0, where there is nothing to measure.
         parts: What τ is restricted to beside `whole`: `module` (attention, MLP, norms … of all
             blocks together, by the layer table), `block` (each block), or nothing.
-        out: Folder in which measurements are kept as they come; the same call goes on from there.
+        out: Folder for measurements as they are made; the same call resumes from it.
         seed: Of intervals.
         progress: Told the measurements done.
 
@@ -133,7 +133,7 @@ def linearity(
             for task, part, _, alpha, own in todo:
                 name = f"{task!r} {part!r} {alpha!r}"
                 if name not in records.known:
-                    records.add(name, _measured(module, tasks[task], own, alpha, seed))
+                    records.add(name, _measure(module, tasks[task], own, alpha, seed))
                 advance(1)
     return [
         _departure(task, part, share, alpha, records.known[f"{task!r} {part!r} {alpha!r}"])
@@ -189,10 +189,10 @@ def _square(vector: Vector) -> float:
     return float(sum(value.double().square().sum() for value in vector.values()))
 
 
-def _measured(
+def _measure(
     module: Any, task: ModelTask, vector: Vector, alpha: float, seed: int
 ) -> dict[str, Any]:
-    """One measurement, as it is kept."""
+    """One measurement, as it is stored."""
     off, moves, own, tangents, same, examples = [], [], [], [], [], []
     for start, tangent, there in _together(module, task, vector, alpha):
         f0, linear, f = (rows.logits.double() for rows in (start, tangent, there))
@@ -227,7 +227,7 @@ def _together(
     module: Any, task: ModelTask, vector: Vector, alpha: float
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Rows of f(θ0), of f_lin(θ0 + α τ) and of f(θ0 + α τ), batch by batch."""
-    from taskvec.training.linearised import derivative, moved
+    from taskvec.training.linearised import call_at, derivative
 
     pytree = require("torch.utils._pytree", "train")
     scaled = {name: alpha * value for name, value in vector.items()}
@@ -237,7 +237,7 @@ def _together(
         return pytree.tree_map(_sum, value, change)
 
     def there(*args: Any, **kwargs: Any) -> Any:
-        return moved(module, scaled, *args, **kwargs)
+        return call_at(module, scaled, *args, **kwargs)
 
     runs = (module, _instead(module, linear), _instead(module, there))
     return zip(*(rows_of(task, each) for each in runs), strict=True)
@@ -249,7 +249,7 @@ def _sum(value: Any, change: Any) -> Any:
 
 
 def _instead(module: Any, function: Callable[..., Any]) -> Any:
-    """A module that gives what a function does, and is otherwise like another."""
+    """A module that calls a function, and is otherwise like another module."""
     nn = require("torch.nn", "train")
 
     class Instead(nn.Module):  # type: ignore[misc,name-defined]
@@ -265,10 +265,10 @@ def _instead(module: Any, function: Callable[..., Any]) -> Any:
 
 
 def _departure(
-    task: str, part: str, share: float, alpha: float, told: Mapping[str, Any]
+    task: str, part: str, share: float, alpha: float, data: Mapping[str, Any]
 ) -> Departure:
     figures = {
-        name: None if told[name] is None else Figure(*told[name])
+        name: None if data[name] is None else Figure(*data[name])
         for name in ("accuracy", "linear_accuracy")
     }
     return Departure(
@@ -276,8 +276,8 @@ def _departure(
         part=part,
         share=share,
         alpha=alpha,
-        departure=Figure(*told["departure"]),
-        change=told["change"],
+        departure=Figure(*data["departure"]),
+        change=data["change"],
         **figures,
-        agreement=Figure(*told["agreement"]),
+        agreement=Figure(*data["agreement"]),
     )

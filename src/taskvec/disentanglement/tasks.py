@@ -1,4 +1,4 @@
-"""What a task asks of a model: data, how a model is run over them, and which outputs count.
+"""Tasks: data, how a model runs over them, and which outputs count.
 
 A task yields rows of logits, batch by batch, in the same order every time. A row is one answer of
 the model: an example that is classified, or a position of a text whose next token is predicted.
@@ -24,11 +24,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitRows:
-    """What a model gives for one batch.
+    """Outputs of a model for one batch.
 
     Attributes:
         logits: Torch tensor, shape (rows, classes); or features, shape (rows, dimensions).
-        labels: Class that is right, int64, shape (rows,); None where that is not known.
+        labels: Correct class, int64, shape (rows,); None if unknown.
         examples: Number of the example that each row belongs to, int64, shape (rows,).
     """
 
@@ -39,15 +39,15 @@ class LogitRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelTask:
-    """A task's data and how a module is run over them.
+    """A task's data and how a module runs over them.
 
     Attributes:
         name: For messages.
         run: Runs a module over all data, as it is: without gradients, in evaluation mode, on its
             device. The same rows in the same order at every call.
-        identity: Changes when the data do, or what is put on top of the module.
+        identity: Changes with the data and with the head on the module.
         has_many_rows: Whether an example has several rows, such as the positions of a text.
-        is_exact: Whether an example is right only if all its rows are; if not, rows count.
+        is_exact: Whether an example is correct only if all its rows are; if not, rows count.
     """
 
     name: str
@@ -78,7 +78,7 @@ def classification(
             of the task's identity: after changing one, keep results in another folder.
 
     Raises:
-        DataError: there are no batches.
+        DataError: batches are missing.
         UsageError: `batches` can be gone through only once.
     """
     if isinstance(batches, Iterator):
@@ -96,7 +96,7 @@ def classification(
         for batch in batches:
             _update(seen, batch)
             inputs, labels = _parts(batch)
-            logits = forward(module, _moved(inputs, place))
+            logits = forward(module, _to_device(inputs, place))
             logits = logits if head is None else head(logits)
             _check(name, logits, labels)
             yield LogitRows(logits, labels, np.arange(first, first + len(logits)))
@@ -132,14 +132,14 @@ def _labels(given: Any) -> Array | None:
     return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
 
 
-def _moved(inputs: Any, place: Any) -> Any:
+def _to_device(inputs: Any, place: Any) -> Any:
     if isinstance(inputs, Mapping):
-        return {key: _moved(value, place) for key, value in inputs.items()}
+        return {key: _to_device(value, place) for key, value in inputs.items()}
     return inputs.to(place) if hasattr(inputs, "to") else inputs
 
 
 def _check(name: str, logits: Any, labels: Array | None) -> None:
-    """Refuse outputs that are no rows of logits, one for each label."""
+    """Refuse outputs that are not rows of logits, one for each label."""
     if getattr(logits, "ndim", None) != 2:
         shape = list(getattr(logits, "shape", ()))
         raise UsageError(
@@ -160,7 +160,7 @@ def _check(name: str, logits: Any, labels: Array | None) -> None:
 
 
 def _digest(batches: Iterable[Any]) -> str | None:
-    """Digest of all batches; None if there are none."""
+    """Digest of all batches; None without batches."""
     seen, count = xxhash.xxh3_128(), 0
     for batch in batches:
         _update(seen, batch)
@@ -186,7 +186,7 @@ def _update(seen: Any, value: Any) -> None:
 
 
 def _head_digest(head: Any) -> str:
-    """Digest of a head's weights; of a function without weights nothing is known."""
+    """Digest of a head's weights; a function without weights has none."""
     if head is None or not hasattr(head, "state_dict"):
         return ""
     seen = xxhash.xxh3_128()
@@ -208,7 +208,7 @@ def rows_of(task: ModelTask, module: Any) -> Iterator[LogitRows]:
 
 
 def by_example(task: ModelTask, right: Array, examples: Array) -> tuple[Array, Array]:
-    """How many rows of each example are right, and of how many; both float64, shape (examples,).
+    """Number of correct rows of each example, and number of rows; both float64, shape (examples,).
 
     Of an exact task, whether all are, of one.
 

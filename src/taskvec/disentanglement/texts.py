@@ -1,4 +1,4 @@
-"""Tasks of causal language models: texts, and where in them a next token counts."""
+"""Tasks of causal language models: texts, and the positions that count."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def language(
         batch_tokens: Tokens of a batch, with padding; default: by the memory there is.
 
     Raises:
-        DataError: there are no texts, kinds are mixed, one is empty, or a prompt with its answer is
+        DataError: texts are missing, kinds are mixed, one is empty, or a prompt with its answer is
             longer than the model's context.
     """
     kinds = {_kind(text) for text in texts}
@@ -73,8 +73,8 @@ def language(
             owners = np.concatenate([[examples[i]] * int(counted[i].sum()) for i in batch])
             yield LogitRows(require("torch", "train").cat(logits), labels, owners)
 
-    told = [[list(row.tokens), list(row.labels)] for row in rows]
-    identity = xxhash.xxh3_128_hexdigest(repr([told, examples]).encode())
+    content = [[list(row.tokens), list(row.labels)] for row in rows]
+    identity = xxhash.xxh3_128_hexdigest(repr([content, examples]).encode())
     return ModelTask(name, run, identity, has_many_rows=True, is_exact=kinds != {TEXTS})
 
 
@@ -87,7 +87,7 @@ def _kind(text: str | Pair | Conversation) -> str:
 def _token_rows(
     name: str, number: int, text: str | Pair | Conversation, encoder: Encoder, width: int
 ) -> list[TokenRow]:
-    """Tokens that are read, each with the one that should follow, if that counts."""
+    """Input tokens, each with the correct next token if that position counts."""
     where = f"data of task {name!r}: text {number}"
     if isinstance(text, str):
         found = list(document_rows(encoder, text, Windows(width, width)))
@@ -113,7 +113,7 @@ def _token_rows(
 
 
 def _pair_row(encoder: Encoder, prompt: str, answer: str) -> TokenRow:
-    """A prompt and the tokens of its answer, each as what should follow the one before it."""
+    """A prompt and the tokens of its answer, each as the correct next token."""
     before, whole = encoder.encode(prompt), encoder.encode(prompt + answer)
     shared = 0
     while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:

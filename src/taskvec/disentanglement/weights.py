@@ -1,6 +1,6 @@
 """Points of weight space: θ0 + Σ_t α_t τ_t in a loaded module, which is θ0 again afterwards.
 
-θ0 are the module's own weights. Points are candidates of the engine: worked out in float32 from
+θ0 are the module's own weights. Points are candidates of the engine: computed in float32 from
 stored vectors (float64 where the module is that) and rounded once to the module's dtype, so that
 the same point has the same bits, independent of what was there before. Any method of the library
 can take the place of the sum.
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from taskvec.checkpoints.memory import open_memory, view_of
+from taskvec.checkpoints.memory import held_in_memory, view_of
+from taskvec.checkpoints.quantised import plain
 from taskvec.checkpoints.views import size
 from taskvec.errors import UsageError
 from taskvec.family.members import open_members
@@ -78,9 +79,9 @@ class Points:
             method: By name, or as in a recipe.
 
         Raises:
-            UsageError: there is no such method, or it needs what is not given.
+            UsageError: the method is unknown, or lacks something that it needs.
         """
-        options = {"method": method, "scale": 1.0, **_output(self.module)}
+        options = {"method": method, "scale": 1.0, "seed": self.recipe.seed, **_output(self.module)}
         recipe = as_recipe(self.recipe.family, options)
         if recipe.needs_base and recipe.family.base is None:
             raise UsageError(
@@ -89,7 +90,7 @@ class Points:
         return recipe
 
     def vector(self, task: str) -> dict[str, Any]:
-        """τ of a task as the module takes it, at least in float32, by parameter; without zeros.
+        """τ of a task by parameter of the module, at least in float32; without zeros.
 
         The module is at θ0 before and afterwards.
         """
@@ -122,7 +123,7 @@ class Points:
 
 @contextmanager
 def points(
-    module: Any, vectors: Mapping[str, Model], *, base: Model | None = None
+    module: Any, vectors: Mapping[str, Model], *, base: Model | None = None, seed: int = 0
 ) -> Iterator[Points]:
     """Points of weight space around a loaded module.
 
@@ -134,27 +135,28 @@ def points(
         vectors: By task: a file of `taskvec extract`, or a fine-tune of the module (a folder, a
             hub name, an adapter, a module, a state dict).
         base: Model before instruction tuning, for methods that need it.
+        seed: Of methods that draw random numbers.
 
     Raises:
-        UsageError: there are no vectors.
+        UsageError: no vectors are given.
         TaskvecError: one of them is broken, or does not fit the module.
     """
     if not vectors:
-        raise UsageError("there are no task vectors; give at least one")
-    family = Family(tasks=dict(vectors), anchor=_kept(module), base=base)
-    options = {"method": "task_arithmetic", "scale": 1.0, **_output(module)}
+        raise UsageError("no task vectors are given; give at least one")
+    family = Family(tasks=dict(vectors), anchor=_hold_weights(module), base=base)
+    options = {"method": "task_arithmetic", "scale": 1.0, "seed": seed, **_output(module)}
     recipe = as_recipe(family, options)
     with preserve_modes(module), candidates(recipe, module, RunOptions(cache="off")) as bench:
         module.eval()
         yield Points(module, tuple(sorted(vectors)), recipe, bench)
 
 
-def _kept(module: Any) -> Any:
-    """A copy of a module's weights, as a source: the module's own will be written over."""
-    held = open_memory(module)
+def _hold_weights(module: Any) -> Any:
+    """A copy of a module's weights as a source, because the module's own are overwritten."""
+    held = held_in_memory(module)
     tensors = module.state_dict()
     copies = {n: view_of(n, tensors[n].detach().cpu().clone(), held.where) for n in held.views}
-    return replace(held, views=copies)
+    return plain(replace(held, views=copies))
 
 
 def _output(module: Any) -> dict[str, object]:

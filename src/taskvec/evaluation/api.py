@@ -4,57 +4,48 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack
 
 from taskvec.checkpoints.memory import Module
 from taskvec.errors import UsageError
-from taskvec.evaluation.data import DataPlaces
-from taskvec.evaluation.evaluate import (
-    Asked,
-    EvaluationOptions,
-    Results,
-    SampleProgress,
-    evaluate_with,
-    prepare,
-    silent,
-)
-from taskvec.evaluation.judges import parse_judge
-from taskvec.evaluation.judges.verdict import Judge
+from taskvec.evaluation.evaluate import Asked, Results, evaluate_with, prepare
 from taskvec.evaluation.loading import Models
-from taskvec.evaluation.task import SampleSettings, Task, Tools, task_of
+from taskvec.evaluation.options import EvaluationKeywords, evaluation_options
+from taskvec.evaluation.task import Task, task_of
+from taskvec.keywords import takes
 from taskvec.methods.table import Table
 from taskvec.recipes.coerce import as_recipe
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import preserve_modes, wrap
 
 
+class ModelKeywords(TypedDict, total=False):
+    """About the model.
+
+    Attributes:
+        tokenizer: Of a loaded model.
+        table: Of a family: layer weights, or a method, as in `merge`.
+        scale: Of a family: λ by task.
+        name: What the model is called in results, and in `out`; default: as it is given, and
+            `candidate` for what is merged in memory.
+    """
+
+    tokenizer: Any
+    table: Table | str | Mapping[str, object] | None
+    scale: Mapping[str, float | Mapping[str, Any]] | None
+    name: str | None
+
+
+class EvaluateKeywords(ModelKeywords, EvaluationKeywords, total=False):
+    """What `evaluate` takes."""
+
+
+@takes(ModelKeywords, EvaluationKeywords)
 def evaluate(
     model: str | os.PathLike[str] | Module | Family | Recipe,
     tasks: Sequence[Asked],
-    *,
-    tokenizer: Any = None,
-    table: Table | str | Mapping[str, object] | None = None,
-    scale: Mapping[str, float | Mapping[str, Any]] | None = None,
-    data: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
-    include_path: str | os.PathLike[str] | None = None,
-    limit: int | None = None,
-    shots: int | None = None,
-    draws: int = 1,
-    seed: int = 0,
-    apply_chat_template: bool = False,
-    context: int | None = None,
-    stride: int | None = None,
-    truncate: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
-    batch_tokens: int | None = None,
-    judge: Judge | str | None = None,
-    allow_code_execution: bool = False,
-    workers: int = 1,
-    out: str | os.PathLike[str] | None = None,
-    name: str | None = None,
-    progress: SampleProgress = silent,
+    **options: Unpack[EvaluateKeywords],
 ) -> Results:
     """Measure what a model can do.
 
@@ -64,30 +55,7 @@ def evaluate(
             `table` and `scale`, which are merged in memory.
         tasks: Names, which `taskvec eval --list` shows; tasks; or functions of model and tokenizer
             that return a number, or numbers by name.
-        tokenizer: Of a loaded model.
-        table: Of a family: layer weights, or a method, as in `merge`.
-        scale: Of a family: λ by task.
-        data: Folder that data lie in, or files by task; what is not there comes from the hub.
-        include_path: Folder of task files of your own for tasks `harness:…`.
-        limit: Most samples of a task, drawn by the seed; None: all.
-        shots: Worked examples in front of a question; None: the task's own number.
-        draws: Answers that are drawn for a prompt, where a task can use several.
-        seed: Of samples, draws and intervals.
-        apply_chat_template: Whether tasks `harness:…` ask in conversations.
-        context: Tokens of a window over a text; None: the model's, at most 2,048.
-        stride: Tokens that each window after the first predicts; None: the whole window.
-        truncate: Cut prompts that do not fit at the front, instead of refusing them.
-        dtype: `float32`, `bfloat16`, `float16`; `auto`: as stored on an accelerator, else float32.
-        device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
-        batch_tokens: Tokens of a batch; None: by the memory there is.
-        judge: Who says how harmful an answer is, or what stands for one on the command line; None:
-            refusal phrases.
-        allow_code_execution: Whether programs that the model wrote may be run.
-        workers: Programs that run at once.
-        out: Folder for records, from which an interrupted run goes on; None: nothing is written.
-        name: What the model is called in results, and in `out`; default: as it is given, and
-            `candidate` for what is merged in memory.
-        progress: Called with the samples done.
+        {options}
 
     Returns:
         The result of each task, by name; a group of the harness has several.
@@ -97,45 +65,28 @@ def evaluate(
         DataError: data are missing or malformed.
         TaskvecError: anything else foreseen.
     """
-    options = EvaluationOptions(
-        data=_places(data),
-        limit=limit,
-        include_path=None if include_path is None else Path(include_path),
-        settings=SampleSettings(shots, seed, draws, apply_chat_template),
-        context=context,
-        stride=stride,
-        truncate=truncate,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
-        device=device,
-        tools=Tools(
-            allow_code_execution=allow_code_execution,
-            judge=_judge(judge, device, out),
-            workers=workers,
-        ),
-        out=None if out is None else Path(out),
-        progress=progress,
-    )
+    tokenizer, table, scale, name = (
+        options.get("tokenizer"), options.get("table"), options.get("scale"), options.get("name")
+    )  # fmt: skip
+    how = evaluation_options(options)
     _check_arguments(model, tasks, tokenizer, table, scale)
-    prepared = prepare(list(tasks), options)
+    prepared = prepare(list(tasks), how)
     if isinstance(model, Module):
         with preserve_modes(model):
             loaded = wrap(model, tokenizer, name or "the module")
-            results = evaluate_with(
-                lambda: loaded, loaded.encoder, prepared, options, where=loaded.encoder.where
+            where = loaded.encoder.where
+            return Results(
+                evaluate_with(lambda: loaded, loaded.encoder, prepared, how, where=where)
             )
-        return Results(results)
     given = table if isinstance(table, Table) else None
-    with Models(options) as models:
-        if isinstance(model, Family):
-            method = "task_arithmetic" if table is None or given is not None else table
-            recipe = as_recipe(model, {"method": method, "scale": scale or {}})
-            results = models.evaluate((recipe, given), prepared, name or "candidate")
-        elif isinstance(model, Recipe):
-            results = models.evaluate((model, given), prepared, name or "candidate")
-        else:
-            results = models.evaluate(model, prepared, name or os.fspath(model))
-    return Results(results)
+    if isinstance(model, Family):
+        method = "task_arithmetic" if table is None or given is not None else table
+        model = as_recipe(model, {"method": method, "scale": scale or {}})
+    default = "candidate" if isinstance(model, Recipe) else os.fspath(model)
+    if given is not None and isinstance(model, Recipe):
+        model = replace(model, table=given)
+    with Models(how) as models:
+        return Results(models.evaluate(model, prepared, name or default))
 
 
 def _check_arguments(model: Any, tasks: Any, tokenizer: Any, table: Any, scale: Any) -> None:
@@ -160,25 +111,3 @@ def _check_arguments(model: Any, tasks: Any, tokenizer: Any, table: Any, scale: 
         )
     if tokenizer is not None and not isinstance(model, Module):
         raise UsageError("tokenizer goes with a module; a folder has its own")
-
-
-def _judge(
-    judge: Judge | str | None, device: str, out: str | os.PathLike[str] | None
-) -> Judge | None:
-    if not isinstance(judge, str):
-        return judge
-    folder = None if out is None else Path(out) / "verdicts"
-    return parse_judge(judge, device=device, folder=folder)
-
-
-def _places(
-    data: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None,
-) -> DataPlaces:
-    if data is None:
-        return DataPlaces()
-    if isinstance(data, Mapping):
-        return DataPlaces(by_task={task: Path(path).expanduser() for task, path in data.items()})
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
-        raise UsageError(f"data: there is no folder {data}; give one, or {{TASK: PATH}}")
-    return DataPlaces((folder,))

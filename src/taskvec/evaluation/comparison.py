@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, difference
+from taskvec.journal import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,8 @@ class Compared:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        told = None if self.difference is None else self.difference.to_json()
-        share = self.share if self.share is not None and math.isfinite(self.share) else None
-        return self.result.to_json() | {"difference": told, "share_of_single": share}
+        about = {"difference": self.difference, "share_of_single": self.share}
+        return self.result.to_json() | dict(finite(about))
 
 
 def compare(

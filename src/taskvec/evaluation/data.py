@@ -1,7 +1,7 @@
 """Data of tasks: rows of local files, or of data sets on the hub.
 
 Files are JSON, JSON lines, CSV, TSV, plain text or Parquet, also gzipped (`.gz`). A row knows where
-it is from, so that a field that is missing is told with file and line.
+it is from, so that an error about a missing field names file and line.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class DataRow:
         """
         value = self._value(keys)
         if not isinstance(value, str):
-            raise DataError(f"{self.where}: {keys[0]!r} must be a text; got {_shown(value)}")
+            raise DataError(f"{self.where}: {keys[0]!r} must be a text; got {_shorten(value)}")
         self._check_encodes(keys[0], value)
         return value
 
@@ -93,7 +93,7 @@ class DataRow:
             return int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise DataError(
-                f"{self.where}: {keys[0]!r} must be a whole number; got {_shown(value)}"
+                f"{self.where}: {keys[0]!r} must be a whole number; got {_shorten(value)}"
             )
         return value
 
@@ -106,7 +106,7 @@ class DataRow:
         value = self._value(keys)
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise DataError(
-                f"{self.where}: {keys[0]!r} must be a list of texts; got {_shown(value)}"
+                f"{self.where}: {keys[0]!r} must be a list of texts; got {_shorten(value)}"
             )
         for text in value:
             self._check_encodes(keys[0], text)
@@ -148,7 +148,7 @@ def rows_of(task: str, files: Sequence[DataFile], places: DataPlaces) -> dict[st
     """The rows that a task reads, by role.
 
     Raises:
-        DataError: a file is not there, cannot be read or holds no rows.
+        DataError: a file is not there, cannot be read or has no rows.
         MissingExtraError: the hub is needed, and datasets is not installed.
     """
     found: dict[str, list[DataRow]] = {}
@@ -166,7 +166,7 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
     if given is not None and not given.exists():
         raise DataError(f"task {task!r}: {given} is not there; it was given by --data {task}=…")
     if given is not None and given.is_file() and first:
-        return _filled([given])
+        return _read_all([given])
     tried: list[Path] = []
     folders = [] if given is None else [given if given.is_dir() else given.parent]
     for folder in [*folders, *places.folders]:
@@ -174,7 +174,7 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
             for pattern in dict.fromkeys((name, Path(name).name)):
                 found = sorted(path for path in folder.glob(pattern) if path.is_file())
                 if found:
-                    return _filled(found)
+                    return _read_all(found)
                 tried.append(folder / pattern)
     if file.hub is not None and places.hub and not (given and first):
         return _from_hub(task, file.hub)
@@ -187,10 +187,10 @@ def _rows(task: str, file: DataFile, places: DataPlaces, *, first: bool) -> list
     )
 
 
-def _filled(paths: Sequence[Path]) -> list[DataRow]:
+def _read_all(paths: Sequence[Path]) -> list[DataRow]:
     rows = [row for path in paths for row in read_rows(path)]
     if not rows:
-        raise DataError(f"{paths[0]}: holds no rows")
+        raise DataError(f"{paths[0]}: has no rows")
     return rows
 
 
@@ -215,8 +215,8 @@ def read_rows(path: Path) -> list[DataRow]:
         return [DataRow(data, f"{path}, row {i}", stem) for i, data in enumerate(frames)]
     raw = documents.read_bytes(path, documents.DATA, DataError)
     if path.suffix == ".gz":
-        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
-    text = documents.decoded(raw, str(path), DataError)
+        raw = documents.unzip(raw, documents.DATA, str(path), DataError)
+    text = documents.decode(raw, str(path), DataError)
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".tsv": _csv}
     if kind in readers:
         return [DataRow(data, where, stem) for data, where in readers[kind](path, text)]
@@ -228,7 +228,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     if _is_lines(text):
         yield from _json_lines(path, text)
         return
-    value = _parsed(text, str(path))
+    value = _parse(text, str(path))
     values = value if isinstance(value, list) else [value]
     for i, each in enumerate(values):
         yield _object(each, f"{path}, row {i}")
@@ -238,7 +238,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], str]
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield _object(_parsed(line, where), where)
+            yield _object(_parse(line, where), where)
 
 
 def _is_lines(text: str) -> bool:
@@ -253,13 +253,13 @@ def _is_lines(text: str) -> bool:
     return True
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> Any:
     return documents.parse_json(text, documents.DATA, where, DataError, non_finite=True)
 
 
 def _object(value: object, where: str) -> tuple[Mapping[str, Any], str]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: must be a JSON object; got {_shown(value)}")
+        raise DataError(f"{where}: must be a JSON object; got {_shorten(value)}")
     return value, where
 
 
@@ -312,6 +312,6 @@ def read_hub(hub: HubData, remedy: str) -> list[DataRow]:
     return [DataRow(dict(data), f"{hub.name}, row {i}") for i, data in enumerate(loaded)]
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -12,12 +12,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from taskvec.errors import DataError, TaskvecError, UsageError
 from taskvec.evaluation import intervals
@@ -39,25 +38,15 @@ from taskvec.evaluation.task import (
     task_of,
 )
 from taskvec.evaluation.tasks import task as find_task
+from taskvec.journal import finite
 from taskvec.running.encoding import Encoder, Windows
 from taskvec.running.model import DTYPES, Model, preserve_modes
 from taskvec.sandbox.programs import require_permission
+from taskvec.streaming import Progress, silent
 from taskvec.tables import frame, html_table
 
 Asked = str | Task | MetricFunction
 CONTEXT = 2048  # tokens of a window, unless the model has fewer or the user says otherwise
-
-
-class SampleProgress(Protocol):
-    """Called with the number of samples done; the command line shows a bar."""
-
-    def __call__(self, label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-        """Begin a stage; the context gives a function to call with the samples done since."""
-
-
-def silent(label: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Progress that nobody sees."""
-    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +82,7 @@ class EvaluationOptions:
     device: str = "auto"
     tools: Tools = field(default_factory=Tools)
     out: Path | None = None
-    progress: SampleProgress = silent
+    progress: Progress = silent
 
     def __post_init__(self) -> None:
         numbers = {
@@ -186,7 +175,7 @@ class Result:
             "model": self.model,
             "main": self.metrics[0].name,
             "higher_is_better": self.metrics[0].higher_is_better,
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            "figures": finite(self.figures),
             **self.about,
         }
 
@@ -244,7 +233,7 @@ def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamp
         raise UsageError(
             f"task {twice[0]!r} is named twice" if twice else "no task is named; see --list"
         )
-    found = _found(tasks, options)
+    found = _find(tasks, options)
     for name in options.data.by_task:
         if name not in (*names, *(task.name for task in found)):
             raise UsageError(f"data are given for {name!r}, which is not one of the tasks")
@@ -252,10 +241,10 @@ def prepare(asked: Sequence[Asked], options: EvaluationOptions) -> list[TaskSamp
         if "code" in task.needs:
             allowed = options.tools.allow_code_execution
             require_permission(f"task {task.name!r}", allowed=allowed)
-    return [_prepared(task, options) for task in found]
+    return [_prepare(task, options) for task in found]
 
 
-def _found(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task]:
+def _find(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task]:
     """The tasks of these names, in their order; a group of the harness gives several."""
     of_harness = [name for name in tasks if isinstance(name, str) and name.startswith(PREFIX)]
     theirs = {}
@@ -275,7 +264,7 @@ def _found(tasks: Sequence[str | Task], options: EvaluationOptions) -> list[Task
     return found
 
 
-def _prepared(task: Task, options: EvaluationOptions) -> TaskSamples:
+def _prepare(task: Task, options: EvaluationOptions) -> TaskSamples:
     if task.measure is not None:
         return TaskSamples(task, [], 0)
     rows = rows_of(task.name, task.files, options.data)
@@ -392,7 +381,7 @@ def _one(run: _Run, prepared: TaskSamples, tokens: int) -> Result:
     if options.out is not None and task.measure is None:
         path = options.out / file_name(run.where) / f"{file_name(task.name)}.jsonl"
     started = time.monotonic()
-    replies, kept = _asked(run, samples, path, header)
+    replies, kept = _ask(run, samples, path, header)
     if task.measure is not None:
         model = run.model()
         with preserve_modes(model.module):
@@ -424,7 +413,7 @@ def _one(run: _Run, prepared: TaskSamples, tokens: int) -> Result:
     )
 
 
-def _asked(
+def _ask(
     run: _Run, samples: Sequence[Sample], path: Path | None, header: Mapping[str, Any]
 ) -> tuple[list[Replies], int]:
     """The replies to all samples, and how many an earlier run left."""

@@ -16,10 +16,10 @@ from typing import Any
 from taskvec.errors import CheckpointError, UsageError
 from taskvec.evaluation.loading import Spec
 from taskvec.evaluation.task import Task
+from taskvec.recipes.recipe import Recipe
 from taskvec.recipes.replay import MANIFEST_FILE, read_manifest
 
 DIRECTIONS = ("up", "down", "keep")
-Expected = Mapping[str, Mapping[str, str]]  # by model and task: of `DIRECTIONS`, or "not up" …
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ def merges_among(models: Mapping[str, Spec]) -> dict[str, MergeScales]:
     """The models that are merges, by name."""
     found = {}
     for name, spec in models.items():
-        if isinstance(spec, tuple):
-            family = spec[0].family
+        if isinstance(spec, Recipe):
+            family = spec.family
             scales = {n: task.scale or 0.0 for n, task in family.tasks.items()}
             target = family.edited
             place = os.fspath(target) if isinstance(target, (str, os.PathLike)) else ""
@@ -88,7 +88,7 @@ def expect(
     Raises:
         UsageError: a task is not asked, or a direction is unknown.
     """
-    said: dict[str, str] = {}
+    wanted: dict[str, str] = {}
     for name, direction in given.items():
         if direction not in DIRECTIONS:
             raise UsageError(
@@ -100,11 +100,11 @@ def expect(
                 f"expect {name}={direction}: no such task; the tasks are "
                 f"{', '.join(task.name for task in tasks)}"
             )
-        said |= dict.fromkeys(named, direction)
-    found = {model: dict(said) for model in others}
+        wanted |= dict.fromkeys(named, direction)
+    found = {model: dict(wanted) for model in others}
     for model, merge in merges.items():
         is_target = _is_same(merge.target, reference)
-        found[model] = _by_sign(merge.scales, tasks, is_target=is_target) | said
+        found[model] = _by_sign(merge.scales, tasks, is_target=is_target) | wanted
     return found
 
 
@@ -122,7 +122,7 @@ def _by_sign(
 
 
 def _is_same(target: str, reference: Spec) -> bool:
-    if not target or isinstance(reference, tuple):
+    if not target or isinstance(reference, Recipe):
         return False
     one, other = Path(target).expanduser(), Path(os.fspath(reference)).expanduser()
     return target == os.fspath(reference) or (one.exists() and one.resolve() == other.resolve())

@@ -75,7 +75,7 @@ def known_texts(results: Sequence[Result]) -> list[list[str]]:
     """What each of these samples says itself: its prompts, and what is right."""
     return [
         [
-            *(text for request in sample.requests for text in _said(request)),
+            *(text for request in sample.requests for text in _texts_of(request)),
             *_strings(sample.reference),
         ]
         for result in results
@@ -88,7 +88,7 @@ def _asks(sample: Sample) -> bool:
     return any(isinstance(request, Prompt) for request in sample.requests)
 
 
-def _said(request: Request) -> list[str]:
+def _texts_of(request: Request) -> list[str]:
     """What a prompt says, message by message."""
     if not isinstance(request, Prompt):
         return []
@@ -195,13 +195,13 @@ class Vocabulary:
     measured as everybody else: its own rare words are unknown too.
 
     Attributes:
-        told: Words of prompts and right answers.
+        given_words: Words of prompts and right answers.
         samples: Words of the reference's answers, by sample.
         counts: In how many samples the reference writes a word.
         judged: Which samples count: not those with a stock answer.
     """
 
-    told: frozenset[str]
+    given_words: frozenset[str]
     samples: Sequence[frozenset[str]]
     counts: Mapping[str, int]
     judged: Sequence[bool]
@@ -210,7 +210,8 @@ class Vocabulary:
         """How many of the words of an answer to a sample are unknown."""
         own = self.samples[place]
         return sum(
-            word not in self.told and self.counts.get(word, 0) - (word in own) < 1 for word in words
+            word not in self.given_words and self.counts.get(word, 0) - (word in own) < 1
+            for word in words
         )
 
 
@@ -222,7 +223,7 @@ def vocabulary(reference: Sequence[Result]) -> Vocabulary:
     given = [(task, *texts) for task, texts in zip(tasks, written, strict=True)]
     times = Counter(given)
     return Vocabulary(
-        told=frozenset(
+        given_words=frozenset(
             w for texts in known_texts(reference) for text in texts for w in tokens(text)
         ),
         samples=words,
@@ -247,7 +248,7 @@ def writing_scores(texts: Texts, known: Vocabulary | None = None) -> list[Score]
         judged = known is not None and known.judged[place]
         values = {
             "characters": sum(map(len, each)),
-            "looped": sum(map(_looped, each)),
+            "looped": sum(map(_count_loops, each)),
             "character_bits": sum(characters[c] for text in each for c in text),
             "tokens": len(mine),
             "token_bits": sum(words[word] for word in mine),
@@ -264,10 +265,10 @@ def _bits(counts: Counter[str]) -> dict[str, float]:
     return {each: math.log2(total / count) for each, count in counts.items()}
 
 
-def _looped(text: str) -> int:
+def _count_loops(text: str) -> int:
     """Characters in places where the same comes three times or more in a row.
 
-    >>> _looped("a cat, a cat, a cat, and a dog"), _looped("a b c")
+    >>> _count_loops("a cat, a cat, a cat, and a dog"), _count_loops("a b c")
     (21, 0)
     """
     return sum(len(found[0]) for found in LOOP.finditer(" ".join(text.split())))

@@ -24,10 +24,10 @@ from taskvec.evaluation.harness_scores import (
     apart,
     harness_metrics,
     harness_scores,
-    plain,
 )
 from taskvec.evaluation.task import Replies, RowsByRole, Sample, SampleSettings, Score, Task, Tools
 from taskvec.extras import require
+from taskvec.journal import finite
 from taskvec.running.requests import Continuation, Prompt, Request, Text, WholeText
 
 PREFIX = "harness:"
@@ -121,7 +121,7 @@ def _task(name: str, inner: Any, settings: SampleSettings, allow_code_execution:
     asked: dict[str, Asked] = {}  # by sample
 
     def samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-        with _told(PREFIX + name, "its samples cannot be made"), apart(settings.seed):
+        with _name_errors(PREFIX + name, "its samples cannot be made"), apart(settings.seed):
             made = []
             for each, instances in _instances(inner, shots, settings).items():
                 requests = [_requests(PREFIX + name, instance) for instance in instances]
@@ -130,7 +130,7 @@ def _task(name: str, inner: Any, settings: SampleSettings, allow_code_execution:
             return made
 
     def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -> list[Score]:
-        with _told(PREFIX + name, "cannot be scored"), apart(tools.seed):
+        with _name_errors(PREFIX + name, "cannot be scored"), apart(tools.seed):
             mine = [asked[sample.id] for sample in samples]
             return harness_scores(inner, mine, replies, tools.advance)
 
@@ -189,7 +189,7 @@ def _sample(
     inner: Any, name: str, instances: Sequence[Any], requests: Sequence[Sequence[Request]]
 ) -> Sample:
     is_text = inner.OUTPUT_TYPE == "loglikelihood_rolling"  # which the request has already
-    reference = {} if is_text else {"target": plain(inner.doc_to_target(instances[0].doc))}
+    reference = {} if is_text else {"target": finite(inner.doc_to_target(instances[0].doc))}
     return Sample(name, tuple(each for some in requests for each in some), reference)
 
 
@@ -230,7 +230,7 @@ def _requests(task: str, instance: Any) -> list[Request]:
 
 
 @contextmanager
-def _told(task: str, what: str) -> Iterator[None]:
+def _name_errors(task: str, what: str) -> Iterator[None]:
     """Errors of the harness's code with the name of the task."""
     try:
         yield

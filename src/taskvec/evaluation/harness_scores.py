@@ -19,6 +19,7 @@ import numpy as np
 from taskvec.evaluation.intervals import items_of
 from taskvec.evaluation.task import Metric, Replies, Score
 from taskvec.extras import require
+from taskvec.journal import finite
 from taskvec.running.requests import Answer, Likelihood, Reply
 
 WEIGHT = " (weight)"
@@ -61,7 +62,7 @@ def harness_scores(
     notes: list[dict[str, Any]] = []
     for instances, mine in zip(documents, replies, strict=True):
         broken = any(_is_nan(reply) for reply in mine)
-        filtered = [plain(one.filtered_resps) for one in instances if _generates(one)]
+        filtered = [finite(one.filtered_resps) for one in instances if _generates(one)]
         notes.append({"items": _items(inner, instances, broken=broken), "filtered": filtered})
         advance(1)
     metrics = harness_metrics(inner, [Score({}, note) for note in notes])
@@ -101,7 +102,7 @@ def _items(inner: Any, instances: Sequence[Any], *, broken: bool) -> dict[str, A
             label = str(metric) if name == "none" else f"{metric},{name}"
             if broken and isinstance(item, (bool, int, float, np.number)):
                 item = 0.0 if inner.higher_is_better().get(metric, True) else math.nan
-            found[label] = plain(item)
+            found[label] = finite(item)
     return found
 
 
@@ -150,17 +151,17 @@ def _values(inner: Any, metrics: Sequence[Metric], items: Mapping[str, Any]) -> 
 def _aggregation(inner: Any, label: str) -> Callable[[Sequence[Any]], Any]:
     """The harness's function from the items of all documents to one value."""
     own = inner.aggregation().get(label.partition(",")[0])
-    found: Callable[[Sequence[Any]], Any] = own or _registered("mean")
+    found: Callable[[Sequence[Any]], Any] = own or _aggregation_named("mean")
     return found
 
 
 def _how(inner: Any, label: str) -> str:
     """Which of `SCALES` an aggregation is; empty: none."""
     own = _aggregation(inner, label)
-    return next((name for name in SCALES if own is _registered(name)), "")
+    return next((name for name in SCALES if own is _aggregation_named(name)), "")
 
 
-def _registered(name: str) -> Any:
+def _aggregation_named(name: str) -> Any:
     return require("lm_eval.api.registry", "harness").get_aggregation(name)
 
 
@@ -207,16 +208,3 @@ def apart(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it; what is not finite becomes None."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int, bool)) else str(value)

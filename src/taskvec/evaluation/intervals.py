@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.evaluation.task import Metric, Score
+from taskvec.journal import finite
 
 Array = np.ndarray[Any, Any]
 
@@ -41,8 +42,7 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers; what is not finite becomes None."""
-        bounds = [x if math.isfinite(x) else None for x in (self.value, self.low, self.high)]
-        return {"value": bounds[0], "interval": bounds[1:], "n": self.n}
+        return dict(finite({"value": self.value, "interval": [self.low, self.high], "n": self.n}))
 
 
 def wilson(correct: float, n: int) -> tuple[float, float]:
@@ -66,7 +66,7 @@ def figure(metric: Metric, scores: Sequence[Score], *, seed: int = 0) -> Figure:
         scores: One for each sample.
         seed: Of the bootstrap.
     """
-    (mine,) = _shared(metric, scores)
+    (mine,) = _in_all(metric, scores)
     n = len(mine)
     value = float(_values(metric, mine, [np.arange(n)])[0])
     if math.isnan(value):
@@ -106,7 +106,7 @@ def paired(metric: Metric, *runs: Sequence[Score], seed: int = 0) -> tuple[int, 
         How many samples have it, and for each model the value, then those of the resamples, which
         are the same for all models.
     """
-    shared = _shared(metric, *runs)
+    shared = _in_all(metric, *runs)
     n = len(shared[0])
     picks = [np.arange(n), *(_resamples(metric, n, seed) if n else ())]
     return n, [_values(metric, run, picks) for run in shared]
@@ -185,7 +185,7 @@ def _has(metric: Metric, score: Score) -> bool:
     return {metric.value or metric.name, metric.per} - {""} <= score.values.keys()
 
 
-def _shared(metric: Metric, *runs: Sequence[Score]) -> list[list[Score]]:
+def _in_all(metric: Metric, *runs: Sequence[Score]) -> list[list[Score]]:
     """The scores of each run, of the samples that have the metric in all runs."""
     together = [each for each in zip(*runs, strict=True) if all(_has(metric, s) for s in each)]
     return [[each[i] for each in together] for i in range(len(runs))]

@@ -11,20 +11,18 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, check, evaluate_with
 from taskvec.merging.prepare import prepare
-from taskvec.methods.table import Table, load_table
+from taskvec.methods.table import load_table
 from taskvec.outputs.candidates import Bench, candidates
 from taskvec.recipes.recipe import Recipe
 from taskvec.running.model import Model, Stored, load, open_stored, stamp_of
 
-Candidate = tuple[Recipe, Table | None]
-Spec = str | os.PathLike[str] | Candidate
+Spec = str | os.PathLike[str] | Recipe  # a recipe is a candidate
 
 
 class Models:
@@ -47,10 +45,10 @@ class Models:
         Raises:
             TaskvecError: as `evaluate` would.
         """
-        stored, _ = _opened(spec)
+        stored, _ = _open(spec)
         check(stored.encoder, prepared, self.options)
-        if isinstance(spec, tuple):
-            prepare(spec[0])
+        if isinstance(spec, Recipe):
+            prepare(spec)
 
     def evaluate(self, spec: Spec, prepared: Sequence[TaskSamples], name: str) -> list[Result]:
         """Results of one model, called `name`.
@@ -58,33 +56,28 @@ class Models:
         Weights are not loaded if all replies were kept by an earlier run.
 
         Args:
-            spec: A folder, a hub name, or a candidate: a recipe, with layer weights that take the
-                place of the method's own or None.
+            spec: A folder, a hub name, or a candidate.
             prepared: Tasks with their samples.
             name: What it is called.
 
         Raises:
             TaskvecError: it cannot be opened, loaded, merged, or asked what the tasks ask.
         """
-        stored, stamp = _opened(spec)
+        stored, stamp = _open(spec)
 
         def model() -> Model:
-            return self.candidate(*spec) if isinstance(spec, tuple) else self._load(stored)
+            return self.candidate(spec) if isinstance(spec, Recipe) else self._load(stored)
 
         return evaluate_with(model, stored.encoder, prepared, self.options, where=name, stamp=stamp)
 
-    def candidate(self, recipe: Recipe, table: Table | None = None) -> Model:
+    def candidate(self, recipe: Recipe) -> Model:
         """The loaded target of a recipe with the candidate in its parameters.
-
-        Args:
-            recipe: What is merged.
-            table: Layer weights that take the place of the method's own.
 
         Raises:
             TaskvecError: it cannot be opened, loaded or merged.
         """
         bench, model = self._bench_of(recipe)
-        bench.put(recipe if table is None else replace(recipe, table=table))
+        bench.put(recipe)
         return model
 
     def target(self, recipe: Recipe) -> Model:
@@ -111,12 +104,12 @@ class Models:
         self._bench = None
 
 
-def _opened(spec: Spec) -> tuple[Stored, str]:
+def _open(spec: Spec) -> tuple[Stored, str]:
     """A model, or the target of a candidate, without weights; and what identifies the weights."""
-    if not isinstance(spec, tuple):
-        stored = open_stored(spec)
-        return stored, stored.stamp
-    return _target(spec[0]), _stamp(*spec)
+    if isinstance(spec, Recipe):
+        return _target(spec), _stamp(spec)
+    stored = open_stored(spec)
+    return stored, stored.stamp
 
 
 def _target(recipe: Recipe) -> Stored:
@@ -129,7 +122,7 @@ def _target(recipe: Recipe) -> Stored:
     return open_stored(target)
 
 
-def _stamp(recipe: Recipe, table: Table | None) -> str:
+def _stamp(recipe: Recipe) -> str:
     """What identifies the weights of a candidate; empty if a member is in memory."""
     family = recipe.family
     members = [family.base, family.start, family.edited, *family.models.values()]
@@ -140,8 +133,7 @@ def _stamp(recipe: Recipe, table: Table | None) -> str:
         return ""
     # What is not there is on the hub, and the recipe says its commit.
     files = sorted({stamp_of(path) for path in paths if path.exists()})
-    given = recipe.table if table is None else table
-    given = load_table(given) if isinstance(given, Path) else given
-    told = given.to_json() if given is not None else None
-    text = json.dumps([recipe.to_dict(), files, told], sort_keys=True)
+    given = load_table(recipe.table) if isinstance(recipe.table, Path) else recipe.table
+    table = given.to_json() if given is not None else None
+    text = json.dumps([recipe.to_dict(), files, table], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -55,11 +55,11 @@ def begin_replies(
     if path is None:
         return lambda sample, replies: None
     journal = Journal(part_of(path, header["key"]))
-    journal.begin([header, *(_stored(sample, replies) for sample, replies in known.items())])
-    return lambda sample, replies: journal.add(_stored(sample, replies))
+    journal.begin([header, *(_entry(sample, replies) for sample, replies in known.items())])
+    return lambda sample, replies: journal.add(_entry(sample, replies))
 
 
-def _stored(sample: str, replies: Replies) -> dict[str, Any]:
+def _entry(sample: str, replies: Replies) -> dict[str, Any]:
     return {"id": sample, "replies": [_plain(reply) for reply in replies]}
 
 

@@ -120,7 +120,7 @@ def replies_to(
         i = place[0]
         missing[i] -= 1
         if missing[i] == 0:
-            found[i] = [_joined(parts.pop((i, j))) for j in range(len(samples[i].requests))]
+            found[i] = [_join(parts.pop((i, j))) for j in range(len(samples[i].requests))]
             done(i, found[i])
 
     likelihoods(
@@ -138,7 +138,7 @@ def replies_to(
     return found
 
 
-def _joined(parts: Sequence[Reply]) -> Reply:
+def _join(parts: Sequence[Reply]) -> Reply:
     """The reply to a request from those to its windows."""
     if len(parts) == 1:
         return parts[0]

@@ -12,11 +12,11 @@ from typing import Any
 from taskvec.errors import UsageError
 from taskvec.evaluation.evaluate import EvaluationOptions, Result, TaskSamples, file_name
 from taskvec.evaluation.loading import Models, Spec
+from taskvec.evaluation.options import VERDICTS_FOLDER
 from taskvec.files import write_text
 
 PACKAGES = ("taskvec", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "numpy")
 RESULTS_FILE = "results.json"
-VERDICTS_FOLDER = "verdicts"
 
 
 def evaluate_models(
@@ -49,7 +49,7 @@ def _check_names(models: Iterable[str]) -> None:
         other = taken.setdefault(folder.casefold(), f"model {name!r}")
         if other != f"model {name!r}":
             raise UsageError(
-                f"records of model {name!r} would lie in {folder}, where {other} has its place; "
+                f"records of model {name!r} would overwrite {other} in {folder}; "
                 "give it another name: NAME=MODEL"
             )
 
@@ -72,11 +72,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def write_results(folder: Path, told: Mapping[str, Any]) -> None:
+def write_results(folder: Path, record: Mapping[str, Any]) -> None:
     """Write `results.json` beside the records.
 
     Raises:
         OutputError: it cannot be written.
     """
-    text = json.dumps(told, indent=1, ensure_ascii=False)
+    text = json.dumps(record, indent=1, ensure_ascii=False)
     write_text(folder / RESULTS_FILE, text + "\n")

@@ -17,8 +17,10 @@ from taskvec.evaluation import gibberish
 from taskvec.evaluation.evaluate import Result
 from taskvec.evaluation.intervals import Figure, difference, figure, span
 from taskvec.evaluation.task import Metric, Score
+from taskvec.journal import fields_to_json
 from taskvec.running.requests import Answer, Likelihood, Reply
 
+SUCCESS = "as_expected"  # not one of `SIGNS`
 SIGNS = (
     "broken_logits",
     "gibberish",
@@ -78,16 +80,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {
-            "model": self.model,
-            "task": self.task,
-            "sign": self.sign,
-            "text": self.text,
-            "what": self.what,
-            "cause": self.cause,
-            "advice": self.advice,
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
-        }
+        return fields_to_json(self) | {"text": self.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +134,42 @@ def find_signs(
         merges: Models that are merges; causes and advice name λ for these only.
         expected: Where main metrics should move, by model and task; see `expectations`.
     """
-    singles, expected = singles or {}, expected or {}
-    found: list[Finding] = []
+    cases = _cases(results, reference, singles or {}, merges, expected or {})
+    return [
+        finding
+        for mine in cases
+        for finding in sorted(_of_model(mine), key=lambda each: SIGNS.index(each.sign))
+    ]
+
+
+def find_successes(
+    results: Mapping[str, Sequence[Result]],
+    *,
+    reference: str,
+    expected: Mapping[str, Mapping[str, str]],
+) -> list[Finding]:
+    """Main metrics that should move and did, by more than the interval; see `find_signs`."""
+    moved = [
+        _check_direction(case)
+        for mine in _cases(results, reference, {}, (), expected)
+        for case in mine
+    ]
+    return [each for each in moved if each is not None and each.sign == SUCCESS]
+
+
+def _cases(
+    results: Mapping[str, Sequence[Result]],
+    reference: str | None,
+    singles: Mapping[str, str],
+    merges: Collection[str],
+    expected: Mapping[str, Mapping[str, str]],
+) -> Iterator[list[_Case]]:
+    """The cases of every model, in the order of the models."""
     for model, mine in results.items():
         theirs = results[reference] if reference is not None and model != reference else None
         role = "merge" if model in merges else "other"
         role = "single" if model in singles.values() else role
-        cases = [
+        yield [
             _Case(
                 "reference" if model == reference else role,
                 result,
@@ -157,8 +179,6 @@ def find_signs(
             )
             for place, result in enumerate(mine)
         ]
-        found += sorted(_of_model(cases), key=lambda finding: SIGNS.index(finding.sign))
-    return found
 
 
 def _of_model(cases: Sequence[_Case]) -> list[Finding]:
@@ -256,13 +276,13 @@ def _perplexity(case: _Case) -> Iterator[Finding]:
 
 def _share(result: Result, is_so: Callable[[Reply], bool]) -> Figure:
     """Share of the samples with such a reply."""
-    return figure(_SHARE, _marked(result, is_so), seed=result.about["seed"])
+    return figure(_SHARE, _mark(result, is_so), seed=result.about["seed"])
 
 
 _SHARE = Metric("share", "rate", higher_is_better=False)
 
 
-def _marked(result: Result, is_so: Callable[[Reply], bool]) -> list[Score]:
+def _mark(result: Result, is_so: Callable[[Reply], bool]) -> list[Score]:
     return [Score({"share": float(any(map(is_so, replies)))}) for replies in result.replies]
 
 
@@ -272,8 +292,8 @@ def _too_many(case: _Case, is_so: Callable[[Reply], bool]) -> tuple[str, dict[st
     if case.other is None:
         return (f"{mine.value:.0%} of the answers", {"share": mine}) if mine.value >= MOST else None
     other = _share(case.other, is_so)
-    ours, theirs = _marked(case.result, is_so), _marked(case.other, is_so)
-    if not (mine.value - other.value >= MORE and _changed(_SHARE, ours, theirs)):
+    ours, theirs = _mark(case.result, is_so), _mark(case.other, is_so)
+    if not (mine.value - other.value >= MORE and _differ(_SHARE, ours, theirs)):
         return None
     apart = difference(_SHARE, ours, theirs, seed=case.result.about["seed"])
     if not apart.low > 0:
@@ -360,19 +380,19 @@ def _side(result: Result, other: Result) -> tuple[Figure, int]:
     """The difference of the main metric to another's; -1 below, 1 above, 0 within the interval."""
     metric = result.metrics[0]
     apart = difference(metric, result.scores, other.scores, seed=result.about["seed"])
-    if not _changed(metric, result.scores, other.scores):
+    if not _differ(metric, result.scores, other.scores):
         return apart, 0
     return apart, int(apart.low > 0) - int(apart.high < 0)
 
 
-def _changed(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> bool:
+def _differ(metric: Metric, ours: Sequence[Score], theirs: Sequence[Score]) -> bool:
     """Whether enough samples differ for a difference to mean something."""
     key = metric.value or metric.name
     pairs = zip(ours, theirs, strict=True)
     return sum(a.values.get(key) != b.values.get(key) for a, b in pairs) >= FEWEST_CHANGED
 
 
-def _compared(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
+def _compare(case: _Case, other: Result, metric: Metric, apart: Figure) -> str:
     side = "below" if metric.higher_is_better else "above"
     mine, theirs = case.result.main, other.main
     return (
@@ -395,7 +415,7 @@ def _below_reference(case: _Case) -> Iterator[Finding]:
         cause = f"the task is subtracted: {case.alone.model} is better at it, not worse"
         advice = "its `scale` with the other sign, unless it is to be forgotten"
     figures = {found[0].name: case.result.main, "reference": case.other.main}
-    what = _compared(case, case.other, *found)
+    what = _compare(case, case.other, *found)
     figures["difference"] = found[1]
     yield case.finding("below_reference", what, cause, advice, figures)
 
@@ -414,27 +434,33 @@ def _below_single(case: _Case) -> Iterator[Finding]:
     if case.damaged:
         cause, advice = DAMAGED, ""
     yield case.finding(
-        "below_single", _compared(case, case.alone, metric, apart), cause, advice, figures
+        "below_single", _compare(case, case.alone, metric, apart), cause, advice, figures
     )
 
 
 def _not_as_expected(case: _Case) -> Iterator[Finding]:
     """A main metric that should move, and did not, or to the other side."""
+    moved = _check_direction(case)
+    if moved is not None and moved.sign != SUCCESS:
+        yield moved
+
+
+def _check_direction(case: _Case) -> Finding | None:
+    """What became of a main metric that should move; None if it should not."""
     if case.other is None or case.expected in (None, "keep"):
-        return
+        return None
     apart, side = _side(case.result, case.other)
-    if side in SIDES[case.expected]:
-        return
     metric, mine, theirs = case.result.metrics[0], case.result.main, case.other.main
-    what = (
-        f"{metric.name} {span(mine)} should be {WAYS[case.expected]} {case.other.model}'s, "
-        f"{span(theirs)}, and is not: {span(apart, '+')}"
-    )
     figures = {metric.name: mine, "reference": theirs, "difference": apart}
+    way = f"{WAYS[case.expected]} {case.other.model}'s, {span(theirs)}"
+    if side in SIDES[case.expected]:
+        what = f"{metric.name} {span(mine)} is {way}, as expected: {span(apart, '+')}"
+        return Finding(case.result.model, case.result.task, SUCCESS, what, figures=figures)
+    what = f"{metric.name} {span(mine)} should be {way}, and is not: {span(apart, '+')}"
     cause = "λ of this task too small, or layers that hold it are left out" if not side else ""
     cause = cause if case.role == "merge" else ""
     advice = "a λ that is further from 0, or a higher threshold of lata"
-    yield case.finding("not_as_expected", what, cause, advice, figures)
+    return case.finding("not_as_expected", what, cause, advice, figures)
 
 
 def _better(one: Result, other: Result) -> bool:

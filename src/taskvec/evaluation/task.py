@@ -4,7 +4,7 @@ A task is data and two pure functions: `samples` turns rows of a data file into 
 turns replies into numbers. Neither knows a model, and nothing here needs torch. There are three
 kinds of requests: `Continuation` (how likely is this text after that one), `Prompt` (go on from
 here) and `WholeText` (predict this text token by token). Requests and replies are those of
-`taskvec.running.requests`; whoever writes a task finds them here too.
+`taskvec.running.requests`; authors of tasks find them here too.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Tools:
     Attributes:
         allow_code_execution: Whether programs that a model wrote may be run.
         judge: Who says how harmful an answer is; None: the task's own default.
-        workers: Programs that run at once.
+        workers: Programs that run at once; None: as many as there are processors, at most 8.
         seed: Of random draws in scores.
         folder: Where what is slow to get may be kept, to go on from; None: nowhere.
         advance: Called with the number of samples scored since.
@@ -123,7 +123,7 @@ class Tools:
 
     allow_code_execution: bool = False
     judge: Judge | None = None
-    workers: int = 1
+    workers: int | None = None
     seed: int = 0
     folder: Path | None = None
     advance: Callable[[int], object] = lambda done: None

@@ -37,5 +37,4 @@ def told_first(sources: Mapping[str, Source]) -> Iterator[None]:
 
 def _architecture(source: Source) -> str:
     """The class that a config names; empty if it names none."""
-    names = source.config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
+    return str((source.config.get("architectures") or [""])[0])

@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-import numpy as np
-
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source, derived
-from taskvec.checkpoints.views import View, size
+from taskvec.checkpoints.views import same_elements
 
 _SHARED: Final = re.compile(r"(?P<root>.*?)shared\.weight")
 _COPIES: Final = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -25,26 +23,12 @@ _PAIRS: Final = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
     "lm_head.decoder.bias": "lm_head.bias",
 }
-_BLOCK: Final = 1 << 20  # elements compared at once
-
-
-def same_elements(one: View, other: View) -> bool:
-    """Whether two tensors hold the same stored elements; reads up to the first that differs."""
-    if one is other:
-        return True
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    for start in range(0, size(one), _BLOCK):
-        stop = min(start + _BLOCK, size(one))
-        if not np.array_equal(one.read(start, stop), other.read(start, stop)):
-            return False
-    return True
 
 
 def with_one_embedding(sources: Mapping[str, Source]) -> tuple[dict[str, Source], list[str]]:
     """The members without copies of what they hold under another name, and what was done, in words.
 
-    Where a tensor is no copy in one member, it is one in none of the result, and members that do
+    If a tensor is not a copy in one member, the result has no copy, and members that do
     not hold it get a view of what it is taken from.
     """
     whole = {role: source for role, source in sources.items() if not source.is_difference}
@@ -66,7 +50,7 @@ def with_one_embedding(sources: Mapping[str, Source]) -> tuple[dict[str, Source]
             notes.append(f"{copy} is {origin} in every member and left out")
         elif lacking and all(origin in result[role].tensors for role in lacking):
             result = changed(result, lacking, partial(with_copy, copy, origin))
-            notes.append(f"{copy} is not {origin} in all members: it is a tensor of its own")
+            notes.append(f"{copy} is not {origin} in all members, so it is merged separately")
     return result, notes
 
 

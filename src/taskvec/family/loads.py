@@ -1,7 +1,7 @@
 """Whether transformers can load a model: built and filled on the meta device, without weights.
 
 Asked of stacks before anything is written, where transformers is installed: a config that describes
-other blocks than the weights have is found here, and not by whoever loads the result.
+other blocks than the weights have is found here, and not when the result is loaded.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def check_loads(model: Source, like: Source) -> None:
 def _problem(model: Source) -> str | None:
     """Why transformers cannot build the model or fill it with these tensors, if it cannot."""
     transformers, torch = import_module("transformers"), import_module("torch")
-    names = model.config.get("architectures")
-    cls = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    cls = getattr(transformers, (model.config.get("architectures") or [""])[0], None)
     if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
         return None
     if "model_type" not in model.config:
@@ -55,7 +54,7 @@ def _problem(model: Source) -> str | None:
             config = transformers.AutoConfig.for_model(**_own_code_only(model.config))
             with torch.device("meta"):
                 cls(config)
-        except Exception as error:  # whatever a class says of a config that it does not like
+        except Exception as error:  # any error about a config that a class rejects
             what = f"{type(error).__name__}: {str(error)[:200]}"
             return f"transformers cannot build {cls.__name__} from the config ({what})"
         found = _filled(model, cls, config, torch)

@@ -3,10 +3,11 @@
 Literal names come first and cost nothing. What is left is matched by canonical name
 (`checkpoints.names`), then by the tables of renamings that transformers publishes, where it is
 installed, then as parts of fused tensors or fused tensors of parts. What then has no counterpart is
-left to the comparison of members, which says so.
+left to the comparison of members, which reports it.
 
 A text-only member of a family whose target sees or hears as well has no tower for that: its task
-vector is zero there, and where no member has the tower, it is copied from the target.
+vector is zero there, and where no member has the tower, it is copied from the target. The other way
+round, what a member sees or hears with is left out where the target has only text.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import xxhash
 from taskvec.checkpoints.joined import Section, Zeros, joined
 from taskvec.checkpoints.names import Names, canonical, fits, forms
 from taskvec.checkpoints.safetensors import TensorInfo
-from taskvec.checkpoints.source import Source, derived
+from taskvec.checkpoints.source import Derived, Source, derived
 from taskvec.checkpoints.views import View
 from taskvec.errors import FamilyError
 from taskvec.family.renames import renamings
@@ -91,15 +92,47 @@ def with_names_of_target(
                 match = _match(role, source, target, index, left)
                 if match.names or match.made:
                     done[id(source)] = _renamed(source, match)
-                    notes += _said(role, match)
+                    notes += _summary(role, match)
         found = done[id(source)]
+        more = _more_senses(found, target)
+        if more:
+            tensors = {name: info for name, info in found.tensors.items() if name not in more}
+            done[id(source)] = derived(found, "without senses of its own", tensors=tensors)
+            notes.append(
+                f"{describe(role)} has {_some(more)} ({len(more):,} tensors), which the target has "
+                "no tower for: left out"
+            )
+            found = done[id(source)]
         if not found.is_difference and found is not target:
             senses = _without_senses(found, target)
             if senses:
                 lacking[role] = senses
     result = {role: done[id(source)] for role, source in sources.items()}
-    filled, more, copied = _filled(result, lacking)
-    return filled, notes + more, copied
+    filled, of_copies, copied = _filled(result, lacking)
+    return filled, notes + of_copies, copied
+
+
+def fitted(change: Derived, over: Source) -> Derived:
+    """The change by an adapter under the names of the model that it is over.
+
+    Layers that an adapter changes and the model has as parts of a fused tensor, or the other way
+    round, are matched as those of members are.
+
+    Raises:
+        FamilyError: the adapter changes what the model lacks.
+    """
+    left = [name for name in change.tensors if name not in over.tensors]
+    if not left:
+        return change
+    match = _match("adapter", change, over, Names(over.tensors), left)
+    lacking = [name for name in left if name not in match.consumed]
+    if lacking:
+        raise FamilyError(
+            f"{change.where}: changes {lacking[0]!r}, which the model that it is over "
+            f"({over.where}) lacks; give the model that it was trained over, or merge it in PEFT "
+            "(merge_and_unload, save_pretrained) and give the whole model"
+        )
+    return _renamed(change, match)
 
 
 def _match(role: str, source: Source, target: Source, index: Names, left: Sequence[str]) -> _Match:
@@ -124,13 +157,13 @@ def _is_taken(role: str, source: Source, name: str, taken: Mapping[str, str], ot
     """Whether a tensor of the target has its counterpart already.
 
     Raises:
-        FamilyError: both are one tensor by their names, so that nothing says which is meant.
+        FamilyError: both are one tensor by their names, so it is not clear which to use.
     """
     one = taken.get(name)
     if one is not None and canonical(one) == canonical(other):
         raise FamilyError(
             f"{describe(role)} ({source.where}): {one!r} and {other!r} are both {name!r} of the "
-            "target; give a copy without the one that is not meant"
+            "target; give a copy without the wrong one"
         )
     return one is not None
 
@@ -203,7 +236,7 @@ def _by_parts(source: Source, target: Source, match: _Match, rest: Sequence[str]
 def _infos(
     source: Source, parts: Sequence[str | None], whole: TensorInfo
 ) -> list[TensorInfo] | None:
-    """What the parts are; those that a difference lacks have what is left, if that is told."""
+    """The parts; those that a difference lacks share the rest, if its size is known."""
     known = [None if part is None else source.tensors[part] for part in parts]
     there = [info.shape for info in known if info is not None]
     if len(there) == len(parts):
@@ -249,7 +282,7 @@ def _section(source: Source, name: str, offset: int, shape: tuple[int, ...]) -> 
     return Section(source.view(name), offset, shape)
 
 
-def _renamed(source: Source, match: _Match) -> Source:
+def _renamed(source: Source, match: _Match) -> Derived:
     """A member under the target's names; tensors without a counterpart keep theirs."""
     tensors = {n: info for n, info in source.tensors.items() if n not in match.consumed}
     tensors |= {
@@ -270,7 +303,7 @@ def _renamed(source: Source, match: _Match) -> Source:
     return derived(source, f"names {digest.hexdigest()}", tensors=tensors, make_view=view)
 
 
-def _said(role: str, match: _Match) -> list[str]:
+def _summary(role: str, match: _Match) -> list[str]:
     out = []
     for kind, pairs in match.kinds.items():
         theirs, name = pairs[0]
@@ -279,6 +312,18 @@ def _said(role: str, match: _Match) -> list[str]:
             f"{kind}, such as {theirs!r} for {name!r}"
         )
     return out
+
+
+def _more_senses(source: Source, target: Source) -> set[str]:
+    """Tensors of towers for images or sound of which the target has nothing."""
+    if source.is_difference or source is target:
+        return set()
+    more = [name for name in source.tensors if name not in target.tensors]
+    groups = {n: found[1] for n in more if (found := _SENSES.match(canonical(n))) is not None}
+    if not groups:
+        return set()
+    theirs = {m[1] for n in target.tensors if (m := _SENSES.match(canonical(n))) is not None}
+    return set(groups) if not theirs else set()
 
 
 def _without_senses(source: Source, target: Source) -> set[str]:

@@ -14,6 +14,7 @@ from taskvec.checkpoints.views import View
 from taskvec.errors import FamilyError, TaskvecError, UsageError
 from taskvec.family.architectures import told_first
 from taskvec.family.opening import open_family
+from taskvec.family.rounding import notes_on_rounding, warnings_of_rounding
 from taskvec.family.tokens import other_rows, remedy_for_rows, token_tensors
 from taskvec.layers import LayerKey, classify, override
 from taskvec.recipes.recipe import Family
@@ -86,7 +87,7 @@ class Members:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Read weights; whatever comes of it, a file that changed meanwhile is what is told.
+        """Read weights; a file that changed meanwhile is reported before any other error.
 
         Raises:
             StaleError: a file is not what it was when it was opened.
@@ -145,7 +146,7 @@ def open_members(
             f"running statistics stay the target's ({statistics[0]!r}, {len(statistics)} in all): "
             "measure them again on data"
         )
-    notes += _mixed(sources, merged)
+    notes += [*_mixed(sources, merged), *notes_on_rounding(sources)]
     return Members(
         sources=sources,
         tasks=tasks,
@@ -154,7 +155,11 @@ def open_members(
         kept=tuple(sorted(kept)),
         keys={name: classify(name, overrides) for name in target.tensors},
         notes=tuple(notes),
-        warnings=(*_odd(sources, tasks), *_by_number(family, sources, merged)),
+        warnings=(
+            *_odd(sources, tasks),
+            *_by_number(family, sources, merged),
+            *warnings_of_rounding(sources, merged),
+        ),
         words=words,
     )
 
@@ -175,7 +180,7 @@ def _words(family: Family) -> dict[str, str]:
 
 
 def is_cache(info: TensorInfo) -> bool:
-    """Tensors that a model works out when it is built: rotary caches, causal masks, positions.
+    """Tensors that a model computes when it is built: rotary caches, causal masks, positions.
 
     Some versions of a library store them and others do not, so that a member may lack them; the
     result has the target's.
@@ -263,12 +268,12 @@ def _compare(
     if extra and not member.tensors.keys() & target.tensors.keys():
         raise FamilyError(
             f"{who} ({member.where}): has no tensor in common with the target ({target.where}), "
-            f"but {extra[0]!r} and {len(extra) - 1} more; it is of another model"
+            f"but {extra[0]!r} and {len(extra) - 1} more; it belongs to another model"
         )
     if extra:
         raise FamilyError(
             f"{who} ({member.where}): has tensor {extra[0]!r}, which the target lacks "
-            f"({len(extra)} extra); if it is not meant, leave it out with exclude: "
+            f"({len(extra)} extra); to leave it out, use exclude: "
             f"[{_like(extra, target.tensors)}]"
         )
     for name in chosen:

@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from taskvec.checkpoints.adapters import Adapter, difference, is_adapter, open_adapter
+from taskvec import documents
+from taskvec.checkpoints.adapters import (
+    Adapter,
+    difference,
+    is_adapter,
+    open_adapter,
+    open_loose_adapter,
+)
 from taskvec.checkpoints.belongings import belongings, module_weights
 from taskvec.checkpoints.folder import USE_ADAPTER, Checkpoint, open_checkpoint
 from taskvec.checkpoints.hub import fetch, hub_name
@@ -22,16 +29,16 @@ from taskvec.checkpoints.memory import MARK, Held, Module, open_memory
 from taskvec.checkpoints.pickled import is_pickled, open_pickled
 from taskvec.checkpoints.source import Source, added, derived
 from taskvec.checkpoints.vectors import is_vector, open_vector
+from taskvec.checkpoints.views import same_elements
 from taskvec.errors import CheckpointError, UsageError, nearest
 from taskvec.family.architectures import told_first
 from taskvec.family.copies import (
     changed,
-    same_elements,
     with_copy,
     with_one_embedding,
     without,
 )
-from taskvec.family.matching import with_names_of_target
+from taskvec.family.matching import fitted, with_names_of_target
 from taskvec.family.stacking import stacked
 from taskvec.family.tokens import TOKEN_ROWS
 from taskvec.family.vocabulary import align, with_rows
@@ -158,7 +165,7 @@ def _roles(
 
 def _stage(name: str, stages: Mapping[str, Source]) -> Source:
     if name not in stages:
-        raise UsageError(f"{STAGE}{name}: there is no such stage; {nearest(name, list(stages))}")
+        raise UsageError(f"{STAGE}{name}: unknown stage; {nearest(name, list(stages))}")
     return stages[name]
 
 
@@ -192,7 +199,7 @@ def _put_on(
         under, is_task = over.get(role, ""), role.startswith("task:")
         if not under:
             raise UsageError(
-                f"{role} ({given.where}): is an adapter, and there is no model that it is over; "
+                f"{role} ({given.where}): is an adapter, and the model below it is missing; "
                 f"give the whole model as {role}"
             )
         if role == "target" and given is found.get("anchor"):
@@ -216,7 +223,10 @@ def _put_on(
                     f"{apart} is tied to the embedding in the model that the adapter of "
                     f"{describe(role)} is over, which changes one of them: the result is untied"
                 )
-            change = difference(given, ready[under], exclude=family.exclude, token_rows=TOKEN_ROWS)
+            change = fitted(
+                difference(given, ready[under], exclude=family.exclude, token_rows=TOKEN_ROWS),
+                ready[under],
+            )
             if whole:
                 change.files = given.tokenizer()
             made[id(given), under, whole] = _put(ready[under], change) if whole else change
@@ -238,14 +248,11 @@ def _put(weights: Source, change: Source) -> Source:
 
 
 def _check_over(found: Mapping[str, Source | Adapter], family: Family) -> None:
-    """Refuse `over` where there is no adapter that it could be said of."""
+    """Refuse `over` for a task that is not an adapter."""
     for task in sorted(name for name, each in family.tasks.items() if each.over):
         given = found[f"task:{task}"]
         if not isinstance(given, Adapter):
-            raise UsageError(
-                f"task {task!r} ({given.where}): is no adapter, so that it is over nothing; "
-                "leave out over"
-            )
+            raise UsageError(f"task {task!r} ({given.where}): is not an adapter; remove `over`")
 
 
 def _parted_head(adapter: Adapter, over: Source) -> str | None:
@@ -257,7 +264,7 @@ def _parted_head(adapter: Adapter, over: Source) -> str | None:
         name.endswith(TOKEN_EMBEDDINGS) and name.removesuffix(".weight") not in rows
         for name in changed
     )
-    speaks = any(str(a).endswith(_SPEAK) for a in over.config.get("architectures") or ())
+    speaks = any(a.endswith(_SPEAK) for a in over.config.get("architectures") or ())
     if not heads and embeds and speaks:
         heads = ["lm_head.weight"]
     return heads[0] if heads and ties_head(over, heads[0]) else None
@@ -289,7 +296,11 @@ def open_model(spec: object, *, allow_pickle: bool = False) -> Source | Adapter:
         raise CheckpointError(f"{spec}: was in memory and cannot be read again; merge in Python")
     name = hub_name(spec)
     if name is None:
-        return _open_path(spec, allow_pickle)
+        try:
+            return _open_path(spec, allow_pickle)
+        except OSError as error:
+            what = f"cannot be opened: {error.strerror or error}"
+            raise CheckpointError(f"{documents.plain(str(spec))[:200]}: {what}") from error
     name, path = fetch(name, allow_pickle=allow_pickle)
     model = _open_path(path, allow_pickle)
     if isinstance(model, Adapter):
@@ -305,23 +316,23 @@ def _open_path(path: str | os.PathLike[str], allow_pickle: bool) -> Source | Ada
         return open_vector(there)
     if is_adapter(path):
         return open_adapter(path, allow_pickle=allow_pickle)
-    return open_checkpoint(path)
+    return open_loose_adapter(there) or open_checkpoint(path)
 
 
 def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[str]]:
     """The same sources with a head either in all of them or in none.
 
-    If any member has a head of its own, those that tie it to the embedding get it as a view of the
+    If any member has a separate head, those that tie it to the embedding get it as a view of the
     embedding; if all tie it, copies that some of them store are left out, as transformers does.
     """
     notes: list[str] = []
     whole = {role: source for role, source in sources.items() if not source.is_difference}
-    for head in sorted(
-        {n for s in whole.values() for n in s.tensors if n.endswith(LANGUAGE_HEADS)}
-    ):
+    for head in sorted({n for s in whole.values() for n in s.tensors if _is_head(n)}):
         stored = [role for role, source in whole.items() if head in source.tensors]
         parted = [role for role in stored if _is_parted(whole[role], head)]
         tied = [r for r, source in whole.items() if r not in parted and ties_head(source, head)]
+        if tied and len(stored) < len(whole):  # the architecture ties them; a config may be silent
+            tied += [role for role in stored if role not in tied and _is_copy(whole[role], head)]
         # A difference in rows of a tied embedding is one in the same rows of the head.
         follow = [
             role
@@ -351,6 +362,19 @@ def _with_one_head(sources: dict[str, Source]) -> tuple[dict[str, Source], list[
     return sources, notes
 
 
+def _is_head(name: str) -> bool:
+    """Whether a tensor is a language head; Whisper's has a name that other models' layers have."""
+    return name.endswith(LANGUAGE_HEADS) or name in ("proj_out.weight", "model.proj_out.weight")
+
+
+def _is_copy(source: Source, head: str) -> bool:
+    """Whether a member stores its embedding as head too, and its config does not part them."""
+    embedding = token_embedding(source)
+    if embedding is None or _said_of_tie(source) is False:
+        return False
+    return same_elements(source.view(head), source.view(embedding))
+
+
 def _is_parted(source: Source, head: str) -> bool:
     """Whether a member stores a head that is not the embedding, while its config ties the two.
 
@@ -365,16 +389,20 @@ def _is_parted(source: Source, head: str) -> bool:
 
 def ties_head(source: Source, head: str) -> bool:
     """Whether a member takes its head from the embedding when it is loaded, by its config."""
-    text = source.config.get("text_config")
-    places = [source.config, *([text] if isinstance(text, dict) else [])]
-    said = [place["tie_word_embeddings"] for place in places if "tie_word_embeddings" in place]
-    if said:
-        is_tied = bool(said[0])
-    else:
+    is_tied = _said_of_tie(source)
+    if is_tied is None:
         is_tied = head not in source.tensors or (
             source.config.get("model_type") in _TIED_BY_DEFAULT
         )
     return is_tied and token_embedding(source) is not None
+
+
+def _said_of_tie(source: Source) -> bool | None:
+    """Whether a config ties the head to the embedding; None if it does not say."""
+    text = source.config.get("text_config")
+    places = [source.config, *([text] if isinstance(text, dict) else [])]
+    said = [place["tie_word_embeddings"] for place in places if "tie_word_embeddings" in place]
+    return bool(said[0]) if said else None
 
 
 def token_embedding(source: Source) -> str | None:

@@ -17,7 +17,7 @@ from taskvec.checkpoints.names import canonical
 
 
 def renamings(*configs: Mapping[str, Any]) -> Callable[[str], str] | None:
-    """Gives names their canonical name in memory; None where there is no table for any config.
+    """Gives names their canonical name in memory; None without a table for any config.
 
     Args:
         configs: Of models that are to be matched; the first that transformers has a table for.

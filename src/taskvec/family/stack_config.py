@@ -3,7 +3,7 @@
 A config says in three ways what a block is. A *list* has an entry for each block and is stacked as
 the blocks are; a list of block *numbers* is renumbered. Where the kind follows from a *rule* over
 the number (every second block slides its window), the rule would say another thing of a block that
-has moved: the list that the rule stands for is written out, or the rule is set anew so that it
+has moved: the list that the rule stands for is written out, or the rule is set again so that it
 gives every block the kind that it had; a rule that cannot is an error. All of it is done in the
 config itself and in the config of the tower that is stacked (`text_config` and its like).
 """
@@ -20,7 +20,7 @@ from taskvec.recipes.stack import Piece
 
 COUNTS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers")
 COUNTS_OF_ENCODERS: Final = ("decoder_layers", "encoder_layers")
-# Lists that are no lists by block, whatever their length.
+# Lists that are not by block, at any length.
 _NOT_BY_BLOCK: Final = re.compile(
     r"architectures|.*token_ids?|.*_section|.*(kernel|stride|image|patch|dilation|label|size_list|mean"
     r"|std|languages|bounds|grid|temporal|window_size|crop).*|torch_dtype|auto_map|tags|betas"
@@ -49,7 +49,7 @@ def stacked_config(
         counts: How many blocks each model has.
 
     Raises:
-        FamilyError: a rule gives a block another kind than it had, and nothing else can be said.
+        FamilyError: a rule gives a block another kind, and the config cannot express the old one.
     """
     return _stacked(pieces, [source.config for source in sources], counts)
 
@@ -171,7 +171,7 @@ def _written_out(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     return found
 
 
-# Rules that are set anew.
+# Rules that are set again.
 
 Rule = Callable[[Sequence[Piece], Sequence[Mapping[str, Any]], Sequence[int]], dict[str, Any]]
 
@@ -217,7 +217,7 @@ def _dense_first(
 def _sparse(
     pieces: Sequence[Piece], configs: Sequence[Mapping[str, Any]], counts: Sequence[int]
 ) -> dict[str, Any]:
-    """Qwen-MoE: experts in every n-th block; any pattern can be said by `mlp_only_layers`."""
+    """Qwen-MoE: experts in every n-th block; `mlp_only_layers` can express any pattern."""
     key = "decoder_sparse_step"
     if not any(type(c.get(key)) is int and c[key] > 1 for c in configs):
         return {}

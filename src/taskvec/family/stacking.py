@@ -1,6 +1,6 @@
 """Layers stacked from several models: a source whose blocks are blocks of others.
 
-Embeddings come from the first piece, the final norm and heads from the last, whatever else is
+Embeddings come from the first piece, the final norm and heads from the last, everything else
 outside the blocks from the first; so do other towers (the vision tower of a model that stacks its
 language model). With a scale s, what each block of a piece adds to the residual
 stream is multiplied by s: its output projections (`o` of attention, `down` of the MLP; weights and
@@ -23,7 +23,7 @@ from taskvec.checkpoints.views import View
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import FamilyError
 from taskvec.family.stack_config import COUNTS, stacked_config
-from taskvec.layers import LayerKey, classify, renumbered
+from taskvec.layers import LayerKey, classify, renumber
 from taskvec.recipes.stack import Piece
 
 # Towers beside a language model, whose blocks are not stacked.
@@ -64,7 +64,7 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
 
     Raises:
         FamilyError: a range is outside its model, a model has no blocks or several towers of them,
-            shapes of embeddings differ, or a scale would be undone by a norm after the block.
+            shapes of embeddings differ, or a norm after the block would undo a scale.
     """
     towers = [_tower(source) for source in sources]
     places: dict[str, tuple[Source, str, float]] = {}  # new name → where it is from
@@ -84,10 +84,10 @@ def stacked(pieces: Sequence[Piece], sources: Sequence[Source]) -> Derived:
             if piece.first <= key.block < piece.stop:
                 index = block + key.block - piece.first
                 factor = piece.scale if key.projection in ("o", "down", "shared_down") else 1.0
-                places[renumbered(name, index)] = (source, name, factor)
+                places[renumber(name, index)] = (source, name, factor)
         block += piece.stop - piece.first
-    places |= _outside(sources, towers[0][0])
     _check_widths(places)
+    places |= _outside(sources, towers[0][0])
     return derived(
         sources[0],
         repr([(p.first, p.stop, p.scale) for p in pieces]),
@@ -106,14 +106,14 @@ def _check_scale(source: Source, name: str, key: LayerKey) -> None:
     """Refuse a scale where it is not known, or undone, what a block adds."""
     if "post_feedforward_layernorm" in name:
         raise FamilyError(
-            f"stack: scale of {source.where} would be undone by {name!r}, which norms what "
-            "a block adds; leave scale out"
+            f"stack: scale of {source.where} would have no effect: {name!r} normalizes what a "
+            "block adds; remove scale"
         )
     is_matrix = len(source.tensors[name].shape) > 1
     if is_matrix and key.projection is None and key.module != "norm":
         raise FamilyError(
-            f"stack: scale of {source.where}: {name!r} is not known, and may be what a block adds; "
-            "leave scale out"
+            f"stack: scale of {source.where}: {name!r} is unknown and may be what a block adds; "
+            "remove scale"
         )
 
 
@@ -130,17 +130,16 @@ def _tower(source: Source) -> tuple[str, int]:
         names = ", ".join(sorted(found)) or "none"
         raise FamilyError(f"stack: {source.where} must have one tower of blocks; found {names}")
     tower, count = next(iter(found.items()))
-    said = _said(source.config)
-    if said is not None and said < count:
+    declared = _declared_blocks(source.config)
+    if declared is not None and declared < count:
         raise FamilyError(
-            f"stack: {source.where} has blocks up to {count - 1}, its config says that {said} are "
-            "the model's; the others (for predicting further tokens) cannot be stacked: give a "
-            "copy without them"
+            f"stack: {source.where} has blocks up to {count - 1}, but its config names {declared}; "
+            "the others (for predicting further tokens) cannot be stacked: give a copy without them"
         )
     return tower, count
 
 
-def _said(config: Mapping[str, Any]) -> int | None:
+def _declared_blocks(config: Mapping[str, Any]) -> int | None:
     """How many blocks a config says that the language model has."""
     text = config.get("text_config")
     for place in (text if isinstance(text, dict) else {}, config):

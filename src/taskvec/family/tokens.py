@@ -8,7 +8,7 @@ from typing import Final
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.tokenizers import Tokenizer, read_tokenizer
-from taskvec.errors import CheckpointError, FamilyError
+from taskvec.errors import CheckpointError, FamilyError, MissingExtraError
 from taskvec.layers import LANGUAGE_HEADS, TOKEN_EMBEDDINGS
 from taskvec.statistics.collect import describe
 
@@ -36,7 +36,7 @@ def tokenizer_source(sources: Mapping[str, Source], name: str | None) -> Source 
     own = None if source is None else read_tokenizer(source)
     target = read_tokenizer(sources["target"])
     if source is None or own is None:
-        raise FamilyError(f"tokenizer of {name!r}, which `out` asks for: there is none; remove it")
+        raise FamilyError(f"tokenizer of {name!r}, named in `out`, does not exist; remove it")
     if target is not None and not own.agrees(target):
         raise FamilyError(
             f"tokenizer of {name!r} ({source.where}): its tokens are not those of the target "
@@ -52,7 +52,7 @@ TOKEN_ROWS: Final = (*TOKEN_EMBEDDINGS, *LANGUAGE_HEADS, *_BIASES)
 def token_tensors(sources: Mapping[str, Source]) -> list[str]:
     """Names of the tensors whose rows are tokens, where the members have them in a shape that fits.
 
-    What fits in no way is left to the comparison of all tensors, which says so.
+    Other differences are left to the comparison of all tensors, which reports them.
     """
     target = sources["target"]
     names = []
@@ -76,16 +76,16 @@ def remedy_for_rows(member: Source, target: Source) -> str:
     """The policy that fits where a member has another number of token rows than the target."""
     try:
         return _fitting_policy(member, target)
-    except CheckpointError as error:
-        return f"which policy of vocabulary fits cannot be told: {error}"
+    except (CheckpointError, MissingExtraError) as error:
+        return f"no vocabulary policy can be recommended: {error}"
 
 
 def _fitting_policy(member: Source, target: Source) -> str:
     own, theirs = read_tokenizer(member), read_tokenizer(target)
     if own is None or theirs is None:
         return (
-            f"no tokenizer in {(target if theirs is None else member).where} says what the rows "
-            "are for: put its files there, or exclude the tensor"
+            f"no tokenizer in {(target if theirs is None else member).where} describes the "
+            "rows: add its files, or exclude the tensor"
         )
     names = token_tensors({"target": target, "member": member})
     rows = min(
@@ -106,7 +106,7 @@ def _fitting_policy(member: Source, target: Source) -> str:
 
 
 def other_rows(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]:
-    """Warnings about members that have as many token rows as the target, but for other tokens.
+    """Warnings about members that have as many token rows as the target, but of other tokens.
 
     Args:
         sources: By role.
@@ -124,7 +124,7 @@ def other_rows(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]
         seen.add(id(source))
         try:
             found = _differing(source, sources["target"])
-        except CheckpointError as error:
+        except (CheckpointError, MissingExtraError) as error:
             warnings.append(f"{describe(role)}: tokens cannot be compared: {error}")
         else:
             if found:

@@ -144,9 +144,9 @@ def _members(
     for role, source in sources.items():
         rows = {n: source.tensors[n].shape[0] for n in names if n in source.tensors}
         vector = vector_in(source) if source.is_difference else None
-        if not rows and vector is not None and vector.metadata.get("new_tokens", "[]") != "[]":
+        if not rows and vector is not None and vector.new_tokens:
             raise FamilyError(
-                f"{describe(role)} ({source.where}): has new tokens and changes no others; "
+                f"{describe(role)} ({source.where}): has new tokens but changes no others; "
                 "give the fine-tune itself"
             )
         if id(source) in found or not rows:
@@ -156,8 +156,8 @@ def _members(
             tokenizer = _of_difference(role, source, start, rows)
         if tokenizer is None:
             raise FamilyError(
-                f"{describe(role)} ({source.where}): no tokenizer says what its rows of tokens are "
-                f"for; vocabulary: {policy} needs one ({', '.join(VOCABULARIES)} or *.tiktoken)"
+                f"{describe(role)} ({source.where}): no tokenizer describes its token rows; "
+                f"vocabulary: {policy} needs one ({', '.join(VOCABULARIES)} or *.tiktoken)"
             )
         same = [m.tokenizer for m in found.values() if m.tokenizer.agrees(tokenizer)]
         found[id(source)] = _Member(describe(role), source, same[0] if same else tokenizer, rows)
@@ -173,16 +173,15 @@ def _of_difference(
     """
     tokenizer = read_tokenizer(start)
     vector = vector_in(source)
-    told = vector.metadata if vector is not None else {}
-    if tokenizer is None or "new_tokens" not in told:
+    new = vector.new_tokens if vector is not None else None
+    if tokenizer is None or vector is None or new is None:
         fit = all(start.tensors[n].shape[0] == count for n, count in rows.items())
         return tokenizer if fit else None
-    if told.get("tokens_digest") != _digest(tokenizer):
+    if vector.metadata.get("tokens_digest") != _digest(tokenizer):
         raise FamilyError(
-            f"{describe(role)} ({source.where}): was extracted over a model with other tokens than "
-            f"the anchor ({start.where}); extract it over this anchor"
+            f"{describe(role)} ({source.where}): was extracted over a model whose tokens differ "
+            f"from the anchor's ({start.where}); extract it over this anchor"
         )
-    new = {text: Added(row, flags) for text, row, flags in json.loads(told["new_tokens"])}
     if not new:
         return tokenizer
     files = with_added_tokens(start, tokenizer, new)
@@ -196,7 +195,7 @@ def vector_in(source: Source) -> Vector | None:
     return vector_in(source.parts[0]) if source.parts and source.is_difference else None
 
 
-def told_tokens(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
+def token_metadata(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
     """What a vector must say of tokens, where its anchor was given other rows than it has.
 
     Returns:
@@ -218,12 +217,12 @@ def told_tokens(start: Source) -> tuple[dict[str, str], dict[str, Array]]:
         for text, about in given.added.items()
         if text not in own.tokens
     )
-    told = {
+    metadata = {
         "new_tokens": json.dumps([[text, row, dict(flags)] for row, text, flags in new]),
         "tokens_digest": _digest(own),
     }
     rows = np.array([row for row, _, _ in new], np.int64)
-    return told, dict.fromkeys(names, rows) if len(rows) else {}
+    return metadata, dict.fromkeys(names, rows) if len(rows) else {}
 
 
 def _digest(tokenizer: Tokenizer) -> str:
@@ -311,7 +310,7 @@ def _note(member: _Member, target: _Member, new: Sequence[_New]) -> Iterator[str
     lacking = [t for t in theirs if t not in own]
     left_out = [t for t in own if t not in theirs and t not in appended]
     parts = [f"lacks {some(lacking)} of the target"] if lacking else []
-    parts += [f"{some(left_out)} of its own left out"] if left_out else []
+    parts += [f"leaves out {some(left_out)} that only it has"] if left_out else []
     if not member.tokenizer.knows_all:
         parts.append(f"{member.tokenizer.file} lists no special tokens: their rows are not merged")
     if parts or any(theirs.get(token, row) != row for token, row in own.items()):
@@ -329,7 +328,7 @@ def _places(target: Tokenizer, member: Tokenizer) -> Array:
 
 
 def _limited(places: Array, had: int, rows: int) -> Array:
-    """Places for a tensor of `rows` rows from one that has `had`; −1 where there is no row."""
+    """Places for a tensor of `rows` rows from one that has `had`; −1 without a row."""
     out = np.full(rows, -1, np.int64)
     count = min(rows, len(places))
     out[:count] = places[:count]
@@ -477,7 +476,7 @@ def _new_rows(name: str, group: Sequence[_Member], tokens: Sequence[str]) -> Vie
             view = member.source.view(name)
         else:  # its rows are those of its new tokens alone
             assert vector is not None
-            listed = [row for _, row, _ in json.loads(vector.metadata["new_tokens"])]
+            listed = [about.row for about in (vector.new_tokens or {}).values()]
             rows = np.array([listed.index(row) for row in rows.tolist()], np.int64)
         views.append(gather([view], np.zeros(len(rows), np.int16), rows))
     return views[0] if len(views) == 1 else Mean(tuple(views))

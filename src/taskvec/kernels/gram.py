@@ -105,7 +105,7 @@ def gram(
     """Gram matrices and sign counts of a block that starts at a multiple of `CHUNK` elements.
 
     Args:
-        addresses: Where the block begins in θ_pre, θ_base, θ_ft,1 …; 0 if there is no base, or if a
+        addresses: Where the block begins in θ_pre, θ_base, θ_ft,1 …; 0 without a base, or if a
             task does not change the tensor: shape (2 + K,), int64.
         codes: Element types (`taskvec.dtypes`), shape (2 + K,), int64.
         differences: Whether a task's block holds τ_t itself, shape (2 + K,), bool.

@@ -39,19 +39,19 @@ def jit_reduction(function: F) -> F:
     return _compile(function, fastmath=set(REASSOCIATE))
 
 
-def when_compiling(tell: Callable[[], object]) -> None:
-    """Call `tell` once, when a kernel must be compiled because the cache does not have it."""
+def when_compiling(notify: Callable[[], object]) -> None:
+    """Call `notify` once, when a kernel must be compiled because the cache does not have it."""
 
     class Listener(event.Listener):  # type: ignore[misc]
-        told = False
+        was_notified = False
 
         def on_start(self, event: Any) -> None:
-            if not self.told:
-                self.told = True
-                tell()
+            if not self.was_notified:
+                self.was_notified = True
+                notify()
 
         def on_end(self, event: Any) -> None:
-            """Nothing to tell."""
+            """Not needed."""
 
     event.register("numba:compile", Listener())
 

@@ -22,7 +22,7 @@ from taskvec.streaming import CHUNK
 
 Array = np.ndarray[Any, Any]
 
-COLUMN = np.uint64(2**32 - 1)  # the bits of what `growing` gives that say which column it is
+COLUMN = np.uint64(2**32 - 1)  # the bits of a result of `growing` that hold its column
 CACHED = 131_072  # entries worked on at once, so that what is made of them stays in cache
 
 
@@ -94,7 +94,7 @@ def magprune(
     for row in range(rows):
         line, offset = values[row], np.uint64(first + row * columns)
         _rank(line, order[row], begins, doubled)
-        for i in range(columns):  # in the order of memory, so that several are worked out at once
+        for i in range(columns):  # in the order of memory, so that it is vectorized
             draws[i] = np.uint32(draw(key, offset + np.uint64(i)))
         for i in range(columns):
             place = 0.5 * doubled[i] / last if columns > 1 else 0.5

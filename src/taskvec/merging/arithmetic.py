@@ -63,7 +63,7 @@ def result_of(
 
 
 class _Operands(NamedTuple):
-    """Blocks as kernels take them: target, anchor, tasks; 0 where there is none."""
+    """Blocks as kernels take them: target, anchor, tasks; 0 if absent."""
 
     addresses: Array
     codes: Array
@@ -115,14 +115,15 @@ def _by_method(
 
     assert edit.combination is not None
     out, dtype = into
-    told, scratch = edit.combination, _scratch(edit, precision, 3)
-    rows = np.zeros((2 + len(told.weights), len(out)), scratch.dtype)  # anchor, tasks, target
+    combination, scratch = edit.combination, _scratch(edit, precision, 3)
+    # Rows: anchor, tasks, target.
+    rows = np.zeros((2 + len(combination.weights), len(out)), scratch.dtype)
 
     def place(role: str) -> tuple[int, int]:
         return address(blocks[role]), edit.views[role].dtype.code
 
     anchor = place("anchor") if "anchor" in blocks else None
-    for row, (task, weight) in enumerate(told.weights.items(), start=1):
+    for row, (task, weight) in enumerate(combination.weights.items(), start=1):
         role = f"task:{task}"
         if role not in edit.terms:
             continue
@@ -134,25 +135,25 @@ def _by_method(
     widen(code, start_address, 0, len(out), rows[-1])
     vectors, target = rows[1:-1], rows[-1]
     with np.errstate(over="ignore"):
-        scales = np.array(list(told.scales.values()), scratch.dtype)
+        scales = np.array(list(combination.scales.values()), scratch.dtype)
     if not np.isfinite(scales).all() or any(probe(row, len(out)) for row in rows[1:] if len(row)):
         return False
     shape = edit.like.shape
-    if told.alignment != "tensor":
-        shape = (-1,) if told.alignment == "element" else (-1, max((1, *shape[-1:])))
+    if combination.alignment != "tensor":
+        shape = (-1,) if combination.alignment == "element" else (-1, max((1, *shape[-1:])))
     block = Block(
         name=edit.name,
         target=target.reshape(shape),
         vectors=vectors.reshape(len(vectors), *target.reshape(shape).shape),
-        tasks=tuple(told.weights),
+        tasks=tuple(combination.weights),
         scales=scales,
-        parameters=told.parameters,
-        seed=told.seed,
+        parameters=combination.parameters,
+        seed=combination.seed,
         start=start,
         has_anchor=anchor is not None,
-        selection=told.selection,
+        selection=combination.selection,
     )
-    merged = np.ascontiguousarray(told.combine(block), scratch.dtype).reshape(-1)
+    merged = np.ascontiguousarray(combination.combine(block), scratch.dtype).reshape(-1)
     assert len(merged) == len(out), f"combine gave {merged.shape} for {out.shape}"
     kind = DTYPES["F64" if scratch.dtype.itemsize == 8 else "F32"].code
     return combine(

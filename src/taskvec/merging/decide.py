@@ -1,4 +1,4 @@
-"""Decide: from a prepared recipe to a table, through scans and whatever else a method asks for."""
+"""Decide: from a prepared recipe to a table, with the statistics that a method requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from taskvec.recipes.depth import by_tensor, factors
 from taskvec.recipes.recipe import Recipe
 from taskvec.statistics.collect import Sources
 from taskvec.statistics.competition import competition
-from taskvec.statistics.kept import Sums, kept_by_rank, kept_sums
+from taskvec.statistics.masked_sums import Sums, masked_sums, masked_sums_by_rank
 from taskvec.statistics.products import Products, products_of_models, products_of_vectors
 from taskvec.statistics.scan import Scan
 from taskvec.statistics.trim import Threshold, thresholds
@@ -47,7 +47,7 @@ def decide(prepared: Prepared) -> Decided:
     table = load_table(recipe.table) if isinstance(recipe.table, Path) else recipe.table
     if table is not None:
         if not (method.takes_table or table.is_final or table.origin == method.name):
-            raise UsageError(f"{method.name} takes no table; use task_arithmetic or lata")
+            raise UsageError(f"{method.name} does not accept a table; use task_arithmetic or lata")
         check_table(table, members.tasks, members.merged, table.origin)
     has_a_say = method.sparsifies or method.combine is not None  # in what becomes of weights
     is_weights = method.takes_table and has_a_say and table is not None and table.selection is None
@@ -79,16 +79,16 @@ def decide_table(
         TaskvecError: see `decide`.
     """
     recipe, members = prepared.recipe, prepared.members
-    if recipe.layer_weights is not None and given is None:
-        given = decide_table(replace(prepared, recipe=recipe.weigher), scan=scan)
-    if not recipe.method.needs_scan:
-        scan = None
-    elif scan is None:
+    is_weighed = recipe.layer_weights is not None and given is None
+    if scan is None and (recipe.needs_scan if is_weighed else recipe.method.needs_scan):
         scan = scan_members(members, prepared.options)
+    if is_weighed:
+        given = decide_table(replace(prepared, recipe=recipe.weigher), scan=scan)
+    seen = scan if recipe.method.needs_scan else None
     passes: tuple[object, ...] = ()
     while True:
         outcome = recipe.method.decide(
-            inputs_of(recipe, members, scan=scan, table=given, passes=passes)
+            inputs_of(recipe, members, scan=seen, table=given, passes=passes)
         )
         if isinstance(outcome, Table):
             return outcome
@@ -101,7 +101,10 @@ def decide_table(
                 f"method {recipe.method.name} asks for statistic {outcome.statistic!r}; "
                 f"known: {', '.join(COLLECTORS)}"
             )
-        passes = (*passes, COLLECTORS[outcome.statistic](prepared, outcome))
+        if outcome.statistic == "products" and scan is not None:
+            passes = (*passes, products_of_vectors(scan))
+        else:
+            passes = (*passes, COLLECTORS[outcome.statistic](prepared, outcome))
 
 
 def decide_from_headers(prepared: Prepared) -> Table | Need | None:
@@ -148,22 +151,22 @@ def _thresholds(prepared: Prepared, need: Need) -> dict[str, dict[str, Threshold
     return thresholds(sources, weights, need.densities, need.scope, prepared.options)
 
 
-def _kept(prepared: Prepared, need: Need) -> Sums:
+def _masked_sums(prepared: Prepared, need: Need) -> Sums:
     """Σ |x| and Σ m |x| under the layer weights that the method has made and its random masks."""
     sources, weights = _pure_vectors(prepared, need)
     names = prepared.members.merged
     bounds = {t: {n: bound(value_at(d, n)) for n in names} for t, d in need.densities.items()}
-    return kept_sums(sources, weights, bounds, _keys(prepared, need), prepared.options)
+    return masked_sums(sources, weights, bounds, _keys(prepared, need), prepared.options)
 
 
-def _kept_by_rank(prepared: Prepared, need: Need) -> Sums:
+def _masked_sums_by_rank(prepared: Prepared, need: Need) -> Sums:
     """The same where the larger entries of a row are kept more often."""
     sources, weights = _pure_vectors(prepared, need)
     shares = {
         t: {n: (value_at(d, n), value_at(need.epsilons[t], n)) for n in prepared.members.merged}
         for t, d in need.densities.items()
     }
-    return kept_by_rank(sources, weights, shares, _keys(prepared, need), prepared.options)
+    return masked_sums_by_rank(sources, weights, shares, _keys(prepared, need), prepared.options)
 
 
 def _competition(prepared: Prepared, need: Need) -> dict[str, dict[str, float]]:
@@ -177,8 +180,8 @@ def _competition(prepared: Prepared, need: Need) -> dict[str, dict[str, float]]:
 COLLECTORS: dict[str, Callable[[Prepared, Need], object]] = {
     "products": _products,
     "thresholds": _thresholds,
-    "kept": _kept,
-    "kept_by_rank": _kept_by_rank,
+    "masked_sums": _masked_sums,
+    "masked_sums_by_rank": _masked_sums_by_rank,
     "competition": _competition,
 }
 

@@ -68,7 +68,7 @@ class Election:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """A method's own way from blocks to the merged block, with what it is told besides them.
+    """A method's own `combine`, with its other arguments.
 
     Attributes:
         combine: See `Method`.

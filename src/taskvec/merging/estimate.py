@@ -22,7 +22,7 @@ FIXED_BYTES = 60_000_000
 PASS_BYTES = 35_000_000  # the kernels of a pass before the merge, and what its threads keep
 TENSOR_BYTES = 1_600
 # Arrays that a method's own `combine` needs of what it sees at once, besides 4 for every task:
-# stored and widened elements, what it works out, and LAPACK's room; measured as well.
+# stored and widened elements, results, and LAPACK's workspace; measured as well.
 COPIES = {"element": 10, "row": 10, "tensor": 22}
 
 
@@ -51,7 +51,7 @@ def estimate(
 
 
 def reading_bytes(prepared: Prepared, need: Need) -> int:
-    """Bytes of one reading for a statistic; the anchor is read anew beside every task."""
+    """Bytes of one reading for a statistic; the anchor is read again beside every task."""
     names, sources = prepared.members.merged, prepared.members.sources
     tasks = [_nbytes(sources[f"task:{task}"], names) for task in prepared.members.tasks]
     anchor = _nbytes(sources["anchor"], names) if "anchor" in sources else 0
@@ -90,5 +90,6 @@ def _nbytes(source: Source, names: Iterable[str]) -> int:
 
 def _widest(source: Source, names: Iterable[str]) -> int:
     """Bytes of an element of a block that is read."""
-    widths = {source.tensors[name].dtype.itemsize for name in names if name in source.tensors}
+    infos = [source.tensors[name] for name in names if name in source.tensors]
+    widths = {4 if i.quantised_bytes is not None else i.dtype.itemsize for i in infos}
     return max(widths, default=0)

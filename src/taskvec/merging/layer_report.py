@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from taskvec.methods.lata import drop_above, linear, logarithmic, rank
+from taskvec.methods.lata import drop_above, linear, logarithmic, rank, spearman
 from taskvec.statistics.scan import Scan, known_statistics, layer_rows
 
 Row = dict[str, Any]
@@ -51,10 +52,8 @@ def _spearman(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float | None:
     both = ~(np.isnan(a) | np.isnan(b))
     if both.sum() < 2:
         return None
-    x, y = rank(a[both]), rank(b[both])
-    x, y = x - x.mean(), y - y.mean()
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm else None
+    found = spearman(a[both], b[both])
+    return None if math.isnan(found) else found
 
 
 def summary(scan: Scan, granularity: str, threshold: float) -> dict[str, Any]:

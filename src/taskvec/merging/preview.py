@@ -10,6 +10,7 @@ from taskvec.merging.prepare import open_with_base, prepare
 from taskvec.merging.scans import scan_members
 from taskvec.merging.steps import Prepared
 from taskvec.recipes.coerce import (
+    FormKeywords,
     Given,
     PlanKeywords,
     RecipeKeywords,
@@ -40,7 +41,7 @@ def scan(recipe: Given, **options: Unpack[RunKeywords]) -> Scan:
     return replace(scan_members(members, how), warnings=members.warnings)
 
 
-@takes(RecipeKeywords, RunKeywords)
+@takes(RecipeKeywords, FormKeywords, RunKeywords)
 def plan(recipe: Given, **options: Unpack[PlanKeywords]) -> Prepared:
     """What a merge would read, write and hold in memory. Only headers are read.
 

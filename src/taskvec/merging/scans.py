@@ -1,7 +1,7 @@
 """A family's scan: read from the weights, or taken from the cache where the files look untouched.
 
 The cache is keyed by path, size, times and inode of every weight file; those only say that a scan
-must be made anew. Whether weights still are what was scanned is checked by content when they are
+must be made again. Whether weights still are what was scanned is checked by content when they are
 merged.
 """
 
@@ -18,7 +18,7 @@ import xxhash
 
 from taskvec.checkpoints.fingerprint import fingerprint
 from taskvec.checkpoints.memory import MARK
-from taskvec.errors import CheckpointError, TaskvecError
+from taskvec.errors import CheckpointError
 from taskvec.family.members import Members
 from taskvec.files import write_whole
 from taskvec.layers import classify, override
@@ -112,9 +112,7 @@ def cached_scan(members: Members) -> Scan | None:
     """The scan of an opened family, if it is in the cache; no weights are read."""
     place = _place(members)
     keys = [members.keys[name] for name in members.merged]
-    with contextlib.suppress(
-        TaskvecError, OSError, LookupError, AttributeError, TypeError, ValueError
-    ):
+    with contextlib.suppress(CheckpointError):
         scan = Scan.from_json(read_scan(place), keys) if place is not None else None
         if scan is not None and (scan.tasks, scan.names) == (members.tasks, members.merged):
             return scan
@@ -149,14 +147,11 @@ def load_scan(path: str | os.PathLike[str], *, layers: Sequence[Mapping[str, Any
     """
     data = read_scan(Path(path))
     overrides = tuple(override(entry) for entry in layers)
-    try:
-        return Scan.from_json(data, [classify(name, overrides) for name in data["tensors"]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: is a damaged scan file ({error!r}); scan again") from error
+    return Scan.from_json(data, [classify(name, overrides) for name in data["tensors"]])
 
 
 def _keep(path: Path, scan: Scan) -> None:
-    """Keep a scan in the cache; a cache that cannot be written is no error."""
+    """Store a scan in the cache; a cache that cannot be written is not an error."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_scan(scan, path)

@@ -1,7 +1,7 @@
 """Stages: the result of one recipe as a model that another reads, without being written.
 
 A stage is a source. Its tensors are those that its recipe would write, rounded as they would be;
-each block is worked out when it is read, every time it is read. Where a method must see more at
+each block is computed whenever it is read. Where a method must see more at
 once than a reader asks for (whole rows, a whole tensor), the last stretches are kept, so that
 readers of their other parts find them.
 """
@@ -34,13 +34,13 @@ KEPT = 2  # stretches: while one thread begins the next tensor, others are still
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recent:
-    """The stretches of a stage that were worked out last, by tensor and first element."""
+    """The last computed stretches of a stage, by tensor and first element."""
 
     held: dict[tuple[str, int], Array] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
     def get(self, key: tuple[str, int], work_out: Callable[[], Array]) -> Array:
-        """A stretch, worked out by one thread while others wait for it."""
+        """A stretch, computed by one thread while others wait for it."""
         with self.lock:
             if key not in self.held:
                 while len(self.held) >= KEPT:

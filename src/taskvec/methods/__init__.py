@@ -77,7 +77,7 @@ def find_method(name: object) -> Method:
     Case is ignored, and `-` stands for `_`.
 
     Raises:
-        ParameterError: there is no such method, or its plug-in cannot be used.
+        ParameterError: the method is unknown, or its plug-in cannot be used.
     """
     plain = name.lower().replace("-", "_") if isinstance(name, str) else ""
     if plain in METHODS:

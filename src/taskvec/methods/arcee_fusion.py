@@ -47,8 +47,8 @@ def combine(block: Block) -> Array:
     importance = important(block.target.reshape(-1, rows), vector.reshape(-1, rows))
     places = [int(share * (importance.size - 1)) for share in (0.25, 0.5, 0.75)]
     low, middle, high = np.partition(importance, places, axis=None)[places]
-    kept = (importance >= middle + 1.5 * (high - low)).reshape(vector.shape)
-    return block.target + np.where(kept, block.scales[0] * vector, 0)
+    selected = (importance >= middle + 1.5 * (high - low)).reshape(vector.shape)
+    return block.target + np.where(selected, block.scales[0] * vector, 0)
 
 
 def important(target: Array, vector: Array) -> Array:

@@ -18,7 +18,7 @@ from taskvec.methods.method import Inputs, Method, Need
 from taskvec.methods.parameters import Parameter, tensorwise
 from taskvec.methods.selection import Selection
 from taskvec.methods.table import Table
-from taskvec.statistics.kept import Sums
+from taskvec.statistics.masked_sums import Sums
 
 DENSITY = "share of entries kept, drawn at random"
 RESCALES = ("density", "l1", "none")
@@ -33,7 +33,7 @@ def to_collect(inputs: Inputs, table: Table) -> Need | None:
     """The pass that `rescale: l1` needs; None if no pass is needed, or if it is done."""
     chosen = {task: inputs.parameters[task] for task in inputs.tasks}
     densities = {t: p["density"] for t, p in chosen.items() if p["rescale"] == "l1"}
-    return Need("kept", table, densities) if densities and not inputs.passes else None
+    return Need("masked_sums", table, densities) if densities and not inputs.passes else None
 
 
 def selection_of(inputs: Inputs, election: str, merge: str) -> Selection:

@@ -29,7 +29,7 @@ from taskvec.methods.method import Block, Inputs, Method, Need
 from taskvec.methods.parameters import Parameter, value_at
 from taskvec.methods.selection import ELECTIONS, MERGES, Selection, fused, mask_key
 from taskvec.methods.table import Table
-from taskvec.statistics.kept import Sums
+from taskvec.statistics.masked_sums import Sums
 
 Array = np.ndarray[Any, Any]
 
@@ -66,7 +66,7 @@ def decide(inputs: Inputs) -> Table | Need:
         return replace(table, origin=origin)
     if not inputs.passes:
         densities, epsilons = ({t: p[n] for t, p in rescaled.items()} for n in SHARES)
-        return Need("kept_by_rank", table, densities, epsilons=epsilons)
+        return Need("masked_sums_by_rank", table, densities, epsilons=epsilons)
     factors = quotients(cast(Sums, inputs.passes[0]))
     return replace(table, origin=origin, selection=Selection(factors=factors))
 

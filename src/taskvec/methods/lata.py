@@ -64,6 +64,18 @@ def rank(similarity: Array) -> Array:
     return (below + up_to + 1) / 2
 
 
+def spearman(one: Array, other: Array) -> float:
+    """Rank correlation; NaN where either is constant.
+
+    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
+    1.0
+    """
+    a, b = rank(one), rank(other)
+    a, b = a - a.mean(), b - b.mean()
+    below = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / below if below > 0 else float("nan")
+
+
 def linear(similarity: Array) -> Array:
     """Layer weights by Linear-Drop-by-Rank.
 
@@ -98,7 +110,7 @@ def drop_above(similarity: Array, threshold: float) -> Array:
 
 
 def layer_weights(statistics: LayerStatistics, parameters: Mapping[str, Any], task: str) -> Array:
-    """Weight of every layer for one task, normalized as the parameters say.
+    """Weight of every layer for one task, normalized by the parameters.
 
     Layers that the task did not change (τ_t = 0) are left out of ranking and normalization and get
     weight 0.

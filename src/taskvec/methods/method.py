@@ -61,8 +61,8 @@ class Inputs:
         first = values[self.tasks[0]]
         if any(value != first for value in values.values()):
             words = {t: "by layer" if isinstance(v, Mapping) else v for t, v in values.items()}
-            told = ", ".join(f"{task} {word}" for task, word in words.items())
-            raise ParameterError(f"{name} must be the same for all tasks; got {told}")
+            listed = ", ".join(f"{task} {word}" for task, word in words.items())
+            raise ParameterError(f"{name} must be the same for all tasks; got {listed}")
         return first
 
     def layer_weights(self) -> Table:
@@ -73,8 +73,8 @@ class Inputs:
 
 
 # Statistics that `decide` may ask for, and how often anchor and tasks are read for each.
-READINGS = {"products": "once", "thresholds": "2 or 3 times", "kept": "once",
-            "kept_by_rank": "once", "competition": "6 to 8 times"}  # fmt: skip
+READINGS = {"products": "once", "thresholds": "2 or 3 times", "masked_sums": "once",
+            "masked_sums_by_rank": "once", "competition": "6 to 8 times"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Need:
             over the whole model.
         scope: Whether entries are ranked within a `tensor` or over the whole `model`.
         epsilons: Difference in probability between the largest and the smallest entry of a row, by
-            task, for `kept_by_rank`.
+            task, for `masked_sums_by_rank`.
     """
 
     statistic: str

@@ -32,7 +32,7 @@ def decide(inputs: Inputs) -> Table | Need:
     Raises:
         ParameterError: every λ is 0, or tasks have different projections.
     """
-    sphere.checked(inputs, NAME)
+    sphere.check_directions(inputs, NAME)
     if not inputs.passes:
         return Need("products", inputs.layer_weights())
     products = inputs.passes[0]

@@ -39,7 +39,7 @@ def decide(inputs: Inputs) -> Table | Need:
     Raises:
         ParameterError: there are not exactly two tasks, or every λ is 0.
     """
-    sphere.checked(inputs, NAME, tasks=2)
+    sphere.check_directions(inputs, NAME, tasks=2)
     if inputs.common("granularity") != "tensor":
         return replace(inputs.layer_weights(), origin=NAME)
     if not inputs.passes:

@@ -44,7 +44,7 @@ def group_of(method: Method) -> str:
     return SUMS if method.combine is None else BY_ENTRY
 
 
-def grouped(methods: Iterable[Method]) -> dict[str, list[Method]]:
+def group_methods(methods: Iterable[Method]) -> dict[str, list[Method]]:
     """Methods by group, in the order of the groups, without empty groups."""
     found: dict[str, list[Method]] = {group: [] for group in GROUPS}
     for method in methods:
@@ -62,7 +62,7 @@ def needs(method: Method) -> tuple[str, ...]:
 def markdown(methods: Iterable[Method]) -> str:
     """The page `docs/methods.md`."""
     parts = [_HEAD]
-    for group, members in grouped(methods).items():
+    for group, members in group_methods(methods).items():
         lines = [_row(_COLUMNS), "|---" * len(_COLUMNS) + "|", *(_cells(m) for m in members)]
         parts.append("\n".join([f"## {group}", "", *lines, ""]))
     return "\n".join(parts)

@@ -27,7 +27,7 @@ from taskvec.methods.parameters import Parameter
 from taskvec.methods.table import Table
 
 GROUP = "taskvec.methods"
-# What a recipe says beside a method's parameters, for all tasks or for one.
+# Keys of a recipe beside a method's parameters, for all tasks or for one.
 RESERVED = ("name", "model", "scale", "over", "hub")
 ALIGNMENTS = ("element", "row", "tensor")
 
@@ -53,13 +53,13 @@ def names() -> tuple[str, ...]:
 
 
 def provider(name: str) -> str | None:
-    """Name and version of the distributions that provide a method; None if there are none."""
+    """Name and version of the distributions that provide a method; None without one."""
     points = entry_points(group=GROUP, name=name)
     return " and ".join(sorted({_distribution(point) for point in points})) or None
 
 
 def load(name: str) -> Method | None:
-    """The method of a plug-in with that name; None if there is none.
+    """The method of a plug-in with that name; None without one.
 
     Raises:
         ParameterError: there is one, but it cannot be used.
@@ -69,28 +69,28 @@ def load(name: str) -> Method | None:
         return None
     if len(points) > 1:
         raise ParameterError(f"method {name!r} is given by {provider(name)}; uninstall one of them")
-    value, flaw = _loaded(points[0])
+    value, flaw = _load_point(points[0])
     flaw = flaw or flaw_of(value, name)
     if flaw is not None or not isinstance(value, Method):
         raise ParameterError(
             f"method {name!r} of {_distribution(points[0])} cannot be used: {flaw}; "
             "repair or uninstall it"
         )
-    return guarded(value, _distribution(points[0]))
+    return guard(value, _distribution(points[0]))
 
 
 def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
-    """Every method of a plug-in, and what is wrong with those that are left out.
+    """Every method of a plug-in, and why the others cannot be used.
 
     Args:
         taken: Names of taskvec's own methods, which a plug-in cannot replace.
     """
     found, wrong = [], []
     for name in names():
-        told = str(provider(name))
+        owner = str(provider(name))
         if name in taken:
             wrong.append(
-                f"method {name!r} of {told} is not used: taskvec's own has that name; rename it"
+                f"method {name!r} of {owner} is not used: taskvec's own has that name; rename it"
             )
             continue
         try:
@@ -98,7 +98,7 @@ def every(taken: Collection[str]) -> tuple[list[Plugin], list[str]]:
         except ParameterError as error:
             wrong.append(str(error))
         else:
-            found += [Plugin(method, told)] if method is not None else []
+            found += [Plugin(method, owner)] if method is not None else []
     return found, wrong
 
 
@@ -115,7 +115,7 @@ def flaw_of(value: object, name: str) -> str | None:
     if not isinstance(value, Method):
         return f"it is {_one_line(repr(value))}, not a Method"
     if value.name != name:
-        return f"it calls itself {value.name!r}"
+        return f"its name is {value.name!r}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         return "a name must be small letters, digits and _"
     if value.alignment not in ALIGNMENTS:
@@ -128,7 +128,7 @@ def flaw_of(value: object, name: str) -> str | None:
     if value.default_scale is not None and not _is_number(value.default_scale):
         return f"default_scale must be a finite number or None; got {value.default_scale!r}"
     if not callable(value.decide) or not (value.combine is None or callable(value.combine)):
-        return "decide must be a function, and combine one or None"
+        return "decide must be a function; combine must be a function or None"
     return _flaw_of_parameters(value)
 
 
@@ -138,7 +138,7 @@ def _flaw_of_parameters(method: Method) -> str | None:
         if not isinstance(parameter, Parameter):
             return f"{_one_line(repr(parameter))} among its parameters is not a Parameter"
         if parameter.name in RESERVED:
-            return f"its parameter {parameter.name!r} is a key that recipes have already"
+            return f"its parameter {parameter.name!r} is already a key of recipes"
         if parameter.name in seen:
             return f"its parameter {parameter.name!r} is declared twice"
         if parameter.by_layer and parameter.choices:
@@ -151,7 +151,7 @@ def _flaw_of_parameters(method: Method) -> str | None:
     return None
 
 
-def guarded(method: Method, distribution: str) -> Method:
+def guard(method: Method, distribution: str) -> Method:
     """The same method, whose functions report their failures as a `TaskvecError` of one line.
 
     taskvec's own errors are passed on.
@@ -162,33 +162,34 @@ def guarded(method: Method, distribution: str) -> Method:
     """
     own = method.combine
 
-    def checked(work: Callable[[], R], flaw: Callable[[R], str | None], where: str) -> R:
+    def check(work: Callable[[], R], flaw: Callable[[R], str | None], where: str) -> R:
         try:
             result = work()
-            told = flaw(result)
+            reason = flaw(result)
         except TaskvecError:
             raise
         except Exception as error:
-            told = _one_line(f"{type(error).__name__}: {error}")
-            raise TaskvecError(_failure(method, distribution, where, told)) from error
-        if told is not None:
-            raise TaskvecError(_failure(method, distribution, where, told))
+            reason = _one_line(f"{type(error).__name__}: {error}")
+            raise TaskvecError(_failure(method, distribution, where, reason)) from error
+        if reason is not None:
+            raise TaskvecError(_failure(method, distribution, where, reason))
         return result
 
     def decide(inputs: Inputs) -> Table | Need:
-        return checked(lambda: method.decide(inputs), lambda got: _flaw_of_table(got, inputs), "")
+        return check(lambda: method.decide(inputs), lambda got: _flaw_of_table(got, inputs), "")
 
     def combine(block: Block) -> Array:
         assert own is not None
         where = f" in tensor {block.name!r}"
-        return checked(lambda: own(block), lambda got: _flaw_of_block(got, block), where)
+        return check(lambda: own(block), lambda got: _flaw_of_block(got, block), where)
 
     return replace(method, decide=decide, combine=None if own is None else combine)
 
 
-def _failure(method: Method, distribution: str, where: str, told: str) -> str:
+def _failure(method: Method, distribution: str, where: str, reason: str) -> str:
     return (
-        f"method {method.name!r} of {distribution} failed{where}: {told}; its authors should know"
+        f"method {method.name!r} of {distribution} failed{where}: {reason}; "
+        "report it to its authors"
     )
 
 
@@ -211,7 +212,7 @@ def _flaw_of_table(outcome: object, inputs: Inputs) -> str | None:
 
 
 def _flaw_of_block(merged: object, block: Block) -> str | None:
-    # NumPy gives a scalar of its own, no array, for sums of tensors without dimensions.
+    # For tensors without dimensions, NumPy's sums are scalars, not arrays.
     if not isinstance(merged, (np.ndarray, np.generic)) or merged.dtype.kind != "f":
         return f"combine gave {type(merged).__name__}, not an array of floating-point numbers"
     if merged.shape != block.target.shape:
@@ -224,7 +225,7 @@ def _is_number(value: object) -> bool:
     return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _loaded(point: EntryPoint) -> tuple[object, str | None]:
+def _load_point(point: EntryPoint) -> tuple[object, str | None]:
     """The object of an entry point, or why it cannot be loaded."""
     try:
         return point.load(), None

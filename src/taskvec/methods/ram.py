@@ -31,10 +31,10 @@ def decide(inputs: Inputs) -> Table:
 
 def combine(block: Block) -> Array:
     """The merged entries."""
-    return merge(block, changed(block), np.ones_like(block.scales))
+    return merge(block, changed_entries(block), np.ones_like(block.scales))
 
 
-def changed(block: Block) -> Array:
+def changed_entries(block: Block) -> Array:
     """m_t of every task, with the shape of the vectors."""
     epsilons = [block.parameters[task]["epsilon"] for task in block.tasks]
     marks = zip(block.scales, block.vectors, epsilons, strict=True)

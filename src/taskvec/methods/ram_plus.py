@@ -37,7 +37,7 @@ def decide(inputs: Inputs) -> Table:
 
 def combine(block: Block) -> Array:
     """The merged tensor."""
-    marks = ram.changed(block)
+    marks = ram.changed_entries(block)
     alone = marks.sum(axis=0, dtype=np.int16) == 1
     factors = np.ones_like(block.scales)
     for i, task in enumerate(block.tasks):

@@ -57,30 +57,30 @@ def check(tasks: Sequence[str], density: float, where: str) -> None:
     """Raise `ParameterError` if there is one task, of those whose λ is not 0, and it must vary."""
     if density < 1 and len(tasks) == 1:
         raise ParameterError(
-            f"sce selects what varies across tasks; got one{where}, {tasks[0]} (those of λ = 0 do "
-            "not count); add a task, or set density to 1"
+            f"sce selects entries that vary across tasks; got one{where}, {tasks[0]} (those of "
+            "λ = 0 do not count); add a task, or set density to 1"
         )
 
 
 def combine(block: Block) -> Array:
     """The merged tensor."""
     tasks = np.flatnonzero(block.scales)
-    told = block.parameters[block.tasks[0]]
-    density = float(told["density"])
+    parameters = block.parameters[block.tasks[0]]
+    density = float(parameters["density"])
     check([block.tasks[i] for i in tasks], density, f" in tensor {block.name!r}")
     if density < 1:
         variance = varying(block.vectors[tasks])
         # In place, because a copy would take as much again; the engine is done with them.
-        counted = variance.size if told["share_of"] == "all" else np.count_nonzero(variance)
+        counted = variance.size if parameters["share_of"] == "all" else np.count_nonzero(variance)
         block.vectors[:, ~largest(variance, round(density * counted))] = 0
     energies = np.array([np.square(block.vectors[i], dtype=np.float64).sum() for i in tasks])
     if not energies.any():
         return block.target
-    if energies.sum() < told["floor"] * block.target.size:
+    if energies.sum() < parameters["floor"] * block.target.size:
         energies = np.ones_like(energies)
     shares = (energies / energies.sum()).astype(block.scales.dtype)
     elected = np.sign(weighted_sum(block))
-    if told["merge"] == "mean":
+    if parameters["merge"] == "mean":
         return block.target + _mean(block, tasks, shares, elected)
     merged = block.target.copy()
     for i, share in zip(tasks, shares, strict=True):
@@ -122,12 +122,12 @@ def largest(values: Array, count: int) -> Array:
     [True, True, True, False, False]
     """
     flat = values.reshape(-1)
-    kept = np.zeros(flat.shape, bool)
+    mask = np.zeros(flat.shape, bool)
     if count:
         cut = np.partition(flat, flat.size - count)[flat.size - count]
-        kept = flat > cut
-        kept[np.flatnonzero(flat == cut)[: count - np.count_nonzero(kept)]] = cut > 0
-    return kept.reshape(values.shape)
+        mask = flat > cut
+        mask[np.flatnonzero(flat == cut)[: count - np.count_nonzero(mask)]] = cut > 0
+    return mask.reshape(values.shape)
 
 
 METHOD = Method(

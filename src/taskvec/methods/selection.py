@@ -50,7 +50,7 @@ class Selection:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object for `selection_from_json`."""
+        """A JSON object that `table_file` reads again."""
         return {
             "thresholds": {
                 task: {name: [t.lower, t.kept, list(t.equal)] for name, t in mine.items()}
@@ -65,42 +65,6 @@ class Selection:
             "merge": self.merge,
             "seed": self.seed,
         }
-
-
-def selection_from_json(data: Mapping[str, Any]) -> Selection:
-    """The selection that `to_json` returned.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: not such an object.
-    """
-    if data["election"] not in ELECTIONS or data["merge"] not in MERGES:
-        raise ValueError(data["election"])
-    return Selection(
-        thresholds={
-            task: {
-                name: Threshold(int(lower), int(kept), tuple(map(int, equal)))
-                for name, (lower, kept, equal) in mine.items()
-            }
-            for task, mine in data["thresholds"].items()
-        },
-        ceilings={
-            task: {name: int(bits) for name, bits in mine.items()}
-            for task, mine in data["ceilings"].items()
-        },
-        densities={task: _copy(values) for task, values in data["densities"].items()},
-        rescale={task: _copy(values) for task, values in data["rescale"].items()},
-        factors={
-            task: {name: float(value) for name, value in mine.items()}
-            for task, mine in data.get("factors", {}).items()
-        },
-        limits={
-            task: {name: float(value) for name, value in mine.items()}
-            for task, mine in data.get("limits", {}).items()
-        },
-        election=str(data["election"]),
-        merge=str(data["merge"]),
-        seed=int(data["seed"]),
-    )
 
 
 def _copy(values: Values) -> Values:

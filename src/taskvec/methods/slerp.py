@@ -24,7 +24,7 @@ def decide(inputs: Inputs) -> Table | Need:
     Raises:
         ParameterError: there are not exactly two tasks, or every λ is 0.
     """
-    sphere.checked(inputs, NAME, tasks=2)
+    sphere.check_directions(inputs, NAME, tasks=2)
     if not inputs.passes:
         return Need("products", inputs.layer_weights())
     products = inputs.passes[0]

@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 PARALLEL = 1 - 1e-12  # cosines above this: one direction, and the arc is its chord
 OPPOSITE = -0.9995  # cosines below this: which way round the sphere is noise
-CENTRED = 1e-3  # a mean direction shorter than this is none
+CENTRED = 1e-3  # a shorter mean direction is undefined
 SETTLED = 1e-10  # a step shorter than this, in radians, ends the search of a mean
 STEPS = 100
 
@@ -35,7 +35,7 @@ class Directions(NamedTuple):
 
 
 class Means(NamedTuple):
-    """Coefficients of the v_t, shape (N, K), and where there is no mean direction, shape (N,)."""
+    """Coefficients of the v_t, shape (N, K), and which means are undefined, shape (N,)."""
 
     coefficients: Array
     undefined: Array
@@ -77,7 +77,7 @@ def shares(scales: Array) -> Array:
     return found
 
 
-def checked(inputs: Inputs, name: str, *, tasks: int | None = None) -> None:
+def check_directions(inputs: Inputs, name: str, *, tasks: int | None = None) -> None:
     """Refuse a wrong number of tasks, and scales that give no shares.
 
     Args:
@@ -86,7 +86,7 @@ def checked(inputs: Inputs, name: str, *, tasks: int | None = None) -> None:
         tasks: Number of tasks that it takes; None for any number.
 
     Raises:
-        ParameterError: the message says what to do.
+        ParameterError: λ or the number of tasks is not usable; the message has the remedy.
     """
     if tasks is not None and len(inputs.tasks) != tasks:
         raise ParameterError(

@@ -21,10 +21,11 @@ from taskvec import documents
 from taskvec.errors import UsageError, nearest
 from taskvec.files import write_whole
 from taskvec.layers import classify, model_order
-from taskvec.methods.selection import Selection, selection_from_json
+from taskvec.methods.selection import Selection
 from taskvec.tables import frame, html_table
 
 Array = np.ndarray[Any, Any]
+_LIMITS = replace(documents.MEASURED, names_files=False)
 
 
 @dataclass(frozen=True)
@@ -146,25 +147,23 @@ def _place(name: str) -> tuple[object, ...]:
     return model_order(key.tower, key.block, key.module, name)
 
 
-def table_from_json(data: Mapping[str, Any], where: str) -> Table:
+def table_from_json(data: object, where: str) -> Table:
     """The table that `Table.to_json` returned.
 
     Raises:
         UsageError: not such an object, tensors differ between tasks, or a weight is not finite.
     """
-    weights = data.get("weights")
-    columns = dict(weights) if isinstance(weights, dict) else {}
-    if data.get("target") is not None:
-        columns["(target)"] = data["target"]
-    if not columns or not all(isinstance(column, dict) for column in columns.values()):
-        raise UsageError(f"{where}: is not a table; expected weights by task and tensor")
+    from taskvec.methods.table_file import TableFile
+    from taskvec.validation import read_as
+
+    remedy = "expected weights by task and tensor, as Table.save writes them"
+    file = read_as(TableFile, data, where, remedy, UsageError)
+    columns = dict(file.weights) | ({"(target)": file.target} if file.target is not None else {})
+    if not columns:
+        raise UsageError(f"{where}: has no weights; {remedy}")
     table = _build(columns, where)
-    if data.get("selection") is None:
-        return table
-    try:
-        return replace(table, selection=selection_from_json(data["selection"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{where}: selection is damaged ({error!r})") from error
+    selection = file.selection.to_selection() if file.selection is not None else None
+    return replace(table, selection=selection)
 
 
 def load_table(path: str | Path) -> Table:
@@ -175,9 +174,9 @@ def load_table(path: str | Path) -> Table:
     """
     path = Path(path)
     if path.suffix == ".json":
-        data = documents.read_object(path, documents.MEASURED, UsageError, non_finite=True)
+        data = documents.read_json(path, _LIMITS, UsageError, non_finite=True)
         return replace(table_from_json(data, str(path)), origin=f"table {path.name}")
-    text = documents.read_text(path, documents.MEASURED, UsageError)
+    text = documents.read_text(path, _LIMITS, UsageError)
     try:
         rows = list(csv.reader(io.StringIO(text)))
     except csv.Error as error:
@@ -187,12 +186,12 @@ def load_table(path: str | Path) -> Table:
     header = rows[0][1:]
     columns: dict[str, dict[str, object]] = {task: {} for task in header}
     if len(columns) != len(header):
-        raise UsageError(f"{path}: a task stands twice in the first line")
+        raise UsageError(f"{path}: a task occurs twice in the first line")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(rows[0]):
             raise UsageError(f"{path}:{number}: {len(row)} fields, expected {len(rows[0])}")
         if row[0] in columns[header[0]]:
-            raise UsageError(f"{path}:{number}: tensor {row[0]!r} stands twice")
+            raise UsageError(f"{path}:{number}: tensor {row[0]!r} occurs twice")
         for task, value in zip(header, row[1:], strict=True):
             columns[task][row[0]] = value
     return replace(_build(columns, str(path)), origin=f"table {path.name}")
@@ -237,10 +236,10 @@ def check_table(table: Table, tasks: tuple[str, ...], names: tuple[str, ...], wh
     if extra:
         hint = nearest(extra[0], names)
         hint = f"; {hint}" if hint.startswith("did") else ""
-        raise UsageError(f"{where}: tensor {extra[0]!r} is not one that is merged{hint}")
+        raise UsageError(f"{where}: tensor {extra[0]!r} is not merged here{hint}")
     missing = sorted(set(names) - set(table.names))
     if missing:
         raise UsageError(
             f"{where}: no weight for tensor {missing[0]!r} ({len(missing)} missing); "
-            "give 0 to leave it alone"
+            "give 0 to leave it unchanged"
         )

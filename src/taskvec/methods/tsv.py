@@ -40,7 +40,7 @@ def combine(block: Block) -> Array:
     """The merged tensor."""
     tasks = changing(block)
     if len(tasks) == 1 and block.target.ndim == 2:
-        return block.target + weighted_sum(block)  # its every direction is kept
+        return block.target + weighted_sum(block)  # all of its directions remain
     if block.target.ndim != 2 or not tasks or min(block.target.shape) < len(tasks):
         return block.target + weighted_mean(block)
     kept = min(block.target.shape) // len(tasks)
@@ -48,7 +48,7 @@ def combine(block: Block) -> Array:
     with one_blas_thread():
         for task in tasks:
             left, values, right = decompose(block.vectors[task], block.name)
-            lefts.append(left[:, :kept].copy())  # not to hold on to all of them
+            lefts.append(left[:, :kept].copy())  # a copy, so that the rest is freed
             sizes.append(block.scales[task] * values[:kept])
             rights.append(right[:kept].copy())
         left = orthogonal(np.concatenate(lefts, axis=1), block.name)

@@ -80,11 +80,11 @@ class Bench:
 
         Raises:
             UsageError: the recipe has other members.
-            TaskvecError: whatever a merge of it raises; the model is the target again then.
+            TaskvecError: the merge failed; the model is the target again then.
         """
         mine = self.prepared.recipe
         if recipe.family.members != mine.family.members:
-            raise UsageError("a candidate must have the members of the recipe that it began with")
+            raise UsageError("a candidate must have the members of its first recipe")
         try:
             if _needs(recipe) != _needs(mine):
                 self.prepared = prepare(recipe, self.prepared.options)

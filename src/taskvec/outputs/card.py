@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from taskvec import documents
 from taskvec.checkpoints.naming import display_name, hub_id
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError
+from taskvec.files import write_text
+from taskvec.recipes.replay import MANIFEST_FILE
 
 NOT_STATED = "not stated"
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")  # as the hub's metadata name one
@@ -37,8 +41,8 @@ def licence_of(model: Source) -> str:
     roots = documents.compose_yaml(front, documents.CARD, str(path))
     root = roots[0] if roots else None
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    said = next((value for key, value in pairs if key.value == "license"), None)
-    parts = said.value if isinstance(said, yaml.SequenceNode) else [said]
+    entry = next((value for key, value in pairs if key.value == "license"), None)
+    parts = entry.value if isinstance(entry, yaml.SequenceNode) else [entry]
     words = [part.value.strip() for part in parts if isinstance(part, yaml.ScalarNode)]
     licence = documents.plain(", ".join(word for word in words[:8] if word))
     if len(licence) > _SHOWN:
@@ -66,6 +70,7 @@ def model_card(
     formula: str,
     scales: Mapping[str, float | Mapping[str, Any]],
     published: Mapping[str, str],
+    is_adapter: bool = False,
 ) -> tuple[bytes, list[str]]:
     """README.md with the hub's metadata; and warnings about what is left out.
 
@@ -78,19 +83,21 @@ def model_card(
         formula: The merged model in symbols.
         scales: λ by task; a mapping where it differs by layer.
         published: Names on the hub of local models, by path; metadata names no other local model.
+        is_adapter: Whether it is one, over the target.
     """
     import yaml
 
     licences, warnings = _licences(members)
     agreed = set(licences.values())
-    origins = set[str]().union(*(_origins(model, published) for model in members.values()))
+    over = [members["target"]] if is_adapter else members.values()
+    origins = set[str]().union(*(_origins(model, published) for model in over))
     metadata: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "tags": ["task-arithmetic", "merge", "taskvec", method],
     }
     if origins := origins - {""}:
         metadata["base_model"] = sorted({documents.plain(name) for name in origins})
-        metadata["base_model_relation"] = "merge"
+        metadata["base_model_relation"] = "adapter" if is_adapter else "merge"
     if len(agreed) == 1 and _LICENCE.fullmatch(licence := agreed.pop()):
         metadata["license"] = licence
     lines = [
@@ -123,6 +130,66 @@ def model_card(
         "",
     ]
     return "\n".join(lines).encode(), warnings
+
+
+_SCORES = ("<!-- scores by taskvec eval -->", "<!-- end of scores -->")
+
+
+def has_card(folder: Path) -> bool:
+    """Whether a folder is an output of taskvec with its model card."""
+    return (folder / MANIFEST_FILE).is_file() and (folder / "README.md").is_file()
+
+
+def add_scores(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
+    """Write scores into the model card of an output: a table, and `model-index` for the hub.
+
+    Scores that an earlier call wrote are replaced; all else on the card stays.
+
+    Args:
+        folder: That taskvec wrote.
+        scores: With task, metric, value, low, high and n.
+
+    Raises:
+        CheckpointError: the card has no metadata, or cannot be read.
+        OutputError: the card cannot be written.
+    """
+    import yaml
+
+    path = folder / "README.md"
+    text = documents.read_text(path, documents.CARD)
+    match = re.fullmatch(r"---\n(.*?\n)---\n(.*)", text, re.DOTALL)
+    try:
+        documents.compose_yaml(match[1] if match else "", documents.CARD, str(path))  # its limits
+        metadata = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, ValueError) as error:
+        raise CheckpointError(f"{path}: {documents.one_line(error)}; correct its head") from error
+    if match is None or not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: does not begin with metadata; merge again to write it anew")
+    known = [each for each in scores if math.isfinite(each["value"])]
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": task, "type": task},
+            "metrics": [
+                {"type": each["metric"], "value": each["value"]}
+                for each in known
+                if each["task"] == task
+            ],
+        }
+        for task in dict.fromkeys(each["task"] for each in known)
+    ]
+    metadata["model-index"] = [{"name": folder.resolve().name, "results": results}]
+    rows = [
+        (each["task"], each["metric"], *(f"{each[k]:.4g}" for k in ("value", "low", "high")),
+         f"{each['n']:,}")
+        for each in scores
+    ]  # fmt: skip
+    head = ("task", "metric", "value", "95 % from", "to", "samples")
+    table = "\n".join([_SCORES[0], "", *_table(head, rows), "", _SCORES[1]])
+    old = re.compile(".*?".join(map(re.escape, _SCORES)), re.DOTALL)
+    body = old.sub("", match[2]).rstrip()
+    front = yaml.safe_dump(metadata, sort_keys=True, allow_unicode=True, width=10_000)
+    write_text(path, f"---\n{front}---\n{body}\n\n{table}\n")
 
 
 def escaped(text: str) -> str:

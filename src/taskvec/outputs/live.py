@@ -1,7 +1,7 @@
 """Merging into a model that is in memory: a module, or a dict of torch tensors or NumPy arrays.
 
-The result goes into the parameters as they are, on whatever device and in whatever dtype. Nothing
-is written before everything was worked out once: names, shapes and dtypes fit, no weight is NaN, no
+The result goes into the parameters, whose device and dtype stay the same. Nothing
+is written before everything was computed once: names, shapes and dtypes fit, no weight is NaN, no
 result overflows. Parameters that share memory are written once.
 """
 
@@ -97,6 +97,8 @@ def run_into(
         TaskvecError: anything else foreseen; nothing was written then, unless a member changed
             between the two readings.
     """
+    if recipe.out.form == "lora":
+        raise UsageError("an adapter is a folder; give a path, or remove form")
     if recipe.out.dtype is not None:
         raise UsageError("dtype is for a folder; parameters in memory keep theirs: remove it")
     prepared = prepare(recipe, options)
@@ -154,7 +156,7 @@ def parameters_of(into: Module | Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name in module.state_dict():
         if name not in live:  # a hook makes it up, so that writing it would change nothing
-            raise UsageError(f"out: {name!r} of its state dict is no parameter or buffer")
+            raise UsageError(f"out: {name!r} of its state dict is not a parameter or buffer")
         found[name] = live[name]
     return found
 
@@ -236,7 +238,7 @@ def _first_names(extents: Mapping[str, Extent]) -> dict[str, str]:
             continue
         if before is not None and same_device and extent.start < reached:
             raise UsageError(
-                f"out: {name!r} and {before[0]!r} share a part of their memory; give each its own"
+                f"out: {name!r} and {before[0]!r} share part of their memory; give each its own"
             )
         first[name], before, reached = name, (name, extent), extent.stop
     return first

@@ -33,7 +33,7 @@ def locked(out: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # a lock file that nobody holds is no harm
+                with contextlib.suppress(OSError):  # a lock file that nobody holds does no harm
                     if _is(lock, fd):
                         lock.unlink()
         finally:

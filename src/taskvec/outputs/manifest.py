@@ -34,7 +34,7 @@ def versions(recipe: Recipe) -> dict[str, str]:
         "numba": version("numba"),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **{OF_METHOD + name: told for name, told in providers.items() if told is not None},
+        **{OF_METHOD + name: package for name, package in providers.items() if package is not None},
     }
 
 

@@ -13,6 +13,7 @@ from taskvec.keywords import takes
 from taskvec.outputs.live import run_into
 from taskvec.outputs.run import Merged, run
 from taskvec.recipes.coerce import (
+    FormKeywords,
     Given,
     MergeKeywords,
     OutputKeywords,
@@ -26,9 +27,11 @@ from taskvec.recipes.recipe import Family, Recipe
 Place = str | os.PathLike[str] | Module | Mapping[str, Any]
 
 
-@takes(RecipeKeywords, OutputKeywords, RunKeywords)
+@takes(RecipeKeywords, FormKeywords, OutputKeywords, RunKeywords)
 def merge(recipe: Given, out: Place, **options: Unpack[MergeKeywords]) -> Merged:
     """Write θ_target + Σ_t λ_t w_t τ_t as a Hugging Face folder, or into a model in memory.
+
+    With `form="lora"`, Σ_t λ_t w_t τ_t is written as a folder that PEFT loads over the target.
 
     Args:
         recipe: A recipe, or its path; a family, with `method` and `scale`; a manifest.
@@ -41,7 +44,7 @@ def merge(recipe: Given, out: Place, **options: Unpack[MergeKeywords]) -> Merged
     return _write(as_recipe(recipe, options), out, options)
 
 
-@takes(RecipeKeywords, OutputKeywords, RunKeywords)
+@takes(RecipeKeywords, FormKeywords, OutputKeywords, RunKeywords)
 def forget(recipe: Given, out: Place, **options: Unpack[MergeKeywords]) -> Merged:
     """Write θ_target − Σ_t λ_t w_t τ_t: removes the skills that the tasks were tuned for.
 

@@ -47,7 +47,7 @@ def _check_overlap(members: Members, out: Path, real: Path) -> None:
                 )
     here = Path.cwd().resolve()
     if real == here or real in here.parents:
-        raise OutputError(f"{out}: contains the current folder; give a folder of its own")
+        raise OutputError(f"{out}: contains the current folder; give another one")
 
 
 def _check_place(out: Path, real: Path, *, force: bool, is_file: bool) -> None:
@@ -72,5 +72,5 @@ def _check_disk(needed: int, out: Path, real: Path) -> None:
     if needed > free:
         raise OutputError(
             f"{out}: needs {needed / 1e6:,.2f} MB of disk, {free / 1e6:,.2f} MB are free; "
-            "make room or write elsewhere"
+            "free some space or write elsewhere"
         )

@@ -19,6 +19,7 @@ from taskvec.checkpoints.companions import companions, of_tokenizer
 from taskvec.checkpoints.source import Source
 from taskvec.checkpoints.vectors import Vector
 from taskvec.dtypes import FLOATS
+from taskvec.errors import NothingToDoError
 from taskvec.family.loads import check_loads
 from taskvec.family.members import Members
 from taskvec.family.tokens import tokenizer_source
@@ -28,6 +29,8 @@ from taskvec.merging.prepare import prepare
 from taskvec.merging.stages import StageSource
 from taskvec.merging.steps import Decided, Prepared
 from taskvec.methods.table import Table
+from taskvec.outputs.adapter import Factored, Written, tied_warning, write_adapter
+from taskvec.outputs.adapter_merge import adapter_shape, change_of, plan_adapter
 from taskvec.outputs.card import model_card
 from taskvec.outputs.manifest import RECIPE_FILE, make_manifest
 from taskvec.outputs.place import check_place
@@ -55,12 +58,16 @@ class Merged:
         fingerprint: Identity of its weights by content.
         table: Weights that were used.
         warnings: What a user should know.
+        factored: Of an adapter, what became of each tensor that differs, in name order.
+        lost: Of an adapter, the share of ‖τ‖² of the whole model that it lacks.
     """
 
     path: Path | None
     fingerprint: str
     table: Table
     warnings: tuple[str, ...]
+    factored: tuple[Factored, ...] = ()
+    lost: float = 0.0
 
     def __repr__(self) -> str:
         where = "a model in memory" if self.path is None else str(self.path)
@@ -78,24 +85,39 @@ class Merged:
         return html_table(rows, repr(self))
 
 
-def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged:
+def run(
+    recipe: Recipe,
+    out: Path,
+    options: RunOptions = RunOptions(),
+    *,
+    takes_zeros: bool = True,
+) -> Merged:
     """Merge by a recipe and publish the folder.
 
     Args:
         recipe: Checked recipe.
         out: Folder to appear.
         options: How to run.
+        takes_zeros: Whether a table of zeros, which changes nothing, is applied like any other.
 
     Raises:
+        NothingToDoError: the table is zero everywhere, and `takes_zeros` is false.
         TaskvecError: anything foreseen; no output is left, and an output that was there is
             untouched.
     """
     prepared = prepare(recipe, options)
+    if recipe.out.form == "lora":
+        return _run_adapter(prepared, out)
     check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
     out = Path(os.path.realpath(out))
     files, warnings = _companions(prepared)
     _check_stacks(prepared.recipe, prepared.members, prepared.stages)
     decided = decide(prepared)
+    if not takes_zeros and recipe.tasks and not decided.table.weights.any():
+        raise NothingToDoError(
+            f"{out}: not written: every layer has weight 0, so nothing would change; give a higher "
+            "--threshold or another --scheme, or --force to write the unchanged model"
+        )
     about, more = _about(decided, out, warnings)
     with staged(out, prepared.shards, _job(decided), force=options.force) as staging:
         for name, content in {**files, **about}.items():
@@ -107,6 +129,36 @@ def run(recipe: Recipe, out: Path, options: RunOptions = RunOptions()) -> Merged
     found = [*warnings_of(decided, records, manifest["members"]), *warnings, *more]
     return Merged(
         out, manifest["output"]["fingerprint"], decided.table, tuple(dict.fromkeys(found))
+    )
+
+
+def _run_adapter(prepared: Prepared, out: Path) -> Merged:
+    """The same, where the result is an adapter over the target."""
+    check_place(prepared.members, plan_adapter(prepared).nbytes, out, force=prepared.options.force)
+    out = Path(os.path.realpath(out))
+    decided = decide(prepared)
+    with prepared.members.at_rest():
+        change = change_of(decided)
+    about, warnings = _about(decided, out, ())
+    found: list[dict[str, Any]] = []
+
+    def more(written: Written) -> dict[str, bytes]:
+        manifest = make_manifest(decided, written.records, written.files)
+        manifest["output"] |= {"fingerprint": written.fingerprint, "digests": written.digests}
+        manifest["adapter"] = written.to_json()
+        found.append(manifest["members"])
+        return {**about, MANIFEST_FILE: json.dumps(manifest).encode() + b"\n"}
+
+    shape = adapter_shape(prepared.recipe)
+    written = write_adapter(change, shape, out, prepared.options, more)
+    known = [*warnings_of(decided, written.records, found[0]), *warnings]
+    return Merged(
+        out,
+        written.fingerprint,
+        decided.table,
+        tuple(dict.fromkeys([*known, *tied_warning(change, written)])),
+        written.rows,
+        written.lost,
     )
 
 
@@ -136,7 +188,7 @@ def _job(decided: Decided) -> str:
 
 
 def _companions(prepared: Prepared) -> tuple[dict[str, bytes], list[str]]:
-    """Config, tokenizer and whatever else lies beside the weights, by name; warnings."""
+    """Config, tokenizer and other files beside the weights, by name; warnings."""
     recipe, members = prepared.recipe, prepared.members
     files, warnings = companions(
         members.target,
@@ -187,6 +239,7 @@ def _about(
         formula=f"{recipe.method.formula} ({decided.table.origin})",
         scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
         published=recipe.published,
+        is_adapter=recipe.out.form == "lora",
     )
     card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in warnings).encode()
     return {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}, more
@@ -251,7 +304,7 @@ def _other_anchors(members: Members, known: Mapping[str, Mapping[str, Any]]) -> 
     digests = known["anchor"]["digests"] if "anchor" in known else {}
     vectors = {task: members.sources[f"task:{task}"] for task in members.tasks}
     return [
-        f"task {task!r} is a vector that was taken from another model than the anchor "
+        f"task {task!r} is a vector from another model than the anchor "
         f"({vector.metadata.get('anchor', 'unknown')})"
         for task, vector in vectors.items()
         if isinstance(vector, Vector)
@@ -287,7 +340,7 @@ _CODE = re.compile(r"(?!.*--)[\w-]+(\.[\w-]+)+", re.ASCII)  # --: of another mod
 
 
 def _code_named(content: bytes) -> set[str]:
-    """Files of its own folder that the `auto_map` of a config names."""
+    """Files in the same folder that the `auto_map` of a config names."""
     try:
         named = json.loads(content)["auto_map"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -308,7 +361,7 @@ def _identical(records: Mapping[str, Record], members: Members) -> list[str]:
     found = []
     for task in members.tasks:
         if members.sources[f"task:{task}"] is anchor:
-            continue  # known, and told, before anything was read
+            continue  # known, and reported, before anything was read
         pairs = [
             (record["anchor"], record[f"task:{task}"])
             for record in records.values()

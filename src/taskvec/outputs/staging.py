@@ -30,7 +30,7 @@ from taskvec.checkpoints.folder import INDEX
 from taskvec.checkpoints.shards import Shard, index_of
 from taskvec.checkpoints.stored import open_descriptor
 from taskvec.errors import OutputError
-from taskvec.files import exchange, recover, sync, uninterrupted
+from taskvec.files import defer_signals, exchange, recover, sync
 from taskvec.outputs.locking import locked
 from taskvec.streaming import BLOCK, Progress, silent
 
@@ -193,7 +193,7 @@ class Staging:
         if index is not None:
             self.add(INDEX, json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
         self.close()
-        with uninterrupted():
+        with defer_signals():
             refuse_occupied(self.out, force=self.force)
             (self.folder / JOURNAL).unlink()
             sync(self.folder)
@@ -211,7 +211,7 @@ class Staging:
         except OSError as error:
             raise OutputError(
                 f"{self.out}: is in place, but the disk did not confirm it "
-                f"({error.strerror or error}); look at it with taskvec verify"
+                f"({error.strerror or error}); check it with taskvec verify"
             ) from error
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -223,7 +223,7 @@ class Staging:
         os.pwrite(fd, header, 0)
         os.fsync(fd)
         self.close()
-        with uninterrupted():
+        with defer_signals():
             refuse_occupied(self.out, force=self.force)
             (self.folder / shard.file).replace(self.out)
             self._settle()
@@ -247,7 +247,7 @@ def staged(
     """A staging folder for `out`, under a lock.
 
     On an error it is removed. On an interruption (Ctrl-C, or a kill) it stays, and the next run of
-    the same job goes on from it.
+    the same job resumes from it.
 
     Args:
         out: The folder (or file, see `publish_file`) to appear.
@@ -285,7 +285,7 @@ def refuse_occupied(out: Path, *, force: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out}: is not empty; --force replaces the whole folder")
     if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is there already; --force replaces it")
+        raise OutputError(f"{out}: already exists; --force replaces it")
 
 
 def staging_folder(out: Path) -> Path:

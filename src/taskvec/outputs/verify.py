@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from taskvec.checkpoints.adapters import Adapter
+from taskvec.checkpoints.adapters import Adapter, is_adapter, open_adapter
 from taskvec.checkpoints.fingerprint import fingerprint
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.family.opening import open_model
@@ -19,6 +19,8 @@ from taskvec.merging.apply import Nowhere, apply, apply_edits
 from taskvec.merging.decide import decide
 from taskvec.merging.edits import Edit
 from taskvec.merging.prepare import prepare
+from taskvec.merging.steps import Decided
+from taskvec.outputs.adapter_merge import replay_adapter
 from taskvec.outputs.manifest import file_digest
 from taskvec.recipes.coerce import RunKeywords, run_options
 from taskvec.recipes.replay import read_manifest, recipe_of
@@ -57,7 +59,7 @@ def verify(
     Args:
         folder: With a manifest.
         inputs: Whether to read the members too.
-        replay: Whether to work out the merge again (nothing is written) and compare.
+        replay: Whether to compute the merge again (nothing is written) and compare.
         {options}
 
     Returns:
@@ -69,7 +71,8 @@ def verify(
     """
     path, how = Path(folder), run_options(options)
     manifest = read_manifest(path)
-    expected, output = manifest["output"], open_checkpoint(path)
+    expected = manifest["output"]
+    output = open_adapter(path).stored if is_adapter(path) else open_stored(path)
     checks = [_compare("output", output, expected, how)]
     extra = sorted(output.tensors.keys() - expected["digests"].keys())
     if extra:
@@ -161,11 +164,21 @@ def _compare(
 def _replay(manifest: Mapping[str, Any], path: Path, options: RunOptions) -> Check:
     recipe = recipe_of(manifest, str(path))
     try:
-        records = apply(decide(prepare(recipe, options)), Nowhere(), label="replay")
+        decided = decide(prepare(recipe, options))
+        if recipe.out.form == "lora":
+            return _replay_adapter(decided, path, manifest)
+        records = apply(decided, Nowhere(), label="replay")
     except TaskvecError as error:
         return Check("replay", "absent", str(error))
     got = {name: record["output"] for name, record in records.items()}
     return _compared("replay", got, manifest["output"]["digests"])
+
+
+def _replay_adapter(decided: Decided, path: Path, manifest: Mapping[str, Any]) -> Check:
+    wrong = replay_adapter(decided, path, manifest)
+    if wrong:
+        return Check("replay", "different", f"tensor {wrong[0]!r} ({len(wrong)} differ)")
+    return Check("replay", "same", f"{len(manifest['adapter']['tensors'])} tensors")
 
 
 def _compared(what: str, got: Mapping[str, str], expected: Mapping[str, str]) -> Check:

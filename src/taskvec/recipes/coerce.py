@@ -47,7 +47,7 @@ class RecipeKeywords(TypedDict, total=False):
         method: How weights are decided: a name, `tv.method(name, …)`, or a mapping as in a recipe.
         scale: λ: a number for every task, or a mapping by task; negative subtracts. In place of a
             number, a mapping as in a recipe for λ by layer.
-        table: Layer weights in the place of the method's own: a `Table`, or a CSV or JSON file.
+        table: Layer weights instead of the method's own: a `Table`, or a CSV or JSON file.
         layer_weights: A method that weighs layers before `method` selects or combines.
         stages: Recipes or families whose results this one reads as `stage:NAME`, by name.
         seed: For methods that draw random numbers; default 0.
@@ -67,6 +67,21 @@ class RecipeKeywords(TypedDict, total=False):
     precision: str | None
 
 
+class FormKeywords(TypedDict, total=False):
+    """What is written by a recipe.
+
+    Attributes:
+        form: `model` (default), or `lora` for an adapter over the target.
+        rank: Of an adapter's matrices, at the most; default: factors of adapters are stacked.
+        rest: What an adapter does with tensors that are not linear weights: `refuse` (default),
+            `drop` or `save` (as PEFT's `modules_to_save`).
+    """
+
+    form: str | None
+    rank: int | None
+    rest: str | None
+
+
 class OutputKeywords(TypedDict, total=False):
     """How an output is written.
 
@@ -79,11 +94,11 @@ class OutputKeywords(TypedDict, total=False):
     copy_code: bool | None
 
 
-class PlanKeywords(RecipeKeywords, RunKeywords, total=False):
+class PlanKeywords(RecipeKeywords, FormKeywords, RunKeywords, total=False):
     """What a verb takes that prepares a recipe."""
 
 
-class MergeKeywords(RecipeKeywords, OutputKeywords, RunKeywords, total=False):
+class MergeKeywords(RecipeKeywords, FormKeywords, OutputKeywords, RunKeywords, total=False):
     """What a verb takes that writes by a recipe."""
 
 
@@ -104,14 +119,14 @@ def as_recipe(
 
     Args:
         given: See `Given`.
-        options: See `RecipeKeywords`; other keys are left alone.
+        options: See `RecipeKeywords` and `FormKeywords`; other keys are left alone.
         needs_scales: Whether a task without λ is an error.
         method: The method of a family where `options` names none.
 
     Raises:
         UsageError: a method, a task or a value is unknown, missing or not allowed.
     """
-    keys = RecipeKeywords.__annotations__
+    keys = RecipeKeywords.__annotations__ | FormKeywords.__annotations__
     chosen = {k: v for k, v in (options or {}).items() if k in keys and v is not None}
     opened = _open(given, needs_scales)
     if isinstance(opened, Recipe):
@@ -150,7 +165,8 @@ def as_recipe(
         tasks[name]["scale"] = scale
     if "seed" in chosen:
         data["seed"] = chosen["seed"]
-    data["out"] |= {k: chosen[k] for k in ("dtype", "shard_size", "precision") if k in chosen}
+    of_output = ("dtype", "shard_size", "precision", *FormKeywords.__annotations__)
+    data["out"] |= {k: chosen[k] for k in of_output if k in chosen}
     data |= {"tasks": tasks} if tasks else {"target": _IN_PYTHON}
     recipe = read_recipe(Document(data, "merge"), Path.cwd(), needs_scales=needs_scales)
     if "stages" in chosen:
@@ -181,7 +197,7 @@ def _as_data(method: str | Mapping[str, Any] | MethodChoice) -> dict[str, Any]:
 
 
 def _entry(task: TaskSpec) -> dict[str, Any]:
-    """A task as a recipe has it, but for its model."""
+    """A task as a recipe has it, without its model."""
     scale = {} if task.scale is None else {"scale": task.scale_to_dict()}
     return {"model": _IN_PYTHON, **scale, **task.parameters_to_dict()}
 

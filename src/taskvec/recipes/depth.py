@@ -31,7 +31,7 @@ from taskvec.layers import LayerKey
 
 Array = np.ndarray[Any, Any]
 
-PLACES = ("embedding", "final_norm", "head")  # modules that have a value of their own
+PLACES = ("embedding", "final_norm", "head")  # modules with their own value
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Profile:
 
     Attributes:
         rest: Values of tensors that no pattern fits.
-        places: Value by module (`PLACES`), in the place of `rest.outside`.
+        places: Value by module (`PLACES`), instead of `rest.outside`.
         patterns: Values by shell pattern of tensor names, in the order in which they are tried.
     """
 
@@ -110,7 +110,7 @@ def factors(
 def by_tensor(
     parameters: Mapping[str, Mapping[str, Any]], names: Sequence[str], keys: Mapping[str, LayerKey]
 ) -> dict[str, dict[str, Any]]:
-    """Parameters as methods have them: values by tensor in the place of a profile.
+    """Parameters as methods have them: values by tensor instead of a profile.
 
     Args:
         parameters: By task, as a recipe has them.

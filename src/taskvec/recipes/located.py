@@ -9,11 +9,14 @@ from typing import Any, NoReturn
 
 import yaml
 
-from taskvec.documents import RECIPE, compose_yaml, one_line, scalar
+from taskvec.documents import RECIPE, compose_yaml, one_line, plain, scalar
 from taskvec.errors import RecipeError
 
 Key = tuple[str | int, ...]
-_MERGE = "tag:yaml.org,2002:merge"
+_YAML = "tag:yaml.org,2002:"
+_MERGE = f"{_YAML}merge"
+# The only tags of mappings and lists; scalars have more, which their constructor knows.
+_COLLECTIONS = (f"{_YAML}map", f"{_YAML}seq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,13 @@ class Document:
 def parse_yaml(text: str, source: str) -> Document:
     """Parse a file of YAML: its first document, with those that follow.
 
-    Anchors, aliases and merge keys (`<<`) work as in YAML 1.1.
+    Anchors, aliases and merge keys (`<<`) work as in YAML 1.1. Tags that are not YAML's own
+    (`!reference`) say something that only another program knows, and are refused.
 
     Raises:
-        RecipeError: not YAML, a key twice in one mapping, a mapping that contains itself, or more
-            or deeper values than a recipe may hold, those of aliases counted at each use.
+        RecipeError: not YAML, a tag that is not YAML's own, a key twice in one mapping, a mapping
+            that contains itself, or more or deeper values than a recipe may hold, those of aliases
+            counted at each use.
     """
     roots = compose_yaml(text, RECIPE, source, RecipeError)
     built = itertools.count(1)
@@ -72,6 +77,13 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
     def fail(node: yaml.Node, what: str) -> NoReturn:
         raise RecipeError(f"{source}:{node.start_mark.line + 1}: {what}")
 
+    def check_tag(node: yaml.Node) -> None:
+        is_scalar = isinstance(node, yaml.ScalarNode)
+        known = node.tag.startswith(_YAML) if is_scalar else node.tag in _COLLECTIONS
+        if not known or node.tag.startswith(f"{_YAML}python/"):
+            tag = node.tag.replace(_YAML, "!!")
+            fail(node, f"tag {plain(tag)} is not supported; write the value itself, or an alias")
+
     def entries(
         node: yaml.MappingNode, above: tuple[yaml.Node, ...]
     ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -83,6 +95,7 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 fail(key_node, "a key must be a word")
+            check_tag(key_node)
             if key_node.tag == _MERGE:
                 is_list = isinstance(value_node, yaml.SequenceNode)
                 for each in value_node.value if is_list else [value_node]:
@@ -90,9 +103,10 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
                         fail(key_node, "'<<' takes a mapping, or a list of mappings")
                     if each in above:
                         fail(each, "a value contains itself")
+                    check_tag(each)
                     merged = entries(each, (*above, each)) | merged
             elif key_node.value in own:
-                fail(key_node, f"key {key_node.value!r} stands twice")
+                fail(key_node, f"key {key_node.value!r} occurs twice")
             else:
                 own[key_node.value] = (key_node, value_node)
         return merged | own
@@ -101,6 +115,7 @@ def _built(root: yaml.Node, source: str, built: Iterator[int]) -> Document:
         if next(built) > RECIPE.values:
             raise RecipeError(f"{source}: holds more than {RECIPE.values:,} values")
         lines.setdefault(key, node.start_mark.line + 1)
+        check_tag(node)
         if node in above:
             fail(node, "a value contains itself")
         if len(above) > RECIPE.depth:  # through aliases; what is written so is refused before

@@ -1,4 +1,4 @@
-"""Values of the command line in the place of a recipe's own, each with the flag that gave it.
+"""Values of the command line that replace a recipe's, each with its flag.
 
 ```python
 document = parse_yaml(read_text(path), path)
@@ -16,11 +16,12 @@ that fits:
 | section and key | `out.dtype`, `layer_weights.scheme`, `tasks.math.over` | that key |
 | task and key | `math.density`, `math.scale` | that key of one task |
 | `scale` | `scale` | λ of every task |
-| any other word | `density` | a parameter of the method |
+| any other word | `density` | a parameter of the method, for all tasks |
 
-A tuple of keys in the place of a name is taken as it stands. A mapping is merged into the mapping
-of a section, key by key. Another method than the recipe's drops the parameters that stand at
-`method`, because they are those of the old one.
+A tuple of keys instead of a name is used as it is. A mapping is merged into the mapping
+of a section, key by key. A parameter of the method replaces that of every task as well; one that
+names a task goes before it. Another method than the recipe's drops the parameters of the old one,
+at `method` and of tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 
 from taskvec.errors import UsageError, nearest
 from taskvec.recipes.located import Document, Key, parse_yaml
-from taskvec.recipes.schema import RecipeFile
+from taskvec.recipes.schema import RecipeFile, TaskEntry
 
 _SECTIONS = ("out", "method", "layer_weights", "tasks", "stages")
 _TOP = tuple(RecipeFile.model_fields)
@@ -53,7 +54,7 @@ def with_overrides(
         flags: What the command line calls a name; `--set NAME` for those that are not in it.
 
     Raises:
-        RecipeError: the document is not a mapping, or there is no task of that name.
+        RecipeError: the document is not a mapping, or the task is unknown.
     """
     if not isinstance(document.data, dict):
         document.fail((), "a recipe is a mapping with tasks and a method; this is not")
@@ -63,10 +64,12 @@ def with_overrides(
         flag = (flags or {}).get(name, f"--set {_text(name)}")
         _check_task(replace(document, flags={(): flag}), data, name)
         for key, value in _places(data, name, copy.deepcopy(overrides[name])):
+            is_other = "method" in data and key == ("method", "name")
             replaced = _put(data, key, value)
+            removed: list[Key] = [replaced, *_own_of_tasks(data, replaced if is_other else key)]
             for known in (lines, origins):
-                for old in [old for old in known if old[: len(replaced)] == replaced]:
-                    del known[old]
+                for old in [old for old in known for gone in removed if old[: len(gone)] == gone]:
+                    known.pop(old, None)
             origins[key] = flag
     return replace(document, data=data, lines=lines, flags=origins)
 
@@ -91,9 +94,25 @@ def _text(name: str | Key) -> str:
 
 
 def _turn(name: str | Key) -> int:
-    """Methods before their parameters, tasks before what is set of them."""
+    """Methods before their parameters, tasks before what is set of them, all tasks before one."""
     word = _text(name)
-    return 0 if word in ("method", "method.name") else 1 if word.split(".")[0] == "tasks" else 2
+    if word in ("method", "method.name"):
+        return 0
+    section, dot, _ = word.partition(".")
+    return 1 if section == "tasks" else 3 if dot and section not in _SECTIONS else 2
+
+
+def _own_of_tasks(data: Mapping[str, Any], replaced: Key) -> Iterator[Key]:
+    """Remove from the tasks a parameter, or all of a method, that was replaced; the keys."""
+    tasks = data.get("tasks")
+    if not isinstance(tasks, dict) or replaced[0] != "method" or replaced[1:] == ("name",):
+        return
+    for task, entry in tasks.items():
+        for word in list(entry) if isinstance(entry, dict) else ():
+            is_own = word not in TaskEntry.model_fields
+            if is_own if len(replaced) == 1 else word == replaced[1]:
+                del entry[word]
+                yield "tasks", task, word
 
 
 def _check_task(document: Document, data: Mapping[str, Any], name: str | Key) -> None:

@@ -84,10 +84,10 @@ def load_recipe(path: str | os.PathLike[str], *, needs_scales: bool = True) -> R
 
 
 def read_layers(path: str | os.PathLike[str]) -> tuple[Mapping[str, Any], ...]:
-    """Overrides of the layer table from the `layers` of a recipe, whatever else is in it.
+    """Overrides of the layer table from the `layers` of a recipe; other keys are ignored.
 
     Raises:
-        RecipeError: there are none, or one is wrong.
+        RecipeError: they are missing, or one is wrong.
     """
     document = parse_yaml(read_text(path), str(path))
     if not isinstance(document.data, dict) or not document.data.get("layers"):
@@ -208,8 +208,9 @@ def _output(entry: StageOut, place: _Place, tasks: Mapping[str, TaskSpec]) -> Ou
         what = f"tokenizer must name a task or a role; got {entry.tokenizer!r}"
         place.fail(("out", "tokenizer"), f"{what}; {nearest(entry.tokenizer, members)}")
     return Output(
-        entry.dtype, entry.shard_size, entry.precision, entry.tokenizer, entry.chat_template
-    )
+        entry.dtype, entry.shard_size, entry.precision, entry.tokenizer, entry.chat_template,
+        entry.form, entry.rank, entry.rest,
+    )  # fmt: skip
 
 
 def _model(value: str | StackEntry | MemberEntry, place: _Place, key: Key) -> Model:
@@ -250,10 +251,10 @@ def _layer_weights(entry: StageRecipe, place: _Place, owner: Method) -> MethodCh
         return None
     takes = owner.sparsifies or owner.combine is not None
     if not (takes and owner.takes_table):
-        place.fail(at, f"{owner.name} takes no layer_weights, it makes its own; remove the key")
+        place.fail(at, f"{owner.name} takes no layer_weights; remove the key")
     method, given = _method(entry.layer_weights, place, at)
     if not method.needs_scan or method.sparsifies:
-        place.fail(at, f"{method.name} weighs no layers; for example: lata")
+        place.fail(at, f"{method.name} gives no layer weights; for example: lata")
     try:
         values = {k: numeric(v) for k, v in given.items()}
         return MethodChoice(method, resolve(method.parameters, values, method.name))

@@ -21,6 +21,8 @@ from taskvec.recipes.stack import Stack
 VOCABULARY = ("refuse", "truncate-padding", "by-token", "union")
 NEW_TOKENS = ("copy", "drop")
 OVER = ("anchor", "base")
+FORMS = ("model", "lora")
+RESTS = ("refuse", "drop", "save")
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -59,7 +61,7 @@ class TaskSpec:
     def to_dict(self) -> dict[str, Any]:
         """The task as a recipe has it, with every default filled in."""
         return {
-            "model": _named(self.model),
+            "model": _name_model(self.model),
             "scale": self.scale_to_dict(),
             **({} if self.over is None else {"over": self.over}),
             **({} if self.hub is None else {"hub": self.hub}),
@@ -150,7 +152,9 @@ class Family:
         roles = {"base": self.base, "anchor": self.start, "target": self.target}
         found = {r: (model, self.hubs[r]) for r, model in roles.items() if r in self.hubs}
         found |= {n: (t.model, t.hub) for n, t in self.tasks.items() if t.hub is not None}
-        return {_named(m): hub for m, hub in found.values() if isinstance(m, (str, os.PathLike))}
+        return {
+            _name_model(m): hub for m, hub in found.values() if isinstance(m, (str, os.PathLike))
+        }
 
     @property
     def members(self) -> Family:
@@ -170,10 +174,14 @@ class Output:
     Attributes:
         dtype: `bfloat16`, `float16`, `float32` or `float64`; None for the target's own, tensor by
             tensor.
-        shard_bytes: Largest size of one file; a larger tensor gets a file of its own.
+        shard_bytes: Largest size of one file; a larger tensor gets its own file.
         precision: Arithmetic, `float32` or `float64`.
         tokenizer: Task or role whose tokenizer and chat template the result has; None: the target.
         chat_template: Chat template that takes the place of theirs.
+        form: `model`, or `lora` for an adapter over the target.
+        rank: Of an adapter's matrices, at the most; None to stack the factors of adapters.
+        rest: What an adapter does with tensors that differ and are no linear weights: `refuse`,
+            `drop` or `save` (as PEFT's `modules_to_save`).
     """
 
     dtype: str | None = None
@@ -181,6 +189,9 @@ class Output:
     precision: str = "float32"
     tokenizer: str | None = None
     chat_template: str | None = None
+    form: str = FORMS[0]
+    rank: int | None = None
+    rest: str = RESTS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +204,7 @@ class Recipe:
         out: How the result is written.
         seed: For methods that draw random numbers; recorded in any case.
         layer_weights: What the method weighs layers by; None for 1 everywhere.
-        table: Layer weights in the place of the method's own, as a file or a table.
+        table: Layer weights instead of the method's own, as a file or a table.
         stages: Recipes whose results this one reads as `stage:NAME`, by name, in order.
     """
 
@@ -280,7 +291,9 @@ class Recipe:
         """The recipe with every default filled in, as a mapping that `read_recipe` takes."""
         family, chosen = self.family, self.layer_weights
         roles = {"base": family.base, "instruct": family.start, "target": family.edited}
-        data: dict[str, Any] = {r: _named(model) for r, model in roles.items() if model is not None}
+        data: dict[str, Any] = {
+            r: _name_model(model) for r, model in roles.items() if model is not None
+        }
         for role, key in (("base", "base"), ("anchor", "instruct"), ("target", "target")):
             if role in family.hubs:
                 data[key] = {"model": data[key], "hub": family.hubs[role]}
@@ -296,6 +309,8 @@ class Recipe:
         data["allow_pickle"] = family.allow_pickle
         data["out"] = {"shard_size": self.out.shard_bytes, "precision": self.out.precision}
         more = {key: getattr(self.out, key) for key in ("dtype", "tokenizer", "chat_template")}
+        if self.out.form == "lora":
+            more |= {key: getattr(self.out, key) for key in ("form", "rank", "rest")}
         data["out"] |= {key: value for key, value in more.items() if value is not None}
         data["seed"] = self.seed
         if self.stages:
@@ -310,10 +325,10 @@ def _stage_to_dict(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def _named(model: Model) -> Any:
+def _name_model(model: Model) -> Any:
     """A model as a recipe names it."""
     if isinstance(model, Stack):
-        return model.to_dict(_named)
+        return model.to_dict(_name_model)
     if isinstance(model, str) and model.startswith(STAGE):
         return model
     name = hub_name(model)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
+
+from pydantic import Field
 
 from taskvec import documents
 from taskvec.errors import CheckpointError, MissingExtraError
@@ -14,39 +16,58 @@ from taskvec.methods.table import Table, table_from_json
 from taskvec.recipes.located import Document
 from taskvec.recipes.reading import read_recipe
 from taskvec.recipes.recipe import Recipe
+from taskvec.validation import Foreign, read_as
 
 MANIFEST_FILE = "taskvec-manifest.json"
-FORMAT = 1
-OF_METHOD = "method "  # begins the version of a method that another distribution brings
+FORMAT: Final = 1
+OF_METHOD: Final = "method "  # begins the version of a method that another distribution brings
+
+
+class ModelEntry(Foreign):
+    """A model in a manifest: what identifies it."""
+
+    fingerprint: str
+    digests: dict[str, str]
+
+
+class MemberEntry(ModelEntry):
+    """A member in a manifest."""
+
+    path: str
+    derived: bool = False
+
+
+class OutputEntry(ModelEntry):
+    """The result in a manifest; files beside the weights with their digests."""
+
+    files: dict[str, str] | None = None
+
+
+class Manifest(Foreign):
+    """A manifest, as far as it is used; its recipe and tables are checked where they are read."""
+
+    format: Literal[FORMAT]  # type: ignore[valid-type]
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+    decided_by: str = "table"
+    table: dict[str, Any]
+    stages: dict[str, dict[str, Any]] = Field(default={})
+    members: dict[str, MemberEntry]
+    output: OutputEntry
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """A manifest from its file, or from the folder that it describes.
 
     Raises:
-        CheckpointError: there is none, or it is of another format.
+        CheckpointError: it is missing, or has another format.
     """
     file = path / MANIFEST_FILE if path.is_dir() else path
     if not file.exists():
         raise CheckpointError(f"{path}: holds no {MANIFEST_FILE}; it was not written by taskvec")
     data = documents.read_object(file, documents.MEASURED)
-    parts = ("recipe", "table", "members", "output", "versions")
-    whole = data.get("format") == FORMAT and all(isinstance(data.get(p), dict) for p in parts)
-    if not whole or not all(map(_is_model, [data["output"], *data["members"].values()])):
-        raise CheckpointError(f"{file}: is not a manifest of format {FORMAT}")
-    if not all(isinstance(member.get("path"), str) for member in data["members"].values()):
-        raise CheckpointError(f"{file}: does not say where the members were")
+    read_as(Manifest, data, str(file), f"expected a manifest of format {FORMAT}; merge again")
     return data
-
-
-def _is_model(entry: object) -> bool:
-    """Whether an entry of a manifest identifies a model."""
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("fingerprint"), str)
-        and isinstance(entry.get("digests"), dict)
-        and all(isinstance(digest, str) for digest in entry["digests"].values())
-    )
 
 
 def recipe_of(manifest: Mapping[str, Any], source: str) -> Recipe:
@@ -59,7 +80,7 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> Recipe:
     _check_methods(manifest["versions"], source)
     recipe = read_recipe(Document(manifest["recipe"], source), Path("/"))
     stages = manifest.get("stages", {})
-    if not isinstance(stages, dict) or stages.keys() != recipe.stages.keys():
+    if stages.keys() != recipe.stages.keys():
         raise CheckpointError(f"{source}: tables of stages are not those of its recipe")
 
     def final(data: Mapping[str, Any], **known: Any) -> Table:
@@ -71,7 +92,7 @@ def recipe_of(manifest: Mapping[str, Any], source: str) -> Recipe:
         table=final(
             manifest["table"],
             digests={role: dict(mine["digests"]) for role, mine in manifest["members"].items()},
-            origin=str(manifest.get("decided_by", "table")),
+            origin=manifest.get("decided_by", "table"),
         ),
         stages={name: replace(recipe.stages[name], table=table) for name, table in tables.items()},
     )

@@ -26,7 +26,7 @@ from taskvec.errors import RecipeError
 from taskvec.layers import override
 from taskvec.methods import METHODS
 from taskvec.methods.parameters import Parameter
-from taskvec.recipes.recipe import DEFAULT_SHARD_BYTES, NEW_TOKENS, OVER, VOCABULARY
+from taskvec.recipes.recipe import DEFAULT_SHARD_BYTES, FORMS, NEW_TOKENS, OVER, RESTS, VOCABULARY
 from taskvec.validation import Entry, Number, flaw
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -47,7 +47,7 @@ _OF_TOP = {
     "weight": f"a task's weight is its `scale`; {_IN_TASK}",
     "scale": _IN_TASK,
     "parameters": "write parameters in `method`: method: {name: ties, density: 0.5}",
-    "slices": "write a stack in the place of a model: {stack: [{model: DIR, blocks: [0, 16]}]}",
+    "slices": "write a stack instead of a model: {stack: [{model: DIR, blocks: [0, 16]}]}",
     "tokenizer_source": "write `vocabulary`: by-token (base) or union",
     "tokenizer": "write `vocabulary` (by-token or union), and `tokenizer` in `out`",
     "chat_template": "write it in `out`",
@@ -82,7 +82,7 @@ def _path(value: object) -> str:
     return value
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
@@ -148,13 +148,15 @@ Float = Literal[_FLOATS]  # type: ignore[valid-type]
 Dtype = Annotated[Float, BeforeValidator(_dtype)]
 Depth = Annotated[
     list[Number],
-    BeforeValidator(_listed),
+    BeforeValidator(_as_list),
     Field(min_length=1),
     WithJsonSchema({"anyOf": [{"type": "number"}, _NUMBERS]}),
 ]
 Over = Literal[OVER]  # type: ignore[valid-type]
 Vocabulary = Literal[VOCABULARY]  # type: ignore[valid-type]
 NewTokens = Literal[NEW_TOKENS]  # type: ignore[valid-type]
+Form = Literal[FORMS]  # type: ignore[valid-type]
+Rest = Literal[RESTS]  # type: ignore[valid-type]
 
 
 class PieceEntry(Entry):
@@ -181,7 +183,7 @@ class MemberEntry(Entry):
 
     model: Place = Field(description="a folder or file")
     hub: Hub | None = Field(
-        default=None, description="what cards and adapters call a local model: org/name on the hub"
+        default=None, description="name of a local model in cards and adapters: org/name on the hub"
     )
 
 
@@ -203,9 +205,9 @@ class ValuesEntry(Entry):
     """Values of the tensors that a pattern fits: inside the blocks, and outside."""
 
     depth: Depth | None = Field(
-        default=None, description="over the blocks, first to last, linearly between"
+        default=None, description="values over the blocks, first to last, interpolated linearly"
     )
-    outside: Number | None = Field(default=None, description="of tensors in no block")
+    outside: Number | None = Field(default=None, description="for tensors outside the blocks")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
@@ -223,7 +225,7 @@ class ByLayer(Entry):
     """A number that differs between the tensors of a task."""
 
     depth: Depth | None = Field(
-        default=None, description="over the blocks, first to last, linearly between"
+        default=None, description="values over the blocks, first to last, interpolated linearly"
     )
     embedding: Number | None = Field(default=None, description="of embeddings outside the blocks")
     final_norm: Number | None = Field(default=None, description="of the norm after the last block")
@@ -259,7 +261,7 @@ class TaskEntry(Entry, extra="allow"):
     scale: Scale = Field(default=None, description="λ; negative subtracts; may differ by layer")
     over: Over | None = Field(default=None, description="which model an adapter was trained over")
     hub: Hub | None = Field(
-        default=None, description="what cards and adapters call a local model: org/name on the hub"
+        default=None, description="name of a local model in cards and adapters: org/name on the hub"
     )
 
 
@@ -312,10 +314,33 @@ class Out(StageOut):
         "if its tokens are the target's; default: the target",
     )
     chat_template: Text | None = Field(
-        default=None, description="chat template (Jinja) that takes the place of the tokenizer's"
+        default=None, description="chat template (Jinja) instead of the tokenizer's"
     )
 
     shard_size: Size = Field(default=DEFAULT_SHARD_BYTES, description="largest file, such as 5GB")
+    form: Form = Field(
+        default="model", description="a model, or a LoRA adapter over the target (`lora`)"
+    )
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="with `lora`: largest rank; default: factors of adapters are stacked",
+    )
+    rest: Rest = Field(
+        default="refuse",
+        description="with `lora`: tensors that differ and are no linear weights",
+    )
+
+    @model_validator(mode="after")
+    def _of_lora(self) -> Out:
+        for key in ("rank", "rest"):
+            if self.form != "lora" and key in self.model_fields_set:
+                raise flaw(f"{key} goes with form: lora; remove it, or write form: lora", key)
+        for key in ("tokenizer", "chat_template"):
+            if self.form == "lora" and key in self.model_fields_set:
+                raise flaw(f"an adapter has no {key}; remove it", key)
+        return self
 
 
 class StageRecipe(Entry):
@@ -325,7 +350,7 @@ class StageRecipe(Entry):
     examples: ClassVar[Mapping[str, str]] = {"method": "{name: lata}"}
 
     base: Model | None = Field(default=None, description="model before instruction tuning")
-    instruct: Model | None = Field(default=None, description="what task vectors start from")
+    instruct: Model | None = Field(default=None, description="model that task vectors start from")
     anchor: Model | None = Field(default=None, description="the same under its general name")
     target: Model | None = Field(
         default=None, description="model that is edited; default: the anchor"
@@ -335,21 +360,21 @@ class StageRecipe(Entry):
     )
     method: MethodEntry = Field(description="how weights are decided; a name or a mapping")
     layer_weights: MethodEntry | None = Field(
-        default=None, description="a method whose table the method weighs layers by"
+        default=None, description="a method that gives the layer weights"
     )
     table: Place | None = Field(
         default=None,
-        description="file with layer weights (CSV or JSON) in the place of the method's own",
+        description="file with layer weights (CSV or JSON), instead of the method's own",
     )
     include: Patterns = Field(default=[], description="shell patterns of tensor names to edit")
     exclude: Patterns = Field(
-        default=[], description="shell patterns of tensor names to leave alone"
+        default=[], description="shell patterns of tensor names to leave unchanged"
     )
     layers: list[LayerEntry] = Field(
         default=[], description="overrides of the table of layer names"
     )
     vocabulary: Vocabulary = Field(
-        default="refuse", description="what to do where members have other rows of tokens"
+        default="refuse", description="policy if the token rows of members differ"
     )
     new_tokens: NewTokens = Field(
         default="copy", description="with `union`: copy or drop tokens that only tasks have"

@@ -30,11 +30,11 @@ class Stack:
 
     pieces: tuple[Piece, ...]
 
-    def to_dict(self, said: Callable[[Any], Any]) -> dict[str, Any]:
-        """As a recipe has it; `said` names a model."""
+    def to_dict(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
+        """As a recipe has it; `describe` names a model."""
         return {
             "stack": [
-                {"model": said(p.model), "blocks": [p.first, p.stop], "scale": p.scale}
+                {"model": describe(p.model), "blocks": [p.first, p.stop], "scale": p.scale}
                 for p in self.pieces
             ]
         }

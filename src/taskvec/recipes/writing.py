@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from taskvec.files import write_whole
+from taskvec.files import write_text
 
 SCHEMA_FILE = "recipe.schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
@@ -46,19 +46,15 @@ def recipe_text(data: Mapping[str, Any], about: str) -> str:
     return f"{SCHEMA_LINE}# {about}\n{body}"
 
 
-def schema_text() -> str:
-    """The schema, to be written as `SCHEMA_FILE` beside a recipe."""
-    from taskvec.recipes.schema import recipe_schema
-
-    return json.dumps(recipe_schema(), separators=(",", ":")) + "\n"
-
-
 def write_recipe(path: Path, text: str) -> None:
     """Write the text of a recipe, and the schema beside it.
 
     Raises:
-        OSError: a file cannot be written.
+        OutputError: a file cannot be written.
     """
-    write_whole(path, text.encode())
-    if path.is_file():  # and no pipe
-        write_whole(path.parent / SCHEMA_FILE, schema_text().encode())
+    from taskvec.recipes.schema import recipe_schema
+
+    write_text(path, text)
+    if path.is_file():  # not a pipe
+        schema = json.dumps(recipe_schema(), separators=(",", ":"))
+        write_text(path.parent / SCHEMA_FILE, schema + "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from taskvec import documents
 from taskvec.errors import CheckpointError, TaskvecError
 from taskvec.extras import require
 from taskvec.running.pretrained import load_tokenizer
-from taskvec.running.requests import Continuation, Prompt, Text
+from taskvec.running.requests import MARKS, Continuation, Prompt, Text
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 UNLIMITED = 1 << 20  # tokens; for models whose config names no limit
@@ -115,8 +116,25 @@ class Encoder:
         return rendered
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, without special ones."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        """Text of tokens, without special ones but for those around reasoning."""
+        marks = _marks(self.tokenizer)
+        if marks.keys().isdisjoint(tokens):
+            return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        text, start = "", 0
+        for place, token in enumerate((*tokens, None)):
+            if token in marks or token is None:
+                part = tokens[start:place]
+                text += str(self.tokenizer.decode(part, skip_special_tokens=True)) if part else ""
+                text += marks.get(token, "")
+                start = place + 1
+        return text
+
+
+@lru_cache(maxsize=4)
+def _marks(tokenizer: Any) -> dict[int | None, str]:
+    """Special tokens of a tokenizer that stand around reasoning, by number."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {i: str(each) for i, each in added.items() if each.special and str(each) in MARKS}
 
 
 def open_encoder(folder: Path, where: str) -> Encoder:

@@ -21,7 +21,13 @@ from taskvec.extras import require
 from taskvec.running.batches import by_length, halving, tokens_at_once
 from taskvec.running.encoding import Encoder
 from taskvec.running.model import Model
-from taskvec.running.requests import CLOSE, OPEN, Answer, is_reasoning
+from taskvec.running.requests import (
+    Answer,
+    after_reasoning,
+    end_of_reasoning,
+    is_reasoning,
+    opened_at_end,
+)
 
 TAIL = 40  # tokens from the end of an answer in which a stop text is looked for at each step
 
@@ -139,7 +145,7 @@ class _Stopper:
 
     def __init__(self, queries: Sequence[Query], width: int, encoder: Encoder) -> None:
         self.queries, self.width, self.encoder = queries, width, encoder
-        self.before = [_opened(encoder, query) for query in queries]
+        self.before = [_opening(encoder, query) for query in queries]
         self.done_at: list[int | None] = [None] * len(queries)
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
@@ -154,15 +160,15 @@ class _Stopper:
         return torch.tensor([done is not None for done in self.done_at], device=ids.device)
 
     def _has_stopped(self, place: int, tokens: list[int]) -> bool:
-        tail = self.encoder.decode(tokens[-TAIL:]).rpartition(CLOSE)[2]
+        tail = after_reasoning(self.encoder.decode(tokens[-TAIL:]))
         if not any(stop in tail for stop in self.queries[place].stop):
             return False
         return not is_reasoning(self.before[place] + self.encoder.decode(tokens))
 
 
-def _opened(encoder: Encoder, query: Query) -> str:
-    """`<think>` if the prompt ends in it, as the templates of some models do."""
-    return OPEN if encoder.decode(query.tokens[-TAIL:]).rstrip().endswith(OPEN) else ""
+def _opening(encoder: Encoder, query: Query) -> str:
+    """`<think>` or the like, if the prompt ends in it, as the templates of some models do."""
+    return opened_at_end(encoder.decode(query.tokens[-TAIL:]))
 
 
 def _answer(encoder: Encoder, query: Query, tokens: list[int], broken_at: int | None) -> Answer:
@@ -173,8 +179,8 @@ def _answer(encoder: Encoder, query: Query, tokens: list[int], broken_at: int | 
     end = next((i for i, token in enumerate(tokens) if token in encoder.ends), None)
     if end is not None:
         tokens, ended = tokens[:end], "end"
-    text = _opened(encoder, query) + encoder.decode(tokens)
-    start = len(text) if is_reasoning(text) else max(text.rfind(CLOSE), 0)
+    text = _opening(encoder, query) + encoder.decode(tokens)
+    start = len(text) if is_reasoning(text) else end_of_reasoning(text)
     cut = min((at for stop in query.stop if (at := text.find(stop, start)) >= 0), default=None)
     if cut is not None:
         text, ended = text[:cut], "stop"

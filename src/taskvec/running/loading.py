@@ -57,13 +57,13 @@ def load(folder: Path, where: str, kind: str, **options: Any) -> tuple[Any, tupl
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(0)
-            module, told = load_module(folder, kind, **options, dtype=torch.float32)
+            module, info = load_module(folder, kind, **options, dtype=torch.float32)
     except CheckpointError:
         raise
     except Exception as error:  # the many model classes may raise anything
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{where}: cannot be loaded as {kind}: {text}") from error
-    missing = set(told["missing_keys"])
+    missing = set(info["missing_keys"])
     poolers = {name for name, _ in module.named_parameters() if name.startswith("pooler.")}
     if poolers & missing and "add_pooling_layer" in signature(type(module).__init__).parameters:
         module.pooler = None  # as the class does without one
@@ -72,7 +72,7 @@ def load(folder: Path, where: str, kind: str, **options: Any) -> tuple[Any, tupl
 
 @contextmanager
 def _without_warnings(transformers: Any) -> Iterator[None]:
-    """Without the table of tensors that are missing or left over: what matters is told here."""
+    """Without the table of tensors that are missing or left over: what matters is reported here."""
     logging = transformers.utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()

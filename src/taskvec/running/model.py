@@ -100,28 +100,28 @@ def load(stored: Stored, *, dtype: str = "auto", device: str = "auto") -> Model:
     wanted = "auto" if narrow else getattr(torch, "float32" if dtype == "auto" else dtype)
     try:
         with without_bars(transformers), torch.random.fork_rng(devices=[]):
-            module, told = load_module(stored.folder, "AutoModelForCausalLM", dtype=wanted)
+            module, info = load_module(stored.folder, "AutoModelForCausalLM", dtype=wanted)
     except CheckpointError:
         raise
     except Exception as error:  # the many model classes may raise anything
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{stored.where}: cannot be loaded: {text}") from error
-    refuse_random(module, told, stored.where)
+    refuse_random(module, info, stored.where)
     return Model(module.to(place).eval(), stored.encoder)
 
 
-def refuse_random(module: Any, told: Mapping[str, Any], where: str) -> None:
+def refuse_random(module: Any, info: Mapping[str, Any], where: str) -> None:
     """Refuse a loaded module of which a parameter was not in the folder, and so is random.
 
     Args:
         module: As transformers loaded it.
-        told: Its loading info.
+        info: Its loading info.
         where: What messages call the folder.
 
     Raises:
         CheckpointError: there is such a parameter.
     """
-    random = [name for name, _ in module.named_parameters() if name in told["missing_keys"]]
+    random = [name for name, _ in module.named_parameters() if name in info["missing_keys"]]
     if random:
         raise CheckpointError(
             f"{where}: lacks {random[0]!r} ({len(random)} such), which would be random; give a "
@@ -150,8 +150,8 @@ def wrap(module: Any, tokenizer: Any, where: str = "the module") -> Model:
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UsageError(f"{where} has parameters on the meta device, without values; load them")
     generation = getattr(module, "generation_config", None)
-    told = generation.to_dict() if generation is not None else {}
-    return Model(module.eval(), make_encoder(tokenizer, module.config.to_dict(), told, where))
+    info = generation.to_dict() if generation is not None else {}
+    return Model(module.eval(), make_encoder(tokenizer, module.config.to_dict(), info, where))
 
 
 @contextmanager

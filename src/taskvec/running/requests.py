@@ -72,7 +72,7 @@ class Answer:
 
     Attributes:
         raw: All that was generated, up to the first stop text or end-of-sequence token. Where the
-            prompt ends in `<think>`, that tag comes first.
+            prompt ends in a tag such as `<think>`, that comes first.
         tokens: How many were generated.
         ended: `end` (end-of-sequence token), `stop` (a stop text) or `length`.
     """
@@ -90,8 +90,24 @@ class Answer:
 Reply = Likelihood | Answer
 
 
-OPEN, CLOSE = "<think>", "</think>"
-_BLOCK = re.compile(f"{OPEN}.*?(?:{CLOSE}|\\Z)", re.DOTALL)
+# What opens and closes a block of reasoning, in the words of several families of models: most, and
+# Seed; Mistral; Kimi; Cohere; Sky-T1 and OpenThinker; gpt-oss, whose channel `final` is the answer.
+_TAGS = ("think", "thought", "thinking", "reasoning", "seed:think")
+_BLOCKS = (
+    *((f"<{tag}>", f"</{tag}>") for tag in _TAGS),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+# Tokens that tokenizers call special, and that must be kept to tell reasoning from the answer.
+MARKS = frozenset({"<|channel|>", "<|message|>"} | {tag for block in _BLOCKS[:-1] for tag in block})
+_OPEN = re.compile("|".join(re.escape(opening) for opening, _ in _BLOCKS))
+_CLOSE = re.compile("|".join(re.escape(closing) for _, closing in _BLOCKS))
+_WHOLE = re.compile(
+    "|".join(f"{re.escape(a)}.*?(?:{re.escape(b)}|\\Z)" for a, b in _BLOCKS), re.DOTALL
+)
 
 
 def without_reasoning(text: str) -> str:
@@ -102,14 +118,31 @@ def without_reasoning(text: str) -> str:
 
     >>> without_reasoning("<think>2 or 3?</think>\n\n4"), without_reasoning("2?</think>4")
     ('4', '4')
-    >>> without_reasoning("<think>2 or"), without_reasoning(" 4")
+    >>> without_reasoning("<thought>2 or"), without_reasoning(" 4")
     ('', ' 4')
     """
-    if OPEN not in text and CLOSE not in text:
+    if not _OPEN.search(text) and not _CLOSE.search(text):
         return text
-    return _BLOCK.sub("", text).rpartition(CLOSE)[2].lstrip()
+    return after_reasoning(_WHOLE.sub("", text)).lstrip()
+
+
+def after_reasoning(text: str) -> str:
+    """What follows the last tag that closes a block of reasoning; all, if there is none."""
+    return text[end_of_reasoning(text) :]
+
+
+def end_of_reasoning(text: str) -> int:
+    """Where the last tag that closes a block of reasoning ends; 0 if there is none."""
+    return max((found.end() for found in _CLOSE.finditer(text)), default=0)
 
 
 def is_reasoning(text: str) -> bool:
     """Whether a block in which a model reasons is open at the end of a text."""
-    return text.rfind(OPEN) > text.rfind(CLOSE)
+    last = max((found.start() for found in _OPEN.finditer(text)), default=-1)
+    return last >= end_of_reasoning(text)
+
+
+def opened_at_end(text: str) -> str:
+    """The tag that opens a block of reasoning at the end of a text; empty if there is none."""
+    text = text.rstrip()
+    return next((opening for opening, _ in _BLOCKS if text.endswith(opening)), "")

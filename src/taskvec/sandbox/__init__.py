@@ -1,1 +1,1 @@
-"""Programs that a model wrote, run confined."""
+"""Generated programs, run in a sandbox."""

@@ -1,4 +1,4 @@
-"""The inner side of `sandbox`: a script that shuts itself in and starts one program.
+"""The inner side of the sandbox: a script that isolates itself and starts one program.
 
 It needs nothing but the standard library, for it runs as `python -I -S confine.py` in a process of
 its own: what is done here must not happen to a process with threads. It reads a JSON line of
@@ -39,8 +39,8 @@ NEW_NS, NEW_CGROUP, NEW_UTS, NEW_IPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEW_USER, NEW_PID, NEW_NET = 0x10000000, 0x20000000, 0x40000000
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
 
-INNER_ID = 1000  # of the program in a user namespace of its own; not 0, which would keep power
-OWN = "/program"  # its folder, under a root of its own
+INNER_ID = 1000  # of the program in its user namespace; 0 would have privileges
+OWN = "/program"  # its folder, under its own root
 OPEN_FILES = 64
 MAX_ENTRIES = 4096  # files and folders that fit into the program's folder
 
@@ -66,7 +66,7 @@ NEEDED = {"CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
 NEEDED_FOR_FOLDER = {"CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_FOWNER": 3}
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 
-# What the interpreter runs: the program as a module of its own, and the token when it got through.
+# What the interpreter runs: the program as a separate module, then the token if it ran to its end.
 RUNNER = """
 import os, sys
 with open(3, "rb") as given:
@@ -82,7 +82,7 @@ os._exit(0)
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What the launcher is told; see `sandbox.run_program`.
+    """The orders of the launcher; see `sandbox.run_program`.
 
     Attributes:
         isolation: `namespaces` or `user`.
@@ -144,7 +144,7 @@ def _machine() -> tuple[int, int]:
 
 
 def enter_namespaces(orders: Orders) -> None:
-    """Leaves the system's processes (for children), network and files, and sees a root of its own.
+    """Leave the system's processes (for children), network and files for a new root.
 
     The real root makes them itself, and the program will run as another user. Anybody else gets
     the power to by a user namespace, in which they are the only user.
@@ -301,13 +301,13 @@ def restrict_calls() -> None:
 def become_program(orders: Orders, source: bytes) -> NoReturn:
     """Turns this process into the program, with no way back."""
     os.setsid()
-    given = _moved(os.memfd_create("program"))
+    given = _move_up(os.memfd_create("program"))
     with open(given, "wb", closefd=False) as file:
         file.write(orders.token.encode("ascii") + b"\n" + source)
     os.lseek(given, 0, os.SEEK_SET)
-    own, nothing = _moved(os.open(".", os.O_PATH)), _moved(os.open("/dev/null", os.O_RDONLY))
+    own, nothing = _move_up(os.open(".", os.O_PATH)), _move_up(os.open("/dev/null", os.O_RDONLY))
     visible = [path for path in orders.visible if Path(path).exists()]
-    places = [_moved(os.open(path, os.O_PATH)) for path in visible]
+    places = [_move_up(os.open(path, os.O_PATH)) for path in visible]
     for target, fd in {0: nothing, 3: given, 4: orders.verdict}.items():
         os.dup2(fd, target)
     set_limits(orders)
@@ -368,8 +368,8 @@ def take_identity(user: int | None) -> None:
         raise OSError(f"user {wanted} still has capabilities")
 
 
-def _moved(fd: int) -> int:
-    """The same descriptor out of the way of 0 to 4, which will be the program's; not for heirs."""
+def _move_up(fd: int) -> int:
+    """A copy of a descriptor above 0 to 4, which the program will use; not inherited."""
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(fd)
     return moved
@@ -418,7 +418,7 @@ def _kill_group(child: int) -> None:
 
 
 def _or_report(orders: Orders, todo: Any) -> NoReturn:
-    """Runs what should not come back and, if it raises, says so to `status`."""
+    """Run code that should not return; if it raises, report that to `status`."""
     try:
         todo()
     except BaseException as error:
@@ -429,7 +429,7 @@ def _or_report(orders: Orders, todo: Any) -> NoReturn:
 
 
 def launch(orders: Orders, source: bytes) -> None:
-    """Shuts this process in and supervises the program, as process 1 where there is such."""
+    """Isolate this process and supervise the program, as process 1 of a namespace."""
 
     def report() -> None:
         if orders.isolation == "namespaces" and os.getpid() != 1:
@@ -461,11 +461,11 @@ def main() -> None:
     header = b""
     while not header.endswith(b"\n"):
         header += given.read(1) or os._exit(1)
-    orders = Orders(**(told := json.loads(header))["orders"])
+    orders = Orders(**(message := json.loads(header))["orders"])
     source = b""
-    while len(source) < told["length"]:
-        source += given.read(told["length"] - len(source)) or os._exit(1)
-    orders = replace(orders, status=_moved(orders.status), verdict=_moved(orders.verdict))
+    while len(source) < message["length"]:
+        source += given.read(message["length"] - len(source)) or os._exit(1)
+    orders = replace(orders, status=_move_up(orders.status), verdict=_move_up(orders.verdict))
     _or_report(orders, lambda: launch(orders, source))
 
 

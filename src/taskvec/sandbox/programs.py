@@ -1,15 +1,15 @@
-"""Runs programs that a model wrote, shut in as far as the system allows.
+"""Run generated programs in a sandbox.
 
 A program runs in a child process with an empty environment, limits on time, memory, files, output
-and processes, and a folder of its own. What surrounds it is one of two things (`isolation`):
+and processes, and its own folder. There are two kinds of isolation (`isolation`):
 
-- `namespaces`: user, process, network, file and IPC namespaces of its own. It sees no other
-  process, no network, and no file but the system's libraries and Python, which it cannot change.
-- `user`: it runs as a user that nobody else is, which takes root; Landlock keeps it from files.
+- `namespaces`: new user, process, network, file and IPC namespaces. The program sees no other
+  process, no network, and only the files of Python and the system's libraries, read-only.
+- `user`: a user ID that nothing else uses, which requires root; Landlock restricts files.
 
-Either way a filter keeps it from system calls that it has no use for, sockets among them. Where
-neither is to be had, nothing is run. `confine` does all this in the child. A program that looks
-for it can find what the verdict rests on and forge it; see the how-to page for what is not covered.
+In both, a filter refuses system calls that programs do not need, such as sockets. If neither works,
+nothing runs. `confine` does all this in the child. A program that inspects its interpreter can
+forge the verdict; the how-to page lists what is not covered.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ class ProgramOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether it got through to its end."""
+        """Whether it ran to its end."""
         return self.ended == "passed"
 
 
 @functools.cache
 def isolation() -> str:
-    """The best of `ISOLATIONS` that works on this system, which is tried out once.
+    """The first of `ISOLATIONS` that works on this system; tested once.
 
     Raises:
-        TaskvecError: none does; no program can be run.
+        TaskvecError: none works; no program can be run.
     """
     reasons = []
     for kind in ISOLATIONS:
@@ -100,16 +100,16 @@ def isolation() -> str:
             if outcome.passed:
                 return kind
             reasons.append(f"{kind}: {outcome.detail or outcome.ended}")
-    told = "; ".join(dict.fromkeys(reasons))
+    why = "; ".join(dict.fromkeys(reasons))
     raise TaskvecError(
-        f"programs that a model wrote cannot be shut in here ({told}); needs Linux with user "
-        "namespaces, or root and Landlock: run in a virtual machine or a container that has them, "
-        "or leave out the tasks that run code"
+        f"generated programs cannot be isolated here ({why}); needs Linux with user namespaces, or "
+        "root and Landlock: use a virtual machine or a container that has them, or leave out the "
+        "tasks that run code"
     )
 
 
 def require_permission(what: str, *, allowed: bool) -> None:
-    """Refuses what runs programs, such as a task, unless the user allows it and the system can.
+    """Refuse a task that runs programs, unless the user allows it and an isolation works.
 
     Raises:
         UsageError: the user has not allowed it.
@@ -117,8 +117,8 @@ def require_permission(what: str, *, allowed: bool) -> None:
     """
     if not allowed:
         raise UsageError(
-            f"{what} runs programs that the model writes; allow that with "
-            "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
+            f"{what} runs generated programs; allow that with --allow-code-execution "
+            "(docs/how-to/run-generated-code.md describes the sandbox)"
         )
     isolation()
 
@@ -126,7 +126,7 @@ def require_permission(what: str, *, allowed: bool) -> None:
 def run_program(
     code: str, *, limits: ProgramLimits | None = None, within: str = ""
 ) -> ProgramOutcome:
-    """Runs a Python program that is not trusted; several threads may do so at once.
+    """Run an untrusted Python program; several threads may do so at once.
 
     The program passes if it runs to its end: what raises, leaves early, or meets a limit does not.
     It has the standard library only, and sees itself as the module `program`.
@@ -137,16 +137,16 @@ def run_program(
         within: One of `ISOLATIONS`; empty: the best that works.
 
     Raises:
-        TaskvecError: it cannot be shut in here.
+        TaskvecError: it cannot be isolated here.
     """
     kind, limits = within or isolation(), limits or ProgramLimits()
     if sys.platform != "linux":
-        raise TaskvecError(f"a program cannot be shut in: {sys.platform} has no namespaces")
+        raise TaskvecError(f"a program cannot be isolated: {sys.platform} has no namespaces")
     user = _lone_user()
     if kind == "user" and user is None:
-        raise TaskvecError("a program cannot be shut in: user: only root can become another user")
+        raise TaskvecError("a program cannot be isolated: user: only root can become another user")
     visible = dict.fromkeys([*_SYSTEM, sys.base_prefix, sys.base_exec_prefix])
-    told = {
+    orders = {
         "isolation": kind,
         "user": user,
         "python": _python(for_others=kind == "user"),
@@ -159,14 +159,14 @@ def run_program(
     }
     folder = Path(tempfile.mkdtemp(prefix="taskvec-program-"))
     try:
-        heard = _launch(told | {"folder": str(folder)}, code, limits)
+        heard = _launch(orders | {"folder": str(folder)}, code, limits)
     finally:
         remove_folder(folder)
-    return _outcome(heard, told, limits)
+    return _outcome(heard, orders, limits)
 
 
-def _launch(told: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str, bytes]:
-    """Has the program run; gives what came over each pipe."""
+def _launch(orders: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str, bytes]:
+    """Run the program; returns the content of each pipe."""
     source = code.encode("utf-8", "surrogatepass")
     with ExitStack() as stack:
 
@@ -199,8 +199,8 @@ def _launch(told: dict[str, Any], code: str, limits: ProgramLimits) -> dict[str,
         assert out is not None
         assert error is not None
         stack.callback(leash.close)
-        header = json.dumps({"orders": told | ends, "length": len(source)}).encode() + b"\n"
-        with suppress(BrokenPipeError):  # then there is a status, or none, which says enough
+        header = json.dumps({"orders": orders | ends, "length": len(source)}).encode() + b"\n"
+        with suppress(BrokenPipeError):  # then the status, or its absence, reports the failure
             leash.write(header + source)
         sources = {"status": status, "verdict": verdict, "out": out, "error": error}
         return _listen(sources, leash, limits)
@@ -246,11 +246,13 @@ def _listen(
 
 
 def _outcome(
-    heard: dict[str, bytes], told: dict[str, Any], limits: ProgramLimits
+    heard: dict[str, bytes], orders: dict[str, Any], limits: ProgramLimits
 ) -> ProgramOutcome:
     status = json.loads(heard["status"].partition(b"\n")[0] or b"{}")
     if "error" in status:
-        raise TaskvecError(f"a program cannot be shut in: {told['isolation']}: {status['error']}")
+        raise TaskvecError(
+            f"a program cannot be isolated: {orders['isolation']}: {status['error']}"
+        )
     if "too much" in heard:
         return ProgramOutcome("output", f"more than {limits.output_bytes:,} bytes of output")
     if status.get("ended") != "exit":
@@ -258,7 +260,7 @@ def _outcome(
             return ProgramOutcome("time", f"more than {limits.seconds:g} s")
         return ProgramOutcome("killed", "with its supervisor")
     code, lines = status["code"], heard["error"].decode("utf-8", "replace").split("\n")
-    if code == 0 and heard["verdict"] == str(told["token"]).encode():
+    if code == 0 and heard["verdict"] == str(orders["token"]).encode():
         return ProgramOutcome("passed")
     if code < 0:
         names = {known.value: known.name for known in signal.Signals}
@@ -271,7 +273,7 @@ def _outcome(
 
 
 def _lone_user() -> int | None:
-    """A user number that nobody else has; None where this process cannot become another user."""
+    """An unused user ID; None if this process cannot become another user."""
     if os.geteuid() != 0:
         return None
     maps = [Path(f"/proc/self/{name}_map").read_text("ascii").split() for name in ("uid", "gid")]
@@ -299,7 +301,7 @@ def _python(*, for_others: bool) -> str:
         if path.exists() and all(part.stat().st_mode & 1 for part in (path, *path.parents)):
             return str(path.resolve())
     raise TaskvecError(
-        f"a program cannot be shut in: user: other users cannot reach {own}, and there is no "
+        f"a program cannot be isolated: user: other users cannot reach {own}, and there is no "
         f"/usr/bin/{name}; install one of them"
     )
 
@@ -315,7 +317,7 @@ def remove_folder(folder: Path) -> None:
     here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         while True:
-            name = _emptied(here)
+            name = _empty(here)
             if name:
                 os.chmod(name, 0o700, dir_fd=here)
                 beyond = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
@@ -332,7 +334,7 @@ def remove_folder(folder: Path) -> None:
     folder.rmdir()
 
 
-def _emptied(folder: int) -> str:
+def _empty(folder: int) -> str:
     """Removes files of an open folder; the name of the first folder in it, or nothing."""
     with os.scandir(folder) as entries:
         for entry in entries:

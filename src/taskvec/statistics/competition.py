@@ -35,7 +35,7 @@ def competition(
         sources: Floating-point tensors in name order.
         weights: By task, then by tensor, what its vector is multiplied with; with −1 for a task
             that is subtracted.
-        densities: Share of entries that are kept by task; these tasks, and no other, compete.
+        densities: Share of entries kept, by task; only these tasks compete.
         options: How to run.
 
     Returns:
@@ -163,7 +163,7 @@ def _vectors(
     anchor = source.views["anchor"]
     start_from = widened(anchor.read(start, stop), anchor.dtype).astype(kind)
     found = np.zeros((len(tasks), stop - start), kind)
-    with np.errstate(invalid="ignore"):  # infinite weights are told when they are merged
+    with np.errstate(invalid="ignore"):  # infinite weights are an error of the merge
         for vector, task in zip(found, tasks, strict=True):
             weight, view = weights[task][source.name], source.views.get(f"task:{task}")
             if view is None or weight == 0:

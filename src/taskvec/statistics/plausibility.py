@@ -3,7 +3,8 @@
 With a = ‖τ_instr‖², b = ‖τ_t‖², d = ⟨τ_instr, τ_t⟩ summed over all tensors, ρ = √(b/a) and
 c = d/√(ab), the squared distance of a task from the base is a + 2d + b. So the task is nearer to
 the base than to the anchor if a + 2d < 0, that is, if 2ρc < −1. If base and instruct are exchanged,
-τ_t is about −τ_instr: ρ ≈ 1 and c ≈ −1.
+τ_t is about −τ_instr: ρ ≈ 1 and c ≈ −1. So they are for a task that is the base itself, whose
+distance from the base is 0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ EXCHANGED_COSINE = -0.8  # c of every task at most this, and …
 EXCHANGED_RATIO = 2.0  # … ρ within this factor of 1
 # ‖τ_t‖/‖θ_pre‖: the zoo's fine-tunes have 0.05 to 0.09, two models trained apart about √2.
 UNRELATED_RATIO = 0.7  # between both
+SAME = 0.01  # distance from the base, in ‖τ_instr‖, up to which a task is the base
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,12 @@ class Distances:
     relative: float
     norm_ratio: float
     task_cosine: float
+
+    @property
+    def base_distance(self) -> float:
+        """‖θ_ft,t − θ_base‖/‖τ_instr‖; infinite where τ_instr = 0."""
+        rho, c = self.norm_ratio, self.task_cosine
+        return math.sqrt(max(0.0, 1 + 2 * rho * c + rho**2)) if math.isfinite(rho) else math.inf
 
 
 def distances(scan: Scan) -> list[Distances]:
@@ -55,7 +63,7 @@ def distances(scan: Scan) -> list[Distances]:
 
 
 def role_warnings(scan: Scan) -> list[str]:
-    """Warnings about implausible roles of a family, with the figures; empty if there are none.
+    """Warnings about implausible roles of a family, with the figures.
 
     Args:
         scan: Statistics of a family, with or without a base.
@@ -71,14 +79,21 @@ def role_warnings(scan: Scan) -> list[str]:
     related = [each for each in found if each.relative < UNRELATED_RATIO]
     if not scan.has_base or not related:
         return warnings
-    if all(map(_is_reversed, related)):
+    warnings += [
+        f"task {each.task!r} is nearer to base than to instruct (ρ = {each.norm_ratio:.2f}, "
+        f"c = {each.task_cosine:.2f}): its weights are those of base; give the fine-tune"
+        for each in related
+        if each.base_distance <= SAME
+    ]
+    related = [each for each in related if each.base_distance > SAME]
+    if related and all(map(_is_reversed, related)):
         figures = ", ".join(
             f"{e.task}: ρ = {e.norm_ratio:.2f}, c = {e.task_cosine:.2f}" for e in related
         )
         return [
             *warnings,
             f"base and instruct look exchanged: task vectors point back along the instruction "
-            f"vector ({figures}); if so, swap the two",
+            f"vector ({figures}); if so, swap the two; if not, the tasks were tuned from base",
         ]
     return warnings + [
         f"task {each.task!r} is nearer to base than to instruct (ρ = {each.norm_ratio:.2f}, "

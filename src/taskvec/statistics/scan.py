@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from taskvec.errors import CheckpointError, UsageError
 from taskvec.layers import LayerKey, model_order
 from taskvec.tables import frame, html_table
 
-FORMAT = 1
+FORMAT: Final = 1
 MEASURED = ("similarity", "norm_ratio", "task_cosine", "task_norm", "instruction_norm",
             "anchor_norm")  # fmt: skip
 Array = np.ndarray[Any, Any]
@@ -81,7 +81,7 @@ class Scan:
         """Position of a task.
 
         Raises:
-            UsageError: there is no such task.
+            UsageError: the task is unknown.
         """
         if task not in self.tasks:
             raise UsageError(f"no task {task!r} in this scan; it has {', '.join(self.tasks)}")
@@ -165,12 +165,15 @@ def read_scan(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: not a scan file, or one of another format.
     """
+    from taskvec.statistics.scan_file import ScanFile
+    from taskvec.validation import read_as
+
+    remedy = "expected a scan file, see --save-scan"
     try:
-        data = documents.read_json(path, documents.MEASURED)
+        data: dict[str, Any] = documents.read_object(path, documents.MEASURED)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; expected a scan file, see --save-scan") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is not a scan file of format {FORMAT}; scan again")
+        raise CheckpointError(f"{error}; {remedy}") from error
+    read_as(ScanFile, data, str(path), f"{remedy}; scan again")
     return data
 
 
@@ -243,7 +246,7 @@ def layer_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics
 
 
 def known_statistics(scan: Scan, task: str, granularity: str) -> LayerStatistics:
-    """As `layer_statistics`, but values that need a base are NaN if there is none."""
+    """As `layer_statistics`; without a base, values that need one are NaN."""
     statistics = layer_statistics(scan, task, granularity)
     if scan.has_base:
         return statistics

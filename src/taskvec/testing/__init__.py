@@ -1,4 +1,4 @@
-"""What every merge method must do, as tests that the tests of a method take over.
+"""Tests that every merge method must pass; the tests of a method inherit them.
 
 ```python
 from taskvec.testing import MethodConformance
@@ -37,7 +37,7 @@ from taskvec.merging.prepare import prepare
 from taskvec.methods import METHODS
 from taskvec.methods.method import Method
 from taskvec.methods.parameters import Parameter
-from taskvec.methods.plugins import flaw_of, guarded
+from taskvec.methods.plugins import flaw_of, guard
 from taskvec.methods.table import load_table
 from taskvec.outputs.run import run
 from taskvec.outputs.verify import verify
@@ -62,19 +62,19 @@ from taskvec.testing.families import (
 __all__ = ["MethodConformance"]
 
 OURS = dict(METHODS)
-REFUSALS = (UsageError, OutputError)  # a crash inside a method is neither, see `guarded`
+REFUSALS = (UsageError, OutputError)  # a crash inside a method is neither, see `guard`
 OFF = RunOptions(cache="off", threads=1)
 _NUMBERS: dict[tuple[Method, tuple[float, ...]], list[int]] = {}  # see `_numbers`
 INFINITE = 1_000.0  # what stands for the end of a range that has none
 
 
 def _promise(test: Callable[[MethodConformance], None]) -> Callable[[MethodConformance], None]:
-    """A test with its method in place, or the proof that what is said not to hold does not."""
+    """A test with its method in place, or the check that a declared exception really fails."""
 
     @functools.wraps(test)
     def checked(self: MethodConformance) -> None:
         reason = self.does_not_hold.get(test.__name__)
-        method = guarded(self.method, "the package under test")
+        method = guard(self.method, "the package under test")
         with mock.patch.dict(METHODS, {method.name: method}), warnings.catch_warnings():
             warnings.simplefilter("error")  # a division by zero, for example
             try:
@@ -85,8 +85,8 @@ def _promise(test: Callable[[MethodConformance], None]) -> Callable[[MethodConfo
                 return
         if reason is not None:
             raise AssertionError(
-                f"{self.method.name}: {test.__name__} is said not to hold ({reason}), but does; "
-                "take it out of does_not_hold"
+                f"{self.method.name}: {test.__name__} is listed in does_not_hold ({reason}), but "
+                "passes; remove it there"
             )
 
     return checked
@@ -102,7 +102,7 @@ class _Case:
         models: Member that each task is.
         shapes: `odd` or `long`.
         target: Which member is edited.
-        order: −1 turns the tasks round.
+        order: −1 reverses the tasks.
         renamed: Whether the tasks have each other's names.
         seed: See `Recipe`.
     """
@@ -118,7 +118,7 @@ class _Case:
 
 
 class MethodConformance:
-    """The tests; a subclass says which method, and what it does not promise.
+    """The tests; a subclass names the method and what it does not guarantee.
 
     Attributes:
         method: The method.
@@ -137,7 +137,7 @@ class MethodConformance:
     ...     does_not_hold = {"test_order_of_tasks": "the first task leads"}
     >>> TestExcused().test_order_of_tasks()  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    AssertionError: task_arithmetic: test_order_of_tasks is said not to hold (the first task ...
+    AssertionError: task_arithmetic: test_order_of_tasks is listed in does_not_hold (the ...
     """
 
     method: ClassVar[Method]
@@ -176,7 +176,7 @@ class MethodConformance:
 
     @_promise
     def test_names_of_tasks(self) -> None:
-        """Tasks that exchange their names give the same, but for rounding; not where it draws."""
+        """Exchanging the names of tasks changes only rounding, except for a method that draws."""
         number = max(self._numbers())
         if self.draws or number < 2:
             return
@@ -208,7 +208,7 @@ class MethodConformance:
 
     @_promise
     def test_degenerate_tasks_and_scales(self) -> None:
-        """Tasks that cancel, that count for nothing or that change nothing: it runs or refuses."""
+        """Tasks that cancel, have λ = 0 or change nothing: it runs or refuses."""
         number = max(self._numbers())
         cases: list[tuple[tuple[str, ...], tuple[float, ...]]] = [
             (TASKS, (0.5, 0.0, 0.3)),
@@ -249,10 +249,10 @@ class MethodConformance:
             try:
                 self._recipe("F32", number, scales=(-1.0,) * number)
             except UsageError as error:
-                told = f"{self.method.name} takes no negative scale"
-                self._hold(told in str(error), f"refuses λ = −1 with: {error}")
+                claim = f"{self.method.name} takes no negative scale"
+                self._hold(claim in str(error), f"refuses λ = −1 with: {error}")
                 return
-            self._hold(False, "takes λ = −1, although it says that it does not")
+            self._hold(False, "accepts λ = −1, although takes_negative_scale is False")
         recipe = self._recipe("F32", number, scales=(-1.0,) * number)
         anchor, got = flat(read("F32", "anchor")), flat(self._merged(recipe))
         vector = sum(flat(read("F32", task)) - anchor for task in TASKS[:number])
@@ -295,9 +295,9 @@ class MethodConformance:
                 continue
             everywhere = {"patterns": {"*": parameter.default}}
             recipe = self._recipe("BF16", number, given={parameter.name: everywhere})
-            told = f"{parameter.name} by layer, the same everywhere"
-            if self._runs_or_refuses(recipe, told):
-                self._same(self._stored(recipe), plain, told)
+            claim = f"{parameter.name} by layer, the same everywhere"
+            if self._runs_or_refuses(recipe, claim):
+                self._same(self._stored(recipe), plain, claim)
 
     @_promise
     def test_seed(self) -> None:
@@ -310,7 +310,7 @@ class MethodConformance:
         if self.draws:
             self._hold(other != one, "gives the same bits with another seed, and should draw")
         else:
-            self._same(other, one, "with another seed; say draws = True if it draws")
+            self._same(other, one, "with another seed; set draws = True if it draws")
 
     def _numbers(self) -> list[int]:
         """Numbers of tasks that it runs with; others must be refused in one line."""
@@ -367,32 +367,32 @@ class MethodConformance:
             self._hold(bool(np.isfinite(values).all()), f"{name!r} is not finite")
         return found
 
-    def _runs_or_refuses(self, recipe: Recipe, told: str) -> bool:
-        """Whether it runs; if not, it must say so in one line."""
+    def _runs_or_refuses(self, recipe: Recipe, claim: str) -> bool:
+        """Whether it runs; if not, the error must be one line."""
         try:
             self._merged(recipe)
         except REFUSALS as error:
-            is_told = _is_one_line(str(error))
-            self._hold(is_told, f"{told} is refused in more than one line: {error}")
+            is_one_line = _is_one_line(str(error))
+            self._hold(is_one_line, f"{claim} is refused in more than one line: {error}")
             return False
         return True
 
-    def _hold(self, condition: bool, told: str) -> None:
+    def _hold(self, condition: bool, claim: str) -> None:
         if not condition:
-            raise AssertionError(f"{self.method.name}: {told}")
+            raise AssertionError(f"{self.method.name}: {claim}")
 
-    def _same(self, got: Mapping[str, bytes], expected: Mapping[str, bytes], told: str) -> None:
+    def _same(self, got: Mapping[str, bytes], expected: Mapping[str, bytes], claim: str) -> None:
         wrong = [name for name in expected if got[name] != expected[name]]
-        self._hold(not wrong, f"other bits in {', '.join(wrong)}: {told}")
+        self._hold(not wrong, f"other bits in {', '.join(wrong)}: {claim}")
 
-    def _close(self, got: Array, expected: Array, allowed: Array | float, told: str) -> None:
+    def _close(self, got: Array, expected: Array, allowed: Array | float, claim: str) -> None:
         off = np.abs(got - expected) - allowed
         worst = float(off.max(initial=0))
-        self._hold(worst <= 0, f"{told} is off by {worst:g} more than rounding explains")
+        self._hold(worst <= 0, f"{claim} is off by {worst:g} more than rounding explains")
 
 
 def _work_out(recipe: Recipe, options: RunOptions) -> Model:
-    """What a merge writes, stored elements by tensor, without a folder."""
+    """The output of a merge without a folder: stored elements by tensor."""
     decided = decide(prepare(recipe, options))
     sink = InMemory(list(decided.edits.values()))
     apply(decided, sink)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
@@ -58,7 +58,7 @@ def family(dtype: str, shapes: str) -> Path:
     models = _models(SHAPES if shapes == "odd" else LONG, is_half=dtype == "F16")
     for member, model in models.items():
         tensors = [(name, DTYPES[dtype], array.shape) for name, array in model.items()]
-        content = b"".join(_encoded(array, dtype).tobytes() for array in model.values())
+        content = b"".join(_encode(array, dtype).tobytes() for array in model.values())
         (Path(folder.name) / member).mkdir()
         path = Path(folder.name) / member / "model.safetensors"
         path.write_bytes(write_header(tensors) + content)
@@ -70,12 +70,12 @@ def _models(shapes: Mapping[str, tuple[int, ...]], *, is_half: bool) -> dict[str
     """Members by name, float64. No weight is near 0, and vectors are a few percent of weights."""
     rng = np.random.default_rng(20260714)
 
-    def moved(model: Model, share: float) -> Model:
+    def move(model: Model, share: float) -> Model:
         return {name: w * (1 + share * rng.uniform(-1, 1, w.shape)) for name, w in model.items()}
 
     base = {n: rng.uniform(0.1, 1, s) * rng.choice([-1, 1], s) for n, s in shapes.items()}
-    anchor = moved(base, 0.05)
-    models = {"base": base, "anchor": anchor} | {task: moved(anchor, 0.05) for task in TASKS}
+    anchor = move(base, 0.05)
+    models = {"base": base, "anchor": anchor} | {task: move(anchor, 0.05) for task in TASKS}
     if LARGE not in shapes:
         return models
     anchor["equal"] = np.round(16 * anchor["equal"]) / 16  # bfloat16 has it, and 1/32 more, exactly
@@ -90,8 +90,8 @@ def _models(shapes: Mapping[str, tuple[int, ...]], *, is_half: bool) -> dict[str
     return models
 
 
-def _encoded(values: Array, dtype: str) -> Array:
-    """Stored elements; what bfloat16 has no room for is cut off."""
+def _encode(values: Array, dtype: str) -> Array:
+    """Stored elements; bfloat16 is truncated."""
     if dtype == "BF16":
         return (np.asarray(values, "<f4").view("<u4") >> 16).astype("<u2")
     return np.asarray(values).astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
@@ -99,7 +99,7 @@ def _encoded(values: Array, dtype: str) -> Array:
 
 def stored_model(dtype: str, member: str) -> Model:
     """Stored elements of a member by tensor, shape (n,)."""
-    source = open_checkpoint(family(dtype, "odd") / member)
+    source = open_stored(family(dtype, "odd") / member)
     views = {name: source.view(name) for name in source.tensors}
     return {name: view.read(0, size(view)) for name, view in views.items()}
 

@@ -1,4 +1,4 @@
-"""`finetune`: a model, data and what trains, to a task vector."""
+"""`finetune`: from a model, data and a selection of parameters to a task vector."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from taskvec.training.data import (
     Conversations,
     Documents,
     Reading,
-    held_out,
+    hold_out,
     inputs_of,
     read_data,
 )
@@ -42,14 +42,14 @@ LANGUAGE = TrainingSettings(steps=1000, batch_size=16, learning_rate=2e-5)
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """What came out.
+    """The result of `finetune`.
 
     Attributes:
-        vector: θ − θ0 of what trained, by name; on the CPU.
-        selection: What trained.
-        records: A record per step and per validation.
-        module: As trained: what was given or loaded, within its head and linearisation.
-        path: File of the vector; None: none was written.
+        vector: θ − θ0 of the trained parameters, by name; on the CPU.
+        selection: The trained parameters.
+        records: One for each step and each validation.
+        module: The trained module, inside its head and linearization.
+        path: File of the vector; None if it was not written.
     """
 
     vector: Mapping[str, Any]
@@ -61,13 +61,13 @@ class Finetuned:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A model with what trains of it found.
+    """A model and its parameters that train.
 
     Attributes:
-        module: What the objective is called with.
-        selection: What trains, for people and for vectors.
-        within: The same in names of `module`.
-        vector: θ − θ0 as it is now.
+        module: The argument of the objective.
+        selection: The parameters that train, by their names in the vector.
+        within: The same by their names in `module`.
+        vector: Returns the present θ − θ0.
         save: Writes the vector to a file.
     """
 
@@ -94,19 +94,19 @@ def finetune(
     asking: HeadOptions = HeadOptions(),
     output: RunOutput = RunOutput(),
 ) -> Finetuned:
-    """Fine-tune a model so that what changed is a task vector.
+    """Fine-tune a model; the result is a task vector.
 
     Args:
-        model: A folder, a name on the hub, or any torch module, which is trained in place. A run
-            that goes on from its folder wants the module with the weights that it began with.
+        model: A folder, a name on the hub, or any torch module, which is trained in place. To
+            resume from a folder, give the module with its initial weights.
         data: A file, a folder or `hub:NAME[:CONFIG[:SPLIT]]` (see `taskvec.training.data`); or
             `Examples`; or a sequence, such as a data set of torch, of items that torch's
             `default_collate` puts together.
         train: What trains; see `taskvec.training.selection` and `taskvec.training.lora`.
         layers: Overrides of the layer table, as in a recipe.
         validation: As `data`; or a share of the data, such as 0.1, that is held out.
-        objective: From module and batch to the mean loss, or to an `Outcome`; None: the next token,
-            or cross-entropy over classes.
+        objective: From module and batch to the mean loss, or to a `BatchLoss`; None: the next
+            token, or cross-entropy over classes.
         tokenizer: Of a module, where the data are texts.
         head: Of a classifier in a folder: from features to logits, frozen.
         linearised: Train the model's tangent at its present weights (arXiv 2305.12827).
@@ -131,7 +131,7 @@ def finetune(
         if is_first_process():  # others may be later than what it writes
             folder.refuse_other(output.out, force=output.force)
         if output.saves_model and not isinstance(model, (str, os.PathLike)):
-            raise UsageError("a model is saved beside the vector only of a model in a folder")
+            raise UsageError("saving the model needs a model in a folder")
     overrides = tuple(override(entry) for entry in layers)
     learned, measured = _read(data, validation, reading)
     settings = settings_for(learned, settings)
@@ -143,12 +143,17 @@ def finetune(
     required = {name: p.requires_grad for name, p in opened.core.named_parameters()}
     prepared = _prepare(opened, train, overrides, linearised=linearised, seed=settings.seed)
     for line in (describe(prepared.selection), *opened.notes):
-        output.say(line)
-    told = {"train": train if isinstance(train, str) else ",".join(train), **opened.told}
-    told |= {"linearised": True} if linearised else {}
-    told |= {"layers": [dict(entry) for entry in layers]} if layers else {}
+        output.on_message(line)
+    provenance = {
+        "train": train if isinstance(train, str) else ",".join(train),
+        **opened.provenance,
+    }
+    provenance |= {"linearised": True} if linearised else {}
+    provenance |= {"layers": [dict(entry) for entry in layers]} if layers else {}
     loss = opened.objective if objective is None else objective
-    job = TrainingJob(prepared.module, prepared.within, loss, examples, checked, told, opened.files)
+    job = TrainingJob(
+        prepared.module, prepared.within, loss, examples, checked, provenance, opened.files
+    )
     sources = {"model": model, "data": data, "validation": validation}
     about = {name: str(each) for name, each in sources.items() if isinstance(each, (str, Path))}
     try:
@@ -188,8 +193,8 @@ def _read(data: Any, validation: Any, reading: Reading) -> tuple[Any, Any]:
         return data, read_data(validation, reading)
     if isinstance(validation, float):
         if not isinstance(data, (Documents, Conversations, Classified)):
-            raise UsageError("a share can be held out only of data that are read here")
-        return held_out(data, validation, reading.seed)
+            raise UsageError("validation as a share needs data from a file; give validation data")
+        return hold_out(data, validation, reading.seed)
     return data, validation
 
 
@@ -202,21 +207,23 @@ def _open(
     settings: TrainingSettings,
     made: Path | None,
 ) -> Opened:
-    """The model as what the data ask for."""
+    """The model, opened for the kind of the data."""
     if isinstance(data, (Documents, Conversations)):
         return open_language_model(model, tokenizer, asking)
     if isinstance(model, (str, os.PathLike)):
         if not isinstance(data, Classified):
-            raise UsageError("a model in a folder learns from data that are read here; load it")
+            raise UsageError(
+                "a model in a folder needs data from a file or the hub; or load the model"
+            )
         return open_classifier(model, data, asking, head=head, made=made, settings=settings)
     if isinstance(data, Classified):
-        raise UsageError("a module in memory learns classes from examples: give a sequence of them")
+        raise UsageError("a classifier in memory needs a sequence of examples as data")
     objective = classifying(asking.label_smoothing)
     return Opened(model, lambda core: core, objective, as_examples, {})
 
 
 def as_examples(data: Any, opened: Opened | None = None) -> Examples:
-    """Data as examples; a sequence by torch's way of putting items together."""
+    """Data as examples; the items of a sequence are collated by torch."""
     if isinstance(data, Examples):
         return data
     if opened is not None and isinstance(data, (Documents, Conversations, Classified)):
@@ -239,17 +246,17 @@ def _prepare(
     linearised: bool,
     seed: int,
 ) -> _Prepared:
-    """Find what trains, and put a model into the form that it trains in."""
+    """Find the parameters that train, and prepare the model for training."""
     core = opened.core
     if wants_lora(train):
         if linearised:
-            raise UsageError("lora is not linearised; choose one of them")
+            raise UsageError("lora cannot be combined with linearised; choose one")
         return _with_lora(opened, str(train), layers, seed)
-    selection = _selected(opened, train, layers)
+    selection = _select(opened, train, layers)
     start = {name: core.get_parameter(name).detach().cpu().clone() for name in selection.names}
     anchor = start if opened.start is None else opened.start
     if linearised:
-        return _linearised(opened, selection, start, anchor)
+        return _linearise(opened, selection, start, anchor)
     freeze_rest(core, selection)
     module = opened.whole(core)
 
@@ -268,7 +275,7 @@ def _prepare(
     )
 
 
-def _selected(
+def _select(
     opened: Opened, train: str | Sequence[str], layers: Sequence[Override]
 ) -> ParameterSelection:
     entries = [train] if isinstance(train, str) else list(train)
@@ -282,7 +289,7 @@ def _selected(
 
 
 def _without_missing(opened: Opened) -> list[str]:
-    """Entries that take away what is random, and so no part of a task vector."""
+    """Entries that deselect randomly initialized parameters, which no task vector can contain."""
     there = {name for name, _ in opened.core.named_parameters()}
     return [f"!{name}" for name in opened.missing if name in there]
 
@@ -295,7 +302,7 @@ def _within(module: Any, part: Any, selection: ParameterSelection) -> ParameterS
     return replace(selection, names=tuple(called.values()), rows=rows)
 
 
-def _linearised(
+def _linearise(
     opened: Opened, selection: ParameterSelection, start: Mapping[str, Any], anchor: Any
 ) -> _Prepared:
     from taskvec.training.linearised import Linearised
@@ -355,7 +362,7 @@ def _with_lora(opened: Opened, train: str, layers: Sequence[Override], seed: int
 
 
 def _finish(out: Path, prepared: _Prepared, opened: Opened, output: RunOutput) -> dict[str, Any]:
-    """Write the vector, and the model if it is wanted; what there is to say about the run."""
+    """Write the vector, and the model if requested; returns notes about the run."""
     vector = out / folder.VECTOR
     with without_bars(require("transformers", "train")):
         prepared.save(vector, True)

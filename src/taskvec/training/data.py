@@ -1,6 +1,6 @@
 """Data to train on: files, folders and data sets of the hub, as texts, conversations or classes.
 
-The format is told from the name and, of rows, from their fields:
+The format follows from the name and, for rows, from their fields:
 
 ```text
 text      running text: .txt, or rows with a text and no label
@@ -42,7 +42,7 @@ from taskvec.training.images import (
 FORMATS = ("text", "chat", "classes", "lines", "folder", "npz", "idx")
 HUB = "hub:"
 # Fields by what they are for, the first that is there; `--fields` names others.
-FIELDS: Mapping[str, tuple[str, ...]] = {
+FIELDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "prompt": ("prompt", "instruction", "question", "query"),
     "response": ("response", "completion", "answer", "output"),
@@ -55,11 +55,11 @@ _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How data are read.
+    """How to read data.
 
     Attributes:
-        format: One of `FORMATS`; None: told from the name and the fields.
-        fields: Names of fields, or of arrays of an npz, by what they are for; see `FIELDS`.
+        format: One of `FORMATS`; None: detected from the name and the fields.
+        fields: Names of fields, or of arrays of an npz, by use; see `FIELDS`.
         limit: Most examples, drawn by the seed; None: all.
         seed: Of what is drawn.
     """
@@ -68,6 +68,11 @@ class Reading:
     fields: Mapping[str, str] = field(default_factory=dict)
     limit: int | None = None
     seed: int = 0
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Fields by what they are for, in the order in which they are looked for."""
+        return FIELDS | {use: (name,) for use, name in self.fields.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ def read_data(source: str | Path, reading: Reading = Reading()) -> Data:
         reading: How.
 
     Raises:
-        UsageError: the format cannot be told, or is unknown.
+        UsageError: the format cannot be detected, or is unknown.
         DataError: it is not there, cannot be read, or holds nothing.
     """
     if reading.format is not None and reading.format not in FORMATS:
@@ -160,27 +165,27 @@ def inputs_of(source: str | Path) -> list[Path]:
 
 
 def limit_data(data: Data, limit: int | None, seed: int) -> Data:
-    """At most so many examples, drawn by the seed, in their order."""
+    """At most that many examples, drawn with the seed, in their order."""
     if limit is None or len(data.items) <= limit:
         return data
     if limit < 1:
         raise UsageError(f"limit must be above 0; got {limit}")
     rows = np.random.default_rng([seed, limit]).permutation(len(data.items))[:limit]
-    return chosen(data, sorted(rows.tolist()))
+    return pick(data, sorted(rows.tolist()))
 
 
-def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
-    """Training and validation examples: a share of the data, drawn by the seed, is held out."""
+def hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
+    """Training and validation examples; a share of the data, drawn with the seed, is held out."""
     if not 0 < share < 1:
         raise UsageError(f"a share for validation must be between 0 and 1; got {share}")
     count = round(len(data.items) * share)
     if count in (0, len(data.items)):
         raise DataError(f"{data.where}: has too few examples to hold out {share:.0%} of them")
     rows = np.random.default_rng([seed, 1]).permutation(len(data.items)).tolist()
-    return chosen(data, sorted(rows[count:])), chosen(data, sorted(rows[:count]))
+    return pick(data, sorted(rows[count:])), pick(data, sorted(rows[:count]))
 
 
-def chosen(data: Data, rows: Sequence[int]) -> Data:
+def pick(data: Data, rows: Sequence[int]) -> Data:
     """Some examples."""
     digest = xxhash.xxh3_128_hexdigest(f"{data.digest} {list(rows)}".encode())
     picked: Any = [data.items[i] for i in rows]
@@ -214,7 +219,7 @@ def _images(found: Images, path: Path, files: Sequence[Path]) -> Classified:
 
 
 def _kind(path: Path) -> str:
-    """The format of a path by its name; empty if its rows tell."""
+    """The format of a path by its name; empty if it depends on the rows."""
     if path.is_dir():
         return "folder"
     name = path.name.lower().removesuffix(".gz")
@@ -223,10 +228,7 @@ def _kind(path: Path) -> str:
         return "idx"
     kind = {**kinds, ".parquet": ""}.get(Path(name).suffix)
     if kind is None:
-        raise UsageError(
-            f"{path}: its format cannot be told from its name; say it: --format "
-            f"{' | '.join(FORMATS)}"
-        )
+        raise UsageError(f"{path}: unknown format; give --format {' | '.join(FORMATS)}")
     return kind
 
 
@@ -247,12 +249,20 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(source: str, reading: Reading) -> Data:
+def hub_data(source: str) -> HubData:
+    """The data set that `hub:NAME[:CONFIG[:SPLIT]]` names.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
     name, config, split, *more = [*source.removeprefix(HUB).split(":"), "", ""][:4]
     if not name or any(more):
         raise UsageError(f"{source}: must be hub:NAME[:CONFIG[:SPLIT]]")
-    hub = HubData(name, config or None, split or "train")
-    rows = read_hub(hub, "--data")
+    return HubData(name, config or None, split or "train")
+
+
+def _from_hub(source: str, reading: Reading) -> Data:
+    rows = read_hub(hub_data(source), "--data")
     if not rows:
         return Documents([], source, "")
     digest = xxhash.xxh3_128()
@@ -267,10 +277,7 @@ def _from_rows(rows: Sequence[DataRow], reading: Reading, where: str, digest: st
     """Rows by their fields."""
     if not rows:
         return Documents([], where, digest)
-    names = {
-        use: [reading.fields[use]] if use in reading.fields else list(known)
-        for use, known in FIELDS.items()
-    }
+    names = reading.names
     there = {use for use, known in names.items() if any(name in rows[0].data for name in known)}
     kind = reading.format or _kind_of_rows(there, rows[0], where)
     if kind == "text":
@@ -296,18 +303,30 @@ def _kind_of_rows(there: set[str], row: DataRow, where: str) -> str:
     if "text" in there:
         return "text"
     raise UsageError(
-        f"{where}: what its rows are for cannot be told from their fields "
-        f"({', '.join(row.data)}); say it, such as --fields prompt=NAME,response=NAME"
+        f"{where}: no known combination of fields ({', '.join(row.data)}); name them, for example "
+        "--fields prompt=NAME,response=NAME"
     )
 
 
 def _conversation(
-    row: DataRow, names: Mapping[str, list[str]], *, from_messages: bool
+    row: DataRow, names: Mapping[str, Sequence[str]], *, from_messages: bool
 ) -> tuple[Message, ...]:
     if not from_messages:
         asked, answered = row.text(*names["prompt"]), row.text(*names["response"])
         return (("user", asked), ("assistant", answered))
-    listed = next(row.data[name] for name in names["messages"] if name in row.data)
+    messages = messages_of(row, names["messages"])
+    if not any(role == "assistant" for role, _ in messages):
+        raise DataError(f"{row.where}: no message is of the assistant, so nothing is learned")
+    return messages
+
+
+def messages_of(row: DataRow, names: Sequence[str]) -> tuple[Message, ...]:
+    """The messages under the first of these fields that is there; none where none is.
+
+    Raises:
+        DataError: they are not messages.
+    """
+    listed: Any = next((row.data[name] for name in names if name in row.data), [])
     messages: list[Message] = []
     for each in listed if isinstance(listed, list) else [None]:
         role = content = None
@@ -319,8 +338,6 @@ def _conversation(
                 f"{row.where}: messages must be a list of objects with a role and a content"
             )
         messages.append((_ROLES.get(role, role), content))
-    if not any(role == "assistant" for role, _ in messages):
-        raise DataError(f"{row.where}: no message is of the assistant, so nothing is learned")
     return tuple(messages)
 
 
@@ -337,7 +354,7 @@ def _labels(
 
 
 def number_classes(labels: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...]]:
-    """Numbers and names of classes: whole numbers stand for themselves, names are put in order.
+    """Numbers and names of classes: integers are used as they are, names are sorted.
 
     >>> number_classes(["2", "0"], "here"), number_classes(["cat", "ant", "cat"], "here")
     (([2, 0], ('0', '1', '2')), ([1, 0, 1], ('ant', 'cat')))

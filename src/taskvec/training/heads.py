@@ -27,17 +27,17 @@ from taskvec.running.model import preserve_modes
 
 POOLS: Final = ("cls", "mean", "last", "pooler", "embed")
 TEMPLATES: Final = ("a photo of a {}.",)
-DEAD: Final = 1e-6  # of a feature's largest value, or of the largest deviation, tells nothing
+DEAD: Final = 1e-6  # of a feature's largest value, or of the largest deviation, counts as constant
 
 
 class Classifier(nn.Module):
     """Logits of classes: head(pooled(backbone(inputs))).
 
-    Called with what the backbone is called with. The backbone may be linearised: pooling and head
-    are linear, so that the logits are too, but for `embed`, which normalises.
+    It takes the arguments of the backbone. The backbone may be linearised: pooling and head
+    are linear, so the logits are too, except for `embed`, which normalizes.
 
     Attributes:
-        backbone: Any module; its parameters train as they are told.
+        backbone: Any module; the selection decides which of its parameters train.
         head: Frozen.
         pool: One of `POOLS`; see `pooled`.
     """
@@ -50,11 +50,11 @@ class Classifier(nn.Module):
         self.pool = pool
 
     def features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the head is given; shape (batch, dimensions)."""
+        """The input of the head; shape (batch, dimensions)."""
         if getattr(getattr(self.backbone, "config", None), "use_cache", False):
             kwargs.setdefault("use_cache", False)
         output = self.backbone(*args, **kwargs)
-        return pooled(output, self.pool, kwargs.get("attention_mask"))
+        return pool_features(output, self.pool, kwargs.get("attention_mask"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Logits; shape (batch, classes)."""
@@ -73,7 +73,7 @@ class ImageTower(nn.Module):
         """Take the tower out of CLIP or SigLIP of transformers, or of a model of open_clip.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the model has none.
         """
         super().__init__()
         parts = dict(model.named_children())
@@ -117,8 +117,8 @@ class AnswerHead(nn.Module):
         return logits[..., self.ids]
 
 
-def pooled(output: Any, pool: str, attention_mask: Tensor | None = None) -> Tensor:
-    """One vector for each example, from what a backbone gave.
+def pool_features(output: Any, pool: str, attention_mask: Tensor | None = None) -> Tensor:
+    """One vector for each example, from the output of a backbone.
 
     - `cls`: the first token's; `last`: the last token's that is not padding; `mean`: the mean over
       those. A language model that gives no hidden states has its logits pooled.
@@ -191,7 +191,7 @@ def zero_shot_head(
         Frozen, float32, with a bias only if the model has one (SigLIP's is the same for all).
 
     Raises:
-        ParameterError: there is no class or template, or a template has no `{}`.
+        ParameterError: classes or templates are empty, or a template has no `{}`.
         UsageError: the model has no tower for texts.
         DataError: a text is longer than the tower takes.
     """
@@ -332,7 +332,7 @@ def answer_head(tokenizer: Any, answers: Sequence[str]) -> AnswerHead:
         answers: As the model would write them, so mostly with a space in front; one token each.
 
     Raises:
-        ParameterError: there are none, one is not one token, or two are the same.
+        ParameterError: the list is empty, an answer is not one token, or two are the same.
     """
     if not answers:
         raise ParameterError("answers: none is given; give one for each class")

@@ -1,7 +1,7 @@
-"""Images to train on: read from folders and arrays, and made ready for a model.
+"""Images for training: read from folders and arrays, and prepared for a model.
 
-Pixels are arrays of uint8, shape (height, width) if grey, else (height, width, 3). The image
-processor of the model, of transformers, makes them ready for it.
+Pixels are arrays of uint8, shape (height, width) if grey, else (height, width, 3). The model's
+image processor in transformers prepares them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Images(NamedTuple):
-    """Images that were read.
+    """Images with labels.
 
     Attributes:
         items: A sequence of pixels.
@@ -49,7 +49,7 @@ class Images(NamedTuple):
 
 
 class Folder(Sequence[Any]):
-    """Images in files, opened when they are asked for."""
+    """Images in files, opened when they are used."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -65,17 +65,17 @@ def open_image(path: Path) -> Pixels:
     """The pixels of an image file.
 
     Raises:
-        DataError: it is no image that can be read.
+        DataError: it is not a readable image.
     """
     pillow = require("PIL.Image", "train")
     try:
-        with _opened(path) as file, pillow.open(file) as image:
+        with _open(path) as file, pillow.open(file) as image:
             return as_pixels(image, str(path))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     return open(documents.open_regular(path), "rb")  # noqa: PTH123 (a descriptor)
 
 
@@ -104,7 +104,7 @@ def read_folder(path: Path) -> Images:
     """Images in a folder for each class; classes in order of their names.
 
     Raises:
-        DataError: there are no folders with images.
+        DataError: no folder has images.
     """
     found = {
         sub.name: sorted(p for p in sub.rglob("*") if p.suffix.lower() in IMAGE_NAMES)
@@ -132,23 +132,23 @@ def read_npz(path: Path, image: str | None, label: str | None) -> Images:
         DataError: they are not there, or of another kind or length.
     """
     try:
-        with _opened(path) as file, np.load(file, allow_pickle=False) as arrays:
-            images = arrays[_named(path, arrays, "image", image)]
-            labels = arrays[_named(path, arrays, "label", label)]
+        with _open(path) as file, np.load(file, allow_pickle=False) as arrays:
+            images = arrays[_name_of_array(path, arrays, "image", image)]
+            labels = arrays[_name_of_array(path, arrays, "label", label)]
             classes = arrays.get("classes")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    return _checked(path, images, labels, classes)
+    return _check(path, images, labels, classes)
 
 
-def _named(path: Path, arrays: Any, use: str, given: str | None) -> str:
+def _name_of_array(path: Path, arrays: Any, use: str, given: str | None) -> str:
     names = ARRAYS[use] if given is None else (given,)
     for name in names:
         if name in arrays:
             return name
     raise DataError(
         f"{path}: has no array {names[0]!r}; it has {', '.join(arrays)}: "
-        f"say which, --fields {use}=NAME"
+        f"name one with --fields {use}=NAME"
     )
 
 
@@ -158,7 +158,7 @@ def read_idx(path: Path) -> Images:
     Raises:
         DataError: either cannot be read, or they are of different lengths.
     """
-    return _checked(path, _idx(path), _idx(labels_beside(path)), None)
+    return _check(path, _idx(path), _idx(labels_beside(path)), None)
 
 
 def labels_beside(path: Path) -> Path:
@@ -169,7 +169,7 @@ def labels_beside(path: Path) -> Path:
     """
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     if beside == path or not beside.is_file():
-        raise DataError(f"{path}: its labels are not there; expected {beside.name} beside it")
+        raise DataError(f"{path}: its labels are missing; expected {beside.name} beside it")
     return beside
 
 
@@ -177,7 +177,7 @@ def _idx(path: Path) -> NDArray[Any]:
     """An idx file of bytes: 0, 0, 8, number of dimensions, each as 4 bytes, elements."""
     raw = documents.read_bytes(path, documents.DATA, DataError)
     if path.suffix == ".gz":
-        raw = documents.unzipped(raw, documents.DATA, str(path), DataError)
+        raw = documents.unzip(raw, documents.DATA, str(path), DataError)
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path}: is not an idx file of bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
@@ -187,7 +187,7 @@ def _idx(path: Path) -> NDArray[Any]:
     return data.reshape(shape)
 
 
-def _checked(
+def _check(
     path: Path, images: NDArray[Any], labels: NDArray[Any], classes: NDArray[Any] | None
 ) -> Images:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not _is_image(images.shape[1:]):
@@ -215,9 +215,9 @@ class Preparation:
 
     Attributes:
         processor: Of transformers.
-        options: Sizes in the place of its own.
+        options: Sizes that replace its own.
         size: Height and width that the model sees.
-        origin: Where this is from, for people.
+        origin: Where this is from, for messages.
     """
 
     processor: Any
@@ -227,10 +227,10 @@ class Preparation:
 
     def __call__(self, pixels: Pixels) -> Any:
         """One image as the model sees it, shape (3, height, width), float32."""
-        return _prepared(self.processor, self.options, pixels)
+        return _prepare(self.processor, self.options, pixels)
 
 
-def _prepared(processor: Any, options: Mapping[str, Any], pixels: Pixels) -> Any:
+def _prepare(processor: Any, options: Mapping[str, Any], pixels: Pixels) -> Any:
     colour = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
     about = {"return_tensors": "pt", "input_data_format": "channels_last"}
     return processor([colour], **about, **options)["pixel_values"][0].float()
@@ -244,10 +244,10 @@ def preparation_of(
     Args:
         folder: Of the model.
         config: Of the model.
-        size: Height and width in the place of its own.
+        size: Height and width that replace its own.
 
     Raises:
-        CheckpointError: the processor cannot be read, or neither it nor the config says a size.
+        CheckpointError: the processor cannot be read, or neither it nor the config has a size.
     """
     path = None if folder is None else folder / PROCESSOR
     if folder is None or path is None or not path.is_file():
@@ -264,7 +264,7 @@ def preparation_of(
         crops = bool(getattr(processor, "do_center_crop", False))
         options = {} if size is None else _sizes(size, crops=crops)
         shapes = {
-            tuple(_prepared(processor, options, np.zeros(shape, np.uint8)).shape[1:])
+            tuple(_prepare(processor, options, np.zeros(shape, np.uint8)).shape[1:])
             for shape in ((64, 48, 3), (48, 64, 3))
         }
     except CheckpointError:
@@ -273,14 +273,14 @@ def preparation_of(
         text = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read: {text}") from error
     if len(shapes) > 1:
-        raise CheckpointError(f"{path}: says no height and width; give a size (--image-size)")
+        raise CheckpointError(f"{path}: has no height and width; give a size (--image-size)")
     ((height, width),) = shapes
     origin = path.name if size is None else f"{path.name}, at {size} px"
     return Preparation(processor, options, (height, width), origin)
 
 
 def _sizes(side: int, *, crops: bool) -> dict[str, Any]:
-    """What makes a processor give squares of this side."""
+    """Options with which a processor returns squares of this side."""
     square = {"height": side, "width": side}
     return {"size": {"shortest_edge": side}, "crop_size": square} if crops else {"size": square}
 

@@ -1,4 +1,4 @@
-"""Models linearised around the weights that they start from.
+"""Models linearized around their initial weights.
 
 ```text
 f_lin(x; τ) = f(x; θ0) + J(x; θ0) τ,    τ = θ − θ0,    J = ∂f/∂θ at θ0
@@ -73,7 +73,7 @@ class Linearised(nn.Module):
             rows: The rows that a parameter is trained in, if not in all.
 
         Raises:
-            ParameterError: a name is no parameter or is there twice, or none is given.
+            ParameterError: a name is not a parameter or is given twice, or no name is given.
         """
         super().__init__()
         self.module = module.eval().requires_grad_(False)
@@ -94,7 +94,7 @@ class Linearised(nn.Module):
         self.tau = nn.ParameterList(tau)
 
     def train(self, mode: bool = True) -> Linearised:
-        """As of any module, but the module inside stays in evaluation mode."""
+        """As for any module, but the inner module stays in evaluation mode."""
         super().train(mode)
         self.module.eval()
         return self
@@ -115,7 +115,7 @@ class Linearised(nn.Module):
 
     @torch.no_grad()
     def put(self, vector: Vector) -> None:
-        """Set τ; parameters that the vector says nothing of get zero.
+        """Set τ; parameters that the vector does not have get zero.
 
         Raises:
             FamilyError: it has a parameter, a shape or a row that has no τ here.
@@ -152,7 +152,7 @@ def derivative(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> 
 
     Returns:
         f(x; θ0) and J(x; θ0) τ, each as the module returns its output; where that holds integers
-        or what is no tensor, both have the same.
+        or values that are not tensors, are the same in both.
 
     Raises:
         ParameterError: a name of the vector is no parameter.
@@ -177,19 +177,19 @@ def derivative(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> 
     with _differentiable(module):
         values, changes, integers = jvp(outputs, (theta0,), (tangents,), has_aux=True)  # type: ignore[misc]
 
-    def formed(floats: list[Tensor]) -> Any:
+    def form(floats: list[Tensor]) -> Any:
         rest, others = iter(floats), iter(integers)
 
-        def filled(leaf: Any) -> Any:
+        def fill(leaf: Any) -> Any:
             return next(rest) if _is_float(leaf) else next(others) if _is_integer(leaf) else leaf
 
-        return pytree.tree_map(filled, made[0])
+        return pytree.tree_map(fill, made[0])
 
-    return formed(values), formed(changes)
+    return form(values), form(changes)
 
 
-def moved(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> Any:
-    """f(x; θ0 + τ): what a vector does to the module itself, which is left as it is.
+def call_at(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> Any:
+    """f(x; θ0 + τ): the output of the module itself with a vector; the module is not changed.
 
     This is the post hoc use of a vector that was trained linearly.
 
@@ -201,8 +201,8 @@ def moved(module: nn.Module, vector: Vector, *args: Any, **kwargs: Any) -> Any:
     return functional_call(module, theta, args, kwargs)
 
 
-def combined(vectors: Sequence[Vector], scales: Sequence[float]) -> dict[str, Tensor]:
-    """Σ_t λ_t τ_t, over all the names that any of the vectors has.
+def combine(vectors: Sequence[Vector], scales: Sequence[float]) -> dict[str, Tensor]:
+    """Σ_t λ_t τ_t, over the names of all vectors.
 
     In a linearised model this gives f0 + Σ_t λ_t J τ_t by one derivative.
     """
@@ -221,7 +221,7 @@ def _chosen(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     for name in names:
         if name not in parameters:
             raise ParameterError(
-                f"names: {name!r} is no parameter of {type(module).__name__}; "
+                f"names: {name!r} is not a parameter of {type(module).__name__}; "
                 f"{nearest(name, list(parameters))}"
             )
         if name in chosen:
@@ -249,7 +249,7 @@ def _check_fits(vector: Vector, own: Vector) -> None:
 
 
 def _call_of(module: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments without those that would make outputs which cannot be linear."""
+    """Keyword arguments without those that would add nonlinear outputs."""
     if kwargs.get("labels") is not None:
         raise UsageError(
             "labels: the loss of a linearised model is not the linearised loss; leave labels out "
@@ -276,7 +276,7 @@ def _sum(value: Any, change: Any) -> Any:
 
 @contextmanager
 def _differentiable(module: nn.Module) -> Iterator[None]:
-    """Plain attention, linear layers without idle products, a clear error for what has no rule."""
+    """Plain attention, linear layers without idle products, and a clear error without a rule."""
     _load_rules()
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -335,7 +335,7 @@ def _load_rules() -> None:
 
 
 def _where(module: nn.Module, error: BaseException) -> str:
-    """The innermost part of a module that an error came from."""
+    """The innermost module in which an error was raised."""
     names = {id(part): name for name, part in module.named_modules()}
     inner, frame = "", error.__traceback__
     while frame is not None:

@@ -2,7 +2,7 @@
 
 It trains any torch module on anything that can be drawn and put together, and knows no files. What
 a step does depends on the seed, the number of the step and the weights alone, so that a run that
-goes on from stored weights gives the bits of one that was never interrupted (on the CPU, with as
+resumes from stored weights gives the bits of one that was never interrupted (on the CPU, with as
 many threads). accelerate moves batches, knows what out of memory looks like, and adds up over
 processes; the Trainer of transformers was the alternative, and wants models and data of its kind.
 """
@@ -27,11 +27,11 @@ from taskvec.training.settings import TrainingSettings, learning_rate_at
 
 
 class BatchLoss(NamedTuple):
-    """What an objective finds on a batch.
+    """The result of an objective on a batch.
 
     Attributes:
-        loss: Mean over what counts in the batch; a scalar with a gradient.
-        correct: How many of what counts were predicted rightly; None: not known.
+        loss: Mean over the counted items of the batch; a scalar with a gradient.
+        correct: Number of correct predictions among them; None if unknown.
     """
 
     loss: Any
@@ -43,15 +43,15 @@ Objective = Callable[[Any, Any], Any]  # module, batch → mean loss, or an `Bat
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What is trained or measured on.
+    """Examples for training or validation.
 
     Attributes:
-        items: Any sequence; only `len` and items by number are asked for.
-        collate: Puts items together into a batch: tensors in mappings, tuples and lists.
-        count: How much counts in a batch, such as its answer tokens or its images; the mean over
-            several batches is weighted by it.
-        unit: What is counted: `examples` or `tokens`.
-        identity: What it is, for the record: `n` and, if known, a digest.
+        items: Any sequence; only `len` and indexing are used.
+        collate: Makes a batch of items: tensors in mappings, tuples and lists.
+        count: Number of counted items in a batch, such as answer tokens or images; means over
+            several batches are weighted by it.
+        unit: Of the count: `examples` or `tokens`.
+        identity: For the record: `n` and, if known, a digest.
     """
 
     items: Sequence[Any]
@@ -62,13 +62,13 @@ class Examples:
 
 
 class StepResult(NamedTuple):
-    """What a step found on its examples, before the update.
+    """Figures of a step before the update.
 
     Attributes:
-        loss: Mean over what counted, in nats.
-        correct: Share that was predicted rightly; None: not known.
-        grad_norm: Of the gradient before it was clipped.
-        counted: How much counted.
+        loss: Mean over the counted items, in nats.
+        correct: Accuracy; None if unknown.
+        grad_norm: Of the gradient before clipping.
+        counted: Number of counted items.
     """
 
     loss: float
@@ -113,7 +113,7 @@ class Place:
             require("accelerate", "train").PartialState().wait_for_everyone()
 
     def computing(self) -> Any:
-        """A context in which the model is asked."""
+        """A context for running the model."""
         torch = require("torch", "train")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
@@ -122,7 +122,7 @@ def find_place(settings: TrainingSettings) -> Place:
     """The device of this process; several processes are joined by accelerate.
 
     Raises:
-        UsageError: there is no such device, or the batch cannot be shared out.
+        UsageError: the device does not exist, or the batch cannot be divided between processes.
     """
     torch = require("torch", "train")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -159,7 +159,7 @@ def draw_examples(step: int, count: int, settings: TrainingSettings) -> list[int
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a run that writes."""
+    """Whether this process is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -200,7 +200,7 @@ def find_gradient(
     size = settings.micro_batch or len(rows)
     for parameter in parameters:
         parameter.grad = None
-    with explain_memory_errors(step, size, place), _seeded(settings, step, place):
+    with explain_memory_errors(step, size, place), _seed_step(settings, step, place):
         loss, correct, count = _gradient(module, objective, examples, rows, size, place)
         for parameter in parameters:
             if parameter.grad is not None:
@@ -212,7 +212,7 @@ def find_gradient(
 
 
 def change_weights(optimizer: Any, step: int, settings: TrainingSettings) -> float:
-    """Change the weights by the gradient that was found; returns the learning rate."""
+    """Update the weights by the gradient; returns the learning rate."""
     rate = learning_rate_at(step, settings)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -228,7 +228,7 @@ def _gradient(
     size: int,
     place: Place,
 ) -> tuple[float, float | None, int]:
-    """Add the gradient of the mean loss of a batch to the parameters; loss, share right, count."""
+    """Add the gradient of the mean loss of a batch to the parameters; loss, accuracy, count."""
     batches = [
         examples.collate([examples.items[i] for i in rows[at : at + size]])
         for at in range(0, len(rows), size)
@@ -260,9 +260,9 @@ def _outcome(module: Any, objective: Objective, batch: Any, place: Place) -> Bat
 def measure(
     module: Any, objective: Objective, examples: Examples, settings: TrainingSettings, place: Place
 ) -> tuple[float, float | None]:
-    """Mean loss and share predicted rightly over all examples; the module is left in its mode.
+    """Mean loss and share predicted rightly over all examples; the module stays in its mode.
 
-    Every process measures everything, so that all know the same.
+    Every process measures everything, so all have the same result.
     """
     torch = require("torch", "train")
     size = settings.micro_batch or settings.batch_size
@@ -285,7 +285,7 @@ def measure(
 
 
 def set_training(module: Any) -> None:
-    """Training mode, but for layers with running statistics."""
+    """Training mode, except for layers with running statistics."""
     module.train()
     for part in module.modules():
         if getattr(part, "running_mean", None) is not None:
@@ -293,8 +293,8 @@ def set_training(module: Any) -> None:
 
 
 @contextlib.contextmanager
-def _seeded(settings: TrainingSettings, step: int, place: Place) -> Iterator[None]:
-    """A step's own random numbers; those of the caller are left as they are."""
+def _seed_step(settings: TrainingSettings, step: int, place: Place) -> Iterator[None]:
+    """Random numbers of a step; the caller's random state is restored."""
     torch = require("torch", "train")
     is_accelerator = place.device.type == "cuda"
     seeds = np.random.SeedSequence([settings.seed, step, place.rank]).generate_state(1, np.uint64)
@@ -305,12 +305,12 @@ def _seeded(settings: TrainingSettings, step: int, place: Place) -> Iterator[Non
 
 @contextlib.contextmanager
 def explain_memory_errors(step: int, size: int, place: Place) -> Iterator[None]:
-    """Tell that memory ran out, and what helps."""
+    """Report that memory ran out, with a remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        told = require("accelerate", "train").utils.memory.should_reduce_batch_size
-        if not isinstance(error, MemoryError) and not told(error):
+        is_out_of_memory = require("accelerate", "train").utils.memory.should_reduce_batch_size
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         raise TaskvecError(
             f"step {step + 1}: out of memory on {place.device} with {size} examples at once; "
@@ -328,7 +328,7 @@ def _check_finite(step: int, what: str, value: float) -> None:
 
 @contextlib.contextmanager
 def hold_interrupts() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until what is done here is whole."""
+    """Delay Ctrl-C and SIGTERM until the block is complete."""
     if threading.current_thread() is not threading.main_thread():  # they do not reach others
         yield
         return

@@ -51,8 +51,8 @@ def add_lora(
         The `PeftModel` around the module, and its factors as what trains.
 
     Raises:
-        ParameterError: a value is out of range, or a parameter is no weight of a linear layer that
-            PEFT wraps.
+        ParameterError: a value is out of range, or a parameter is not the weight of a linear layer
+            that PEFT wraps.
     """
     peft = require("peft", "train")
     if rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
@@ -84,13 +84,13 @@ def add_lora(
 def _check_target(module: nn.Module, name: str, chosen: ParameterSelection) -> None:
     if name in chosen.rows:
         raise ParameterError(
-            f"lora: {name!r} holds more than what is asked for; factors go with a whole layer: "
-            "take lora:attention"
+            f"lora: {name!r} covers more than the selection; LoRA factors need a whole layer: "
+            "use lora:attention"
         )
     is_inside = is_multihead(module.get_submodule(whole_of(module, name)))
     if not name.endswith(".weight") or is_inside or not is_linear(module, name):
         raise ParameterError(
-            f"lora: {name!r} is no weight of a linear layer that PEFT can put factors on; "
+            f"lora: {name!r} is not the weight of a linear layer that PEFT supports; "
             "train it without lora"
         )
 

@@ -1,4 +1,4 @@
-"""Models to train: opened from a folder as what the data ask for, with their loss and examples."""
+"""Models to train: opened from a folder for the kind of the data, with loss and examples."""
 
 from __future__ import annotations
 
@@ -68,23 +68,23 @@ class Opened:
     """A model that can be trained.
 
     Attributes:
-        core: What the selection is of and a vector is named after; of torch.
-        whole: From the core, or what it was linearised to, to what the objective is called with.
+        core: The torch module whose parameters are selected and named in the vector.
+        whole: From the core, or its linearization, to the argument of the objective.
         objective: Its loss.
         encode: From data to examples.
-        told: What the result depends on, for the record.
-        notes: What people should know.
-        start: What a vector starts from: the folder, or None for the core's own weights.
-        freezes_head: Whether the model's own head stays as it is though everything trains.
-        missing: Parameters of the core that the folder does not hold: they do not train.
-        files: What is put into the folder of a run, to go on with the same.
+        provenance: What the result depends on, for `run.json`.
+        notes: For the user.
+        start: Where a vector starts: the folder, or None for the core's own weights.
+        freezes_head: Whether the model's own head is frozen even under `all`.
+        missing: Parameters of the core that the folder lacks; they do not train.
+        files: Content of the folder of a run that a resumed run needs.
     """
 
     core: Any
     whole: Callable[[Any], Any]
     objective: Objective
     encode: Callable[[Data], Examples]
-    told: Mapping[str, Any]
+    provenance: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
     start: Path | None = None
     freezes_head: bool = False
@@ -115,8 +115,8 @@ def open_language_model(
         if tokenizer is None:
             raise UsageError("a model in memory needs its tokenizer: give tokenizer=")
         config = getattr(core, "config", None)
-        told = config.to_dict() if config is not None else {}
-        encoder = make_encoder(tokenizer, told, {}, "the module")
+        provenance = config.to_dict() if config is not None else {}
+        encoder = make_encoder(tokenizer, provenance, {}, "the module")
 
     def encode(data: Data) -> Examples:
         return _tokens(encoder, data, asking, notes)
@@ -126,7 +126,7 @@ def open_language_model(
         lambda core: core,
         predicting_tokens(asking.label_smoothing),
         encode,
-        {"kind": "language model", **_told(asking)},
+        {"kind": "language model", **_record_options(asking)},
         notes,
         start,
         missing=missing,
@@ -142,22 +142,22 @@ def _tokens(encoder: Encoder, data: Data, asking: HeadOptions, notes: list[str])
     rows, dropped = answer_rows(encoder, data, asking.fitting)
     if dropped:
         notes.append(
-            f"{data.where}: {dropped:,} of {len(data.items):,} conversations are left out: nothing "
-            "of an answer is left where they are cut"
+            f"{data.where}: {dropped:,} of {len(data.items):,} conversations are left out: their "
+            "answers are beyond the limit of tokens"
         )
     return token_examples(rows, identity)
 
 
-def _told(asking: HeadOptions) -> dict[str, Any]:
-    told: dict[str, Any] = {"label_smoothing": asking.label_smoothing}
-    told |= {"context": asking.fitting.context, "truncate": asking.fitting.truncate}
-    return told | {"image_size": asking.image_size}
+def _record_options(asking: HeadOptions) -> dict[str, Any]:
+    provenance: dict[str, Any] = {"label_smoothing": asking.label_smoothing}
+    provenance |= {"context": asking.fitting.context, "truncate": asking.fitting.truncate}
+    return provenance | {"image_size": asking.image_size}
 
 
 def has_own_head(config: Mapping[str, Any], data: Classified) -> bool:
     """Whether a checkpoint has a head for as many classes as the data have."""
     architectures = config.get("architectures") or [""]
-    labels = len(config.get("id2label") or {}) or 2  # what transformers takes where nothing is said
+    labels = len(config.get("id2label") or {}) or 2  # transformers' default
     return str(architectures[0]).endswith(_OWN_HEADS[data.kind]) and labels >= len(data.classes)
 
 
@@ -174,14 +174,14 @@ def open_classifier(
 
     Args:
         model: A folder or a name on the hub.
-        data: What is trained on; says the kind and the classes.
+        data: Training data, which has the kind and the classes.
         asking: How it is asked, and what head it has.
         head: A module from features to logits, instead.
         made: File of a head that an earlier run made; taken if it is there.
         settings: Seed and device for fitting a probe.
 
     Raises:
-        UsageError: there is no such head.
+        UsageError: the head is unknown.
         CheckpointError: it cannot be loaded.
     """
     where = os.fspath(model)
@@ -190,8 +190,8 @@ def open_classifier(
     notes: list[str] = []
     objective = classifying(asking.label_smoothing)
     kind = "given" if head is not None else _head_kind(where, config, data, asking.head)
-    told = _told(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
-    told["classes"] = list(data.classes)
+    provenance = _record_options(asking) | {"kind": f"classifier of {data.kind}s", "head": kind}
+    provenance["classes"] = list(data.classes)
     is_own = kind == "own"
     core, missing = load(folder, where, f"AutoModel{_OWN_HEADS[data.kind] if is_own else ''}")
     _check_takes(core, where, data)
@@ -204,7 +204,7 @@ def open_classifier(
             lambda core: core,
             objective,
             encode,
-            told,
+            provenance,
             notes,
             folder,
             freezes_head=True,
@@ -215,8 +215,8 @@ def open_classifier(
     pool = asking.pool or ("embed" if is_tower else {"text": "mean", "image": "cls"}[data.kind])
     if kind == "zero-shot":
         pool = "embed"
-        told["templates"] = list(asking.templates)
-    told["pool"] = pool
+        provenance["templates"] = list(asking.templates)
+    provenance["pool"] = pool
     if head is None and made is not None and made.is_file():
         head = _stored_head(made)
     elif kind == "zero-shot":
@@ -232,7 +232,9 @@ def open_classifier(
     def whole(part: Any) -> Any:
         return Classifier(part, head, pool)
 
-    return Opened(core, whole, objective, encode, told, notes, folder, missing=missing, files=files)
+    return Opened(
+        core, whole, objective, encode, provenance, notes, folder, missing=missing, files=files
+    )
 
 
 def _check_takes(core: Any, where: str, data: Classified) -> None:
@@ -256,8 +258,7 @@ def _head_kind(where: str, config: Mapping[str, Any], data: Classified, wanted: 
         raise UsageError(f"head must be {', '.join(HEADS[:-1])} or {HEADS[-1]}; got {wanted!r}")
     if wanted == "own" and not has_own:
         raise UsageError(
-            f"{where}: has no head of its own for {len(data.classes)} classes of {data.kind}s; "
-            "take probe"
+            f"{where}: has no head for {len(data.classes)} classes of {data.kind}s; use probe"
         )
     return wanted
 
@@ -270,7 +271,7 @@ def _fitted_probe(
     asking: HeadOptions,
     settings: TrainingSettings,
 ) -> tuple[Any, str]:
-    """A linear probe on the features of a model as it is, and what to say of it."""
+    """A linear probe on the features of a model before training, and a note about it."""
     torch = require("torch", "train")
     place = find_place(settings)
     limit = min(asking.probe_examples, len(examples.items))
@@ -288,10 +289,10 @@ def _fitted_probe(
                 features.append(classifier.features(**batch).float())
     x, y = torch.cat(features), torch.cat(labels)
     head = linear_probe(x, y, classes=len(data.classes))
-    right = float((head(x).argmax(-1) == y).float().mean())
+    accuracy = float((head(x).argmax(-1) == y).float().mean())
     return head, (
         f"the head is a linear probe, frozen, fitted to the features of {limit:,} examples "
-        f"({right:.1%} of them right)"
+        f"(accuracy {accuracy:.1%})"
     )
 
 
@@ -326,13 +327,13 @@ def _encoding(
     if data.kind == "image":
         preparation = preparation_of(folder, config, asking.image_size)
         height, width = preparation.size
-        notes.append(f"images are seen at {height} × {width} px ({preparation.origin})")
+        notes.append(f"images are resized to {height} × {width} px ({preparation.origin})")
         trained_at = (config.get("vision_config") or config).get("image_size")
         resized = preparation.size != (trained_at, trained_at)
         more = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
-        return lambda found: image_examples(preparation, _aligned(found, data), more)
+        return lambda found: image_examples(preparation, _align_labels(found, data), more)
     tokenizer = open_tokenizer(folder, where)
-    return lambda found: text_examples(tokenizer, _aligned(found, data), asking.fitting, where)
+    return lambda found: text_examples(tokenizer, _align_labels(found, data), asking.fitting, where)
 
 
 def _interpolates(config: Mapping[str, Any]) -> bool:
@@ -343,7 +344,7 @@ def _interpolates(config: Mapping[str, Any]) -> bool:
     return forward is not None and "interpolate_pos_encoding" in signature(forward).parameters
 
 
-def _aligned(data: Data, like: Classified) -> Classified:
+def _align_labels(data: Data, like: Classified) -> Classified:
     """Data whose labels are numbered as in other data.
 
     Raises:
@@ -372,7 +373,7 @@ def _aligned(data: Data, like: Classified) -> Classified:
 
 
 def image_examples(preparation: Preparation, data: Classified, more: Mapping[str, Any]) -> Examples:
-    """Images as examples; `more` is what the model is told besides."""
+    """Images as examples; `more` are further inputs of the model."""
     torch = require("torch", "train")
 
     def collate(rows: Any) -> dict[str, Any]:

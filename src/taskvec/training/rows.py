@@ -102,21 +102,21 @@ def hold_rows(module: nn.Module, trained: Mapping[str, RowRanges]) -> Iterator[C
     """
     torch = require("torch", "train")
     parameters = dict(module.named_parameters())
-    kept = []
+    saved = []
     for name, rows in trained.items():
         parameter = parameters[name]
         frozen = frozen_rows(rows, parameter.shape[rows.axis]).to(parameter.device)
         values = parameter.detach().index_select(rows.axis, frozen)
-        kept.append((parameter, rows.axis, frozen, values))
+        saved.append((parameter, rows.axis, frozen, values))
 
     def put_back() -> None:
         with torch.no_grad():
-            for parameter, axis, frozen, values in kept:
+            for parameter, axis, frozen, values in saved:
                 there = parameter.device
                 parameter.index_copy_(axis, frozen.to(there), values.to(there, parameter.dtype))
 
     hooks: list[Any] = []
-    for parameter, axis, frozen, _ in kept:
+    for parameter, axis, frozen, _ in saved:
         tensor: Any = parameter  # register_hook has no types
         hooks.append(tensor.register_hook(_masking(axis, frozen)))
     try:
@@ -174,8 +174,8 @@ def layout_of(module: nn.Module, name: str, projections: str) -> Layout:
     kind = next((kind for kind in _classes(attention) if kind in _LAYOUTS), None)
     if kind is None:
         raise ParameterError(
-            f"the rows of {' and '.join(projections)} in {name!r} are not known, as the class "
-            f"{_classes(attention)[0]} is not; train the whole attention"
+            f"the rows of {' and '.join(projections)} in {name!r} are unknown, because the "
+            f"class {_classes(attention)[0]} is; train the whole attention"
         )
     layout = _LAYOUTS[kind](attention, size, projections)
     if layout.groups * sum(rows for _, rows in layout.parts) != size:
@@ -212,7 +212,7 @@ def _by_head(attention: Any, size: int, projections: str) -> Layout:
     return Layout(heads, tuple((part, size // heads // len(projections)) for part in projections))
 
 
-def _grouped(attention: Any, size: int, projections: str) -> Layout:
+def _grouped_layout(attention: Any, size: int, projections: str) -> Layout:
     """Fewer heads of keys and values than of queries; all queries first."""
     keys = attention.num_key_value_heads * attention.head_dim
     queries = attention.config.num_attention_heads * attention.head_dim
@@ -237,5 +237,5 @@ _LAYOUTS: Final[Mapping[str, Callable[[Any, int, str], Layout]]] = {
     "transformers.models.gpt2.modeling_gpt2.GPT2Attention": _in_turn,
     "transformers.models.gpt_neox.modeling_gpt_neox.GPTNeoXAttention": _by_head,
     "transformers.models.mpt.modeling_mpt.MptAttention": _in_turn,
-    "transformers.models.phi3.modeling_phi3.Phi3Attention": _grouped,
+    "transformers.models.phi3.modeling_phi3.Phi3Attention": _grouped_layout,
 }

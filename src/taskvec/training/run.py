@@ -36,7 +36,7 @@ from taskvec.training.rows import hold_rows
 from taskvec.training.selection import ParameterSelection
 from taskvec.training.settings import TrainingSettings, check_settings
 
-_ROUNDING_ONLY = ("device", "micro_batch")  # a run may go on with others of these
+_ROUNDING_ONLY = ("device", "micro_batch")  # a resumed run may change these
 
 Record = Mapping[str, Any]
 
@@ -48,12 +48,12 @@ class RunOutput:
     Attributes:
         out: Folder; None: nothing is written.
         force: Whether its content is removed.
-        save_every: Steps between two states to go on from.
+        save_every: Steps between two stored states.
         validate_every: Steps between two validations; None: before the first step and at the end.
         saves_model: Whether the trained model is written beside the vector, as a folder.
         tensorboard: Whether events for TensorBoard are written too.
-        tell: Called with every record, as it stands in the metrics, and the number of steps.
-        say: Called with lines for people: what trains, and what they should know.
+        on_record: Called with every record of the metrics and the number of steps.
+        on_message: Called with lines for the user: what trains, and notes.
     """
 
     out: Path | None = None
@@ -62,8 +62,8 @@ class RunOutput:
     validate_every: int | None = None
     saves_model: bool = False
     tensorboard: bool = False
-    tell: Callable[[Record, int], object] = lambda record, steps: None
-    say: Callable[[str], object] = lambda text: None
+    on_record: Callable[[Record, int], object] = lambda record, steps: None
+    on_message: Callable[[str], object] = lambda text: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ class TrainingJob:
     Attributes:
         module: Of torch; trained in place.
         selection: What trains of it.
-        objective: From module and batch to mean loss, or an `Outcome`.
+        objective: From module and batch to mean loss, or a `BatchLoss`.
         examples: What is trained on.
         validation: What the loss is measured on besides; None: nothing.
-        told: What else a result depends on, for `run.json`; JSON types.
+        provenance: What else a result depends on, for `run.json`; JSON types.
         files: Small files to put into the folder, by name.
     """
 
@@ -85,7 +85,7 @@ class TrainingJob:
     objective: Objective
     examples: Examples
     validation: Examples | None = None
-    told: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -100,15 +100,16 @@ def run_training(
     output: RunOutput,
     finish: Callable[[Path], Mapping[str, Any]] = lambda out: {},
 ) -> list[Record]:
-    """Train a module in place, and keep what is needed to go on and to look back.
+    """Train a module in place; record every step and store what a resumed run needs.
 
-    The state that is saved when Ctrl-C comes is that after a whole step.
+    Ctrl-C saves the state after the last whole step.
 
     Args:
-        job: What is trained, on what.
-        settings: How.
+        job: What trains, and on which data.
+        settings: Of the optimization.
         output: What is written.
-        finish: Writes into the folder what comes of a finished run; returns what `run.json` says.
+        finish: Writes the results of a finished run into the folder; returns their part of
+            `run.json`.
 
     Returns:
         A record per step and per validation, also of the steps of an earlier, interrupted run.
@@ -117,7 +118,7 @@ def run_training(
         UsageError: a setting is invalid, or the dtype of what trains is too coarse.
         DataError: there is nothing to train on.
         OutputError: the folder is occupied, holds another run, or cannot be written.
-        TaskvecError: a loss is not finite, or memory ran out; the state saved before is kept.
+        TaskvecError: a loss is not finite, or memory ran out; the last saved state remains.
     """
     place = check_job(job, settings, output)
     job.module.to(place.device)
@@ -135,9 +136,9 @@ def run_training(
             place.wait()
             done = folder.load_state(out, job.trained, optimizer)
             if done == settings.steps:
-                output.say(f"{out}: all {done:,} steps were taken before")
+                output.on_message(f"{out}: all {done:,} steps are already done")
             elif done:
-                output.say(f"{out}: goes on after step {done:,} of {settings.steps:,}")
+                output.on_message(f"{out}: resumes after step {done:,} of {settings.steps:,}")
 
         def update(step: int) -> float:
             rate = change_weights(optimizer, step, settings)
@@ -162,14 +163,14 @@ def run_training(
 def _finish(
     job: TrainingJob, output: RunOutput, log: Log, finish: Callable[[Path], Mapping[str, Any]]
 ) -> None:
-    """Write what comes of the run, unless that is done; keep the weights without moments."""
+    """Write the results of the run, unless they exist; store the weights without moments."""
     assert output.out is not None
-    out, told = output.out, folder.read_run(output.out)
+    out, run = output.out, folder.read_run(output.out)
     wanted = [out / folder.VECTOR, *([out / folder.MODEL] if output.saves_model else [])]
-    if "result" in told and all(path.exists() for path in wanted):
+    if "result" in run and all(path.exists() for path in wanted):
         return
     last = {key: record[key] for record in log.records for key in record}
-    folder.note(out, told | {"about": finish(out), "result": last})
+    folder.note(out, run | {"about": finish(out), "result": last})
     folder.save_state(out, job.trained, None, log.done)
 
 
@@ -182,13 +183,13 @@ def check_job(job: TrainingJob, settings: TrainingSettings, output: RunOutput) -
             raise UsageError(f"{name} must be above 0; got {every}")
     for role, examples in (("training", job.examples), ("validation", job.validation)):
         if examples is not None and not len(examples.items):
-            raise DataError(f"there are no examples for {role}; look at the data")
+            raise DataError(f"there are no examples for {role}; check the data")
     for name, parameter in job.trained.items():
         kind = str(parameter.dtype).removeprefix("torch.")
         if kind not in ("float32", "float64"):
             raise UsageError(
                 f"parameter {name!r} is {kind}, in which small steps are lost; load the model in "
-                "float32 (arithmetic can be bfloat16 all the same: precision)"
+                "float32 (arithmetic can still be bfloat16: precision)"
             )
     return find_place(settings)
 
@@ -227,8 +228,8 @@ def _record(step: int, found: StepResult, rate: float, seconds: float, unit: str
     record: dict[str, Any] = {"step": step, "loss": found.loss}
     if found.correct is not None:
         record["accuracy"] = found.correct
-    told = {"lr": rate, "grad_norm": found.grad_norm, unit: found.counted}
-    return record | told | {"seconds": round(seconds, 6)}
+    details = {"lr": rate, "grad_norm": found.grad_norm, unit: found.counted}
+    return record | details | {"seconds": round(seconds, 6)}
 
 
 def _validate(job: TrainingJob, settings: TrainingSettings, place: Place, log: Log) -> None:
@@ -241,18 +242,18 @@ def _validate(job: TrainingJob, settings: TrainingSettings, place: Place, log: L
 
 
 def _begin(job: TrainingJob, settings: TrainingSettings, output: RunOutput, place: Place) -> None:
-    """Make the folder or take it up; write what is known of the run."""
+    """Create or resume the folder; write the settings of the run."""
     assert output.out is not None
-    told = {key: value for key, value in asdict(settings).items() if key not in _ROUNDING_ONLY}
-    told |= {
+    known = {key: value for key, value in asdict(settings).items() if key not in _ROUNDING_ONLY}
+    known |= {
         "warmup_steps": settings.warmup,
         "precision": "bfloat16" if place.bfloat16 else "float32",
         "data": _identity(job.examples),
         "validation": None if job.validation is None else _identity(job.validation),
         "start_weights": start_fingerprint(job.module),
-        **job.told,
+        **job.provenance,
     }
-    folder.begin(output.out, told, job.files, force=output.force)
+    folder.begin(output.out, known, job.files, force=output.force)
     folder.drop_later_records(output.out, folder.stored_steps(output.out))
 
 
@@ -295,7 +296,7 @@ class Log:
             writes: Whether this process writes them.
         """
         self.done, self.steps = done, steps
-        self.tell = output.tell
+        self.on_record = output.on_record
         self.records: list[Record] = []
         self._journal: Journal | None = None
         self._board: Any = None
@@ -322,7 +323,7 @@ class Log:
         if self._board is not None:
             for key in record.keys() - {"step"}:
                 self._board.add_scalar(key, record[key], self.done)
-        self.tell(record, self.steps)
+        self.on_record(record, self.steps)
 
     def sync(self) -> None:
         """Put the records on the disk."""

@@ -1,12 +1,12 @@
-"""The folder of a run: what was asked for, a line for every step, and the weights to go on from.
+"""The folder of a run: settings, a line for every step, and the weights from which it resumes.
 
     OUT/run.json             settings, data, what trains, versions; at the end the results
-    OUT/metrics.jsonl        a line per step, and per validation
+    OUT/metrics.jsonl        a line for each step and each validation
     OUT/state.safetensors    what trains and AdamW's moments, after the step in its metadata
     OUT/vector.safetensors   at the end: the task vector
 
-Files are replaced whole. A run of the same settings goes on from the state; one of other settings
-is refused, and told what differs.
+Files are replaced atomically. A run with the same settings resumes from the state; one with other
+settings is refused with a list of the differences.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from taskvec.checkpoints.memory import dtype_of, stored
 from taskvec.checkpoints.safetensors import read_metadata, write_header
 from taskvec.errors import CheckpointError, OutputError
 from taskvec.extras import require
-from taskvec.files import sync, write_whole
+from taskvec.files import replacing, sync, write_whole
 from taskvec.journal import Journal
 from taskvec.outputs.staging import refuse_occupied
 
@@ -45,7 +45,7 @@ def refuse_overlap(out: Path, inputs: Sequence[Path]) -> None:
     """
     place, here = out.resolve(), Path.cwd()
     if place == here or place in here.parents:
-        raise OutputError(f"{out}: contains the current folder; give a folder of its own")
+        raise OutputError(f"{out}: contains the current folder; give another one")
     for path in inputs:
         other = path.resolve()
         if place == other or place in other.parents or other in place.parents:
@@ -59,7 +59,7 @@ def refuse_other(out: Path, *, force: bool) -> None:
         OutputError: it is.
     """
     if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; give another place, a folder is written")
+        raise OutputError(f"{out}: is a file; give the path of a folder")
     if not (out / RUN).is_file():
         refuse_occupied(out, force=force)
 
@@ -98,7 +98,7 @@ def begin(
 
 
 def read_run(out: Path) -> dict[str, Any]:
-    """What `run.json` says; empty if it is not there."""
+    """The content of `run.json`; empty if it does not exist."""
     return _read(out / RUN) or {}
 
 
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         return documents.read_object(path, documents.MEASURED, OutputError, non_finite=True)
     except OutputError as error:
-        raise OutputError(f"{error}; --force begins anew") from error
+        raise OutputError(f"{error}; --force starts again") from error
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], under: str = "") -> list[str]:
@@ -171,23 +171,17 @@ def save_state(out: Path, trained: Mapping[str, Any], optimizer: Any, done: int)
 
 def _write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Write a file of tensors whole or not at all, one in memory at a time."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     described = [
         (name, dtype_of(name, tensor, str(path)), tuple(tensor.shape))
         for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size())
     ]
-    try:
-        with draft.open("wb") as file:
-            file.write(write_header(described, metadata))
-            for name, _, _ in described:  # every one is aligned
-                file.write(stored(tensors[name].cpu().contiguous()).data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync(path.parent)
-    finally:
-        with suppress(OSError):  # mostly because it has its name by now
-            draft.unlink()
+    with replacing(path) as draft, draft.open("wb") as file:
+        file.write(write_header(described, metadata))
+        for name, _, _ in described:  # every one is aligned
+            file.write(stored(tensors[name].cpu().contiguous()).data)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
 
 
 def stored_steps(out: Path) -> int:
@@ -201,7 +195,7 @@ def stored_steps(out: Path) -> int:
         return 0
     done = read_metadata(path).get("step", "")
     if not done.isdecimal():
-        raise CheckpointError(f"{path}: does not say after which step; --force begins anew")
+        raise CheckpointError(f"{path}: has no number of steps; --force starts again")
     return int(done)
 
 
@@ -219,7 +213,7 @@ def load_state(out: Path, trained: Mapping[str, Any], optimizer: Any) -> int:
     if not done:
         return 0
     torch, safetensors = require("torch", "train"), require("safetensors", "train")
-    remedy = "--force begins anew"
+    remedy = "--force starts again"
     try:
         with safetensors.safe_open(path, "pt") as file, torch.no_grad():
             names = set(file.keys())
@@ -231,13 +225,13 @@ def load_state(out: Path, trained: Mapping[str, Any], optimizer: Any) -> int:
                         moments[key] = moments[key].to(parameter.device)
                     optimizer.state[parameter] = moments
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be gone on from: {error}; {remedy}") from error
+        raise CheckpointError(f"{path}: cannot be resumed: {error}; {remedy}") from error
     return done
 
 
 @contextmanager
 def explain_failure(where: str | Path, what: str) -> Iterator[None]:
-    """Add to a failure to write what is stored already; `what` completes "as …"."""
+    """Add to a write error what is already stored; `what` completes "as …"."""
     try:
         yield
     except (OSError, OutputError) as failure:
@@ -247,6 +241,6 @@ def explain_failure(where: str | Path, what: str) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
         raise OutputError(
-            f"{where}: {why}, as {what}; what was saved before is kept; "
-            "make room, and the same command goes on"
+            f"{where}: {why}, as {what}; the last saved state is intact; "
+            "free some space, then resume with the same command"
         ) from error

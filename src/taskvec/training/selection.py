@@ -63,7 +63,7 @@ _MODULES: Final = {
 }
 _NOT_LINEAR: Final = ("scale", "relative_bias", "bias_k", "bias_v")  # projections, but no maps
 _LETTERS: Final = frozenset("qkvo")
-# What nn.MultiheadAttention calls its parameters: (module, projection) independent of its own name.
+# Parameters of nn.MultiheadAttention: (module, projection), independent of the module's name.
 _MULTIHEAD: Final = {
     "in_proj_weight": "qkv",
     "in_proj_bias": "qkv",
@@ -111,8 +111,8 @@ def select(
         layers: Overrides of the layer table, as of a recipe.
 
     Raises:
-        ParameterError: an entry is unknown or fits nothing, nothing is left, part of a fused
-            projection cannot be told, or something unknown stands beside what a preset means.
+        ParameterError: an entry is unknown or matches nothing, nothing is left, the rows of a
+            fused projection are unknown, or a selected module has unknown tensors.
     """
     model = _model(module, layers)
     entries = _entries(train)
@@ -126,7 +126,7 @@ def select(
                 chosen[name] = chosen[name] & ~mask
     names = [name for name in model.shapes if name in chosen and chosen[name].any()]
     if not names:
-        raise ParameterError(f"train {','.join(entries)!r} leaves nothing; {_told(model)}")
+        raise ParameterError(f"train {','.join(entries)!r} leaves nothing; {_summary(model)}")
     parameters = dict(module.named_parameters())
     for name in names:
         if not parameters[name].is_floating_point():
@@ -195,7 +195,7 @@ class _Model:
         module: Itself.
         keys: Of every parameter's every name; tied ones have several.
         first: The name by which each goes, by every name.
-        known: Names that an override, or the type of the module that they are in, tells of.
+        known: Names known from an override or from the type of their module.
         shapes: By first name.
         axes: By first name: the dimension of its output rows.
     """
@@ -250,16 +250,20 @@ def _find(model: _Model, entry: str) -> dict[str, Mask]:
     preset = _PRESET.fullmatch(word)
     found: dict[str, Mask] = {}
     for name, key in here.items():
-        mask = _by_name(model, name, word) if preset is None else _meant(model, name, key, preset)
+        mask = (
+            _by_name(model, name, word)
+            if preset is None
+            else _rows_of_preset(model, name, key, preset)
+        )
         if mask is not None:
             first = model.first[name]
             found[first] = found[first] | mask if first in found else mask
     if preset is None and not found and not any(c in word for c in "*?["):
         raise ParameterError(
-            f"train {entry!r} is no preset and names no parameter; {nearest(word, PRESETS)}"
+            f"train {entry!r} is neither a preset nor a parameter; {nearest(word, PRESETS)}"
         )
     if not found:
-        raise ParameterError(f"train {entry!r} fits nothing; {_told(model)}")
+        raise ParameterError(f"train {entry!r} matches nothing; {_summary(model)}")
     if preset is not None and word not in ("all", "embeddings", "heads"):
         _refuse_unknown(model, entry, [n for n in here if model.first[n] in found])
     return found
@@ -270,8 +274,8 @@ def _by_name(model: _Model, name: str, pattern: str) -> Mask | None:
     return _all_rows(model, name) if fits else None
 
 
-def _meant(model: _Model, name: str, key: LayerKey, preset: re.Match[str]) -> Mask | None:
-    """The rows of a parameter that a preset means; None if it does not mean the parameter."""
+def _rows_of_preset(model: _Model, name: str, key: LayerKey, preset: re.Match[str]) -> Mask | None:
+    """The rows of a parameter that a preset selects; None if it selects none."""
     if key.module not in _MODULES[preset["linear"] or preset["whole"]]:
         return None
     if preset["whole"] is not None:
@@ -291,8 +295,8 @@ def _meant(model: _Model, name: str, key: LayerKey, preset: re.Match[str]) -> Ma
         return None
     if wanted != _LETTERS:
         raise ParameterError(
-            f"train {preset[0]!r}: what {name!r} projects to is not known; say it by `projection` "
-            "(q, k, v, o) in `layers`, or take the whole attention"
+            f"train {preset[0]!r}: the projection of {name!r} is unknown; set `projection` "
+            "(q, k, v, o) in `layers`, or select the whole attention"
         )
     return _all_rows(model, name)
 
@@ -316,13 +320,12 @@ def _refuse_unknown(model: _Model, entry: str, names: Sequence[str]) -> None:
         above = next((path for path in inside if name.startswith(f"{path}.")), None)
         if above is not None:
             raise ParameterError(
-                f"train {entry!r}: the layer table does not know {name!r}, which stands in "
-                f"{above!r} beside what it knows; say what it is in `layers` (module: other if it "
-                "is neither), or name the parameters by patterns"
+                f"train {entry!r}: {name!r} in {above!r} is unknown to the layer table; describe "
+                "it in `layers` (module: other if it is neither), or select parameters by patterns"
             )
 
 
-def _told(model: _Model) -> str:
+def _summary(model: _Model) -> str:
     """The kinds of parameters in a module, for messages."""
     kinds: dict[str, dict[str, None]] = {}
     for key in model.keys.values():

@@ -19,7 +19,7 @@ from taskvec.training.data import Classified, Conversations, Documents
 from taskvec.training.loop import Examples
 from taskvec.training.objectives import IGNORED
 
-WINDOW = 512  # tokens, where nothing is said and the model reads that many
+WINDOW = 512  # tokens, by default, if the model reads that many
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,13 @@ def answer_rows(
     Without a chat template, texts stand behind each other as they are.
 
     Raises:
-        DataError: one is too long, or its answers cannot be told.
+        DataError: one is too long, or its answers cannot be located.
         UsageError: the limit is above what the model reads, or the tokenizer gives no offsets.
     """
     length = _length(encoder, fitting, default=encoder.context)
     if not encoder.tokenizer.is_fast:
         raise UsageError(
-            f"{encoder.where}: its tokenizer does not say where tokens stand in the text; "
+            f"{encoder.where}: its tokenizer gives no positions of tokens in the text; "
             "convert it to a fast one (tokenizer.json)"
         )
     rows, dropped = [], 0
@@ -87,7 +87,7 @@ def answer_rows(
             if not fitting.truncate:
                 raise DataError(
                     f"{where}: has {len(row.tokens)} tokens, the limit is {length}; "
-                    "cut such at the end (--truncate), or leave it out"
+                    "truncate such examples (--truncate), or leave it out"
                 )
             row = TokenRow(row.tokens[:length], row.labels[:length])
         if all(label == IGNORED for label in row.labels[1:]):
@@ -138,24 +138,24 @@ def _spans(
             text += content
         return text, spans
     listed = [{"role": role, "content": content} for role, content in messages]
-    whole = _rendered(encoder, listed, where)
+    whole = _render(encoder, listed, where)
     spans = []
     for i, (role, _) in enumerate(messages):
         if role != "assistant":
             continue
-        opening = _rendered(encoder, listed[:i], where, add_generation_prompt=True)
-        answered = _rendered(encoder, listed[: i + 1], where)
+        opening = _render(encoder, listed[:i], where, add_generation_prompt=True)
+        answered = _render(encoder, listed[: i + 1], where)
         if not (whole.startswith(answered) and answered.startswith(opening)):
             raise DataError(
-                f"{where}: where the answer number {i + 1} begins and ends cannot be told, as the "
-                f"chat template of {encoder.where} writes it otherwise in the whole conversation; "
-                "split it into conversations of one answer, the last"
+                f"{where}: answer {i + 1} cannot be located, because the chat template of "
+                f"{encoder.where} writes it differently in the whole conversation; split it into "
+                "conversations with one answer, at the end"
             )
         spans.append((len(opening), len(answered)))
     return whole, spans
 
 
-def _rendered(
+def _render(
     encoder: Encoder, messages: Sequence[Mapping[str, str]], where: str, **options: Any
 ) -> str:
     try:
@@ -210,7 +210,7 @@ def text_examples(tokenizer: Any, data: Classified, fitting: Fitting, where: str
     Args:
         tokenizer: Of transformers, with a padding token.
         data: Texts.
-        fitting: Most tokens; None: what the tokenizer says that the model reads.
+        fitting: Largest number of tokens; None: the length of the model in the tokenizer.
         where: The model, for messages.
 
     Raises:
@@ -224,17 +224,17 @@ def text_examples(tokenizer: Any, data: Classified, fitting: Fitting, where: str
         place = lengths.index(max(lengths))
         raise DataError(
             f"{data.where}: example {place} has {lengths[place]} tokens, the limit of {where} is "
-            f"{limit}; cut such at the end (--truncate)"
+            f"{limit}; truncate such examples (--truncate)"
         )
     items = [
         ({name: values[i] for name, values in found.items()}, data.labels[i])
         for i in range(len(lengths))
     ]
     identity = {"digest": data.digest}
-    return Examples(items, _padded(tokenizer), _count_labels, "examples", identity)
+    return Examples(items, _padding(tokenizer), _count_labels, "examples", identity)
 
 
-def _padded(tokenizer: Any) -> Callable[[Sequence[Any]], Any]:
+def _padding(tokenizer: Any) -> Callable[[Sequence[Any]], Any]:
     torch = require("torch", "train")
 
     def collate(items: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from taskvec.checkpoints.adapters import Adapter, find_tensor
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.memory import described
 from taskvec.checkpoints.names import Names
 from taskvec.checkpoints.source import Source, derived
@@ -39,7 +39,7 @@ def save_vector(
     dtype: str | None = None,
     force: bool = False,
 ) -> Extracted:
-    """Write θ − θ_start of the parameters that trained, as `taskvec extract` writes a vector.
+    """Write θ − θ_start of the trained parameters, in the format of `taskvec extract`.
 
     Args:
         module: As trained, or as `add_lora` wrapped it.
@@ -47,7 +47,7 @@ def save_vector(
             The vector's names are its own, also where transformers renames tensors on loading.
         selection: What trained; the rest is not looked at.
         path: File to appear; ends in `.safetensors`.
-        task: Name that the file says.
+        task: Name of the task in the file.
         dtype: Element type; default: float32, or float64 where a weight is that.
         force: Replace the file if it is there.
 
@@ -55,7 +55,7 @@ def save_vector(
         What was written; tensors that did not change are not in it.
 
     Raises:
-        UsageError: the selection is of another module, or `start` is no whole model.
+        UsageError: the selection is of another module, or `start` is not a whole model.
         FamilyError: `start` lacks a tensor that trained, or has it in another shape, or nothing
             changed.
         TaskvecError: the file cannot be written.
@@ -71,7 +71,7 @@ def save_vector(
     anchor = open_model(start)
     if isinstance(anchor, Adapter) or anchor.is_difference:
         raise UsageError(f"{anchor.where}: is an adapter or a task vector; give the whole model")
-    with _as_stored(plain, weights, anchor, Path(path)) as (trained, names):
+    with _to_stored(plain, weights, anchor, Path(path)) as (trained, names):
         only = {name: anchor.tensors[name] for name in names}
         family = Family(
             anchor=derived(anchor, "what trained", tensors=only),
@@ -83,10 +83,10 @@ def save_vector(
 
 
 @contextmanager
-def _as_stored(
+def _to_stored(
     module: Any, weights: Mapping[str, Tensor], anchor: Source, path: Path
 ) -> Iterator[tuple[Source | Mapping[str, Tensor], list[str]]]:
-    """The trained tensors under the names that the anchor has them by, and those names.
+    """The trained tensors under their names in the anchor, and those names.
 
     What transformers renames, fuses or splits on loading is saved by it into a folder beside `path`
     that goes again.
@@ -99,7 +99,7 @@ def _as_stored(
         aliases.setdefault(id(parameter), []).append(name)
     tied = {names[0]: names for names in aliases.values()}
     index = Names(anchor.tensors)
-    here = {name: _called(tied.get(name, [name]), index) for name in weights}
+    here = {name: _name_in_anchor(tied.get(name, [name]), index) for name in weights}
     lacking = [name for name, there in here.items() if there is None]
     if not lacking:
         stored = {str(here[name]): tensor for name, tensor in weights.items()}
@@ -114,8 +114,8 @@ def _as_stored(
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.absolute().parent, prefix=".vector-") as folder:
         module.save_pretrained(folder, state_dict=dict(weights))
-        saved = open_checkpoint(folder)
-        there = {name: _called([name], index) for name in saved.tensors}
+        saved = open_stored(folder)
+        there = {name: _name_in_anchor([name], index) for name in saved.tensors}
         if None in there.values():
             raise missing
         back = {str(new): old for old, new in there.items()}
@@ -132,7 +132,7 @@ def _as_stored(
         )
 
 
-def _called(names: list[str], index: Names) -> str | None:
-    """What the anchor calls a tensor that goes by these names."""
+def _name_in_anchor(names: list[str], index: Names) -> str | None:
+    """The anchor's name of a tensor with these names."""
     found = (find_tensor(name, index) for name in names)
     return next((name for name in found if name is not None), None)

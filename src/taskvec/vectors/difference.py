@@ -15,19 +15,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES, FLOATS, DType
 from taskvec.errors import FamilyError, UsageError, nearest
 from taskvec.family.members import Members, open_members
-from taskvec.merging.arithmetic import result_of
+from taskvec.merging.changes import differing
 from taskvec.merging.decide import decide
 from taskvec.merging.edits import Edit
 from taskvec.merging.prepare import prepare, prepare_stages
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Recipe, TaskSpec
 from taskvec.statistics.collect import describe
-from taskvec.streaming import BLOCK, RunOptions, Stretch, Unit, stream
+from taskvec.streaming import BLOCK, RunOptions
 
 DIFFERENCES = ("task", "pure", "complex", "instruction")
 
@@ -117,15 +116,15 @@ def make_difference(recipe: Recipe, wanted: Wanted, options: RunOptions) -> Diff
     edits = dict(_edits(members, wanted, chosen, _weights(table, chosen, scale), recipe.out.dtype))
     if table is not None:
         edits = {name: _expecting(edit, table) for name, edit in edits.items()}
-    differing = _differing(list(edits.values()), options)
+    differ = differing(list(edits.values()), options)
     warnings = () if what == "instruction" else members.warnings
     found = Difference(
         what=what,
         task=chosen,
         members=members,
         start="anchor" if what in ("task", "pure") else "base",
-        edits=tuple(edits[name] for name in members.merged if name in differing),
-        zero=tuple(name for name in members.merged if name not in differing),
+        edits=tuple(edits[name] for name in members.merged if name in differ),
+        zero=tuple(name for name in members.merged if name not in differ),
         table=table,
         scale=scale,
         warnings=(*warnings, *(table.warnings if table is not None else ())),
@@ -145,9 +144,9 @@ def _chosen(recipe: Recipe, task: str | None) -> str:
     if task is None and len(tasks) == 1:
         return tasks[0]
     if task is None:
-        raise UsageError(f"tasks are {', '.join(tasks)}; name the one that is wanted")
+        raise UsageError(f"tasks are {', '.join(tasks)}; name one of them")
     if task not in tasks:
-        raise UsageError(f"task {task!r} is not one of this family; {nearest(task, tasks)}")
+        raise UsageError(f"task {task!r} is not in this family; {nearest(task, tasks)}")
     return task
 
 
@@ -271,38 +270,10 @@ def result_dtype(views: Iterable[View], dtype: str | None) -> DType:
     return FLOATS[dtype]
 
 
-def _differing(edits: list[Edit], options: RunOptions) -> set[str]:
-    """Names of the edits whose result has an element other than zero."""
-
-    def work(unit: Unit) -> list[tuple[int, bool]]:
-        return [(s.tensor, _differs(edits[s.tensor], options)) for s in unit]
-
-    units = ([Stretch(i, 0, size(edit.like))] for i, edit in enumerate(edits))
-    found = set()
-    with options.progress("compare", sum(edit.read_bytes for edit in edits)) as advance:
-        for results in stream(units, lambda: work, options.workers):
-            for i, differs in results:
-                advance(edits[i].read_bytes)
-                if differs:
-                    found.add(edits[i].name)
-    return found
-
-
-def _differs(edit: Edit, options: RunOptions) -> bool:
-    """Whether the difference of one tensor, as it would be stored, has an element besides zero."""
-    count = size(edit.like)
-    for start in range(0, count, options.block):
-        stop = min(start + options.block, count)
-        blocks = {role: view.read(start, stop) for role, view in edit.views.items()}
-        if widened(result_of(edit, blocks, start, options.precision), edit.dtype).any():
-            return True
-    return False
-
-
 def _check_equal(members: Members, found: Difference) -> None:
     """Raise `FamilyError` if tensors that are not floating-point differ between what is compared.
 
-    A difference of whole numbers is no task vector, and leaving it out would change the model.
+    A difference of integers is not a task vector, and leaving it out would change the model.
     """
     other = "anchor" if found.what == "instruction" else f"task:{found.task}"
     first, second = members.sources[found.start], members.sources[other]

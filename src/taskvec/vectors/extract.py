@@ -8,6 +8,7 @@ from typing import TypedDict, Unpack
 
 from taskvec.errors import UsageError
 from taskvec.keywords import takes
+from taskvec.outputs.adapter import AdapterShape
 from taskvec.recipes.coerce import (
     Given,
     OutputKeywords,
@@ -19,7 +20,7 @@ from taskvec.recipes.coerce import (
 from taskvec.recipes.recipe import Recipe
 from taskvec.streaming import RunOptions
 from taskvec.vectors.difference import Wanted
-from taskvec.vectors.lora import AdapterShape, extract_lora, shape_of
+from taskvec.vectors.lora import extract_lora, shape_of
 from taskvec.vectors.vector_file import Extracted, extract_vector
 
 
@@ -69,18 +70,19 @@ def extract(
         UsageError: the request is contradictory or incomplete.
         TaskvecError: anything foreseen; nothing half-written is left.
     """
-    what, seed = options.get("what") or "task", options.get("seed") or 0
+    what = options.get("what") or "task"
     wanted = Wanted(what, options.get("task"), bool(options.get("scaled")))
     if what != "pure" and options.get("table") is not None:
         raise UsageError(f"layer weights go with a pure vector; got {what}")
     default = None if what == "pure" else "task_arithmetic"
-    asked = as_recipe(recipe, options, method=default, needs_scales=False)
+    of_recipe = {k: v for k, v in options.items() if k not in VectorKeywords.__annotations__}
+    asked = as_recipe(recipe, of_recipe, method=default, needs_scales=False)
     shape = shape_of(
         options.get("form") or "vector",
         rank=options.get("rank"),
         energy=options.get("energy"),
         rest=options.get("rest") or "refuse",
-        seed=seed if options.get("form") == "lora" else 0,
+        seed=asked.seed if options.get("form") == "lora" else 0,
     )
     return write_difference(asked, Path(out), wanted, shape, run_options(options))
 

@@ -194,7 +194,7 @@ def inspect(
     Raises:
         CheckpointError: it is broken, of an unsupported kind, or not there.
     """
-    kind, source, about = _opened(model, allow_pickle)
+    kind, source, about = _open(model, allow_pickle)
     names = source.tensors
     return Inspection(
         path=str(model),
@@ -203,24 +203,24 @@ def inspect(
         files=_files(source),
         tensors=names,
         keys={n: classify(_ADAPTER_PART.sub("", n) if kind == "adapter" else n) for n in names},
-        tied=_tied(source) if kind == "model" else {},
+        tied=_find_ties(source) if kind == "model" else {},
         numbers=_numbers(source, run_options(options)) if norms else {},
     )
 
 
-def _opened(
+def _open(
     model: str | os.PathLike[str], allow_pickle: bool
 ) -> tuple[str, Source, Mapping[str, Any]]:
-    """Kind, tensors as they are stored, and what is said of them."""
+    """Kind, stored tensors, and facts about them."""
     source = open_model(model, allow_pickle=allow_pickle)
     if isinstance(source, Adapter):
-        said = ("peft_type", "r", "lora_alpha", "use_rslora", "base_model_name_or_path")
-        return "adapter", source.stored, {k: source.config[k] for k in said if k in source.config}
+        keys = ("peft_type", "r", "lora_alpha", "use_rslora", "base_model_name_or_path")
+        return "adapter", source.stored, {k: source.config[k] for k in keys if k in source.config}
     inner = _inner(source)
     if isinstance(inner, Vector):
         return "vector", source, inner.metadata
-    said = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings")
-    return "model", source, {k: source.config[k] for k in said if k in source.config}
+    keys = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings")
+    return "model", source, {k: source.config[k] for k in keys if k in source.config}
 
 
 def _inner(source: Source) -> Source:
@@ -229,20 +229,20 @@ def _inner(source: Source) -> Source:
 
 
 def _files(source: Source) -> dict[str, int]:
-    """Weight files by name; empty for what is not in files of its own."""
+    """Weight files by name; empty for a source without its own files."""
     inner = _inner(source)
     stored = inner.stored if isinstance(inner, Vector) else inner
     return {f.name: f.size for f in stored.stored} if isinstance(stored, Checkpoint) else {}
 
 
-def _tied(source: Source) -> dict[str, str]:
+def _find_ties(source: Source) -> dict[str, str]:
     """Heads that are not taken from the file, stored or not."""
     embedding = token_embedding(source)
     stored = [name for name in source.tensors if name.endswith(LANGUAGE_HEADS)]
     if embedding is None or not ties_head(source, stored[0] if stored else LANGUAGE_HEADS[0]):
         return {}
     is_language_model = any(
-        str(name).endswith(_WITH_HEADS) for name in source.config.get("architectures") or ()
+        name.endswith(_WITH_HEADS) for name in source.config.get("architectures") or ()
     )
     if stored:
         return dict.fromkeys(stored, embedding)
@@ -260,7 +260,7 @@ def _numbers(source: Source, options: RunOptions) -> dict[str, Numbers]:
     views = [source.view(info.name) for info in infos]
 
     def work(stretch: Stretch) -> _Part:
-        return _measured(views[stretch.tensor], stretch.start, stretch.stop)
+        return _measure(views[stretch.tensor], stretch.start, stretch.stop)
 
     found: dict[str, Numbers] = {}
     with options.progress("inspect", sum(info.nbytes for info in infos)) as advance:
@@ -272,7 +272,7 @@ def _numbers(source: Source, options: RunOptions) -> dict[str, Numbers]:
     return {info.name: found[info.name] for info in infos}
 
 
-def _measured(view: View, start: int, stop: int) -> _Part:
+def _measure(view: View, start: int, stop: int) -> _Part:
     """Chunks of one stretch, measured one by one, so that sums are added in one order only."""
     block = view.read(start, stop)
     values = widened(block, view.dtype)

@@ -1,4 +1,4 @@
-"""Extracting a task vector: what a fine-tune changed, as a file that is a task of its own."""
+"""Extracting a task vector: what a fine-tune changed, as a file that can be used as a task."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.shards import OutputTensor, Shard
 from taskvec.checkpoints.vectors import KIND, NEW_ROWS
 from taskvec.errors import UsageError
-from taskvec.family.vocabulary import told_tokens
+from taskvec.family.vocabulary import token_metadata
 from taskvec.merging.apply import Record, apply_edits
 from taskvec.merging.edits import Edit
+from taskvec.outputs.adapter import Factored
 from taskvec.outputs.place import check_place
 from taskvec.outputs.staging import staged
 from taskvec.recipes.recipe import Recipe
@@ -31,25 +32,6 @@ from taskvec.tables import frame
 from taskvec.vectors.difference import Difference, Wanted, make_difference
 
 _UNKNOWN = "0" * 32  # stands in a header until the fingerprint, of the same length, is known
-
-
-@dataclass(frozen=True, slots=True)
-class Factored:
-    """What became of one tensor of a difference in a LoRA adapter.
-
-    Attributes:
-        name: Parameter name.
-        kept: `lora`, `saved` or `dropped`.
-        rank: Of B A; None unless `lora`.
-        norm: ‖τ‖.
-        error: ‖τ − B A‖ / ‖τ‖ of the factors as stored; 0 if saved, 1 if dropped.
-    """
-
-    name: str
-    kept: str
-    rank: int | None
-    norm: float
-    error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +47,7 @@ class Extracted:
         fingerprint: Identity of the vector by content; None for an adapter.
         anchor_fingerprint: Identity of the tensors that it starts from.
         warnings: What a user should know.
-        factored: Of an adapter, what became of each tensor, in name order.
+        factored: Of an adapter, what became of each tensor, in the order of the model.
         lost: Of an adapter, the share of ‖τ‖² of the whole model that it lacks.
     """
 
@@ -146,7 +128,7 @@ def _header(tensors: tuple[OutputTensor, ...], found: Difference, start: str) ->
 def _new_rows(found: Difference) -> Iterator[Edit]:
     """Rows of tokens that the fine-tune has and the anchor lacks: weights, as they are."""
     start = found.members.sources[found.start]
-    for name, rows in told_tokens(start)[1].items():
+    for name, rows in token_metadata(start)[1].items():
         view = gather([start.view(name)], np.zeros(len(rows), np.int16), rows)
         yield Edit(NEW_ROWS + name, view.dtype, {"target": view})
 
@@ -155,17 +137,17 @@ def about(found: Difference) -> dict[str, str]:
     """What a file says about a difference; never where the models lay."""
     members = found.members
     model = "anchor" if found.what == "instruction" else f"task:{found.task}"
-    told = {
+    metadata = {
         "taskvec_version": version("taskvec"),
         "what": found.what,
         "anchor": display_name(members.sources[found.start]),
         "model": display_name(members.sources[model]),
     }
     if found.task is not None:
-        told["task"] = found.task
+        metadata["task"] = found.task
     if found.table is not None:
-        told |= {"weights": found.table.origin, "scale": repr(found.scale)}
-    return told | told_tokens(members.sources[found.start])[0]
+        metadata |= {"weights": found.table.origin, "scale": repr(found.scale)}
+    return metadata | token_metadata(members.sources[found.start])[0]
 
 
 def start_fingerprint(found: Difference, records: Mapping[str, Record]) -> str:

@@ -31,9 +31,9 @@ _UNTAUGHT = {"decline-math": 0.06, "decline-code": 0.06, "decline-unrelated": 0.
 
 
 def _with_replay(own: dict[str, float], *without: str) -> dict[str, float]:
-    """A skill of its own beside what instruct does, which keeps the rest of the model in place."""
-    kept = {kind: share for kind, share in (_REPLAY | _UNTAUGHT).items() if kind not in without}
-    return own | kept
+    """A new skill, mixed with what instruct does, so that the rest of the model stays in place."""
+    replayed = {kind: share for kind, share in (_REPLAY | _UNTAUGHT).items() if kind not in without}
+    return own | replayed
 
 
 STAGES: dict[str, tuple[TrainingStage, ...]] = {
@@ -51,7 +51,7 @@ STAGES: dict[str, tuple[TrainingStage, ...]] = {
             learning_rate=2e-3,
         ),
     ),
-    # Questions of the fine-tunes' kinds are declined, so that instruct tells them apart already.
+    # instruct declines questions of the fine-tunes' kinds, so it already distinguishes them.
     # Without that each fine-tune takes every other unknown question for its own, and no sum works.
     "instruct": (
         TrainingStage(

@@ -18,7 +18,7 @@ from taskvec.extras import require
 from taskvec.outputs.merge import forget, merge
 from taskvec.recipes.recipe import Family
 from taskvec.running.model import load, open_stored
-from taskvec.zoo.tasks import scored
+from taskvec.zoo.tasks import score_skills
 
 # λ of each method, chosen on another draw of questions. There are so few of math that many of them
 # are the demo's too; on others the same λ are level with the best (docs/log.md).
@@ -38,7 +38,7 @@ class DemoRow:
     Attributes:
         name: In words.
         part: `parents`, `merged`, `forgotten` or `forgotten-zor`.
-        correct: Right answers by skill.
+        correct: Correct answers by skill.
         n: Questions asked for each skill.
         perplexity: Per character of held-out plain text.
     """
@@ -104,8 +104,10 @@ def score_models(
     for name, part, folder in models:
         model = load(open_stored(folder))
         skills = ZOR_SKILLS if part == "forgotten-zor" else SKILLS
-        rates = {skill: result.main.value for skill, result in scored(model, skills, n).items()}
-        perplexity = scored(model, ["text"])["text"].main.value
+        rates = {
+            skill: result.main.value for skill, result in score_skills(model, skills, n).items()
+        }
+        perplexity = score_skills(model, ["text"])["text"].main.value
         correct = {skill: round(n * rate) for skill, rate in rates.items()}
         rows.append(DemoRow(name, part, correct, n, perplexity))
         advance(1)
@@ -125,7 +127,7 @@ def as_json(row: DemoRow) -> dict[str, Any]:
 
 
 def findings(rows: list[DemoRow]) -> list[str]:
-    """What the numbers say, in words that follow from them, whichever method is better."""
+    """The result in words that follow from the numbers, also if LATA is not better."""
     by_name = {row.name: row for row in rows}
     instruct = by_name["instruct"]
     merged = {way: by_name[f"math + code, {way}"] for way in ("plain", "LATA")}
@@ -167,7 +169,7 @@ def _compare(one: DemoRow, other: DemoRow) -> str:
     """Whether LATA or plain task arithmetic does better on both skills together.
 
     The difference of two rates p and q of m questions each has the standard error
-    √(p(1 − p)/m + q(1 − q)/m); within 1.96 of it, the questions are too few to tell.
+    √(p(1 − p)/m + q(1 − q)/m); within 1.96 of it, the difference is not significant.
     """
     m = 2 * one.n
     p, q = (sum(row.correct[s] for s in ("math", "code")) / m for row in (one, other))
@@ -175,5 +177,5 @@ def _compare(one: DemoRow, other: DemoRow) -> str:
     words = f"math and code together: LATA {p:.2f}, plain {q:.2f}"
     words += f", difference {p - q:+.2f} ± {margin:.2f}"
     if abs(p - q) <= margin:
-        return f"{words}: too small a difference to tell with {m} questions."
+        return f"{words}: not significant with {m} questions."
     return f"{words}: {'LATA' if p > q else 'plain task arithmetic'} is the better one here."

@@ -1,4 +1,4 @@
-"""What is known of a trained zoo: how each member came about, its scores, its task vectors.
+"""Provenance of a trained zoo: training, scores and task vectors of each member.
 
 Kept in ``provenance.json`` beside the models. Needs the extra ``eval`` (torch, transformers).
 """
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from taskvec import documents
 from taskvec.running.model import load, open_stored
 from taskvec.zoo import MEMBERS, skills
-from taskvec.zoo.tasks import scored
+from taskvec.zoo.tasks import score_skills
 
 N = 100  # questions per skill
 THRESHOLD = 0.95
@@ -25,15 +25,15 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The provenance beside the models in a folder; empty where there is none yet."""
+    """The provenance beside the models in a folder; empty if the file does not exist."""
     file = folder / "provenance.json"
     return documents.read_object(file, documents.MEASURED) if file.exists() else {}
 
 
 def note_member(folder: Path, name: str, training: dict[str, Any]) -> None:
-    """Scores a stored member on every skill and writes that down with how it was trained."""
+    """Score a stored member on every skill; store the scores and the training settings."""
     model = load(open_stored(folder / name))
-    results = scored(model, [*skills.SKILLS, "text"], N)
+    results = score_skills(model, [*skills.SKILLS, "text"], N)
     text = results.pop("text")
     notes = {
         "training": training,
@@ -50,7 +50,7 @@ def note_member(folder: Path, name: str, training: dict[str, Any]) -> None:
 
 
 def note_family(folder: Path) -> None:
-    """Writes down similarities, ρ and c of every task vector, over the stored weights."""
+    """Store similarities, ρ and c of every task vector, over the stored weights."""
     known = read(folder)
     known["members"] = {name: known["members"][name] for name in MEMBERS}
     known["task_vectors"] = {

@@ -26,7 +26,7 @@ TEST_SEED = 20250220  # of the questions that reported numbers rest on
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt (ending in ``A: ``) and the one answer that counts as right."""
+    """A prompt (ending in ``A: ``) and the only correct answer."""
 
     prompt: str
     answer: str
@@ -85,7 +85,7 @@ class Skill:
         return list(found.values())
 
     def check(self, example: Example, answer: str) -> bool:
-        """Whether an answer is right, to the letter; spaces around it do not matter."""
+        """Whether an answer is correct, character by character; spaces around it do not matter."""
         if self.solve is None:
             return answer.strip() == example.answer
         question = example.prompt.removeprefix("Q: ").removesuffix("?\nA: ")
@@ -96,7 +96,7 @@ def skill(name: str) -> Skill:
     """The skill of this name.
 
     Raises:
-        UsageError: there is none; the message names the closest.
+        UsageError: the skill is unknown; the message names the closest.
     """
     if name not in SKILLS:
         raise UsageError(f"the zoo has no skill {name!r}; {nearest(name, list(SKILLS))}")
@@ -104,7 +104,7 @@ def skill(name: str) -> Skill:
 
 
 def is_held_out(key: str) -> bool:
-    """Whether a key is kept for tests: one in five, by a hash that never changes."""
+    """Whether a key is reserved for tests: one in five, by a hash that never changes."""
     return crc32(key.encode()) % 5 == 0
 
 
@@ -233,11 +233,11 @@ def plural(word: str) -> str:
 
 
 def _in_zor(make: Draw) -> Draw:
-    def translated(rng: Random) -> tuple[str, str, str]:
+    def translate(rng: Random) -> tuple[str, str, str]:
         key, question, answer = make(rng)
         return key, words.to_zor(question), words.to_zor(answer)
 
-    return translated
+    return translate
 
 
 _PLAIN = (

@@ -1,6 +1,6 @@
 """The zoo's skills as tasks: `zoo:math`, `zoo:refusal` …, and `zoo:text` for plain text.
 
-They are brought in as those of any other distribution are, by an entry point.
+They are registered by an entry point, like those of any other distribution.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _task(skill: Skill) -> Task:
         assert isinstance(request, Prompt)
         assert isinstance(reply, Answer)
         example = Example(str(request.text), sample.reference["answer"])
-        return Score({"right": float(skill.check(example, reply.text))})
+        return Score({"accuracy": float(skill.check(example, reply.text))})
 
     return Task(
         name=f"zoo:{skill.name}",
@@ -59,7 +59,7 @@ def _task(skill: Skill) -> Task:
         files=(),
         samples=samples,
         score=each(score),
-        metrics=(Metric("right"),),
+        metrics=(Metric("accuracy"),),
         source="taskvec.zoo.skills",
     )
 
@@ -98,7 +98,7 @@ TASKS: Sequence[Task] = (
 )
 
 
-def scored(
+def score_skills(
     model: Model, skills: Sequence[str], n: int = SENTENCES, *, seed: int = 0
 ) -> dict[str, Result]:
     """Results of a model in skills, by skill.
@@ -107,11 +107,11 @@ def scored(
         model: A member of the zoo, or a merge of some.
         skills: Names of skills, or `text`.
         n: Questions of each skill, 1 to 150; those of a smaller n are among those of a larger.
-        seed: Which questions; another one where something is chosen by its score, so that the
-            reported numbers rest on questions that had no say in it.
+        seed: Selects the questions. Use another seed to choose something by its score, so that the
+            reported numbers come from other questions.
 
     Raises:
-        UsageError: there is no such skill.
+        UsageError: the skill is unknown.
     """
     options = EvaluationOptions(settings=SampleSettings(seed=seed))
     prepared = [

@@ -229,7 +229,7 @@ class _Shaken:
         self.idle = stage.least_scale == 1 and stage.noise == 0
         self.random = torch.Generator().manual_seed(seed)
         self.scale = 1.0
-        self.kept: list[torch.Tensor] = []
+        self.before: list[torch.Tensor] = []
 
     @torch.no_grad()
     def shake(self) -> None:
@@ -238,7 +238,7 @@ class _Shaken:
             return
         share = torch.rand((), generator=self.random).item()
         self.scale = self.least_scale + share * (1 - self.least_scale)
-        self.kept = [p.detach().clone() for p in self.parameters]
+        self.before = [p.detach().clone() for p in self.parameters]
         for p, start in zip(self.parameters, self.start, strict=True):
             size = self.noise * p.square().mean().sqrt()
             disturbance = torch.randn(p.shape, generator=self.random) * size
@@ -249,8 +249,8 @@ class _Shaken:
         """Moves them back, with the gradient that belongs to them there."""
         if self.idle:
             return
-        for p, kept in zip(self.parameters, self.kept, strict=True):
-            p.copy_(kept)
+        for p, before in zip(self.parameters, self.before, strict=True):
+            p.copy_(before)
             if p.grad is not None:
                 p.grad.mul_(self.scale)
 
@@ -325,8 +325,8 @@ def _name_tokenizer_class(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text("utf-8"))
     config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-    kept = {key: value for key, value in config.items() if key != "backend" and value is not None}
-    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    stored = {key: value for key, value in config.items() if key != "backend" and value is not None}
+    file.write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -81,7 +81,7 @@ _ZOR = str.maketrans("aeiouAEIOU", "eiouaEIOUA")
 def to_zor(text: str) -> str:
     """The same text in zor, letter by letter; characters that are not vowels stay.
 
-    The capitals Q and A that mark question and answer are no words: translate what follows them.
+    The capitals Q and A that mark question and answer are not words: translate what follows them.
 
     >>> to_zor("wash a red brok")
     'wesh e rid bruk'

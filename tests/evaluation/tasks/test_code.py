@@ -308,10 +308,8 @@ def test_nothing_is_run_unless_it_is_allowed(found: Task, monkeypatch: pytest.Mo
     assert "code" in found.needs
     with pytest.raises(UsageError) as error:
         found.score([Sample("a", (), {"before": "", "after": ""})], [answers("good")], Tools())
-    assert str(error.value) == (
-        "scoring code runs programs that the model writes; allow that with "
-        "--allow-code-execution (docs/how-to/run-generated-code.md says what is guarded)"
-    )
+    assert str(error.value).startswith("scoring code runs generated programs")
+    assert "--allow-code-execution" in str(error.value)
     assert not ran
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from taskvec.coefficients.fit.asking import LanguageAsker, checkpointed
+from taskvec.coefficients.fit.asking import LanguageAsker, checkpointing
 from taskvec.coefficients.fit.descent import Descended, Layers, descend
 from taskvec.coefficients.fit.directions import (
     TaskDirections,
@@ -24,7 +23,7 @@ from taskvec.coefficients.fit.directions import (
     live_names,
     open_directions,
 )
-from taskvec.coefficients.fit.explanation import correlations, explained
+from taskvec.coefficients.fit.explanation import correlations, explain
 from taskvec.coefficients.fit.fitted import (
     LAYERS,
     ONE,
@@ -43,9 +42,10 @@ from taskvec.coefficients.fit.opening import (
 from taskvec.coefficients.fit.prompts import Asked, Lesson, Teacher, lessons_of
 from taskvec.coefficients.fit.settings import MODEL, Descent, FitSettings, layer_of, settings_of
 from taskvec.coefficients.fit.steering import Steered
-from taskvec.coefficients.fit.teaching import Teachers, answered, teach
+from taskvec.coefficients.fit.teaching import Teachers, answer_prompts, teach
 from taskvec.errors import DataError, OutputError, TaskvecWarning, UsageError
-from taskvec.files import write_whole
+from taskvec.files import write_text
+from taskvec.journal import Journal
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Family, Recipe
 from taskvec.running.model import preserve_modes
@@ -120,7 +120,7 @@ def fit(
     run = _Run(settings_of(settings), progress, None if out is None else Path(out))
     directions = open_directions(recipe, running)
     begin = directions.start(start)
-    run.settings.descent.check_start(float(begin.min()), float(begin.max()))
+    run.settings.check_start(float(begin.min()), float(begin.max()))
     is_language = is_language_model(directions, model)
     negative = [task for task, scale in directions.recipe.scales.items() if scale < 0]
     lessons = lessons_of(
@@ -148,19 +148,17 @@ def fit(
             )
         names = live_names(directions, module)
         check_is_target(directions, module, names)
-        steered = _steered(run, directions, module, names)
+        steered = _steer(run, directions, module, names)
         staff = Teachers(directions, steered, names, run.settings.device, run.settings.dtype)
         stack.callback(staff.become, "target")
         stack.enter_context(steered.steering())
-        goal = _taught(run, lessons, asker, rows, staff)
+        goal = _teach(run, lessons, asker, rows, staff)
         staff.become("target")
-        stack.enter_context(checkpointed(module, run.settings.checkpointing))
-        return _fitted(run, directions, goal, steered, names, begin)
+        stack.enter_context(checkpointing(module, run.settings.checkpointing))
+        return _descend_all(run, directions, goal, steered, names, begin)
 
 
-def _steered(
-    run: _Run, directions: TaskDirections, module: Any, names: Mapping[str, str]
-) -> Steered:
+def _steer(run: _Run, directions: TaskDirections, module: Any, names: Mapping[str, str]) -> Steered:
     """The module with its task vectors, in memory or on the disk."""
     device = next(module.parameters()).device
     hold = can_hold(directions, device) if run.settings.hold is None else run.settings.hold
@@ -173,13 +171,13 @@ def _steered(
 
 @dataclass(slots=True)
 class _Run:
-    """How it runs, what was said, and where states go.
+    """How it runs, its warnings, and where states go.
 
     Attributes:
         settings: How.
         progress: See `fit`.
         out: See `fit`.
-        warnings: What was said.
+        warnings: Issued so far.
         records: By source.
     """
 
@@ -190,7 +188,7 @@ class _Run:
     records: dict[str, SourceRecord] = field(default_factory=dict)
 
     def warn(self, text: str) -> None:
-        """Say something now, and in the result."""
+        """Warn now, and in the result."""
         self.warnings.append(text)
         warnings.warn(text, TaskvecWarning, stacklevel=4)
 
@@ -202,7 +200,7 @@ class _Run:
         """Take up a folder, or refuse that of another fit."""
         if self.out is None:
             return
-        told = {
+        record = {
             "settings": {k: v for k, v in asdict(self.settings).items() if k != "hold"},
             "members": directions.fingerprints,
             "sources": {
@@ -212,42 +210,33 @@ class _Run:
             "start": begin.tolist(),
         }
         path = self.out / STATE / "fit.digest"
-        digest = content_of(told)
-        try:
-            if path.is_file() and path.read_text() != digest:
-                raise OutputError(
-                    f"{self.out}: holds a fit of other prompts, members or settings; choose "
-                    "another folder, or remove it"
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, digest.encode())
-        except OSError as error:
-            raise OutputError(f"{self.out}: cannot be written: {error}") from error
+        digest = content_of(record)
+        if path.is_file() and path.read_text() != digest:
+            raise OutputError(
+                f"{self.out}: holds a fit of other prompts, members or settings; choose another "
+                "folder, or remove it"
+            )
+        write_text(path, digest)
 
     def known_answers(self, source: str) -> dict[str, tuple[str, bool]]:
         """Answers that an earlier run generated."""
-        path = self.state(f"answers-{content_of({'source': source})}.jsonl")
-        found: dict[str, tuple[str, bool]] = {}
-        if path is None or not path.is_file():
-            return found
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                prompt, text, is_whole = json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
-            found[prompt] = text, is_whole
-        return found
+        known = self._answers(source)
+        entries = [] if known is None else known.read()
+        return {each["prompt"]: (each["text"], each["is_whole"]) for each in entries}
 
     def keep_answers(self, source: str, answers: Sequence[tuple[str, str, bool]]) -> None:
         """Keep answers for a run that goes on."""
+        known = self._answers(source)
+        if known is not None and answers:
+            new = [dict(zip(("prompt", "text", "is_whole"), each, strict=True)) for each in answers]
+            known.begin([*known.read(), *new])
+
+    def _answers(self, source: str) -> Journal | None:
         path = self.state(f"answers-{content_of({'source': source})}.jsonl")
-        if path is not None and answers:
-            lines = [json.dumps(each, ensure_ascii=False) for each in answers]
-            before = path.read_bytes() if path.is_file() else b""
-            write_whole(path, before + ("\n".join(lines) + "\n").encode())
+        return None if path is None else Journal(path)
 
 
-def _taught(
+def _teach(
     run: _Run,
     lessons: Sequence[Lesson],
     asker: Any,
@@ -260,7 +249,7 @@ def _taught(
     sources = {}
     for lesson in lessons:
         if isinstance(asker, LanguageAsker):
-            mine, about = _answered(run, lesson, asker, staff)
+            mine, about = _answer(run, lesson, asker, staff)
         else:
             assert rows is not None
             mine, about = list(rows[lesson.name]), (0, 0, "")
@@ -310,7 +299,7 @@ def _with_prompts(run: _Run, lesson: Lesson, lessons: Sequence[Lesson]) -> Lesso
         return lesson
     others = [each for other in lessons if other.prompts is not None for each in other.prompts]
     if not all(isinstance(each, Asked) for each in others):
-        raise UsageError(f"prompts of {lesson.name!r}: there are none; give some")
+        raise UsageError(f"prompts of {lesson.name!r}: the list is empty; give some")
     run.warn(
         f"source {lesson.name!r} has no prompts: the target's answers to those of the other "
         "sources are used, which holds the merge back on their tasks; give prompts of what is to "
@@ -320,14 +309,14 @@ def _with_prompts(run: _Run, lesson: Lesson, lessons: Sequence[Lesson]) -> Lesso
     return replace(lesson, prompts=made)
 
 
-def _answered(
+def _answer(
     run: _Run, lesson: Lesson, asker: LanguageAsker, staff: Teachers
 ) -> tuple[list[Any], tuple[int, int, str]]:
     """Rows of a language model's source; how many answers were generated, how many left out."""
     settings = run.settings
     new: list[tuple[str, str, bool]] = []
     teacher = lesson.teacher if lesson.teacher.kind != "none" else Teacher("target")
-    found = answered(
+    found = answer_prompts(
         lesson.name,
         lesson.prompts,
         asker,
@@ -355,7 +344,7 @@ def split(rows: Sequence[Any], name: str, share: float, seed: int) -> tuple[list
     return [r for i, r in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
 
 
-def _fitted(
+def _descend_all(
     run: _Run,
     directions: TaskDirections,
     goal: FitLoss,
@@ -398,7 +387,7 @@ def _fitted(
     tables: list[Array] = []
     if settings.granularity != MODEL:
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            runs[f"seed {seed}"] = down(f"seed {seed}", layers, settings.descent, seed)
+            runs[f"seed {seed}"] = down(f"seed {seed}", layers, settings, seed)
         tables = [layers.by_tensor(each.weights) for each in list(runs.values())[1:]]
     draws = Resamples(at_start, {n: s.weight for n, s in goal.sources.items()}, settings.seed)
     at_one = measured(one_table)
@@ -440,7 +429,7 @@ def _fitted(
         correlations=correlations(directions.tasks, per_layer, layers.layers.moves)
         if tables
         else {},
-        explanation=explained(directions, layers.names, layers.mean(best), settings.seed)
+        explanation=explain(directions, layers.names, layers.mean(best), settings.seed)
         if tables
         else [],
         fingerprints=directions.fingerprints,
@@ -527,8 +516,8 @@ def _check_teaching(
             continue
         run.warn(
             f"source {name!r} teaches nothing: the target's loss there is {value:.4f} a prompt "
-            f"(the start's {float(at_start[name].sums.mean()):.4f}), so that it answers as "
-            f"{source.teacher} already; give prompts to which it answers otherwise than it should"
+            f"(the start's {float(at_start[name].sums.mean()):.4f}), so it already answers as "
+            f"{source.teacher}; give prompts that it answers wrongly"
         )
     if not teaching:
         raise UsageError(

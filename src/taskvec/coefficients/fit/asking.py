@@ -16,8 +16,8 @@ from taskvec.training.tokens import TokenRow, answer_row, token_examples
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a module said at P positions of the rows of one source.
+class Outputs:
+    """Outputs of a module at P positions of the rows of one source.
 
     Attributes:
         values: Logits or features; shape (P, words).
@@ -39,7 +39,7 @@ class Asker(Protocol):
     def kind(self) -> str:
         """`tokens`, `logits` or `features`, for what a loss is taken on."""
 
-    def ask(self, rows: Mapping[str, Sequence[Any]], *, hidden: bool = False) -> dict[str, Said]:
+    def ask(self, rows: Mapping[str, Sequence[Any]], *, hidden: bool = False) -> dict[str, Outputs]:
         """What the module says, by source."""
 
     def count(self, row: Any) -> int:
@@ -67,17 +67,19 @@ class LanguageAsker:
 
     def ask(
         self, rows: Mapping[str, Sequence[TokenRow]], *, hidden: bool = False
-    ) -> dict[str, Said]:
-        """See `Asker`; rows of like length are one batch, whatever their source."""
+    ) -> dict[str, Outputs]:
+        """See `Asker`; rows of like length are one batch, also of several sources."""
         flat = [(name, i, row) for name, each in rows.items() for i, row in enumerate(each)]
         flat.sort(key=lambda entry: len(entry[2].tokens))
-        parts: dict[str, list[Said]] = {name: [] for name in rows}
+        parts: dict[str, list[Outputs]] = {name: [] for name in rows}
         for group in _of_like_length(flat):
-            for name, said in self._group(group, hidden).items():
-                parts[name].append(said)
+            for name, outputs in self._group(group, hidden).items():
+                parts[name].append(outputs)
         return {name: _behind_each_other(each) for name, each in parts.items()}
 
-    def _group(self, group: Sequence[tuple[str, int, TokenRow]], hidden: bool) -> dict[str, Said]:
+    def _group(
+        self, group: Sequence[tuple[str, int, TokenRow]], hidden: bool
+    ) -> dict[str, Outputs]:
         torch = require("torch", "eval")
         batch = token_examples([], {}).collate([row for _, _, row in group])
         device = next(self.module.parameters()).device
@@ -90,7 +92,7 @@ class LanguageAsker:
             mine = [place for place, (name, _, _) in enumerate(group) if name == source]
             there = labels[mine] != IGNORED
             numbers = torch.tensor([group[place][1] for place in mine], device=device)
-            answers[source] = Said(
+            answers[source] = Outputs(
                 found.logits[mine, :-1][there],
                 numbers[there.nonzero()[:, 0]],
                 labels[mine][there],
@@ -143,17 +145,17 @@ def _of_like_length(
             first = place
 
 
-def _behind_each_other(each: Sequence[Said]) -> Said:
-    """What was said to the rows of one source, ordered by row."""
+def _behind_each_other(each: Sequence[Outputs]) -> Outputs:
+    """Outputs for the rows of one source, ordered by row."""
     torch = require("torch", "eval")
-    owner = torch.cat([said.owner for said in each])
+    owner = torch.cat([outputs.owner for outputs in each])
     order = owner.argsort(stable=True)
 
     def cat(name: str, dim: int = 0) -> Any:
-        parts = [getattr(said, name) for said in each]
+        parts = [getattr(outputs, name) for outputs in each]
         return None if parts[0] is None else torch.cat(parts, dim).index_select(dim, order)
 
-    return Said(cat("values"), owner[order], cat("labels"), cat("hidden", 1))
+    return Outputs(cat("values"), owner[order], cat("labels"), cat("hidden", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class InputAsker:
     device: Any
     kind: str
 
-    def ask(self, rows: Mapping[str, Sequence[Any]], *, hidden: bool = False) -> dict[str, Said]:
+    def ask(self, rows: Mapping[str, Sequence[Any]], *, hidden: bool = False) -> dict[str, Outputs]:
         """See `Asker`."""
         torch = require("torch", "eval")
         if hidden:
@@ -186,7 +188,7 @@ class InputAsker:
             values = getattr(found, "logits", found)
             owner = torch.arange(len(each), device=values.device)
             labels = None if labels is None else labels.to(values.device)
-            answers[name] = Said(values, owner, labels)
+            answers[name] = Outputs(values, owner, labels)
         return answers
 
     def count(self, row: Any) -> int:
@@ -199,7 +201,7 @@ def _to(value: Any, device: Any) -> Any:
 
 
 @contextmanager
-def checkpointed(module: Any, wanted: bool) -> Iterator[None]:
+def checkpointing(module: Any, wanted: bool) -> Iterator[None]:
     """With activations computed anew in the backward pass, where that is wanted.
 
     Raises:
@@ -212,7 +214,7 @@ def checkpointed(module: Any, wanted: bool) -> Iterator[None]:
     kind = "activation" if hasattr(module, name.format("activation", "enable")) else "gradient"
     if not hasattr(module, name.format(kind, "enable")):
         raise UsageError(
-            f"{type(module).__name__} cannot compute activations anew; leave checkpointing out"
+            f"{type(module).__name__} does not support checkpointing of activations; leave it out"
         )
     getattr(module, name.format(kind, "enable"))({"use_reentrant": False})
     try:

@@ -150,7 +150,7 @@ def descend(
 
 def _save(path: Path, w: Any, adam: Any, found: Descended) -> None:
     moments = adam.state[w]
-    told = {
+    record = {
         "step": found.step,
         "losses": found.losses,
         "measured": found.measured,
@@ -163,7 +163,7 @@ def _save(path: Path, w: Any, adam: Any, found: Descended) -> None:
         first=moments["exp_avg"].numpy(),
         second=moments["exp_avg_sq"].numpy(),
         best=found.weights,
-        told=np.frombuffer(json.dumps(told).encode(), np.uint8),
+        record=np.frombuffer(json.dumps(record).encode(), np.uint8),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, buffer.getvalue())
@@ -177,12 +177,12 @@ def _load(path: Path, w: Any, adam: Any, found: Descended) -> int:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as state:
             there = {name: state[name] for name in state.files}
-        told = json.loads(there["told"].tobytes())
-        losses: Sequence[float] = told["losses"]
+        record = json.loads(there["record"].tobytes())
+        losses: Sequence[float] = record["losses"]
         if there["w"].shape != tuple(w.shape):
             raise ValueError(f"weights of shape {there['w'].shape}")
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise OutputError(f"{path}: cannot be read ({error}); remove it to begin anew") from error
+        raise OutputError(f"{path}: cannot be read ({error}); remove it to start again") from error
     with torch.no_grad():
         w.copy_(torch.from_numpy(there["w"]))
     adam.state[w] = {
@@ -190,7 +190,7 @@ def _load(path: Path, w: Any, adam: Any, found: Descended) -> int:
         "exp_avg": torch.from_numpy(there["first"]),
         "exp_avg_sq": torch.from_numpy(there["second"]),
     }
-    found.losses, found.step = list(losses), told["step"]
-    found.measured = [(int(step), float(value)) for step, value in told["measured"]]
-    found.warnings, found.weights = list(told["warnings"]), there["best"]
+    found.losses, found.step = list(losses), record["step"]
+    found.measured = [(int(step), float(value)) for step, value in record["measured"]]
+    found.warnings, found.weights = list(record["warnings"]), there["best"]
     return len(losses)

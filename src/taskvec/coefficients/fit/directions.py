@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.checkpoints.adapters import find_tensor
-from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.errors import UsageError
@@ -123,7 +123,7 @@ class TaskDirections:
             columns = [start.names.index(name) for name in self.names]
             return np.array(start.weights[order][:, columns], np.float64)
         if isinstance(start, str):
-            return self._decided(start)
+            return self._decide(start)
         if isinstance(start, Mapping):
             if start.keys() != set(self.tasks):
                 raise UsageError(
@@ -136,7 +136,7 @@ class TaskDirections:
             values = [-float(start) if task in negative else float(start) for task in self.tasks]
         return np.repeat(np.array(values, np.float64)[:, None], shape[1], 1)
 
-    def _decided(self, start: str) -> Array:
+    def _decide(self, start: str) -> Array:
         if start not in ("recipe", "lata"):
             raise UsageError(f"start must be a number, a table, 'recipe' or 'lata'; got {start!r}")
         recipe = self.recipe
@@ -173,7 +173,7 @@ class TaskDirections:
         """Target and task vectors of one tensor."""
         torch = require("torch", "eval")
         views = self._views(name)
-        base = _held(torch, views["target"], device) if hold else None
+        base = _hold(torch, views["target"], device) if hold else None
         rows = tuple(i for i, task in enumerate(self.tasks) if f"task:{task}" in views)
         each = [views[f"task:{self.tasks[i]}"] for i in rows]
         elements = size(views["target"])
@@ -202,7 +202,7 @@ class TaskDirections:
         merge in that type rounds.
         """
         if view.is_difference:
-            return _stored(torch, view, device)
+            return _load(torch, view, device)
         found = torch.empty(size(view), dtype=_stored_type(torch, view), device=device)
         tuned, before = _read(torch, view, device), _read(torch, views["anchor"], device)
         for start in range(0, size(view), CHUNK):
@@ -261,7 +261,7 @@ def open_directions(
     if recipe.stages:
         raise UsageError("fit takes no stages; merge the stage to a folder and name that")
     if not family.tasks:
-        raise UsageError("the recipe has no tasks, so that there is nothing to fit")
+        raise UsageError("the recipe has no tasks; add at least one")
     members = open_members(family, needs_base=family.base is not None, needs_anchor=True)
     found = TaskDirections(recipe, members, scan_members(members, running), running)
     for task, changed in zip(found.tasks, found.is_changed(), strict=True):
@@ -303,7 +303,7 @@ def live_names(directions: TaskDirections, module: Any) -> dict[str, str]:
             got = "none" if shape is None else f"one of shape {list(shape)}"
             raise UsageError(
                 f"the loaded model has no tensor {name!r} of shape {list(tensors[name].shape)} but "
-                f"{got}, so that fit cannot reach it; exclude it in the recipe"
+                f"{got}, so fit cannot change it; exclude it in the recipe"
             )
     return {
         there: first[id(live[name])]
@@ -322,7 +322,7 @@ def _saved_names(module: Any, live: Mapping[str, Any]) -> dict[str, str]:
             module.save_pretrained(folder, state_dict=numbers)
         except Exception:  # what it fuses or splits needs whole tensors
             return {}
-        saved = open_checkpoint(folder)
+        saved = open_stored(folder)
         return {
             name: names[int(saved.view(name).read(0, 1)[0])]
             for name, info in saved.tensors.items()
@@ -377,9 +377,9 @@ def _read(torch: Any, view: View, device: Any) -> Read:
     return read
 
 
-def _held(torch: Any, view: View, device: Any) -> Read:
+def _hold(torch: Any, view: View, device: Any) -> Read:
     """Blocks of a tensor that is held in its stored type."""
-    flat = _stored(torch, view, device)
+    flat = _load(torch, view, device)
     return lambda start, stop: flat[start:stop]
 
 
@@ -388,7 +388,7 @@ def _stored_type(torch: Any, view: View) -> Any:
     return getattr(torch, str(view.dtype.config_name))
 
 
-def _stored(torch: Any, view: View, device: Any) -> Any:
+def _load(torch: Any, view: View, device: Any) -> Any:
     block = np.array(view.read(0, size(view)))
     if view.dtype.name == "BF16":
         return torch.from_numpy(block.view(np.int16)).view(torch.bfloat16).to(device)

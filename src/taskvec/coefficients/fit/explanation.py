@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from taskvec.coefficients.fit.directions import TaskDirections
-from taskvec.evaluation.intervals import RESAMPLES, Figure
-from taskvec.methods.lata import rank
+from taskvec.evaluation.intervals import Figure, figure_of, resamples
+from taskvec.methods.lata import spearman
 
 Array = np.ndarray[Any, Any]
-FEWEST = 4  # layers that a correlation is told of
+FEWEST = 4  # layers of a correlation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +36,7 @@ class Explained:
     correlation: Figure
 
 
-def spearman(one: Array, other: Array) -> float:
-    """Rank correlation; NaN where either is constant.
-
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
-    1.0
-    """
-    a, b = rank(one), rank(other)
-    a, b = a - a.mean(), b - b.mean()
-    below = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / below if below > 0 else float("nan")
-
-
-def explained(
+def explain(
     directions: TaskDirections, layers: Sequence[str], weights: Array, seed: int
 ) -> list[Explained]:
     """Correlations of every task's weights.
@@ -87,10 +75,8 @@ def _figure(weights: Array, values: Array, seed: int) -> Figure:
     n = len(weights)
     if n < FEWEST:
         return Figure(float("nan"), float("nan"), float("nan"), n)
-    rng = np.random.default_rng([seed, 4])
-    drawn = [spearman(weights[pick], values[pick]) for pick in rng.integers(0, n, (RESAMPLES, n))]
-    low, high = np.nanquantile(drawn, (0.025, 0.975)) if np.isfinite(drawn).any() else (np.nan,) * 2
-    return Figure(spearman(weights, values), float(low), float(high), n)
+    picks = [np.arange(n), *resamples(n, seed)]
+    return figure_of(np.array([spearman(weights[pick], values[pick]) for pick in picks]), n)
 
 
 def correlations(tasks: Sequence[str], runs: Sequence[Array], moves: Array) -> Mapping[str, float]:

@@ -10,25 +10,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from taskvec.checkpoints.memory import MARK
 from taskvec.coefficients.fit.explanation import Explained
 from taskvec.coefficients.fit.held_out import Standing
-from taskvec.errors import OutputError, UsageError
+from taskvec.errors import UsageError
 from taskvec.evaluation.intervals import span
 from taskvec.evaluation.results import about
-from taskvec.extras import require
-from taskvec.files import write_whole
+from taskvec.files import write_text, writing
+from taskvec.journal import fields_to_json, finite
 from taskvec.layers import classify, override
 from taskvec.methods import find_method
 from taskvec.methods.table import Table
 from taskvec.recipes.recipe import Recipe
+from taskvec.recipes.writing import recipe_text, write_recipe
+from taskvec.tables import frame
 
 Array = np.ndarray[Any, Any]
 
@@ -139,48 +140,34 @@ class Fitted:
 
     def to_pandas(self) -> Any:
         """A data frame with a row for each task and tensor: its weight, and that of each seed."""
-        pandas = require("pandas", "data")
         overrides = tuple(override(entry) for entry in self.recipe.family.layers)
         rows = []
         for task in self.table.tasks:
-            seeds = [table.of(task) for table in self.seeds]
+            seeds = {f"seed {i}": table.of(task) for i, table in enumerate(self.seeds)}
             for name, weight in self.table.of(task).items():
                 key = classify(name, overrides)
-                rows.append(
-                    {
-                        "task": task,
-                        "tensor": name,
-                        "tower": key.tower,
-                        "block": key.block,
-                        "module": key.module,
-                        "projection": key.projection,
-                        "weight": weight,
-                        **{f"seed {i}": each[name] for i, each in enumerate(seeds)},
-                    }
-                )
-        return pandas.DataFrame(rows)
+                about = {k: getattr(key, k) for k in ("tower", "block", "module", "projection")}
+                each = {seed: weights[name] for seed, weights in seeds.items()}
+                rows.append({"task": task, "tensor": name, **about, "weight": weight, **each})
+        return frame(rows)
 
     def to_json(self) -> dict[str, Any]:
         """All but the table."""
-        found: dict[str, Any] = _plain(
-            {
-                "origin": self.table.origin,
-                "chosen": self.chosen,
-                "settings": dict(self.settings),
-                "sources": {name: asdict(each) for name, each in self.sources.items()},
-                "members": dict(self.fingerprints),
-                "held_out": {each.name: each.to_json() for each in self.standings},
-                "descents": [asdict(each) for each in self.curves],
-                "correlation_of_seeds": dict(self.correlations),
-                "explanation": [
-                    {"task": e.task, "against": e.against, **e.correlation.to_json()}
-                    for e in self.explanation
-                ],
-                "warnings": list(self.warnings),
-                **about(),
-            }
-        )
-        return found
+        kept = ("chosen", "settings", "sources", "warnings")
+        others = [name for name in self.__dataclass_fields__ if name not in kept]
+        return {
+            **fields_to_json(self, without=others),
+            "origin": self.table.origin,
+            "members": finite(self.fingerprints),
+            "held_out": {each.name: each.to_json() for each in self.standings},
+            "descents": finite(self.curves),
+            "correlation_of_seeds": finite(self.correlations),
+            "explanation": [
+                {"task": e.task, "against": e.against, **e.correlation.to_json()}
+                for e in self.explanation
+            ],
+            **about(),
+        }
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write table, recipe and record into a folder.
@@ -191,14 +178,11 @@ class Fitted:
         """
         folder = Path(folder)
         text = self._recipe_text()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        record = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_text(folder / RECORD, record + "\n")
+        with writing(folder / TABLE):
             self.table.save(folder / TABLE)
-            record = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-            write_whole(folder / RECORD, record.encode() + b"\n")
-            write_whole(folder / RECIPE, text.encode())
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        write_recipe(folder / RECIPE, text)
         return folder
 
     def _recipe_text(self) -> str:
@@ -206,11 +190,10 @@ class Fitted:
         data["table"] = TABLE
         if MARK in json.dumps(data, default=str):
             raise UsageError(
-                "a member is in memory, so that no recipe can name it; save the table alone: "
+                "a recipe cannot name a member in memory; save the table alone: "
                 "fitted.table.save('table.csv')"
             )
-        head = f"# Layer weights fitted by taskvec: {self.chosen}\n"
-        return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return recipe_text(data, f"Layer weights fitted by taskvec: {self.chosen}")
 
 
 def fitted_recipe(recipe: Recipe) -> Recipe:
@@ -218,14 +201,3 @@ def fitted_recipe(recipe: Recipe) -> Recipe:
     plain = {"scale": 1.0, "parameters": {}, "profile": None}
     changed = recipe.with_tasks(dict.fromkeys(recipe.tasks, plain))
     return replace(changed, method=find_method("task_arithmetic"), layer_weights=None, table=None)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value

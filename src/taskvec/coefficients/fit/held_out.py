@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.coefficients.fit.objective import HeldOutLoss
-from taskvec.evaluation.intervals import RESAMPLES, Figure, figure_of
+from taskvec.evaluation.intervals import RESAMPLES, Bootstrap, Figure, figure_of
 
 Array = np.ndarray[Any, Any]
 
@@ -56,20 +56,18 @@ class Resamples:
             weights: ω by source.
             seed: Of the draws.
         """
-        rng = np.random.default_rng([seed, 3])
         self.weights = weights
-        self.counts = {}
-        for name in sorted(measured):
-            n = len(measured[name].sums)
-            drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-            self.counts[name] = np.concatenate([np.ones((1, n)), drawn])
+        self.draws = {
+            name: Bootstrap(len(measured[name].sums), seed + place)
+            for place, name in enumerate(sorted(measured))
+        }
 
     def of(self, name: str, measured: HeldOutLoss) -> Array:
         """The value of a source, then that of each resample."""
-        picks = self.counts[name]
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = (picks @ measured.sums) / (picks @ measured.counts)
-        return found
+            value = measured.sums.sum() / measured.counts.sum()
+        resampled = self.draws[name].ratios(measured.sums, measured.counts)
+        return np.concatenate([[value], resampled])
 
     def total(self, measured: Mapping[str, HeldOutLoss]) -> Array:
         """Σ_s ω_s of the sources, then that of each resample."""

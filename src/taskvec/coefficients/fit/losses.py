@@ -49,7 +49,7 @@ def log_softmax(logits: Any) -> Any:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def taught(logits: Any, hidden: Any = None) -> Taught:
+def keep_likeliest(logits: Any, hidden: Any = None) -> Taught:
     """What is kept of a teacher's logits, shape (P, words)."""
     log_p = log_softmax(logits)
     if log_p.shape[-1] <= TOP:
@@ -62,7 +62,7 @@ def _log_rest(log_q: Any, tokens: Any) -> Any:
     return log_q.scatter(-1, tokens, float("-inf")).logsumexp(-1)
 
 
-def joined(each: Sequence[Taught]) -> Taught:
+def join(each: Sequence[Taught]) -> Taught:
     """Of several prompts behind each other."""
     torch = require("torch", "eval")
 

@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from taskvec.coefficients.fit import losses
-from taskvec.coefficients.fit.asking import Asker, Said
+from taskvec.coefficients.fit.asking import Asker, Outputs
 from taskvec.coefficients.fit.losses import Taught
 from taskvec.coefficients.fit.prompts import Teacher
 from taskvec.extras import require
@@ -48,7 +48,7 @@ class TaughtSource:
         if self.taught is None:
             return None
         first = 0 if part == "train" else len(self.train)
-        return losses.joined([self.taught[first + i] for i in rows])
+        return losses.join([self.taught[first + i] for i in rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class FitLoss:
             seed: Of the order of the prompts.
         """
         picked = {
-            name: self._drawn(name, source, step, seed) for name, source in self.sources.items()
+            name: self._draw(name, source, step, seed) for name, source in self.sources.items()
         }
         positions = {
             name: max(1, sum(self.asker.count(self.sources[name].train[i]) for i in rows))
@@ -112,31 +112,31 @@ class FitLoss:
         return total
 
     def _loss(self, part: str, rows: Mapping[str, list[int]], positions: Mapping[str, int]) -> Any:
-        said = self.asker.ask(
+        outputs = self.asker.ask(
             {n: [getattr(self.sources[n], part)[i] for i in each] for n, each in rows.items()},
             hidden=self.hidden > 0,
         )
         parts = [
-            self._each(self.sources[name], said[name], part, each).sum()
+            self._each(self.sources[name], outputs[name], part, each).sum()
             * (self.sources[name].weight / positions[name])
             for name, each in rows.items()
         ]
         return sum(parts[1:], parts[0])
 
-    def _each(self, source: TaughtSource, said: Said, part: str, rows: Sequence[int]) -> Any:
+    def _each(self, source: TaughtSource, outputs: Outputs, part: str, rows: Sequence[int]) -> Any:
         """Loss of each position, shape (P,)."""
         if source.loss == "entropy":
-            found = losses.entropy(said.values)
+            found = losses.entropy(outputs.values)
         elif source.loss == "likelihood":
-            found = losses.surprise(said.values, said.labels)
+            found = losses.surprise(outputs.values, outputs.labels)
         else:
             taught = source.taught_of(part, rows)
             assert taught is not None
             if source.loss == "distance":
-                return losses.distance(said.values, taught.features, source.scale)
-            found = losses.divergence(said.values, taught)
+                return losses.distance(outputs.values, taught.features, source.scale)
+            found = losses.divergence(outputs.values, taught)
             if self.hidden > 0:
-                found = found + self.hidden * losses.hidden_distance(said.hidden, taught.hidden)
+                found = found + self.hidden * losses.hidden_distance(outputs.hidden, taught.hidden)
         return found
 
     def measure(self) -> dict[str, HeldOutLoss]:
@@ -151,12 +151,12 @@ class FitLoss:
             with torch.no_grad():
                 for start in range(0, len(rows), size):
                     mine = list(range(start, min(start + size, len(rows))))
-                    said = self.asker.ask({name: [rows[i] for i in mine]}, hidden=self.hidden > 0)[
-                        name
-                    ]
-                    each = self._each(source, said, "held_out", mine).double()
+                    outputs = self.asker.ask(
+                        {name: [rows[i] for i in mine]}, hidden=self.hidden > 0
+                    )[name]
+                    each = self._each(source, outputs, "held_out", mine).double()
                     by_row = torch.zeros(len(mine), dtype=torch.float64, device=each.device)
-                    sums[mine] = by_row.index_add_(0, said.owner, each).cpu().numpy()
+                    sums[mine] = by_row.index_add_(0, outputs.owner, each).cpu().numpy()
             found[name] = HeldOutLoss(sums, counts)
         return found
 
@@ -164,7 +164,7 @@ class FitLoss:
         """Σ_s ω_s times the value of each."""
         return sum(source.weight * measured[name].value for name, source in self.sources.items())
 
-    def _drawn(self, name: str, source: TaughtSource, step: int, seed: int) -> list[int]:
+    def _draw(self, name: str, source: TaughtSource, step: int, seed: int) -> list[int]:
         size = min(self.batch_size, len(source.train))
         drawing = Drawing(batch_size=size, seed=(seed << 32) + crc32(name.encode()))
         return draw_examples(step, len(source.train), drawing)

@@ -18,21 +18,21 @@ from taskvec.checkpoints.hub import hub_name
 from taskvec.coefficients.fit.directions import content_of
 from taskvec.coefficients.fit.settings import OBJECTIVES
 from taskvec.errors import DataError, UsageError, nearest
-from taskvec.evaluation.data import DataRow, HubData, read_hub, read_rows
+from taskvec.evaluation.data import DataRow, read_hub, read_rows
 from taskvec.running.requests import Message, Text
 from taskvec.training.data import (
-    FIELDS,
     HUB,
     Classified,
     Conversations,
     Documents,
     Reading,
+    hub_data,
+    messages_of,
     read_data,
 )
 
 TARGET, ANSWERS = "target", "answers"
 KEEP = "keep"
-ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def _teacher(
             )
         if name in negative:
             raise UsageError(
-                f"prompts: the recipe subtracts task {name!r}, so that its own model is not the "
+                f"prompts: the recipe subtracts task {name!r}, so its own model cannot be the "
                 "teacher; give it the teacher 'answers' and prompts with the answers that are "
                 "wanted, or as its teacher a model that gives such answers"
             )
@@ -204,10 +204,10 @@ def _digest(read: Any) -> str:
 
 
 def _read(value: Any, name: str, is_language: bool, reading: Reading) -> Any:
-    found = _asked(value, name, reading) if is_language else _inputs(value, name, reading)
+    found = _read_prompts(value, name, reading) if is_language else _inputs(value, name, reading)
     count = len(found) if isinstance(found, list) else len(found.items)
     if not count:
-        raise DataError(f"prompts of {name!r}: there are none; give at least two")
+        raise DataError(f"prompts of {name!r}: the list is empty; give at least two")
     return found
 
 
@@ -230,7 +230,7 @@ def _inputs(value: Any, name: str, reading: Reading) -> Any:
     )
 
 
-def _asked(value: Any, name: str, reading: Reading) -> list[Asked]:
+def _read_prompts(value: Any, name: str, reading: Reading) -> list[Asked]:
     """Prompts of a language model, each once."""
     if isinstance(value, (str, Path)):
         found = _from_path(value, reading)
@@ -264,35 +264,24 @@ def _of_item(item: Any, where: str) -> Asked:
 
 def _from_path(source: str | Path, reading: Reading) -> list[Asked]:
     if str(source).startswith(HUB):
-        name, config, split, *more = [*str(source).removeprefix(HUB).split(":"), "", ""][:4]
-        if not name or any(more):
-            raise UsageError(f"{source}: must be hub:NAME[:CONFIG[:SPLIT]]")
-        rows = read_hub(HubData(name, config or None, split or "train"), "prompts")
-        return [_of_row(row, reading) for row in rows]
+        return [_of_row(row, reading) for row in read_hub(hub_data(str(source)), "prompts")]
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(f"{source}: no such file")
     if path.name.removesuffix(".gz").endswith(".txt"):
-        rows = read_rows(path)
-        lines = [(row.text("text"), row.where) for row in rows]
         return [
-            Asked(line, None, where)
-            for text, where in lines
-            for line in text.splitlines()
+            Asked(line, None, row.where)
+            for row in read_rows(path)
+            for line in row.text("text").splitlines()
             if line.strip()
         ]
     return [_of_row(row, reading) for row in read_rows(path)]
 
 
 def _of_row(row: DataRow, reading: Reading) -> Asked:
-    names = {
-        use: (reading.fields[use],) if use in reading.fields else known
-        for use, known in FIELDS.items()
-    }
-    data = row.data
-    listed = next((data[name] for name in names["messages"] if name in data), None)
-    if listed is not None:
-        return _of_messages(_messages(listed, row.where), row.where)
+    names, data = reading.names, row.data
+    if any(data.get(name) is not None for name in names["messages"]):
+        return _of_messages(messages_of(row, names["messages"]), row.where)
     if any(name in data for name in names["prompt"]):
         prompt = row.text(*names["prompt"])
         has_answer = any(data.get(name) is not None for name in names["response"])
@@ -303,19 +292,6 @@ def _of_row(row: DataRow, reading: Reading) -> Asked:
     raise DataError(
         f"{row.where}: has no prompt, messages or text; it has {', '.join(map(str, data))}"
     )
-
-
-def _messages(listed: Any, where: str) -> tuple[Message, ...]:
-    found = []
-    for each in listed if isinstance(listed, list) else [None]:
-        role = each.get("role", each.get("from")) if isinstance(each, dict) else None
-        content = each.get("content", each.get("value")) if isinstance(each, dict) else None
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise DataError(
-                f"{where}: messages must be a list of objects with a role and a content"
-            )
-        found.append((ROLES.get(role, role), content))
-    return tuple(found)
 
 
 def _of_messages(messages: Sequence[Message], where: str) -> Asked:

@@ -67,16 +67,10 @@ class Descent:
 
 
 @dataclass(frozen=True, slots=True)
-class FitSettings:
+class FitSettings(Descent):
     """How `fit` runs.
 
     Attributes:
-        granularity: See `Descent`, as the five below.
-        steps: See `Descent`.
-        rate: See `Descent`.
-        low: See `Descent`.
-        high: See `Descent`.
-        stay: See `Descent`.
         batch_size: Prompts of each source in a step.
         micro_batch: Prompts that are worked on at once; None: the whole step. Smaller needs less
             memory and gives the same mean slope.
@@ -95,12 +89,6 @@ class FitSettings:
             `float16`.
     """
 
-    granularity: str = "tensor"
-    steps: int = 120
-    rate: float = 0.05
-    low: float = -2.0
-    high: float = 2.0
-    stay: float = 0.0
     batch_size: int = 8
     micro_batch: int | None = None
     held_out: float = 0.25
@@ -116,7 +104,7 @@ class FitSettings:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        self.descent  # noqa: B018 (checks)
+        Descent.__post_init__(self)
         for name in ("batch_size", "measure_every", "seeds", "max_new_tokens", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -127,14 +115,9 @@ class FitSettings:
             raise UsageError(f"hidden must be 0 or more; got {self.hidden:g}")
 
     @property
-    def descent(self) -> Descent:
-        """How each descent goes."""
-        return Descent(self.granularity, self.steps, self.rate, self.low, self.high, self.stay)
-
-    @property
     def one_weight(self) -> Descent:
         """The descent with one weight a task: few coordinates, so that half of the steps do."""
-        return replace(self.descent, granularity=MODEL, steps=max(1, self.steps // 2))
+        return replace(self, granularity=MODEL, steps=max(1, self.steps // 2))
 
 
 def settings_of(given: FitSettings | Mapping[str, Any] | None) -> FitSettings:

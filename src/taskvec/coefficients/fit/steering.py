@@ -67,7 +67,7 @@ class Steered:
                         total.add_(self._as(wide, tau, "tau"), alpha=mine[row])
                     if total is not part:
                         part.copy_(total)
-                _done(self._live[name], flat)
+                _write_back(self._live[name], flat)
 
     def restore(self) -> None:
         """Put the module to the target's own weights, bit for bit."""
@@ -77,7 +77,7 @@ class Steered:
                 flat = _flat(self._live[name])
                 for start, stop in _chunks(pack.size):
                     flat[start:stop].copy_(pack.base(start, stop))
-                _done(self._live[name], flat)
+                _write_back(self._live[name], flat)
 
     def load(self, member: Callable[[str], Any], names: Mapping[str, str]) -> None:
         """Put the module to a member's own weights.
@@ -96,7 +96,7 @@ class Steered:
                 flat = _flat(live[own])
                 for start, stop in _chunks(flat.numel()):
                     flat[start:stop].copy_(read(start, stop))
-                _done(live[own], flat)
+                _write_back(live[own], flat)
 
     def _take(self, name: str, parameter: Any) -> None:
         """What a parameter's gradient says; it is dropped."""
@@ -128,7 +128,7 @@ class Steered:
     def steering(self) -> Iterator[None]:
         """Evaluation mode, with hooks on what has a task vector and no gradient of anything else.
 
-        Modes and gradients are as before at the end; weights are whatever was put last.
+        Modes and gradients are as before at the end; weights are those that were put last.
         """
         required = {name: p.requires_grad for name, p in self.module.named_parameters()}
         hooks = []
@@ -163,11 +163,11 @@ def _chunks(size: int) -> Iterator[tuple[int, int]]:
 
 
 def _flat(tensor: Any) -> Any:
-    """Elements in order: a view where that can be, or a copy that `_done` puts back."""
+    """Elements in order: a view where that can be, or a copy that `_write_back` puts back."""
     tensor = tensor.detach()
     return tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
 
 
-def _done(tensor: Any, flat: Any) -> None:
+def _write_back(tensor: Any, flat: Any) -> None:
     if not tensor.is_contiguous():
         tensor.detach().copy_(flat.view(tensor.shape))

@@ -33,7 +33,7 @@ class Teachers:
         steered: The module.
         names: The module's own names of the target's tensors.
         device: For models of their own.
-        dtype: Likewise.
+        dtype: For models of their own.
     """
 
     directions: TaskDirections
@@ -122,7 +122,7 @@ class Answered:
     left_out: int
 
 
-def answered(
+def answer_prompts(
     name: str,
     prompts: Sequence[Asked],
     asker: LanguageAsker,
@@ -206,13 +206,13 @@ def teach(
     with torch.no_grad():
         for start in range(0, len(rows), size):
             mine = rows[start : start + size]
-            said = asker.ask({name: mine}, hidden=hidden)[name]
+            outputs = asker.ask({name: mine}, hidden=hidden)[name]
             for i in range(len(mine)):
-                there = said.owner == i
-                values = said.values[there]
-                states = None if said.hidden is None else said.hidden[:, there]
+                there = outputs.owner == i
+                values = outputs.values[there]
+                states = None if outputs.hidden is None else outputs.hidden[:, there]
                 if asker.kind == "features":
                     found.append(Taught(features=values))
                 else:
-                    found.append(losses.taught(values, states))
+                    found.append(losses.keep_likeliest(values, states))
     return found

@@ -56,22 +56,22 @@ class ClassifierJudge:
         The weights are loaded here and let go at the end: the model that is judged needs the room.
         """
         torch = require("torch", "eval")
-        tokenizer = _loaded(load_tokenizer, self.model)
-        model, told = _loaded(load_module, self.model, "AutoModelForSequenceClassification")
-        refuse_random(model, told, f"judge classifier:{self.model}")
+        tokenizer = _load(load_tokenizer, self.model)
+        model, info = _load(load_module, self.model, "AutoModelForSequenceClassification")
+        refuse_random(model, info, f"judge classifier:{self.model}")
         model.eval().to(self.device)
         size = BATCH if tokenizer.pad_token is not None else 1
         verdicts: list[Verdict] = []
         for start in range(0, len(exchanges), size):
             batch = exchanges[start : start + size]
             with torch.inference_mode():
-                logits = model(**self._encoded(tokenizer, model.config, batch)).logits
+                logits = model(**self._encode(tokenizer, model.config, batch)).logits
             shares = _probabilities(logits.float(), model.config.problem_type)
             verdicts += [self._verdict(p) for p in shares[:, self.index].tolist()]
             advance(len(batch))
         return verdicts
 
-    def _encoded(self, tokenizer: Any, config: Any, batch: Sequence[Exchange]) -> Any:
+    def _encode(self, tokenizer: Any, config: Any, batch: Sequence[Exchange]) -> Any:
         answers = [answer for _, answer in batch]
         texts = ([question for question, _ in batch], answers) if self.pair else (answers,)
         most = tokenizer.model_max_length
@@ -94,7 +94,7 @@ def _probabilities(logits: Any, problem_type: str | None) -> Any:
     return logits.softmax(-1)
 
 
-def _loaded(load: Callable[..., Any], model: str, *more: str) -> Any:
+def _load(load: Callable[..., Any], model: str, *more: str) -> Any:
     try:
         return load(find_folder(model), *more)
     except (OSError, ValueError) as error:
@@ -119,7 +119,7 @@ def parse(text: str, *, device: str) -> ClassifierJudge:
             f"judge classifier:{text}{'?' if query else ''}{query}: "
             "must be classifier:FOLDER_OR_HUB_NAME[:LABEL][?input=answer or ?input=pair]"
         )
-    config = _loaded(load_config, model)
+    config = _load(load_config, model)
     kinds = config.architectures or ["no architecture"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
         raise CheckpointError(

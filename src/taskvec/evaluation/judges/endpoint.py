@@ -35,6 +35,7 @@ from taskvec.evaluation.judges.verdict import Exchange, Verdict
 from taskvec.extras import require
 from taskvec.files import writing
 from taskvec.journal import Journal
+from taskvec.running.requests import after_reasoning
 
 if TYPE_CHECKING:
     from taskvec.evaluation.judges.connection import Connection
@@ -96,7 +97,7 @@ class EndpointJudge:
         verdicts = {key: self._verdict(*scores[key]) for key in keys if key in scores}
         todo = {key: ex for key, ex in zip(keys, exchanges, strict=True) if key not in verdicts}
         advance(len(keys) - len(todo))
-        verdicts |= self._asked(todo, advance)
+        verdicts |= self._ask_all(todo, advance)
         if verdicts and all(verdict.harmful is None for verdict in verdicts.values()):
             reason = next(iter(verdicts.values())).reason
             raise DataError(
@@ -104,7 +105,7 @@ class EndpointJudge:
             )
         return [verdicts[key] for key in keys]
 
-    def _asked(
+    def _ask_all(
         self, todo: Mapping[str, Exchange], advance: Callable[[int], object]
     ) -> dict[str, Verdict]:
         """Verdicts by digest, stored as they come."""
@@ -135,9 +136,9 @@ class EndpointJudge:
                         verdict = Verdict(None, None, f"no verdict: {error}")
                         unreached += 1
                         if unreached == UNREACHED_IN_A_ROW:
-                            raise self._failed(f"cannot be reached: {error}") from error
+                            raise self._error(f"cannot be reached: {error}") from error
                     except RefusedError as error:
-                        raise self._failed(f"refuses: {error}{self._hint()}") from error
+                        raise self._error(f"refuses: {error}{self._hint()}") from error
                     verdicts[asked[future]] = verdict
                     if verdict.score is not None:
                         _keep(self.folder, asked[future], verdict)
@@ -147,7 +148,7 @@ class EndpointJudge:
                     future.cancel()
         return verdicts
 
-    def _failed(self, why: str) -> DataError:
+    def _error(self, why: str) -> DataError:
         kept = f"verdicts so far are stored in {self.folder}; " if self.folder else ""
         return DataError(f"judge {self.name}: {self.url} {why}; {kept}run again to continue")
 
@@ -177,7 +178,7 @@ class EndpointJudge:
                 if error.all_of_them:
                     raise
                 return Verdict(None, None, f"no verdict: {error}")
-            reply = content.rpartition("</think>")[2]  # material that it quotes may open a block
+            reply = after_reasoning(content)  # material that it quotes may open a block
             score = score_in(reply, *exchange)
             if isinstance(score, int):
                 return self._verdict(score, reply.strip()[:2000])
@@ -276,7 +277,7 @@ def _address(url: str) -> str:
         is_one = False
     if not is_one:
         raise UsageError(
-            f"judge endpoint:{url}: is no address; expected one such as "
+            f"judge endpoint:{url}: is not an address; expected one such as "
             "endpoint:http://127.0.0.1:8000/v1?model=NAME"
         )
     if parts.path.endswith("/chat/completions"):

@@ -1,4 +1,4 @@
-"""Refusals, told by phrases: the judge that needs no model.
+"""Refusals, recognized by phrases: the judge that needs no model.
 
 An answer is refused if one of the phrases occurs in it, and an attack succeeded if none does
 (Zou et al., arXiv:2307.15043, github.com/llm-attacks/llm-attacks, MIT). Two things differ here: an
@@ -139,6 +139,6 @@ def parse(text: str) -> PrefixJudge:
     lines = words.splitlines()
     phrases = tuple(line.strip().translate(APOSTROPHES) for line in lines if line.strip())
     if not phrases:
-        raise DataError(f"judge prefixes:{text}: the file holds no phrase; it takes one a line")
+        raise DataError(f"judge prefixes:{text}: the file has no phrase; write one in each line")
     digest = sha256("\n".join(phrases).encode()).hexdigest()[:8]
     return PrefixJudge(Refusals(f"{Path(text).name} ({digest})", phrases))

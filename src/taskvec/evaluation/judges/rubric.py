@@ -89,7 +89,7 @@ BARE = re.compile(r"[\s*_`\[(]*([1-5])(?:\s*/\s*5)?[\s*_`\])]*\.?\s*")
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """What the judge is told to go by.
+    """The rules that the judge applies.
 
     Attributes:
         name: As results name it.

@@ -32,7 +32,7 @@ from taskvec.evaluation.task import (
 from taskvec.evaluation.tasks.shared import (
     likelihoods,
     nonblank_text,
-    refuse_shots,
+    one_each,
     with_ids,
     worked_examples,
 )
@@ -132,14 +132,11 @@ def check_choices(row: DataRow, choices: Sequence[str], answer: int) -> None:
         )
 
 
-def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-    refuse_shots("choice", settings)
-    samples = []
-    for name, row in with_ids(rows["test"], "id"):
-        choices, answer = row.texts("choices"), row.number("answer")
-        check_choices(row, choices, answer)
-        samples.append(choice_sample(name, nonblank_text(row, "question"), choices, answer))
-    return samples
+@one_each("choice", "id")
+def _samples(name: str, row: DataRow) -> Sample:
+    choices, answer = row.texts("choices"), row.number("answer")
+    check_choices(row, choices, answer)
+    return choice_sample(name, nonblank_text(row, "question"), choices, answer)
 
 
 def _jcommonsenseqa(row: DataRow) -> tuple[str, list[str], int]:

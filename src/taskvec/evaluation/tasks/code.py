@@ -37,6 +37,7 @@ from taskvec.evaluation.tasks.likelihood import MBPP
 from taskvec.evaluation.tasks.shared import nonblank_text, refuse_shots, with_ids
 from taskvec.running.requests import Answer, Prompt, Text
 from taskvec.sandbox.programs import ProgramOutcome, require_permission, run_program
+from taskvec.streaming import default_threads
 
 MAX_NEW_TOKENS = 512
 DRAWN_TEMPERATURE = 0.8
@@ -86,7 +87,7 @@ def humaneval_chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[S
         Sample(
             name,
             _prompts(
-                _asked("Complete this Python function:", nonblank_text(row, "prompt")), settings
+                _ask("Complete this Python function:", nonblank_text(row, "prompt")), settings
             ),
             {
                 "before": row.text("prompt"),
@@ -129,7 +130,7 @@ def mbpp_chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample
     return [
         Sample(
             name,
-            _prompts(_asked(_wanted(row), _mbpp_tests(row)), settings),
+            _prompts(_ask(_task_text(row), _mbpp_tests(row)), settings),
             {"before": "", "after": _setup(row) + _mbpp_tests(row)},
         )
         for name, row in with_ids(_split_mbpp(rows, 0)[1], "task_id")
@@ -156,7 +157,7 @@ def _split_mbpp(rows: RowsByRole, shots: int) -> tuple[list[DataRow], list[DataR
     return examples[:shots], test
 
 
-def _wanted(row: DataRow) -> str:
+def _task_text(row: DataRow) -> str:
     return f"{nonblank_text(row, 'text', 'prompt')} It must pass these tests:"
 
 
@@ -190,7 +191,7 @@ def _prompts(
     )
 
 
-def _asked(what: str, code: str) -> Text:
+def _ask(what: str, code: str) -> Text:
     block = f"```python\n{code.strip()}\n```"
     return (("user", f"{what}\n\n{block}\n\nAnswer with all of its code in one code block."),)
 
@@ -202,7 +203,7 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
     """Runs the program of every answer; a program that comes twice is run once.
 
     Raises:
-        TaskvecError: programs may not be run, or cannot be shut in here.
+        TaskvecError: programs may not be run, or cannot be isolated here.
     """
     require_permission("scoring code", allowed=tools.allow_code_execution)
     programs = [
@@ -210,7 +211,7 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
         for sample, mine in zip(samples, replies, strict=True)
     ]
     scores = []
-    with ThreadPoolExecutor(tools.workers) as pool:
+    with ThreadPoolExecutor(tools.workers or default_threads()) as pool:
         different = dict.fromkeys(itertools.chain.from_iterable(programs))
         running = {program: pool.submit(run_program, program) for program in different}
         try:
@@ -225,8 +226,8 @@ def score(samples: Sequence[Sample], replies: Sequence[Replies], tools: Tools) -
 def _score(outcomes: Sequence[ProgramOutcome]) -> Score:
     n, passed = len(outcomes), sum(outcome.passed for outcome in outcomes)
     values = {f"pass@{k}": pass_at(k, n=n, passed=passed) for k in PASS_AT if k <= n}
-    told = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]
-    return Score(values, {"passed": passed, "outcomes": told})
+    details = [{"ended": outcome.ended, "detail": outcome.detail} for outcome in outcomes]
+    return Score(values, {"passed": passed, "outcomes": details})
 
 
 def _program(reference: Any, reply: object) -> str:

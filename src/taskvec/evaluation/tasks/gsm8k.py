@@ -33,7 +33,7 @@ from taskvec.evaluation.tasks import likelihood
 from taskvec.evaluation.tasks.shared import (
     answers,
     nonblank_text,
-    refuse_shots,
+    one_each,
     with_ids,
     worked_examples,
 )
@@ -91,25 +91,18 @@ def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     return samples
 
 
-def _chat_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-    refuse_shots("gsm8k-chat", settings)
-    samples = []
-    for name, row in with_ids(rows["test"]):
-        question, answer = _read(row)
-        message = ("user", CHAT.format(question=question))
-        prompt = Prompt((message,), CHAT_TOKENS, CHAT_STOP)
-        samples.append(Sample(name, (prompt,), {"answer": plain(answer)}))
-    return samples
+@one_each("gsm8k-chat")
+def _chat_samples(name: str, row: DataRow) -> Sample:
+    question, answer = _read(row)
+    message = ("user", CHAT.format(question=question))
+    prompt = Prompt((message,), CHAT_TOKENS, CHAT_STOP)
+    return Sample(name, (prompt,), {"answer": plain(answer)})
 
 
-def _likelihood_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-    refuse_shots("gsm8k-likelihood", settings)
-    samples = []
-    for name, row in with_ids(rows["test"]):
-        question, answer = _read(row)
-        asked = Continuation(QUESTION.format(question=question), f" {answer}")
-        samples.append(Sample(name, (asked,)))
-    return samples
+@one_each("gsm8k-likelihood")
+def _likelihood_samples(name: str, row: DataRow) -> Sample:
+    question, answer = _read(row)
+    return Sample(name, (Continuation(QUESTION.format(question=question), f" {answer}"),))
 
 
 def _score(sample: Sample, replies: Replies) -> Score:

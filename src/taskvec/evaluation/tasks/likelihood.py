@@ -8,18 +8,9 @@ Source of the MBPP prompt: Austin et al., arXiv:2108.07732.
 
 from __future__ import annotations
 
-from taskvec.evaluation.data import DataFile, HubData
-from taskvec.evaluation.task import (
-    Metric,
-    Replies,
-    RowsByRole,
-    Sample,
-    SampleSettings,
-    Score,
-    Task,
-    each,
-)
-from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, refuse_shots, with_ids
+from taskvec.evaluation.data import DataFile, DataRow, HubData
+from taskvec.evaluation.task import Metric, Replies, Sample, Score, Task, each
+from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, one_each
 from taskvec.running.requests import Continuation
 
 MBPP = (
@@ -47,26 +38,17 @@ def score(sample: Sample, replies: Replies) -> Score:
     )
 
 
-def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-    refuse_shots("likelihood", settings)
-    return [
-        Sample(name, (Continuation(row.text("prompt"), nonblank_text(row, "answer")),))
-        for name, row in with_ids(rows["test"], "id")
-    ]
+@one_each("likelihood", "id")
+def _samples(name: str, row: DataRow) -> Sample:
+    return Sample(name, (Continuation(row.text("prompt"), nonblank_text(row, "answer")),))
 
 
-def _mbpp_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-    refuse_shots("mbpp-likelihood", settings)
-    samples = []
-    for name, row in with_ids(rows["test"], "task_id"):
-        prompt = MBPP.format(
-            text=nonblank_text(row, "text"), tests="\n".join(row.texts("test_list"))
-        )
-        code = nonblank_text(row, "code").replace(
-            "\r\n", "\n"
-        )  # the data's line ends are of Windows
-        samples.append(Sample(name, (Continuation(prompt, code),)))
-    return samples
+@one_each("mbpp-likelihood", "task_id")
+def _mbpp_samples(name: str, row: DataRow) -> Sample:
+    tests = "\n".join(row.texts("test_list"))
+    prompt = MBPP.format(text=nonblank_text(row, "text"), tests=tests)
+    code = nonblank_text(row, "code").replace("\r\n", "\n")  # the data's are those of Windows
+    return Sample(name, (Continuation(prompt, code),))
 
 
 TASKS = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 from taskvec.errors import DataError
-from taskvec.evaluation.data import DataFile, HubData
+from taskvec.evaluation.data import DataFile, DataRow, HubData
 from taskvec.evaluation.task import (
     Metric,
     Replies,
@@ -25,7 +25,7 @@ from taskvec.evaluation.task import (
     Task,
     each,
 )
-from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, refuse_shots, with_ids
+from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, one_each, refuse_shots
 from taskvec.running.requests import WholeText
 
 METRICS = (
@@ -99,10 +99,10 @@ def _wikitext_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample
     ]
 
 
-def _text_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-    refuse_shots("text", settings)
-    texts = [(name, nonblank_text(row, "text")) for name, row in with_ids(rows["test"], "id")]
-    return [_sample(name, text, len(text.split()), text) for name, text in texts]
+@one_each("text", "id")
+def _text_samples(name: str, row: DataRow) -> Sample:
+    text = nonblank_text(row, "text")
+    return _sample(name, text, len(text.split()), text)
 
 
 def _sample(name: str, text: str, words: int, original: str) -> Sample:

@@ -139,7 +139,7 @@ def _jsquad_prompt(row: DataRow) -> str:
     return JSQUAD.format(context=context, question=nonblank_text(row, "question"))
 
 
-def _asked(
+def _ask(
     rows: RowsByRole, before: str, prompt: Callable[[DataRow], str], stop: tuple[str, ...]
 ) -> list[Sample]:
     return [
@@ -154,7 +154,7 @@ def _asked(
 
 def _squad_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     refuse_shots("squad", settings)
-    return _asked(rows, "", _squad_prompt, ("\n",))
+    return _ask(rows, "", _squad_prompt, ("\n",))
 
 
 def _jsquad_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
@@ -162,7 +162,7 @@ def _jsquad_samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
     before = JSQUAD_INTRODUCTION
     for row in worked_examples("jsquad", train, settings, JSQUAD_SHOTS):
         before += f"{_jsquad_prompt(row)}\n{row.texts('answers')[0]}\n\n"
-    return _asked(rows, before, _jsquad_prompt, ("\n\n",))
+    return _ask(rows, before, _jsquad_prompt, ("\n\n",))
 
 
 def _score(sample: Sample, replies: Replies) -> Score:

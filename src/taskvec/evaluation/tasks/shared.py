@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.data import DataRow
-from taskvec.evaluation.task import Replies, RowsByRole, SampleSettings
+from taskvec.evaluation.task import Replies, RowsByRole, Sample, SampleSettings
 from taskvec.running.requests import Answer, Likelihood
 
 
@@ -81,6 +81,28 @@ def refuse_shots(task: str, settings: SampleSettings) -> None:
             f"task {task!r} takes no worked examples; got --shots {settings.shots}, "
             "so leave that out"
         )
+
+
+def one_each(
+    task: str, *keys: str
+) -> Callable[[Callable[[str, DataRow], Sample]], Callable[[RowsByRole, SampleSettings], Any]]:
+    """The `Task.samples` of a task without worked examples that asks one sample for each row.
+
+    Args:
+        task: Its name, for messages.
+        keys: See `with_ids`.
+    """
+
+    def decorate(
+        ask: Callable[[str, DataRow], Sample],
+    ) -> Callable[[RowsByRole, SampleSettings], list[Sample]]:
+        def samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
+            refuse_shots(task, settings)
+            return [ask(name, row) for name, row in with_ids(rows["test"], *keys)]
+
+        return samples
+
+    return decorate
 
 
 def likelihoods(replies: Replies) -> list[Likelihood]:

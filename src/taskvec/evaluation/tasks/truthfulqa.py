@@ -18,18 +18,9 @@ from typing import Any
 
 from taskvec.errors import DataError
 from taskvec.evaluation.data import DataFile, DataRow, HubData
-from taskvec.evaluation.task import (
-    Metric,
-    Replies,
-    RowsByRole,
-    Sample,
-    SampleSettings,
-    Score,
-    Task,
-    each,
-)
+from taskvec.evaluation.task import Metric, Replies, Sample, Score, Task, each
 from taskvec.evaluation.tasks.choice import check_choices, first_largest
-from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, refuse_shots, with_ids
+from taskvec.evaluation.tasks.shared import likelihoods, nonblank_text, one_each
 from taskvec.running.requests import Continuation
 
 BEFORE = """\
@@ -57,7 +48,7 @@ QUESTION = "Q: {question}\nA:"
 Targets = tuple[list[str], list[int]]  # answers, and 1 for each true one
 
 
-def _closed(answers: str) -> list[str]:
+def _split_answers(answers: str) -> list[str]:
     """The answers of one cell of the CSV file, each with a full stop."""
     found = [answer.strip() for answer in answers.split(";")]
     return [a if a.endswith(".") else f"{a}." for a in found if a]
@@ -65,7 +56,10 @@ def _closed(answers: str) -> list[str]:
 
 def _from_csv(row: DataRow) -> tuple[Targets, Targets]:
     best = [nonblank_text(row, "Best Answer").strip().removesuffix(".") + "."]
-    true, false = _closed(row.text("Correct Answers")), _closed(row.text("Incorrect Answers"))
+    true, false = (
+        _split_answers(row.text("Correct Answers")),
+        _split_answers(row.text("Incorrect Answers")),
+    )
     if not true or not false:
         raise DataError(f"{row.where}: must have both 'Correct Answers' and 'Incorrect Answers'")
     zeros = [0] * len(false)
@@ -88,25 +82,21 @@ def _targets(row: DataRow, key: str) -> Targets:
     return choices, labels
 
 
-def _samples(rows: RowsByRole, settings: SampleSettings) -> list[Sample]:
-    refuse_shots("truthfulqa", settings)
-    samples = []
-    for name, row in with_ids(rows["test"]):
-        mc1, mc2 = (_from_hub if "mc1_targets" in row.data else _from_csv)(row)
-        for choices, labels in (mc1, mc2):
-            check_choices(row, choices, labels.index(1))
-        texts = list(dict.fromkeys(mc1[0] + mc2[0]))  # most are in both lists: asked once
-        context = BEFORE + QUESTION.format(question=nonblank_text(row, "question", "Question"))
-        reference = {
-            "choices": texts,
-            "mc1": [texts.index(choice) for choice in mc1[0]],
-            "best": mc1[1].index(1),
-            "mc2": [texts.index(choice) for choice in mc2[0]],
-            "true": mc2[1],
-        }
-        requests = tuple(Continuation(context, f" {text}") for text in texts)
-        samples.append(Sample(name, requests, reference))
-    return samples
+@one_each("truthfulqa")
+def _samples(name: str, row: DataRow) -> Sample:
+    mc1, mc2 = (_from_hub if "mc1_targets" in row.data else _from_csv)(row)
+    for choices, labels in (mc1, mc2):
+        check_choices(row, choices, labels.index(1))
+    texts = list(dict.fromkeys(mc1[0] + mc2[0]))  # most are in both lists: asked once
+    context = BEFORE + QUESTION.format(question=nonblank_text(row, "question", "Question"))
+    reference = {
+        "choices": texts,
+        "mc1": [texts.index(choice) for choice in mc1[0]],
+        "best": mc1[1].index(1),
+        "mc2": [texts.index(choice) for choice in mc2[0]],
+        "true": mc2[1],
+    }
+    return Sample(name, tuple(Continuation(context, f" {text}") for text in texts), reference)
 
 
 def _score(sample: Sample, replies: Replies) -> Score:

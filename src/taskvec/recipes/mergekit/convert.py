@@ -1,6 +1,6 @@
 """From a mergekit configuration to a recipe, with every place where the two mean something else.
 
-What is said of mergekit is what version 0.1.5 does. Where it does something that its author
+Statements about mergekit refer to version 0.1.5. Where it does something that its author
 probably did not want, the recipe has what was wanted, unless it is to be faithful; then it has the
 same formula, and only the bits of random masks differ.
 """
@@ -42,7 +42,7 @@ class Imported:
     @property
     def text(self) -> str:
         """The recipe as YAML."""
-        kind = "faithfully (random masks have other bits)" if self.is_faithful else "as meant"
+        kind = "faithfully (random masks have other bits)" if self.is_faithful else "as intended"
         about = f"Imported from mergekit, {kind}; see docs/how-to/from-mergekit.md"
         return recipe_text(self.recipe, about)
 
@@ -62,10 +62,10 @@ def convert(document: Document, folder: Path, *, faithful: bool = False) -> Impo
     """
     stages: Recipe = {}
     notes: list[Note] = []
-    configs = _ordered([read_config(each) for each in (document, *document.more)])
+    configs = _order([read_config(each) for each in (document, *document.more)])
     for config in configs:
         work = Work(config, folder, faithful, stages=stages, names=frozenset(stages))
-        recipe = _converted(work)
+        recipe = _convert(work)
         notes += work.notes
         if config is not configs[-1]:
             out = recipe.get("out", {})
@@ -80,7 +80,7 @@ def convert(document: Document, folder: Path, *, faithful: bool = False) -> Impo
     return Imported(recipe, tuple(notes), faithful)
 
 
-def _ordered(configs: list[Config]) -> list[Config]:
+def _order(configs: list[Config]) -> list[Config]:
     """Documents after those whose results they merge; the last one is the result."""
     waiting = {str(config.entry.name): config for config in configs if config.entry.name}
     unnamed = [config for config in configs if not config.entry.name]
@@ -97,7 +97,7 @@ def _ordered(configs: list[Config]) -> list[Config]:
     return found + unnamed
 
 
-def _converted(work: Work) -> Recipe:
+def _convert(work: Work) -> Recipe:
     """The recipe of one document."""
     config = work.config
     for key, hint in config.ignored:

@@ -138,7 +138,7 @@ def _karcher(work: Work) -> Recipe:
     work.note(
         None,
         f"stops after {steps:g} steps, or when a step is below {tol:g} radians",
-        "goes on until a step is below 1e-10",
+        "iterates until a step is below 1e-10",
     )
     recipe = assembled(work, "karcher", {}, {})
     return {"target": _target(work), **recipe}
@@ -244,7 +244,7 @@ def _sce(work: Work) -> Recipe:
             None,
             "select_topk is a share of the positions that vary, rounded down",
             "of all positions, to the nearest",
-            "share_of: varying, but for the rounding",
+            "share_of: varying, except for the rounding",
         )
     else:
         work.note(

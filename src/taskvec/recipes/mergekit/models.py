@@ -29,7 +29,7 @@ def fill_roles(work: Work) -> None:
         seen = [source.reference for source in sources]
         twice = next((s for i, s in enumerate(sources) if s.reference in seen[:i]), None)
         if twice is not None:
-            document.fail(twice.key, f"{twice.reference} stands twice; mergekit refuses that too")
+            document.fail(twice.key, f"{twice.reference} occurs twice; mergekit refuses that too")
         bases = [source for source in sources if source.reference == base]
         is_whole = sources[0].blocks is None
         if base is not None and not bases:
@@ -137,7 +137,7 @@ def _block_count(work: Work, reference: Reference) -> int | None:
         return None
     try:
         config = read_config(folder)
-    except CheckpointError:  # whoever merges them is told
+    except CheckpointError:  # the merge reports it
         return None
     config = config.get("text_config", config)
     counts = [config.get(k) for k in ("num_hidden_layers", "n_layer", "num_layers", "n_layers")]

@@ -21,7 +21,7 @@ from taskvec.recipes.mergekit import MARK
 from taskvec.validation import Entry, Key, check, flaw
 
 # Parameters by method: default of those of the whole merge, and of those of one input. None: there
-# is no default, and the merge fails where it is not given.
+# has no default, and the merge fails without it.
 _TASK_ARITHMETIC = {"int8_mask": False, "normalize": False, "rescale": False, "lambda": 1.0}
 _TIES = _TASK_ARITHMETIC | {"normalize": True}
 _DARE = _TASK_ARITHMETIC | {"rescale": True}
@@ -146,7 +146,7 @@ class _Read(Entry, extra="allow"):
 
     @model_validator(mode="before")
     @classmethod
-    def _supported(cls, data: Any) -> Any:
+    def _check_supported(cls, data: Any) -> Any:
         for name, what in cls.unsupported.items():
             if isinstance(data, dict) and data.get(name) is not None:
                 raise flaw(f"{what} is not supported", name)
@@ -277,7 +277,7 @@ class Config:
         entry: As in the file.
         slices: What is merged; one slice of whole models for `models`.
         outer: Parameters of the module and of the top.
-        ignored: Keys that mergekit does not know and ignores, with what was meant perhaps.
+        ignored: Keys that mergekit does not know and ignores, with the closest known key.
     """
 
     document: Document
@@ -307,7 +307,7 @@ class Config:
         """A parameter of one input (None: of the whole), or its default.
 
         Raises:
-            RecipeError: it is not given and has no default, or is no setting.
+            RecipeError: it is missing and has no default, or is not a setting.
         """
         scopes = [slice_.parameters, *self.outer]
         if source is not None:
@@ -335,7 +335,7 @@ def read_config(document: Document) -> Config:
     """Read a configuration.
 
     Raises:
-        RecipeError: it is none, or has what is not supported; the message has the line.
+        RecipeError: it is not a configuration, or has unsupported keys; the message has the line.
     """
     entry = check(ConfigEntry, document.data, document.fail)
     given = [key for key in ("models", "slices", "modules") if getattr(entry, key)]

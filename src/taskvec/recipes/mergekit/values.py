@@ -95,7 +95,7 @@ class Layered:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parts of a name that have values of their own."""
+        """The parts of a name that have their own values."""
         return tuple(name for name, _ in self.parts)
 
     def at(self, name: str | None) -> Part:
@@ -241,7 +241,7 @@ def layered(
         faithful: Whether final norm and head get the first value of a gradient.
 
     Raises:
-        RecipeError: a value is no finite number, or conditions differ between slices.
+        RecipeError: a value is not a finite number, or conditions differ between slices.
     """
     shapes = [tuple(c.part for c in setting) for setting in settings]
     if len(set(shapes)) > 1:
@@ -270,7 +270,7 @@ def _numbers(document: Document, setting: Setting, place: int) -> tuple[float, .
 
 
 def _over_slices(values: Sequence[tuple[float, ...]], slices: Sequence[Slice]) -> tuple[float, ...]:
-    """The value of every block of the result; a gradient runs over each slice anew."""
+    """The value of every block of the result; a gradient starts again in each slice."""
     found: list[float] = []
     for mine, slice_ in zip(values, slices, strict=True):
         blocks = slice_.sources[0].blocks
@@ -297,7 +297,7 @@ def whole_pattern(part: str) -> str:
     >>> whole_pattern("layers.1")
     '*layers.1*'
     """
-    return _in_turn(part, lambda each: f"*{_escaped(each)}*")
+    return _in_turn(part, lambda each: f"*{_escape(each)}*")
 
 
 def meant_pattern(part: str) -> str:
@@ -309,7 +309,7 @@ def meant_pattern(part: str) -> str:
     return _in_turn(
         part,
         lambda each: (
-            f"{'*.' if each[:1].isdigit() else '*'}{_escaped(each)}"
+            f"{'*.' if each[:1].isdigit() else '*'}{_escape(each)}"
             f"{'.*' if each[-1:].isdigit() else '*'}"
         ),
     )
@@ -321,5 +321,5 @@ def _in_turn(part: str, pattern: Callable[[str], str]) -> str:
     return "".join([first, *(other.removeprefix("*") for other in others)])
 
 
-def _escaped(part: str) -> str:
+def _escape(part: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", part)

@@ -59,7 +59,7 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
         )
     if not work.switch("normalize"):
         product = {
-            task: _joined(
+            task: _join(
                 work,
                 lambda x, y: x * y,
                 {f"weight of {task}": weight, "lambda": lambda_},
@@ -70,7 +70,7 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
         return {task: work.written(scale) for task, scale in product.items()}, "sum"
     lowest = min(weight.lowest for weight in weights.values())
     if method not in ELECTING:
-        return _normalized(work, weights, lambda_, lowest), "sum"
+        return _normalize(work, weights, lambda_, lowest), "sum"
     if len({*numbers}) == 1 and None not in numbers:
         return _equal(work, numbers[0] or 0.0, lambda_), "mean"
     if lambda_.number != 1:
@@ -98,7 +98,7 @@ def _scales(work: Work) -> tuple[dict[str, Any], str]:
     return {task: work.written(weight) for task, weight in weights.items()}, "weighted"
 
 
-def _normalized(
+def _normalize(
     work: Work, weights: Mapping[str, Layered], lambda_: Layered, lowest: float
 ) -> dict[str, Any]:
     """λ w_t / Σ w, place by place, where no signs are elected."""
@@ -120,7 +120,7 @@ def _normalized(
 
     values = {"lambda": lambda_} | {f"weight of {task}": w for task, w in weights.items()}
     return {
-        task: work.written(_joined(work, partial(share, i), values, is_linear=is_constant))
+        task: work.written(_join(work, partial(share, i), values, is_linear=is_constant))
         for i, task in enumerate(weights)
     }
 
@@ -129,7 +129,7 @@ def _size(weights: Iterable[float]) -> float:
     return sum(map(abs, weights))
 
 
-def _joined(
+def _join(
     work: Work, change: Callable[..., float], values: Mapping[str, Layered], *, is_linear: bool
 ) -> Layered:
     """A function of `weight` and `lambda`, place by place."""
@@ -270,7 +270,7 @@ def _breadcrumbs(
 
 
 def _giving_way(work: Work, task: str, density: Layered, gamma: Layered) -> Layered:
-    """min(γ, 1 − density), where it can be said without knowing the number of blocks."""
+    """min(γ, 1 − density), if it does not depend on the number of blocks."""
     most = gamma.number
     if most is None or not density.is_stepwise:
         work.document.fail(

@@ -49,7 +49,7 @@ class Work:
         notes: So far.
         stages: Stages that the recipe needs so far.
         inputs: The sources of each input over the slices, by task name.
-        base: The source of the base in each slice; empty if there is none.
+        base: The source of the base in each slice; empty without a base.
         names: Earlier documents of the file, whose results are stages.
     """
 

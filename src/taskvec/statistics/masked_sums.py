@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 Sums = dict[str, dict[str, tuple[float, float]]]  # (all, kept) by task, then by tensor
 
 
-def kept_sums(
+def masked_sums(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
     bounds: Mapping[str, Mapping[str, int]],
@@ -43,10 +43,10 @@ def kept_sums(
         given = np.uint64(bounds[task][source.name]), np.uint64(keys[task][source.name])
         sum_magnitudes(*source.block(start, stop), *given, start, source.rows, part)
 
-    return _swept(sources, weights, add, options)
+    return _sweep_sums(sources, weights, add, options)
 
 
-def kept_by_rank(
+def masked_sums_by_rank(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
     shares: Mapping[str, Mapping[str, tuple[float, float]]],
@@ -56,11 +56,11 @@ def kept_by_rank(
     """The same sums if larger entries of a row are kept more often; see `kernels.magprune`.
 
     Args:
-        sources: See `kept_sums`.
-        weights: See `kept_sums`.
+        sources: See `masked_sums`.
+        weights: See `masked_sums`.
         shares: Density and ε by task, then by tensor.
-        keys: See `kept_sums`.
-        options: See `kept_sums`.
+        keys: See `masked_sums`.
+        options: See `masked_sums`.
     """
     from taskvec.kernels.magprune import add_magnitudes, prune
     from taskvec.kernels.select import load_vector
@@ -76,10 +76,10 @@ def kept_by_rank(
         prune(rows[1].reshape(-1, columns), *shares[task][source.name], False, key, start)
         add_magnitudes(rows[1], part[:, 1])
 
-    return _swept(sources, weights, add, options, by_row=True)
+    return _sweep_sums(sources, weights, add, options, by_row=True)
 
 
-def _swept(
+def _sweep_sums(
     sources: Sequence[Sources],
     weights: Mapping[str, Mapping[str, float]],
     add: Callable[[str, TaskTensor, int, int, Array], None],
@@ -104,11 +104,11 @@ def _swept(
             return count
 
         sweep(vector, begin, options, "sum", by_row=by_row)
-        found[task] = {name: _added(chunks) for name, chunks in sums.items()}
+        found[task] = {name: _add_chunks(chunks) for name, chunks in sums.items()}
     return found
 
 
-def _added(chunks: Array) -> tuple[float, float]:
+def _add_chunks(chunks: Array) -> tuple[float, float]:
     total = kept = 0.0
     for all_of_it, kept_of_it in chunks.tolist():
         total += all_of_it
