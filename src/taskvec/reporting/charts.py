@@ -271,16 +271,13 @@ def layer_map(depths: Sequence[str], kinds: Sequence[str]) -> Any:
     """
     alt = altair()
     low, high = alt.param(name="low", value=0), alt.param(name="high", value=1)
-    step = max(1, round(len(depths) / 12))
     return (
         alt.Chart(alt.NamedData(name="cells"))
         .mark_rect(stroke="currentColor", strokeOpacity=0.12, strokeWidth=0.5)
         .encode(
             x=alt.X(
                 "depth:O", sort=list(depths), title="block", scale=alt.Scale(domain=list(depths)),
-                axis=alt.Axis(labelAngle=0, values=[d for i, d in enumerate(depths)
-                                                    if i == len(depths) - 1 or
-                                                    (i and (i - 1) % step == 0) or i == 0]),
+                axis=alt.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4),
             ),
             y=alt.Y("kind:O", sort=list(kinds), title=None, scale=alt.Scale(domain=list(kinds))),
             color=alt.Color(
