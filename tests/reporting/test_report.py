@@ -24,11 +24,11 @@ from taskvec.errors import UsageError
 from taskvec.reporting import charts
 from taskvec.reporting.api import FORMATS
 from taskvec.reporting.collect import collect
-from taskvec.reporting.document import Document
+from taskvec.reporting.document import ReportData
 from taskvec.reporting.evaluations import verdicts
 from taskvec.reporting.families import scan_of
 from taskvec.reporting.layers import family_points, tables_of
-from taskvec.reporting.sections import Charts, Live, Section, Table, Words
+from taskvec.reporting.sections import Charts, Live, ReportSection, TableBlock, Words
 from taskvec.reporting.studies import own_value, search_specs, sweep_charts
 
 Run = Callable[[str], Path]
@@ -38,11 +38,11 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def words_of(section: Section) -> str:
+def words_of(section: ReportSection) -> str:
     return " ".join(block.text for block in section.blocks if isinstance(block, Words))
 
 
-def specs_of(sections: list[Section]) -> list[Any]:
+def specs_of(sections: list[ReportSection]) -> list[Any]:
     found = []
     for section in sections:
         for block in section.blocks:
@@ -81,7 +81,7 @@ def test_a_merged_folder_brings_the_cached_scan(run: Run, tmp_path: Path) -> Non
 
 def test_statistics_survive_the_document(run: Run) -> None:
     scan = tv.load_scan(run("") / "scan.json")
-    document = Document.model_validate_json(tv.report(scan).to_json())
+    document = ReportData.model_validate_json(tv.report(scan).to_json())
     found = scan_of(document.families[0])
     np.testing.assert_array_equal(found.gram, scan.gram)
     np.testing.assert_array_equal(found.agree, scan.agree)
@@ -95,9 +95,9 @@ def test_statistics_survive_the_document(run: Run) -> None:
 def test_the_document_fits_its_schema_and_refuses_others(run: Run) -> None:
     document = tv.report(run("")).document
     text = document.model_dump_json()
-    assert Document.model_validate_json(text) == document
+    assert ReportData.model_validate_json(text) == document
     with pytest.raises(ValueError, match="unknown"):
-        Document.model_validate(json.loads(text) | {"unknown": 1})
+        ReportData.model_validate(json.loads(text) | {"unknown": 1})
 
 
 def test_points_of_the_family_lie_as_far_apart_as_the_models(run: Run) -> None:
@@ -223,7 +223,7 @@ def test_formats_by_the_name_of_the_file(run: Run, tmp_path: Path, kind: str) ->
     report = tv.report(run(""), out)
     text = out.read_text()
     if kind == "json":
-        assert Document.model_validate_json(text) == report.document
+        assert ReportData.model_validate_json(text) == report.document
     if kind == "html":
         assert text.startswith("<!doctype html>")
         assert "http://" not in re.sub(r"<script>/\*.*?</script>", "", text, flags=re.S)
@@ -266,7 +266,7 @@ def test_markup_in_names_and_texts_stays_text(run: Run) -> None:
     assert len(scripts) == 5
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
-    document = Document.model_validate_json(page.text["document"])
+    document = ReportData.model_validate_json(page.text["document"])
     assert document.families[0].tasks[0] == f"code{SCRIPT}"
     assert SCRIPT in document.evaluations[0].samples[0].samples[0].replies[0]
 
@@ -324,5 +324,5 @@ def test_the_command_writes_and_tells(cli: Any, tmp_path: Path) -> None:
 
 def test_a_table_is_one_row_a_model(run: Run) -> None:
     (scores,) = [s for s in tv.report(run("")).sections if s.id == "scores"]
-    (table,) = [block for block in scores.blocks if isinstance(block, Table)]
+    (table,) = [block for block in scores.blocks if isinstance(block, TableBlock)]
     assert [row[0] for row in table.rows] == ["instruct", "math", "merged"]

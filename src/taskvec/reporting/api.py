@@ -14,10 +14,10 @@ from taskvec.extras import require
 from taskvec.files import write_text
 from taskvec.reporting.collect import collect, with_errors
 from taskvec.reporting.comparing import compare_section
-from taskvec.reporting.document import Document
+from taskvec.reporting.document import ReportData
 from taskvec.reporting.evaluations import scores_section, verdict_section
 from taskvec.reporting.layers import family_section, layers_section, tasks_section
-from taskvec.reporting.sections import Section
+from taskvec.reporting.sections import ReportSection
 from taskvec.reporting.studies import (
     disentanglement_section,
     fit_section,
@@ -41,8 +41,8 @@ class Report:
         refreshes: Seconds after which the page loads itself again; None: never.
     """
 
-    document: Document
-    sections: Sequence[Section]
+    document: ReportData
+    sections: Sequence[ReportSection]
     refreshes: float | None = None
 
     def __repr__(self) -> str:
@@ -139,15 +139,15 @@ def report(
     return found
 
 
-def sections_of(document: Document) -> list[Section]:
+def sections_of(document: ReportData) -> list[ReportSection]:
     """The sections for which there are data, in their order."""
     where = ", ".join(document.sources) or document.title
-    sections: list[Section] = with_errors(where, lambda: _sections(document))
+    sections: list[ReportSection] = with_errors(where, lambda: _sections(document))
     return sections
 
 
-def _sections(document: Document) -> list[Section]:
-    found: list[Section | None] = [verdict_section(document)]
+def _sections(document: ReportData) -> list[ReportSection]:
+    found: list[ReportSection | None] = [verdict_section(document)]
     if document.families:
         found.append(family_section(document, document.families[0]))
     found += [layers_section(document, f, i) for i, f in enumerate(document.families)]
@@ -169,4 +169,4 @@ def _sections(document: Document) -> list[Section]:
 
 def schema() -> str:
     """The JSON schema of the document."""
-    return json.dumps(Document.model_json_schema(), indent=1) + "\n"
+    return json.dumps(ReportData.model_json_schema(), indent=1) + "\n"

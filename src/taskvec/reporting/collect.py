@@ -18,12 +18,12 @@ from taskvec.methods.table import Table, load_table, table_from_json
 from taskvec.recipes.replay import MANIFEST_FILE, read_manifest
 from taskvec.recipes.writing import recipe_text
 from taskvec.reporting.document import (
-    Document,
     FamilyData,
     FitData,
     MemberData,
     MergeData,
     RecordData,
+    ReportData,
     TableData,
     TrainingData,
 )
@@ -57,7 +57,7 @@ class _Found:
         self.parts.setdefault(name, []).append(part)
 
 
-def collect(given: Sequence[str | Path | Scan]) -> Document:
+def collect(given: Sequence[str | Path | Scan]) -> ReportData:
     """Read everything that a report can show.
 
     Args:
@@ -79,7 +79,7 @@ def collect(given: Sequence[str | Path | Scan]) -> Document:
             raise UsageError(f"{path}: {_why_nothing(path)}; expected {EXPECTED}")
     names = [Path(each).name for each in given if not isinstance(each, Scan)]
     parts: dict[str, Any] = _complete(found.parts)
-    return Document(
+    return ReportData(
         title=", ".join(name or "report" for name in names) or "report",
         version=version("taskvec"),
         sources=[str(file) for file in found.files],

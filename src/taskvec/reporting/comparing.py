@@ -1,4 +1,4 @@
-"""Section about two or more merges: where their weights differ, and how their scores do."""
+"""ReportSection about two or more merges: where their weights differ, and how their scores do."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from taskvec.evaluation.intervals import Figure, difference
 from taskvec.evaluation.task import Metric, Score
 from taskvec.reporting import charts
-from taskvec.reporting.document import Document, EvaluationData, FigureData, TableData
+from taskvec.reporting.document import EvaluationData, FigureData, ReportData, TableData
 from taskvec.reporting.evaluations import merges_of
 from taskvec.reporting.layers import layer_maps
-from taskvec.reporting.sections import Block, Chart, Charts, Section, Words, interval_row
+from taskvec.reporting.sections import Block, Chart, Charts, ReportSection, Words, interval_row
 
 MOST = 3  # pairs of merges that are compared
 
 
-def compare_section(document: Document) -> Section | None:
+def compare_section(document: ReportData) -> ReportSection | None:
     """Difference maps of λ·w and paired differences of scores, for every pair of merges."""
     tables = [
         *(merge.table for merge in document.merges),
@@ -49,7 +49,7 @@ def compare_section(document: Document) -> Section | None:
                     f"Scores: {title}", charts.spec_of(chart),
                     "Mean difference over the same samples, with bootstrap 95 % intervals.",
                 )]))  # fmt: skip
-    return Section("compare", "Merges compared", blocks) if blocks else None
+    return ReportSection("compare", "Merges compared", blocks) if blocks else None
 
 
 def paired_differences(evaluation: EvaluationData, one: str, other: str) -> list[dict[str, Any]]:

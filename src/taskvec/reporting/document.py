@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 FORMAT = 1
 
 
-class Part(BaseModel):
+class DataPart(BaseModel):
     """A part of the document; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class MemberData(Part):
+class MemberData(DataPart):
     """One model of a family."""
 
     path: str
@@ -31,7 +31,7 @@ class MemberData(Part):
     differs: list[str] = Field(default=[], description="What differs from the anchor, in words")
 
 
-class FamilyData(Part):
+class FamilyData(DataPart):
     """A scan: statistics of each tensor, from which weights are computed in the page."""
 
     path: str
@@ -56,7 +56,7 @@ class FamilyData(Part):
     warnings: list[str] = []
 
 
-class TableData(Part):
+class TableData(DataPart):
     """Layer weights from a table, a manifest or a fit."""
 
     name: str
@@ -66,7 +66,7 @@ class TableData(Part):
     scales: dict[str, float] = Field(default={}, description="λ by task, where it is one number")
 
 
-class MergeData(Part):
+class MergeData(DataPart):
     """A merged folder, as its manifest describes it."""
 
     name: str
@@ -82,7 +82,7 @@ class MergeData(Part):
     table: TableData
 
 
-class FigureData(Part):
+class FigureData(DataPart):
     """A value with its 95 % interval."""
 
     value: float | None
@@ -90,7 +90,7 @@ class FigureData(Part):
     n: int
 
 
-class ScoreData(Part):
+class ScoreData(DataPart):
     """The main metric of a model in a task."""
 
     task: str
@@ -105,7 +105,7 @@ class ScoreData(Part):
     others: dict[str, FigureData] = Field(default={}, description="Further metrics")
 
 
-class FindingData(Part):
+class FindingData(DataPart):
     """A sign of failure."""
 
     model: str
@@ -114,7 +114,7 @@ class FindingData(Part):
     text: str
 
 
-class SampleData(Part):
+class SampleData(DataPart):
     """One sample of a task: what was asked, and every model's reply and score."""
 
     id: str
@@ -124,7 +124,7 @@ class SampleData(Part):
     scores: list[float | None]
 
 
-class SamplesData(Part):
+class SamplesData(DataPart):
     """The samples of a task."""
 
     task: str
@@ -134,7 +134,7 @@ class SamplesData(Part):
     samples: list[SampleData]
 
 
-class EvaluationData(Part):
+class EvaluationData(DataPart):
     """What `taskvec eval` wrote."""
 
     path: str
@@ -148,7 +148,7 @@ class EvaluationData(Part):
     versions: dict[str, Any] = {}
 
 
-class FitData(Part):
+class FitData(DataPart):
     """What `taskvec fit` wrote: `fit.json` and its table."""
 
     path: str
@@ -156,7 +156,7 @@ class FitData(Part):
     record: dict[str, Any]
 
 
-class TrainingData(Part):
+class TrainingData(DataPart):
     """What `taskvec finetune` wrote: `run.json`, and its metrics by name."""
 
     path: str
@@ -164,14 +164,14 @@ class TrainingData(Part):
     curves: dict[str, list[list[float | None]]] = Field(description="Pairs of step and value")
 
 
-class RecordData(Part):
+class RecordData(DataPart):
     """A file of another verb, as `docs/reference/files.md` describes it."""
 
     path: str
     data: dict[str, Any]
 
 
-class Document(Part):
+class ReportData(DataPart):
     """All data of a report."""
 
     format: int = FORMAT

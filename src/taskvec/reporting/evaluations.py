@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from taskvec.evaluation.intervals import span
 from taskvec.reporting import charts
-from taskvec.reporting.document import Document, EvaluationData, ScoreData
+from taskvec.reporting.document import EvaluationData, ReportData, ScoreData
 from taskvec.reporting.sections import (
     Block,
     Chart,
@@ -15,8 +15,8 @@ from taskvec.reporting.sections import (
     Chips,
     Code,
     Live,
-    Section,
-    Table,
+    ReportSection,
+    TableBlock,
     Words,
     figure_of,
     interval_row,
@@ -27,7 +27,7 @@ from taskvec.reporting.sections import (
 ARROWS = {"up": "▲ higher is wanted", "down": "▼ lower is wanted", "keep": "＝ must be kept"}
 
 
-def verdict_section(document: Document) -> Section:
+def verdict_section(document: ReportData) -> ReportSection:
     """What the data say, in words; warnings; how to repeat it."""
     blocks: list[Block] = []
     for evaluation in document.evaluations:
@@ -46,7 +46,7 @@ def verdict_section(document: Document) -> Section:
     if not blocks:
         blocks.append(Words("No evaluation and no merged folder are part of this report."))
     blocks += [Words(note) for note in document.notes]
-    return Section("verdict", "Verdict", blocks)
+    return ReportSection("verdict", "Verdict", blocks)
 
 
 def merges_of(evaluation: EvaluationData) -> list[str]:
@@ -119,7 +119,7 @@ def _change(task: str, score: ScoreData, reference: ScoreData) -> str:
     return f"{task} {word} by {span(difference, '+')}"
 
 
-def warning_chips(document: Document) -> list[Chip]:
+def warning_chips(document: ReportData) -> list[Chip]:
     """Signs of failure and warnings, each with the place where it shows."""
     chips = []
     for i, evaluation in enumerate(document.evaluations):
@@ -135,7 +135,7 @@ def warning_chips(document: Document) -> list[Chip]:
     return chips
 
 
-def scores_section(document: Document, number: int) -> Section:
+def scores_section(document: ReportData, number: int) -> ReportSection:
     """Every model in every task, with findings, and the samples."""
     evaluation = document.evaluations[number]
     tasks = list(dict.fromkeys(score.task for score in evaluation.scores))
@@ -158,7 +158,7 @@ def scores_section(document: Document, number: int) -> Section:
     if evaluation.samples:
         blocks.append(Live("samples", config))
     name = "scores" if number == 0 else f"scores-{number + 1}"
-    return Section(name, title, blocks)
+    return ReportSection(name, title, blocks)
 
 
 def _about(evaluation: EvaluationData, task: str) -> dict[str, object]:
@@ -197,12 +197,12 @@ def _differences(evaluation: EvaluationData, rows: Sequence[ScoreData]) -> chart
     return charts.spec_of(chart)
 
 
-def _table(evaluation: EvaluationData, tasks: Sequence[str]) -> Table:
+def _table(evaluation: EvaluationData, tasks: Sequence[str]) -> TableBlock:
     by = {(score.task, score.model): score for score in evaluation.scores}
     rows = [
         [model, *(shown(by[task, model].figure) for task in tasks)] for model in evaluation.models
     ]
-    return Table("All scores, with 95 % intervals", ["model", *tasks], rows)
+    return TableBlock("All scores, with 95 % intervals", ["model", *tasks], rows)
 
 
 def score_charts(evaluation: EvaluationData) -> list[Chart]:

@@ -13,15 +13,15 @@ from taskvec.merging.layer_report import rank_correlation, sign_conflicts
 from taskvec.methods.lata import SCHEMES
 from taskvec.reporting import charts
 from taskvec.reporting.charts import Spec
-from taskvec.reporting.document import Document, FamilyData, MergeData, TableData
+from taskvec.reporting.document import FamilyData, MergeData, ReportData, TableData
 from taskvec.reporting.families import kind_of, scan_of
-from taskvec.reporting.sections import Chart, Charts, Live, Section, Table, Words
+from taskvec.reporting.sections import Chart, Charts, Live, ReportSection, TableBlock, Words
 
 Array = np.ndarray[Any, Any]
 ANCHOR, BASE = "anchor", "base"
 
 
-def tables_of(document: Document, family: FamilyData) -> list[TableData]:
+def tables_of(document: ReportData, family: FamilyData) -> list[TableData]:
     """Tables of the family's tasks and tensors, in the order of the document."""
     fitted = [fit.table for fit in document.fits if fit.table is not None]
     tables = [*(merge.table for merge in document.merges), *fitted, *document.tables]
@@ -31,7 +31,7 @@ def tables_of(document: Document, family: FamilyData) -> list[TableData]:
 # The family in the plane.
 
 
-def family_section(document: Document, family: FamilyData) -> Section:
+def family_section(document: ReportData, family: FamilyData) -> ReportSection:
     """Members as points, with the vectors between them, and what is known of each."""
     tables = tables_of(document, family)
     points, share = family_points(family, tables)
@@ -49,7 +49,9 @@ def family_section(document: Document, family: FamilyData) -> Section:
         for role, member in family.members.items()
     ]  # fmt: skip
     head = ("role", "model", "dtype", "parameters", "differs from the anchor in", "fingerprint")
-    return Section("family", "Family", [words, Charts([chart]), Table("Members", head, rows)])
+    return ReportSection(
+        "family", "Family", [words, Charts([chart]), TableBlock("Members", head, rows)]
+    )
 
 
 def family_points(
@@ -185,7 +187,7 @@ def _overlap(
 # Layers: a map, and controls that compute weights again.
 
 
-def layers_section(document: Document, family: FamilyData, number: int) -> Section:
+def layers_section(document: ReportData, family: FamilyData, number: int) -> ReportSection:
     """The map of layers by depth and kind, live; filled by the script."""
     towers = list(dict.fromkeys(family.towers))
     kinds = charts.kinds_of(family.kinds)
@@ -220,7 +222,7 @@ def layers_section(document: Document, family: FamilyData, number: int) -> Secti
         "weights by hand; the table is what taskvec merge --table takes."
     )
     base = Words("The scan has no base, so similarity to instruction tuning is unknown.")
-    return Section(
+    return ReportSection(
         "layers" if number == 0 else f"layers-{number + 1}",
         "Layers" if number == 0 else f"Layers of {family.path}",
         [words, *([] if family.has_base else [base]), live],
@@ -307,7 +309,7 @@ def _cells(
 # Tasks against each other.
 
 
-def tasks_section(document: Document, family: FamilyData) -> Section | None:
+def tasks_section(document: ReportData, family: FamilyData) -> ReportSection | None:
     """Cosine, rank correlation and sign conflict of every pair of tasks; the layers on demand."""
     if len(family.tasks) < 2:
         return None
@@ -338,7 +340,7 @@ def tasks_section(document: Document, family: FamilyData) -> Section | None:
         panels.append(interference_chart(pairs.data))
     config = {"family": document.families.index(family)}
     spec = charts.spec_of(_pair_depth(family), points=[])
-    return Section(
+    return ReportSection(
         "tasks", "Tasks against each other",
         [Charts(panels), Live("pairs", config, {"depth": spec})],
     )  # fmt: skip

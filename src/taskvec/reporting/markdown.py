@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from taskvec.files import write_text
 from taskvec.outputs.card import escaped
-from taskvec.reporting.document import Document
+from taskvec.reporting.document import ReportData
 from taskvec.reporting.evaluations import score_charts, verdicts
 from taskvec.reporting.figures import save_charts
 from taskvec.reporting.layers import layer_maps
@@ -17,7 +17,7 @@ from taskvec.reporting.sections import shown
 SCORES, WEIGHTS = "scores with 95 % intervals", "λ times the weight of each layer"
 
 
-def write_markdown(document: Document, path: Path) -> None:
+def write_markdown(document: ReportData, path: Path) -> None:
     """Write the text, and pictures beside it.
 
     Raises:
@@ -40,7 +40,7 @@ def write_markdown(document: Document, path: Path) -> None:
     write_text(path, markdown(document, pictures))
 
 
-def markdown(document: Document, pictures: Mapping[str, str]) -> str:
+def markdown(document: ReportData, pictures: Mapping[str, str]) -> str:
     """Words, a table of scores, and links to pictures.
 
     Args:

@@ -15,14 +15,14 @@ from typing import Any
 
 from taskvec.extras import require
 from taskvec.reporting.charts import theme
-from taskvec.reporting.document import Document
+from taskvec.reporting.document import ReportData
 from taskvec.reporting.sections import (
     Charts,
     Chips,
     Code,
     Live,
-    Section,
-    Table,
+    ReportSection,
+    TableBlock,
     Words,
 )
 
@@ -34,7 +34,9 @@ POLICY = (
 LICENSE = "vega, vega-lite and vega-embed: (c) University of Washington Interactive Data Lab, BSD-3"
 
 
-def page(document: Document, sections: Sequence[Section], refreshes: float | None = None) -> str:
+def page(
+    document: ReportData, sections: Sequence[ReportSection], refreshes: float | None = None
+) -> str:
     """The HTML of a report.
 
     Args:
@@ -109,7 +111,7 @@ def _library() -> str:
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _section(section: Section, specs: list[Any]) -> str:
+def _section(section: ReportSection, specs: list[Any]) -> str:
     blocks = "".join(_block(block, specs) for block in section.blocks)
     return (
         f'<section id="{section.id}" aria-labelledby="{section.id}-title">'
@@ -164,7 +166,7 @@ def _(block: Charts, specs: list[Any]) -> str:
 
 
 @_block.register
-def _(block: Table, specs: list[Any]) -> str:
+def _(block: TableBlock, specs: list[Any]) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in block.head)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in block.rows)
     return (

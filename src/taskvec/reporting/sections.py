@@ -74,7 +74,7 @@ class Charts:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TableBlock:
     """A table; cells that are numbers stand to the right."""
 
     title: str
@@ -97,11 +97,11 @@ class Live:
     specs: Mapping[str, Spec] = field(default_factory=dict)
 
 
-Block = Words | Chips | Code | Charts | Table | Live
+Block = Words | Chips | Code | Charts | TableBlock | Live
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ReportSection:
     """A section of the page.
 
     Attributes:

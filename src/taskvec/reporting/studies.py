@@ -10,13 +10,13 @@ from typing import Any
 from taskvec.layers import classify, module_order
 from taskvec.reporting import charts
 from taskvec.reporting.charts import Spec
-from taskvec.reporting.document import Document, FitData, TrainingData
+from taskvec.reporting.document import FitData, ReportData, TrainingData
 from taskvec.reporting.sections import (
     Block,
     Chart,
     Charts,
-    Section,
-    Table,
+    ReportSection,
+    TableBlock,
     Words,
     interval_row,
     place_name,
@@ -39,7 +39,7 @@ def goal_key(goal: Told) -> str:
     return f"{goal['task']}@{goal['metric']}" if goal["metric"] else str(goal["task"])
 
 
-def search_section(document: Document) -> Section:
+def search_section(document: ReportData) -> ReportSection:
     """Candidates of every search, linked by brushing; the winner on test data."""
     blocks: list[Block] = []
     for search in document.searches:
@@ -59,7 +59,7 @@ def search_section(document: Document) -> Section:
         ]
         if told["test"] is not None:
             blocks += _tested(told)
-    return Section("search", "Search", blocks)
+    return ReportSection("search", "Search", blocks)
 
 
 def _short(value: object) -> str:
@@ -256,14 +256,14 @@ def _tested(told: Told) -> list[Block]:
             "its score on test data is unbiased."
         ),
         Charts(panels),
-        Table("The winner on test data, with 95 % intervals", head, rows),
+        TableBlock("The winner on test data, with 95 % intervals", head, rows),
     ]
 
 
 # Fit.
 
 
-def fit_section(document: Document) -> Section:
+def fit_section(document: ReportData) -> ReportSection:
     """Fitted weights by depth, what explains them, and the descents."""
     blocks: list[Block] = []
     for fit in document.fits:
@@ -285,9 +285,11 @@ def fit_section(document: Document) -> Section:
         panels.append(_descents(record["descents"]))
         blocks += [
             Charts(panels),
-            Table("Loss on held-out prompts", ("weights", "loss", "gain over one weight"), rows),
+            TableBlock(
+                "Loss on held-out prompts", ("weights", "loss", "gain over one weight"), rows
+            ),
         ]
-    return Section("fit", "Fitted weights", blocks)
+    return ReportSection("fit", "Fitted weights", blocks)
 
 
 def weight_charts(fit: FitData) -> list[Chart]:
@@ -403,12 +405,12 @@ def _logarithmic(spec: Any) -> None:
             _logarithmic(value)
 
 
-def sweeps_section(document: Document) -> Section:
+def sweeps_section(document: ReportData) -> ReportSection:
     """Every sweep."""
     panels = [chart for sweep in document.sweeps for chart in sweep_charts(sweep.data)]
     words = Words("One number is varied at a time. In a safe range, no measure is worse than at "
                   "its best value by more than the paired 95 % interval.")  # fmt: skip
-    return Section("sweeps", "Sweeps", [words, Charts(panels)])
+    return ReportSection("sweeps", "Sweeps", [words, Charts(panels)])
 
 
 def error_spec(told: Told) -> Spec:
@@ -443,7 +445,7 @@ def error_spec(told: Told) -> Spec:
     return charts.spec_of(alt.layer(cells, inside).properties(width=size, height=size))
 
 
-def disentanglement_section(document: Document) -> Section:
+def disentanglement_section(document: ReportData) -> ReportSection:
     """ξ maps, addition, negation and linearity."""
     blocks: list[Block] = []
     for record in document.disentanglements:
@@ -466,7 +468,7 @@ def disentanglement_section(document: Document) -> Section:
         if told.get("linearity"):
             panels += _linear(told["linearity"])
         blocks.append(Charts(panels))
-    return Section("disentanglement", "Disentanglement", blocks)
+    return ReportSection("disentanglement", "Disentanglement", blocks)
 
 
 def _added(told: Told) -> Chart:
@@ -512,14 +514,14 @@ def _linear(told: Sequence[Told]) -> list[Chart]:
     return panels
 
 
-def training_section(document: Document) -> Section:
+def training_section(document: ReportData) -> ReportSection:
     """Curves of every training run."""
     blocks: list[Block] = []
     for run in document.trainings:
         blocks += [
             Words(f"{place_name(run.path)}: {_settings(run.settings)}"), Charts(_curves(run))
         ]  # fmt: skip
-    return Section("training", "Training", blocks)
+    return ReportSection("training", "Training", blocks)
 
 
 def _settings(settings: Told) -> str:
