@@ -39,8 +39,9 @@ test: $(VENV)/.dev $(VENV)-bare/.ready ## the tests, two workers
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m "slow and not peer"
 
-test-peers: $(VENV)/.dev ## comparison with mergekit, in an environment of its own
+test-peers: $(VENV)/.dev ## comparison with mergekit (in an environment of its own), PEFT and quantisers
 	benchmarks/peer_env.sh
+	$(BIN)/python -m pip install --quiet bitsandbytes compressed-tensors
 	$(BIN)/python -m pytest -m peer
 
 lint: $(VENV)/.dev

@@ -1,7 +1,8 @@
 """Families of experts in bfloat16, FP8 and MXFP4, and a family under the names of a trainer.
 
 The three have the same parameters and nearly the same values, so that their merges differ in how
-weights are stored and in nothing else: FP8 has a scale for each 128 × 128 weights, as DeepSeek has
+weights are stored and in nothing else. Every block is alike; members have their experts in another
+order. FP8 has a scale for each 128 × 128 weights, as DeepSeek has
 them; MXFP4 is stored as gpt-oss stores its experts.
 """
 
@@ -28,28 +29,34 @@ Array = NDArray[Any]
 Stored = dict[str, tuple[str, Array]]
 
 
-def write_formats(folder: Path, *, quick: bool) -> int:
-    """Members in every format under `folder/FORMAT`; bytes of a member in bfloat16."""
+def bfloat16_bytes(*, quick: bool) -> int:
+    """Bytes of a member in bfloat16."""
+    blocks, shape = QUICK if quick else (BLOCKS, SHAPE)
+    return 2 * blocks * prod(shape)
+
+
+def write_formats(folder: Path, *, quick: bool) -> None:
+    """Members in every format under `folder/FORMAT`."""
     blocks, shape = QUICK if quick else (BLOCKS, SHAPE)
     stamp, label = folder / "complete.json", json.dumps([1, blocks, shape])
     if not stamp.exists() or stamp.read_text() != label:
         shutil.rmtree(folder, ignore_errors=True)
+        values = 0.02 * np.random.default_rng(SEED).standard_normal(shape, np.float32)
+        once: dict[str, Stored] = {
+            "bfloat16": {"": ("BF16", (values.view("<u4") >> 16).astype("<u2"))},
+            "fp8": _fp8(values),
+            "mxfp4": _mxfp4(values),
+        }
         for number, role in enumerate(ROLES):
-            rng = np.random.default_rng([SEED, number])
-            stored: dict[str, Stored] = {kind: {} for kind in FORMATS}
-            for block in range(blocks):
-                name = f"model.layers.{block}.mlp.experts.gate_up_proj"
-                values = 0.02 * rng.standard_normal(shape, np.float32)
-                stored["bfloat16"][name] = ("BF16", (values.view("<u4") >> 16).astype("<u2"))
-                stored["fp8"] |= _fp8(name, values)
-                stored["mxfp4"] |= _mxfp4(name, values)
-            for kind, tensors in stored.items():
+            for kind, parts in once.items():
+                turned = {end: (d, np.roll(array, number, 0)) for end, (d, array) in parts.items()}
+                names = [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(blocks)]
+                tensors = {name + end: t for name in names for end, t in turned.items()}
                 _write(folder / kind / role, tensors, kind)
         stamp.write_text(label)
-    return 2 * blocks * prod(shape)
 
 
-def _fp8(name: str, values: Array) -> Stored:
+def _fp8(values: Array) -> Stored:
     experts, rows, columns = values.shape
     high, wide = -(-rows // 128), -(-columns // 128)
     padded = np.zeros((experts, high * 128, wide * 128), np.float32)
@@ -57,7 +64,7 @@ def _fp8(name: str, values: Array) -> Stored:
     largest = padded.reshape(experts, high, 128, wide, 128).max((2, 4))
     scales = np.maximum(largest, 1e-12) / np.float32(448)
     each = scales.repeat(128, 1).repeat(128, 2)[:, :rows, :columns]
-    return {name: ("F8_E4M3", _e4m3(values / each)), f"{name}_scale_inv": ("F32", scales)}
+    return {"": ("F8_E4M3", _e4m3(values / each)), "_scale_inv": ("F32", scales)}
 
 
 def _e4m3(values: Array) -> Array:
@@ -66,10 +73,11 @@ def _e4m3(values: Array) -> Array:
     exponent = np.clip(np.frexp(magnitude)[1] - 1, -6, 8)
     mantissa = np.floor(np.ldexp(magnitude, 3 - exponent)).astype(np.uint8)
     codes = np.where(mantissa < 8, mantissa, (exponent + 7 << 3) + mantissa - 8).astype(np.uint8)
-    return codes | (np.signbit(values).astype(np.uint8) << 7)
+    signed: Array = codes | (np.signbit(values).astype(np.uint8) << 7)
+    return signed
 
 
-def _mxfp4(name: str, values: Array) -> Stored:
+def _mxfp4(values: Array) -> Stored:
     experts, _, columns = values.shape
     groups = np.ascontiguousarray(values.transpose(0, 2, 1)).reshape(experts, columns, -1, 32)
     powers = np.frexp(np.abs(groups).max(-1))[1] - 3
@@ -78,7 +86,7 @@ def _mxfp4(name: str, values: Array) -> Stored:
     codes |= np.signbit(scaled).astype(np.uint8) << 3
     packed = codes[..., ::2] | codes[..., 1::2] << 4
     scales = (powers + 127).astype(np.uint8)
-    return {f"{name}_blocks": ("U8", packed), f"{name}_scales": ("U8", scales)}
+    return {"_blocks": ("U8", packed), "_scales": ("U8", scales)}
 
 
 def _write(folder: Path, tensors: Stored, kind: str) -> None:

@@ -388,7 +388,7 @@ def quantised_members(bench: Bench) -> None:
     """Merges of FP8 and MXFP4 members against that of the same parameters in bfloat16."""
     folder = bench.work / ("quantised-quick" if bench.quick else "quantised")
     _in_own_process(partial(quantised.write_formats, quick=bench.quick), folder)
-    size = quantised.write_formats(folder, quick=bench.quick)  # only says how large they are
+    size = quantised.bfloat16_bytes(quick=bench.quick)
     jobs = []
     for kind in quantised.FORMATS:
         files = sorted((folder / kind).glob("*/*.safetensors"))

@@ -6,6 +6,7 @@ import gzip
 import json
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,8 @@ def test_text_is_utf_8(tmp_path):
 )
 def test_json_that_is_refused(text, what):
     for content in (text, text.encode()) if isinstance(text, str) else (text,):
-        got = refused(documents.parse_json, content, CONFIG, "x.json")
+        limits = replace(CONFIG, non_finite=False)
+        got = refused(documents.parse_json, content, limits, "x.json")
         assert got.startswith("x.json: ")
         assert what in got
 
@@ -134,7 +136,7 @@ def test_json_that_is_read():
     flat = json.dumps({"a": [["["] * 200, "{" * 200]})
     assert documents.parse_json(flat, CONFIG, "x") == json.loads(flat)
     # As configs of state-space models have it.
-    found = documents.parse_json("[0.0, Infinity]", CONFIG, "x", non_finite=True)
+    found = documents.parse_json("[0.0, Infinity]", CONFIG, "x")
     assert found == [0.0, float("inf")]
     # Records of runs name files, some of which are not UTF-8.
     assert documents.parse_json(r'"\udcff"', MEASURED, "x") == "\udcff"

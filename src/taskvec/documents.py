@@ -45,22 +45,25 @@ class Limits:
         values: Keys, items and single values, each counted as often as it is used.
         depth: Lists and mappings around a value.
         names_files: Whether names of files that are not UTF-8 may stand in it, as Python has them.
+        non_finite: Whether NaN and Infinity may stand in it, as in configs of state-space models.
     """
 
     nbytes: int
     values: int
     depth: int = 100
     names_files: bool = False
+    non_finite: bool = False
 
 
-CONFIG = Limits(64 * MIB, 5_000_000)  # of a model, an adapter, an index of shards
-TOKENIZER = Limits(512 * MIB, 20_000_000)  # and other files that are copied to an output
+# Configs of models and adapters, indices of shards.
+CONFIG = Limits(64 * MIB, 5_000_000, non_finite=True)
+# Files of a tokenizer, and others that are copied to an output.
+TOKENIZER = Limits(512 * MIB, 20_000_000, non_finite=True)
 RECIPE = Limits(MIB, 100_000)  # and a mergekit config
 CARD = Limits(8 * MIB, 500_000)  # model cards list thousands of scores
-MEASURED = Limits(
-    2048 * MIB, 200_000_000, names_files=True
-)  # scans, tables, manifests, records of runs
-DATA = Limits(8192 * MIB, 500_000_000)  # for evaluation and training
+# Scans, tables, manifests, records of runs.
+MEASURED = Limits(2048 * MIB, 200_000_000, names_files=True)
+DATA = Limits(8192 * MIB, 500_000_000, non_finite=True)  # for evaluation and training
 TEXT = Limits(8 * MIB, 1)  # rubrics, lists of phrases
 
 _Error = type[TaskvecError]
@@ -224,12 +227,11 @@ def read_json(
     *,
     of: Path | None = None,
     where: str | None = None,
-    non_finite: bool = False,
 ) -> Any:
     """The value of a JSON file; see `read_bytes` and `parse_json`."""
     where = str(path) if where is None else where
     content = read_bytes(path, limits, error, of=of, where=where)
-    return parse_json(content, limits, where, error, non_finite=non_finite)
+    return parse_json(content, limits, where, error)
 
 
 def read_object(
@@ -239,11 +241,10 @@ def read_object(
     *,
     of: Path | None = None,
     where: str | None = None,
-    non_finite: bool = False,
 ) -> dict[str, Any]:
     """The object of a JSON file; see `read_json`."""
     where = str(path) if where is None else where
-    value = read_json(path, limits, error, of=of, where=where, non_finite=non_finite)
+    value = read_json(path, limits, error, of=of, where=where)
     return as_object(value, where, error)
 
 
@@ -259,8 +260,6 @@ def parse_json(
     limits: Limits,
     where: str,
     error: _Error = CheckpointError,
-    *,
-    non_finite: bool = False,
 ) -> Any:
     """The value of a JSON text.
 
@@ -269,7 +268,6 @@ def parse_json(
         limits: Of its kind.
         where: What messages call it.
         error: Class of the errors.
-        non_finite: Whether NaN and Infinity may stand in it, as in configs of state-space models.
 
     Raises:
         TaskvecError: of class `error`: not JSON, too many values or too deep, a number that is too
@@ -280,7 +278,7 @@ def parse_json(
     if opened + text.count(",") > limits.values:
         raise error(f"{where}: holds more than {limits.values:,} values; is it the right file?")
     try:
-        value = (_LENIENT if non_finite else _STRICT).decode(text)
+        value = (_LENIENT if limits.non_finite else _STRICT).decode(text)
         if _HALF_PAIR.search(text):
             known = "surrogateescape" if limits.names_files else "strict"
             json.dumps(value, ensure_ascii=False).encode(errors=known)

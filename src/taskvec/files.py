@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -65,6 +66,30 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file, which is made if it is not there."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def hold(fd: int, *, waits: bool = True, shared: bool = False) -> bool:
+    """Take the lock of a descriptor; the system drops it when the descriptor is closed.
+
+    Args:
+        fd: See `open_lock`.
+        waits: Whether to wait for another holder.
+        shared: Whether others may hold it at the same time.
+
+    Returns:
+        False if another process holds it.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(fd, kind | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Turn a system error about writing a file into an `OutputError`."""
@@ -100,7 +125,7 @@ def write_whole(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A draft beside a file, which takes its place if the context ends without an error."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.taskvec-{os.getpid()}")
     try:
         yield draft
         draft.replace(path)

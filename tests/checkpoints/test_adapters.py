@@ -12,7 +12,8 @@ from tests.adapters import SCALING, deltas, pair, write_adapter
 from tests.conftest import Arrays, from_bf16, to_bf16, write_checkpoint, write_safetensors
 
 from taskvec import patterns
-from taskvec.checkpoints.adapters import difference, is_adapter, open_adapter, scaling_of
+from taskvec.checkpoints.adapter_changes import difference
+from taskvec.checkpoints.adapters import is_adapter, open_adapter, scaling_of
 from taskvec.checkpoints.folder import open_checkpoint
 from taskvec.checkpoints.source import Source, added
 from taskvec.errors import CheckpointError, FamilyError
@@ -320,6 +321,7 @@ UP = f"{MLP}.up_proj"
         ({"alpha_pattern": {"q": "8"}}, "alpha_pattern.q must be a finite number; got '8'"),
         ({"rank_pattern": ["q"]}, "rank_pattern must be a mapping; got ['q']"),
         ({"rank_pattern": {"(": 8}}, "'(', which is not a regular expression"),
+        ({"alpha_pattern": {"(?i)q": 8}}, "'(?i)q', which is not a regular expression"),
     ],
 )  # fmt: skip
 def test_kinds_that_are_refused(tmp_path: Path, config: dict[str, Any], text: str) -> None:

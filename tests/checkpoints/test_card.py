@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from taskvec.errors import CheckpointError
+from taskvec.methods import METHODS
 from taskvec.outputs.card import add_scores, escaped, licence_of, model_card
+from taskvec.recipes.recipe import Output, TaskSpec
 
 
 def member(folder: Path, readme: str | None = None, where: str | None = None) -> Any:
@@ -20,10 +22,14 @@ def member(folder: Path, readme: str | None = None, where: str | None = None) ->
     return SimpleNamespace(folder=folder, where=where or str(folder), parts=())
 
 
+def recipe(scales: dict[str, float], published: dict[str, str] | None = None) -> Any:
+    tasks = {name: TaskSpec("model", scale) for name, scale in scales.items()}
+    known = {"method": METHODS["ties"], "out": Output(), "published": published or {}}
+    return SimpleNamespace(tasks=tasks, **known)
+
+
 def made(**members: Any) -> tuple[dict[str, Any], str, list[str]]:
-    card, warnings = model_card(
-        "out", members, method="ties", formula="θ + λ τ", scales={"a|b": 0.5}, published={}
-    )
+    card, warnings = model_card("out", members, recipe({"a|b": 0.5}), "ties")
     _, front, text = card.decode().split("---\n", 2)
     return yaml.safe_load(front), text, warnings
 
@@ -101,9 +107,11 @@ def test_only_names_on_the_hub_are_metadata(tmp_path):
     known, local = model(tmp_path / "known"), model(tmp_path / "local")
     made_of = model("added", known, model("org/downloaded@abc"), local)
     card, _ = model_card(
-        "out", {"target": made_of, "task 'math'": known}, method="ties", formula="θ",
-        scales={"z": 1.0, "a": 2.0}, published={str(tmp_path / "known"): "org/known@v1"},
-    )  # fmt: skip
+        "out",
+        {"target": made_of, "task 'math'": known},
+        recipe({"z": 1.0, "a": 2.0}, {str(tmp_path / "known"): "org/known@v1"}),
+        "ties",
+    )
     _, front, text = card.decode().split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == ["org/downloaded", "org/known"]
     assert text.index("| z | 1 |") < text.index("| a | 2 |")  # as in the recipe
@@ -115,9 +123,7 @@ SCORE = {"task": "gsm8k", "metric": "accuracy", "value": 0.5, "low": 0.4, "high"
 
 
 def test_scores_are_put_into_a_card_once(tmp_path):
-    card, _ = model_card(
-        "out", {"target": member(tmp_path)}, method="ties", formula="θ", scales={}, published={}
-    )
+    card, _ = model_card("out", {"target": member(tmp_path)}, recipe({}), "ties")
     path = tmp_path / "README.md"
     path.write_bytes(card)
     add_scores(tmp_path, [SCORE | {"value": 0.25}, SCORE | {"task": "old"}])

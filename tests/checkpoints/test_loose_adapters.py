@@ -195,6 +195,16 @@ def test_alpha_is_above_zero(unet, tmp_path, alpha):
         merged(tmp_path, tmp_path / "style.safetensors")
 
 
+@pytest.mark.parametrize("text", ["[", "[1]", '{"unet.lora_alpha": "8"}', '{"unet.lora_alpha": 0}',
+                                  '{"unet.alpha_pattern": {"(": 1}}'])  # fmt: skip
+def test_metadata_of_another_kind_are_an_error(unet, tmp_path, text):
+    down, up, _ = factors(MODULES[0], 4)
+    tensors = {f"unet.{MODULES[0]}.lora_A.weight": down, f"unet.{MODULES[0]}.lora_B.weight": up}
+    save_file(tensors, tmp_path / "style.safetensors", {"lora_adapter_metadata": text})
+    with pytest.raises(CheckpointError, match=r"lora_adapter_metadata|alpha_pattern"):
+        merged(tmp_path, tmp_path / "style.safetensors")
+
+
 def test_what_follows_tokens_is_no_change_of_weights(tmp_path):
     weights = {"model.layers.0.mlp.up_proj.weight": np.ones((4, 4), np.float32)}
     write_checkpoint(tmp_path / "anchor", weights, "F32")

@@ -35,7 +35,7 @@ def test_recipe_to_standard_output_and_differences_to_standard_error(root):
     lines = err.splitlines()
     assert lines[0] == "taskvec: c.yml: what differs from mergekit 0.1.5"
     assert lines[1].split() == ["line", "mergekit", "here", "to", "get", "mergekit's"]
-    assert lines[2].startswith("5     the key 'densty' is unknown")
+    assert lines[2].split()[:4] == ["5", "the", "key", "'densty'"]
     assert "  left out" in lines[2]
     assert len(lines) == 2 + 3
     assert run_cli("import", "c.yml", "--quiet", cwd=root) == (0, out, "")
@@ -102,9 +102,9 @@ def test_what_is_wrong_is_told_in_one_line(root, text, says):
 
 
 def test_nothing_is_written_where_it_cannot_be(root):
-    code, _, err = run_cli("import", "c.yml", "-o", "absent/r.yaml", cwd=root)
+    code, _, err = run_cli("import", "c.yml", "-o", "c.yml/r.yaml", cwd=root)
     assert code == 1
-    assert "absent/r.yaml: cannot be written" in err
+    assert "c.yml/r.yaml: cannot be written" in err
 
 
 def test_merge_faithful_gives_what_the_imported_recipe_gives(root):

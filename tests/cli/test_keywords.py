@@ -50,7 +50,7 @@ PRINTING = "about what is printed and written, which Python does with the result
 PLURAL = "repeatable, so singular; in Python a mapping or list with the name in the plural"
 ELSEWHERE = {
     **dict.fromkeys(("json", "quiet", "verbose", "csv", "plot", "save_table", "save_scan", "full",
-                     "sort", "tensors", "list"), PRINTING),
+                     "sort", "tensors", "list", "update_card"), PRINTING),
     "settings": "any of these by name",
     **dict.fromkeys(("scheme", "granularity", "threshold", "normalize_weights"),
                     "parameters of the method: tv.method('lata', scheme=…)"),

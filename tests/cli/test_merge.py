@@ -68,6 +68,14 @@ def test_settings_are_parameters_of_the_method_of_a_task_and_keys_of_a_recipe(cl
     assert plan["scale"] == {"math": 0.5, "code": 2.0}
 
 
+def test_a_flag_wins_over_what_tasks_have(cli, recipe):
+    text = recipe.read_text().replace("method: lata", "method: {name: ties, density: 0.6}")
+    recipe.write_text(text.replace("scale: 0.5}", "scale: 0.5, density: 0.4}", 1))
+    plan = planned(cli, recipe, "--set", "density=0.3")
+    assert {p["density"] for p in plan["method"]["parameters"].values()} == {0.3}
+    assert planned(cli, recipe, "--method", "lata")["method"]["name"] == "lata"
+
+
 def test_a_setting_is_checked_as_in_a_recipe_and_its_error_names_it(tmp_path, cli, recipe):
     recipe.write_text(recipe.read_text().replace("method: lata", "method: {name: ties}"))
     code, _, err = cli("merge", recipe, tmp_path / "out", "--set", "math.density=1.2")

@@ -183,7 +183,7 @@ def test_a_pair_is_compared_with_each_task_alone_and_with_the_fine_tunes():
         got = [r.main for r in (alone.single, alone.tuned, alone.target)]
         assert got == [single.main, tuned.main, target.main]
         apart = [
-            ours.values["right"] - theirs.values["right"]
+            ours.values["accuracy"] - theirs.values["accuracy"]
             for ours, theirs in zip(merged[name].scores, single.scores, strict=True)
         ]
         assert effect.less_single.value == pytest.approx(np.mean(apart))

@@ -316,7 +316,7 @@ def test_what_does_not_fit_is_told_before_weights_are_loaded(known, stored):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"needs": ("code",)}, "runs programs that the model writes; allow that with --allow-code"),
+        ({"needs": ("code",)}, "runs generated programs; allow that with --allow-code"),
         ({"fewest_tokens": 512}, "needs a context of 512 tokens; .*instruct has 128"),
     ],
 )

@@ -299,7 +299,7 @@ def test_an_extra_tower_is_refused_with_the_pattern_that_leaves_it_out(tmp_path)
     found = buffers(tmp_path, {}, extra)
     with pytest.raises(FamilyError) as caught:
         merged(found, tmp_path / "out")
-    assert str(caught.value).endswith('(2 extra); if it is not meant, leave it out with exclude: '
+    assert str(caught.value).endswith('(2 extra); to leave it out, use exclude: '
                                       '["v_head.*"]')  # fmt: skip
     left = tv.Family(anchor=found.anchor, tasks=found.tasks, exclude=("v_head.*",))
     assert sorted(merged(left, tmp_path / "out")[0]) == ["w"]

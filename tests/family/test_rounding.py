@@ -14,6 +14,7 @@ from tests.quantisers import FORMATS, Stored, bits16, cut16, mxfp4, write_quanti
 
 import taskvec as tv
 from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
 from taskvec.family.rounding import errors_of
 
@@ -39,7 +40,9 @@ def widened_copy(folder: Path, of: Path) -> Path:
     opened = open_checkpoint(of)
     stored: Stored = {}
     for name, info in opened.tensors.items():
-        block = opened.view(name).read(0, info.size).reshape(info.shape)
+        view = opened.view(name)
+        block = view.read(0, info.size)
+        block = (widened(block, view.dtype) if name != NORM else block).reshape(info.shape)
         stored[name] = ("BF16" if name == NORM else "F32", block)
     return write_quantised(folder, stored, CONFIG)
 
@@ -48,7 +51,7 @@ def merged(out: Path, anchor: Path, tasks: dict[str, Any], **options: Any) -> di
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         family = tv.Family(anchor=anchor, tasks=tasks)
-        tv.merge(family, out, method="task_arithmetic", cache=False, **options)
+        tv.merge(family, out, method="task_arithmetic", cache="off", **options)
     return read_stored(out)
 
 
@@ -106,7 +109,7 @@ def test_an_adapter_over_a_quantised_base(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         family = tv.Family(anchor=base, tasks={"t": adapter})
-        tv.merge(family, tmp_path / "out", method="task_arithmetic", scale=0.5, cache=False)
+        tv.merge(family, tmp_path / "out", method="task_arithmetic", scale=0.5, cache="off")
     got = read_checkpoint(tmp_path / "out")[UP]
     np.testing.assert_allclose(got, values + 0.5 * 2 * b @ a, rtol=2**-8, atol=1e-6)
 
@@ -124,7 +127,7 @@ def test_a_vector_between_a_quantised_and_a_full_member_warns_with_both_norms(tm
     )
     family = tv.Family(anchor=full, tasks={"t": quantised_}, include=[UP])
     with pytest.warns(UserWarning, match="rounding of quantised weights") as caught:
-        scan = tv.scan(family, cache=False)
+        scan = tv.scan(family, cache="off")
     (message,) = [str(w.message) for w in caught if "rounding" in str(w.message)]
     errors, norm = (float(message.split(word)[1].split()[0]) for word in ("about ", "‖τ‖ = "))
     expected = np.linalg.norm(noise)
@@ -140,7 +143,7 @@ def test_members_that_are_not_quantised_warn_of_nothing(tmp_path):
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tv.scan(tv.Family(anchor=members[0], tasks={"t": members[1]}), cache=False)
+        tv.scan(tv.Family(anchor=members[0], tasks={"t": members[1]}), cache="off")
 
 
 def test_errors_of_a_view_that_is_made_of_others(tmp_path):
@@ -158,3 +161,25 @@ def test_errors_of_a_view_that_is_made_of_others(tmp_path):
     np.testing.assert_array_equal(both.read(0, 2 * 64 * 160), np.append(0 * expected, expected))
     rows = errors_of(gather([view, plain], np.array([0, 1]), np.array([3, 3])))
     np.testing.assert_array_equal(rows.read(0, 320), np.append(expected[480:640], np.zeros(160)))
+
+
+def test_every_verb_takes_quantised_members(tmp_path):
+    anchor, values = quantised(tmp_path / "a", "fp8 blocks", 1)
+    task, tuned = quantised(tmp_path / "t", "nf4 nested", 2)
+    family = tv.Family(anchor=anchor, tasks={"t": task})
+    with pytest.warns(UserWarning, match="rounding of quantised weights"):
+        plan = tv.plan(family, method="task_arithmetic", scale=1.0)
+    notes = "\n".join(plan.members.notes)
+    assert f"{task}: 1 of 2 tensors are quantised, NF4 of bitsandbytes (1)" in notes
+    assert f"{anchor}: 1 of 2 tensors are quantised, FP8 E4M3 (1)" in notes
+    assert "the target is quantised" in notes
+    with pytest.warns(UserWarning, match="rounding of quantised weights"):
+        tv.merge(family, tmp_path / "out", method="task_arithmetic", scale=1.0, cache="off")
+    merged_ = read_checkpoint(tmp_path / "out")[UP]
+    np.testing.assert_allclose(merged_, tuned, rtol=2**-8, atol=2**-20)
+    assert all(check.outcome == "same" for check in tv.verify(tmp_path / "out", replay=True))
+    with pytest.warns(UserWarning, match="rounding of quantised weights"):
+        tv.extract(family, tmp_path / "v.safetensors", what="task", task="t")
+    inspection = tv.inspect(anchor, norms=True)
+    assert inspection.numbers[UP].norm == pytest.approx(np.linalg.norm(values), rel=1e-6)
+    assert inspection.tensors[UP].nbytes == values.size + 4 * 20

@@ -131,8 +131,44 @@ def test_rules_are_set_anew_where_they_can_say_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"hybrid_override_pattern": "M-*E"}, {"hybrid_override_pattern": "-*-*"}),
+        (
+            {"attention_types": [[["global", "local"], 2]]},
+            {"attention_types": [[["local"], 1], [["global"], 1], [["local"], 1], [["global"], 1]]},
+        ),
+        (
+            {"num_transformer_layers": N, "ffn_multipliers": [1.0, 1.5, 2.0, 2.5]},
+            {"num_transformer_layers": 4, "ffn_multipliers": [1.5, 2.0, 1.5, 2.0]},
+        ),
+        (
+            {
+                "model_type": "modernbert",
+                "global_attn_every_n_layers": 2,
+                "pieces": [(0, 4), (2, 4)],
+            },
+            {"global_attn_every_n_layers": 2},
+        ),
+        (
+            {"thinker_config": {"text_config": {"num_hidden_layers": N, "kinds": list("abcd")}}},
+            {"thinker_config": {"text_config": {"num_hidden_layers": 4, "kinds": list("bcbc")}}},
+        ),
+    ],
+)
+def test_other_ways_to_say_what_a_block_is(tmp_path, config, expected):
+    config = dict(config)
+    pieces = config.pop("pieces", [(1, 3), (1, 3)])
+    got = stacked(model(tmp_path / "m", {"num_hidden_layers": N, **config}), *pieces)
+    for key, value in expected.items():
+        assert got[key] == value
+
+
+@pytest.mark.parametrize(
     ("config", "key"),
     [
+        ({"global_attn_every_n_layers": 3}, "global_attn_every_n_layers"),
+        ({"attention_types": [["global", 2, 3]]}, "attention_types"),
         ({"attn_layer_period": 4, "attn_layer_offset": 3}, "attn_layer_period"),
         ({"first_k_dense_replace": 1}, "first_k_dense_replace"),
     ],

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from tests.adapters import pair, write_adapter
-from tests.conftest import read_file, write_checkpoint
+from tests.conftest import read_file, write_checkpoint, write_safetensors
 from tests.hostile import in_time
 
 import taskvec as tv
@@ -34,6 +34,7 @@ from taskvec.recipes.reading import read_recipe
 SEEDS = 13
 WIDTH = 4
 WORDS = ["<unk>", "<s>", "the", "cat", "sat"]
+LOOSE = "lora_adapter_metadata"
 PROJECTION = "model.layers.0.self_attn.q_proj"
 MADE_UP: list[Any] = [
     None, True, False, 0, -1, 2, 1.5, -0.5, 10**30, 10**400, 1e308, float("nan"), float("-inf"),
@@ -170,6 +171,12 @@ def documents(root: Path) -> dict[str, Document]:
         target_modules=["q_proj"], base_model_name_or_path="instruct",
     )  # fmt: skip
 
+    loose = root / "loose.safetensors"
+    named = {f"transformer.{name}": values for name, values in factors.items()}
+    about = {"transformer.lora_alpha": 3, "transformer.alpha_pattern": {"q_proj": 2}}
+    write_safetensors(loose, named, "F32")
+    _write_metadata(loose, {LOOSE: json.dumps(about)})
+
     def merged(task: str = "math", **options: Any) -> object:
         shutil.rmtree(out, ignore_errors=True)
         roles = {"anchor": root / "instruct", "base": root / "base", "vocabulary": "union"}
@@ -244,7 +251,7 @@ def documents(root: Path) -> dict[str, Document]:
         "recipe": Document(root / "recipe.yaml", whole, recipe, _write_yaml),
         "mergekit": Document(root / "mergekit.yaml", ties, imported, _write_yaml),
     }
-    for name in ("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens"):
+    for name in TOKENIZERS:
         found[name] = of(math / f"{name}.json", merged)
         found[f"{name} of the target"] = of(instruct / f"{name}.json", merged)
     rows = [line.split(",") for line in (root / "table.csv").read_text().splitlines()]
@@ -254,6 +261,10 @@ def documents(root: Path) -> dict[str, Document]:
     read = lambda: [tv.inspect(vector), merged("vector.safetensors")]  # noqa: E731
     found["vector"] = Document(vector, metadata, read, _write_metadata)
     new = json.loads(metadata["new_tokens"])
+    found["alphas of a loose adapter"] = Document(
+        loose, about, lambda: merged("loose.safetensors"),
+        lambda path, value: _write_metadata(path, {LOOSE: json.dumps(value)}),
+    )  # fmt: skip
     found["new tokens of a vector"] = Document(
         vector, new, read,
         lambda path, value: _write_metadata(path, metadata | {"new_tokens": json.dumps(value)}),
@@ -261,12 +272,13 @@ def documents(root: Path) -> dict[str, Document]:
     return found
 
 
-KINDS = ["config", "config of the target", "index", "modules", "modules of the target", "adapter",
-         "scan", "table", "table as CSV", "manifest", "manifest replayed", "recipe", "mergekit",
-         "vector", "new tokens of a vector",
-         *(f"{name}{whose}" for name in ("tokenizer", "tokenizer_config", "special_tokens_map",
-                                         "added_tokens")
-           for whose in ("", " of the target"))]  # fmt: skip
+TOKENIZERS = ("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens")
+KINDS = [
+    "config", "config of the target", "index", "modules", "modules of the target", "adapter",
+    "alphas of a loose adapter", "scan", "table", "table as CSV", "manifest", "manifest replayed",
+    "recipe", "mergekit", "vector", "new tokens of a vector", *TOKENIZERS,
+    *(f"{name} of the target" for name in TOKENIZERS),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -116,7 +116,7 @@ def test_a_rank_cuts_the_sum_and_the_error_is_told(family, tmp_path):
     assert done.lost == pytest.approx(lost, rel=1e-4)
     manifest = json.loads((tmp_path / "out" / "taskvec-manifest.json").read_text())
     assert manifest["adapter"]["error"] == pytest.approx(np.sqrt(lost), rel=1e-4)
-    assert [row["name"] for row in manifest["adapter"]["tensors"]] == sorted(tau)
+    assert {row["name"] for row in manifest["adapter"]["tensors"]} == tau.keys()
 
 
 def test_scale_zero_and_equal_members_leave_nothing(family, tmp_path):

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from taskvec.checkpoints.folder import open_checkpoint
+from taskvec.checkpoints.source import widened
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 needs_bitsandbytes = pytest.mark.skipif(
@@ -50,7 +51,9 @@ def check(opened: Any, name: str, expected: torch.Tensor) -> None:
     """Float32 to a few units; bfloat16 to the bit, once our float32 is rounded."""
     info = opened.tensors[name]
     assert info.shape == tuple(expected.shape)
-    got = torch.from_numpy(opened.view(name).read(0, info.size).reshape(info.shape))
+    view = opened.view(name)
+    values = widened(view.read(0, info.size), view.dtype)
+    got = torch.from_numpy(values.reshape(info.shape))
     if expected.dtype == torch.float32:
         np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=ULPS, atol=1e-9)
     else:

@@ -154,8 +154,8 @@ def test_a_linear_probe_is_fitted_frozen_and_kept(tmp_path):
     assert said[1:] == [
         "images are resized to 8 × 8 px "
         "(no preprocessor_config.json: mean and deviation of ImageNet)",
-        "the head is a linear probe, frozen, fitted to the features of 24 examples (100.0% of them "
-        "right)",
+        "the head is a linear probe, frozen, fitted to the features of 24 examples "
+        "(accuracy 100.0%)",
     ]
     head = load_file(tmp_path / "whole/head.safetensors")
     assert torch.equal(whole.module.head.weight, head["weight"])

@@ -187,8 +187,8 @@ def test_npz(tmp_path):
     test = read_data(path, Reading(fields={"image": "test_x", "label": "test_y"}))
     assert test.labels == [2]
     assert refusal(path, Reading(fields={"image": "x"})) == (
-        f"{path}: has no array 'x'; it has train_x, train_y, classes, test_x, test_y: say which, "
-        "--fields image=NAME"
+        f"{path}: has no array 'x'; it has train_x, train_y, classes, test_x, test_y: "
+        "name one with --fields image=NAME"
     )
 
 

@@ -418,7 +418,7 @@ def test_loss_and_cache_of_the_model_are_refused() -> None:
     ("names", "message"),
     [
         ([], "names: none is given, so nothing would be linearised"),
-        (["weights"], "names: 'weights' is no parameter of Linear; did you mean 'weight'?"),
+        (["weights"], "names: 'weights' is not a parameter of Linear; did you mean 'weight'?"),
         (["bias", "bias"], "names: 'bias' is given twice"),
     ],
 )

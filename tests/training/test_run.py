@@ -269,7 +269,7 @@ def test_weights_too_coarse_for_small_steps():
     text = refusal(UsageError, module=module().bfloat16())
     assert text == (
         "parameter '0.weight' is bfloat16, in which small steps are lost; load the model in "
-        "float32 (arithmetic can be bfloat16 all the same: precision)"
+        "float32 (arithmetic can still be bfloat16: precision)"
     )
 
 
@@ -373,7 +373,7 @@ def test_a_damaged_state(tmp_path):
     path = tmp_path / "run/state.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     text = refusal(CheckpointError, output=RunOutput(tmp_path / "run"))
-    assert text.startswith(f"{path}: cannot be gone on from: ")
+    assert text.startswith(f"{path}: cannot be resumed: ")
     assert text.endswith("; --force starts again")
 
 

@@ -259,8 +259,8 @@ class TestEntries:
         with pytest.raises(ParameterError) as caught:
             select(net, "attention-q", [rule])
         assert str(caught.value) == (
-            "train 'attention-q': what 'mix.weight' projects to is not known; say it by "
-            "`projection` (q, k, v, o) in `layers`, or take the whole attention"
+            "train 'attention-q': the projection of 'mix.weight' is unknown; set `projection` "
+            "(q, k, v, o) in `layers`, or select the whole attention"
         )
 
 
@@ -372,9 +372,9 @@ class TestRefusals:
             select(net, "norms")
 
         assert str(caught.value) == (
-            "train 'norms': the layer table does not know 'model.layers.0.mamba.out_proj.weight', "
-            "which stands in 'model.layers.0.mamba' beside what it knows; say what it is in "
-            "`layers` (module: other if it is neither), or name the parameters by patterns"
+            "train 'norms': 'model.layers.0.mamba.out_proj.weight' in 'model.layers.0.mamba' is "
+            "unknown to the layer table; describe it in `layers` (module: other if it is neither), "
+            "or select parameters by patterns"
         )
 
     def test_whole_numbers_do_not_train(self):

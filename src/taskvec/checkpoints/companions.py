@@ -113,7 +113,7 @@ def _config_in(found: Mapping[str, bytes]) -> Any:
     """The config as it is on disk now; None if it is not a config any more."""
     content = found.get("config.json", b"{}")
     try:
-        return documents.parse_json(content, documents.CONFIG, "config.json", non_finite=True)
+        return documents.parse_json(content, documents.CONFIG, "config.json")
     except CheckpointError:
         return None
 

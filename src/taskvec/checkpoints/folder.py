@@ -261,7 +261,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not os.path.lexists(path):
         return {}
-    config = documents.read_object(path, documents.CONFIG, of=folder, non_finite=True)
+    config = documents.read_object(path, documents.CONFIG, of=folder)
     read_as(ModelConfig, config, str(path), "use the one that was saved with the weights")
     return config
 

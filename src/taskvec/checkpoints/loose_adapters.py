@@ -17,18 +17,22 @@ Source: kohya-ss/sd-scripts, `networks/lora.py`; diffusers, `loaders/lora_conver
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from taskvec import documents
 from taskvec.checkpoints.folder import Checkpoint, identify
 from taskvec.checkpoints.safetensors import TensorInfo, read_header, read_metadata
+from taskvec.checkpoints.schema import AdapterConfig
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import size
 from taskvec.errors import CheckpointError
+from taskvec.patterns import Pattern
+from taskvec.validation import read_as
 
 _KOHYA: Final = re.compile(r"(?P<root>lora_(?:unet|te\d?|transformer|prior)_)(?P<module>.+)")
 _COMPONENT: Final = re.compile(
@@ -176,25 +180,26 @@ def _alpha(stored: Checkpoint, name: str) -> float:
     return alpha
 
 
-def _told(file: Path) -> Any:
+def _told(file: Path) -> Callable[[str, int], float]:
     """What says α of a module that has no tensor for it: the file's metadata, or α = r."""
-    text = read_metadata(file).get(_METADATA, "")
-    about: Any = {}
-    if text:
-        try:
-            about = json.loads(text)
-        except ValueError:
-            raise CheckpointError(f"{file}: {_METADATA} is not JSON; save it again") from None
+    where = f"{file}: {_METADATA}"
+    text = read_metadata(file).get(_METADATA) or "{}"
+    about = documents.as_object(documents.parse_json(text, documents.CONFIG, where), where)
+
+    @cache
+    def config_of(root: str) -> AdapterConfig:
+        mine = {k.removeprefix(root): v for k, v in about.items() if k.startswith(root)}
+        return read_as(AdapterConfig, mine, where, "save the file again")
 
     def told(module: str, rank: int) -> float:
         match = _COMPONENT.fullmatch(module)
         root = match["root"] if match is not None else ""
-        patterns = about.get(f"{root}alpha_pattern") or {}
-        rest = module.removeprefix(root)
-        for pattern, alpha in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", rest):
-                return float(alpha)
-        return float(about.get(f"{root}lora_alpha", rank))
+        config, rest = config_of(root), module.removeprefix(root)
+        for pattern, alpha in (config.alpha_pattern or {}).items():
+            at = f"{file}: {root}alpha_pattern {pattern[:60]!r}"
+            if Pattern(rf"\A(.*\.)?({pattern})$", at, CheckpointError).search(rest) is not None:
+                return alpha
+        return config.lora_alpha if "lora_alpha" in config.model_fields_set else rank
 
     return told
 

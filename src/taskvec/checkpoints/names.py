@@ -147,6 +147,13 @@ class Names:
         return [each for each in others if each in self._names]
 
 
+def find_tensor(called: str, tensors: Mapping[str, TensorInfo] | Names) -> str | None:
+    """The model's name of a tensor that an adapter or a vector may call otherwise; see `Names`."""
+    names = tensors if isinstance(tensors, Names) else Names(tensors)
+    found = names.find(called)
+    return found[0] if len(found) == 1 else None
+
+
 class Form(NamedTuple):
     """How one tensor is made of others that lie in it one after the other.
 

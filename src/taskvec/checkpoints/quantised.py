@@ -70,14 +70,14 @@ _INT8_FACTOR: Final = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplie
 Array = np.ndarray[Any, Any]
 
 
-class Opened(Source, Protocol):
+class Noted(Source, Protocol):
     """A source whose config can be corrected, and that says what was."""
 
     config: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
-S = TypeVar("S", bound=Opened)
+S = TypeVar("S", bound=Noted)
 
 
 @dataclass(frozen=True, slots=True)

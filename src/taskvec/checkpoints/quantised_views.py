@@ -86,7 +86,7 @@ def columns_of(view: View, rows: int, first: int, last: int) -> Array:
 def part_of_rows(start: int, stop: int, columns: int, rows: Callable[[int, int], Array]) -> Array:
     """Elements [start, stop) of a matrix of which whole rows can be had."""
     if stop <= start:
-        return np.empty(0, np.float32)
+        return rows(0, 0).reshape(-1)
     top, bottom = start // columns, -(-stop // columns)
     return rows(top, bottom).reshape(-1)[start - top * columns : stop - top * columns]
 
@@ -305,8 +305,12 @@ class MicroscaledColumns:
     scales: View
     codebook: Array
     slabs: Slabs
-    dtype: ClassVar[DType] = DTYPES["F32"]
     is_difference: ClassVar[bool] = False
+
+    @property
+    def dtype(self) -> DType:
+        """See `View`; bfloat16 holds all values exactly."""
+        return DTYPES["BF16" if self.codebook is E2M1 else "F32"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -322,13 +326,13 @@ class MicroscaledColumns:
         from taskvec.kernels.dequantise import microscaled_columns
 
         _, rows, columns = self.shape
-        out = np.empty((bottom - top, columns), np.float32)
+        out = np.empty((bottom - top, columns), self.dtype.storage)
         for expert in range(top // rows, (bottom - 1) // rows + 1):
             low, high = max(top, expert * rows), min(bottom, (expert + 1) * rows)
             blocks, scales = self._expert(expert)
             first = low - expert * rows
-            codebook = self.codebook[:0] if self.codebook is E2M1 else self.codebook
-            microscaled_columns(blocks, scales, codebook, E8M0, first, out[low - top : high - top])
+            into = out[low - top : high - top]
+            microscaled_columns(blocks, scales, self.codebook, E8M0, first, into)
         return out
 
     def _expert(self, expert: int) -> tuple[Array, ...]:

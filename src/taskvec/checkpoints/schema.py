@@ -15,7 +15,7 @@ _MOST_ROWS = 2**24  # of tokens; arrays are made of that size
 
 def _pattern(value: str) -> str:
     try:
-        re.compile(value)
+        re.compile(rf"(.*\.)?({value})$")  # as it is used
     except (re.error, RecursionError, OverflowError) as error:
         raise flaw(
             f"{{at}} has {value[:80]!r}, which is not a regular expression: {error}"
@@ -89,6 +89,7 @@ class AdapterConfig(Foreign):
     use_dora: bool | None = None
     fan_in_fan_out: bool | None = None
     trainable_token_indices: list[Row] | dict[str, list[Row]] | None = None
+    target_parameters: list[str] | None = None
 
 
 class AddedEntry(Foreign):

@@ -190,7 +190,7 @@ def _json_object(source: Source, name: str) -> dict[str, Any]:
     if content is None:
         return {}
     where = f"{source.where}/{name}"
-    value = documents.parse_json(content, documents.TOKENIZER, where, non_finite=True)
+    value = documents.parse_json(content, documents.TOKENIZER, where)
     return documents.as_object(value, where)
 
 
@@ -255,7 +255,7 @@ def _parse(
 
 
 def _json(content: bytes, path: str) -> Any:
-    return documents.parse_json(content, documents.TOKENIZER, path, non_finite=True)
+    return documents.parse_json(content, documents.TOKENIZER, path)
 
 
 def _fast(data: FastTokenizer) -> tuple[dict[str, int], dict[str, Added]]:

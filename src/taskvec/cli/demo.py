@@ -41,9 +41,10 @@ def run(args: Arguments) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    models = demo.make_models(out)
     # Models this small gain little from a second thread, and lose much where cores are shared.
     import_module("torch").set_num_threads(1)
+    with Bars(args, unit="steps")("fitting", demo.fit_steps()) as advance:
+        models = demo.make_models(out, advance)
     with Bars(args, unit="models")("scoring", len(models)) as advance:
         rows = demo.score_models(models, args.n, advance)
     findings = demo.findings(rows)
@@ -61,7 +62,7 @@ def run(args: Arguments) -> int:
         answer(results)
     else:
         _print(rows, findings, args.n)
-        print(f"\n{out}/: demo.png, results.json and the six models ({seconds:.0f} s)")
+        print(f"\n{out}/: demo.png, results.json and the seven models ({seconds:.0f} s)")
     return 0
 
 
@@ -94,6 +95,7 @@ VERB = Verb(
     ],
     extra="demo",
     page="""\
-Merges `math` and `code` of the zoo by LATA and by plain task arithmetic, forgets `unsafe` in two
-models, scores everything, prints tables and what follows from them.""",
+Merges `math` and `code` of the zoo by plain task arithmetic, by LATA and with layer weights fitted
+to a few prompts, forgets `unsafe` in two models, scores everything, prints tables and what follows
+from them.""",
 )  # fmt: skip

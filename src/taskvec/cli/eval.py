@@ -91,7 +91,7 @@ def _cards(specs: Mapping[str, Spec]) -> dict[str, Path]:
     """Folders with a model card of taskvec, by model."""
     from taskvec.outputs.card import has_card
 
-    folders = {name: Path(spec) for name, spec in specs.items() if isinstance(spec, str)}
+    folders = {n: Path(spec).expanduser() for n, spec in specs.items() if isinstance(spec, str)}
     found = {name: folder for name, folder in folders.items() if has_card(folder)}
     if not found:
         raise UsageError("--update-card: no model is a folder that taskvec merge wrote; add one")

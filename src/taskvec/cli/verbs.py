@@ -11,6 +11,7 @@ VERBS = {
     "extract": "write a task vector as a file that is a task again, or as a LoRA adapter",
     "inspect": "show what a checkpoint, an adapter or a vector contains",
     "verify": "check a merged folder against its manifest",
+    "clean": "remove what killed runs have left in a folder",
     "import": "convert a mergekit configuration to a recipe; list what differs",
     "eval": "measure models side by side, with confidence intervals",
     "search": "find the coefficients whose merge scores best on data",

@@ -49,7 +49,7 @@ def _copy(names: list[str], to: str | None) -> int:
         target = Path(to) / name
         if target.exists():
             raise OutputError(f"{target}: exists already; remove it or copy elsewhere")
-        draft = target.with_name(f".{name}.{os.getpid()}")
+        draft = target.with_name(f".{name}.taskvec-{os.getpid()}")
         try:
             shutil.copytree(zoo.path(name), draft)
             draft.rename(target)

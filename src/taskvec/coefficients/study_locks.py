@@ -11,13 +11,12 @@ up, and the others see that it is gone.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from taskvec.files import writing
+from taskvec.files import hold, open_lock, writing
 from taskvec.journal import cut_unfinished_line
 
 JOURNAL, LOCK, WORKERS = "study.jsonl", ".lock", ".workers"
@@ -32,7 +31,7 @@ def alone(folder: Path) -> Iterator[None]:
     """
     fd = _opened(folder / LOCK)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        hold(fd)
         yield
     finally:
         os.close(fd)
@@ -45,7 +44,7 @@ def worker(folder: Path) -> Iterator[str]:
     path = folder / WORKERS / name
     fd = _opened(path)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        hold(fd)
         yield name
     finally:
         path.unlink(missing_ok=True)
@@ -59,9 +58,8 @@ def is_alive(folder: Path, name: str) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        if not hold(fd, waits=False, shared=True):
+            return True
     finally:
         os.close(fd)
     (folder / WORKERS / name).unlink(missing_ok=True)
@@ -78,7 +76,7 @@ class JournalLock:
     def acquire(self) -> bool:
         """Wait for the lock."""
         self._fd = _opened(self._journal)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        hold(self._fd)
         cut_unfinished_line(self._journal)
         return True
 
@@ -90,4 +88,4 @@ class JournalLock:
 def _opened(path: Path) -> int:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return open_lock(path)

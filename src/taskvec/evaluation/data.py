@@ -254,7 +254,7 @@ def _is_lines(text: str) -> bool:
 
 
 def _parse(text: str, where: str) -> Any:
-    return documents.parse_json(text, documents.DATA, where, DataError, non_finite=True)
+    return documents.parse_json(text, documents.DATA, where, DataError)
 
 
 def _object(value: object, where: str) -> tuple[Mapping[str, Any], str]:

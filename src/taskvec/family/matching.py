@@ -94,13 +94,13 @@ def with_names_of_target(
                     done[id(source)] = _renamed(source, match)
                     notes += _summary(role, match)
         found = done[id(source)]
-        more = _more_senses(found, target)
-        if more:
-            tensors = {name: info for name, info in found.tensors.items() if name not in more}
+        senses = _more_senses(found, target)
+        if senses:
+            tensors = {name: info for name, info in found.tensors.items() if name not in senses}
             done[id(source)] = derived(found, "without senses of its own", tensors=tensors)
             notes.append(
-                f"{describe(role)} has {_some(more)} ({len(more):,} tensors), which the target has "
-                "no tower for: left out"
+                f"{describe(role)} has {_some(senses)} ({len(senses):,} tensors), for which the "
+                "target has no tower: left out"
             )
             found = done[id(source)]
         if not found.is_difference and found is not target:

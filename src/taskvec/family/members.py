@@ -136,7 +136,8 @@ def open_members(
         for role, source in sources.items():
             if source is target:
                 continue
-            _compare(words.get(role) or describe(role), source, target, chosen, kept, family)
+            extra = _extra(source, target, kept, family)
+            _compare(words.get(role) or describe(role), source, target, chosen, extra)
     merged = tuple(n for n in chosen if target.tensors[n].dtype.is_float)
     if not merged:
         raise UsageError("include and exclude leave no floating-point tensor to merge")
@@ -241,22 +242,9 @@ def _select(
     return [n for n in names if n in included and n not in excluded]
 
 
-def _compare(
-    who: str,
-    member: Source,
-    target: Source,
-    chosen: Sequence[str],
-    kept: Set[str],
-    family: Family,
-) -> None:
-    remedy = "exclude it in the recipe, or use checkpoints of one architecture"
-    missing = [n for n in chosen if n not in member.tensors]
-    if missing and not member.is_difference:
-        raise FamilyError(
-            f"{who} ({member.where}): lacks tensor {missing[0]!r} of the target "
-            f"({len(missing)} missing); {remedy}"
-        )
-    extra = [
+def _extra(member: Source, target: Source, kept: Set[str], family: Family) -> list[str]:
+    """Tensors of a member that the target lacks, and that no pattern or policy leaves out."""
+    return [
         n
         for n in member.tensors
         if n not in target.tensors
@@ -265,6 +253,18 @@ def _compare(
         and not any(fnmatchcase(n, pattern) for pattern in family.exclude)
         and (not family.include or any(fnmatchcase(n, pattern) for pattern in family.include))
     ]
+
+
+def _compare(
+    who: str, member: Source, target: Source, chosen: Sequence[str], extra: Sequence[str]
+) -> None:
+    remedy = "exclude it in the recipe, or use checkpoints of one architecture"
+    missing = [n for n in chosen if n not in member.tensors]
+    if missing and not member.is_difference:
+        raise FamilyError(
+            f"{who} ({member.where}): lacks tensor {missing[0]!r} of the target "
+            f"({len(missing)} missing); {remedy}"
+        )
     if extra and not member.tensors.keys() & target.tensors.keys():
         raise FamilyError(
             f"{who} ({member.where}): has no tensor in common with the target ({target.where}), "

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from taskvec import documents
+from taskvec.checkpoints.adapter_changes import difference
 from taskvec.checkpoints.adapters import (
     Adapter,
-    difference,
     is_adapter,
     open_adapter,
     open_loose_adapter,
@@ -370,7 +370,7 @@ def _is_head(name: str) -> bool:
 def _is_copy(source: Source, head: str) -> bool:
     """Whether a member stores its embedding as head too, and its config does not part them."""
     embedding = token_embedding(source)
-    if embedding is None or _said_of_tie(source) is False:
+    if embedding is None or _declared_tie(source) is False:
         return False
     return same_elements(source.view(head), source.view(embedding))
 
@@ -389,7 +389,7 @@ def _is_parted(source: Source, head: str) -> bool:
 
 def ties_head(source: Source, head: str) -> bool:
     """Whether a member takes its head from the embedding when it is loaded, by its config."""
-    is_tied = _said_of_tie(source)
+    is_tied = _declared_tie(source)
     if is_tied is None:
         is_tied = head not in source.tensors or (
             source.config.get("model_type") in _TIED_BY_DEFAULT
@@ -397,10 +397,9 @@ def ties_head(source: Source, head: str) -> bool:
     return is_tied and token_embedding(source) is not None
 
 
-def _said_of_tie(source: Source) -> bool | None:
+def _declared_tie(source: Source) -> bool | None:
     """Whether a config ties the head to the embedding; None if it does not say."""
-    text = source.config.get("text_config")
-    places = [source.config, *([text] if isinstance(text, dict) else [])]
+    places = [source.config, source.config.get("text_config") or {}]
     said = [place["tie_word_embeddings"] for place in places if "tie_word_embeddings" in place]
     return bool(said[0]) if said else None
 
@@ -417,8 +416,8 @@ def _with_untied_config(source: Source) -> Source:
 
 def _untied_config(source: Source) -> dict[str, Any]:
     config = {**source.config, "tie_word_embeddings": False}
-    text = config.get("text_config")
-    if isinstance(text, dict) and text.get("tie_word_embeddings"):
+    text = config.get("text_config") or {}
+    if text.get("tie_word_embeddings"):
         config["text_config"] = {**text, "tie_word_embeddings": False}
     return config
 

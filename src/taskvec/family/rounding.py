@@ -24,8 +24,8 @@ from taskvec.checkpoints.views import View, size
 from taskvec.dtypes import DTYPES
 from taskvec.statistics.collect import describe
 
-_STRETCHES: Final = 32
-_LENGTH: Final = 32_768
+_STRETCHES: Final = 16
+_LENGTH: Final = 16_384
 
 
 class _Norms(NamedTuple):

@@ -18,7 +18,12 @@ from taskvec.checkpoints.source import Source
 from taskvec.errors import FamilyError
 from taskvec.recipes.stack import Piece
 
-COUNTS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers")
+COUNTS: Final = (
+    *("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers"),
+    *("num_transformer_layers", "num_blocks"),  # OpenELM, xLSTM
+)
+# Texts with one letter for each block (Nemotron-H).
+_LETTERS: Final = ("hybrid_override_pattern",)
 COUNTS_OF_ENCODERS: Final = ("decoder_layers", "encoder_layers")
 # Lists that are not by block, at any length.
 _NOT_BY_BLOCK: Final = re.compile(
@@ -65,14 +70,25 @@ def _stacked(
         if key in COUNTS and value == counts[0]:
             config[key] = total
         elif isinstance(value, dict):
-            if not _OTHER_TOWER.fullmatch(key) and any(value.get(k) == counts[0] for k in COUNTS):
+            if not _OTHER_TOWER.fullmatch(key) and _counts(value, counts[0]):
                 inner = [each if isinstance(each, dict) else value for each in theirs]
                 config[key] = _stacked(pieces, inner, counts)
+        elif key in _LETTERS and isinstance(value, str):
+            letters = [list(each) if isinstance(each, str) else each for each in theirs]
+            config[key] = "".join(_list(key, pieces, letters, counts))
         elif isinstance(value, list) and not _NOT_BY_BLOCK.fullmatch(key):
             config[key] = _list(key, pieces, theirs, counts)
     for rule in _RULES:
         config |= rule(pieces, written, counts)
     return config
+
+
+def _counts(config: Mapping[str, Any], count: int) -> bool:
+    """Whether a config, or one inside it, says that there are so many blocks."""
+    return any(config.get(key) == count for key in COUNTS) or any(
+        isinstance(value, dict) and not _OTHER_TOWER.fullmatch(key) and _counts(value, count)
+        for key, value in config.items()
+    )
 
 
 def _list(
@@ -230,7 +246,43 @@ def _sparse(
     return {key: 1, "mlp_only_layers": dense}
 
 
+def _global_every(
+    pieces: Sequence[Piece], configs: Sequence[Mapping[str, Any]], counts: Sequence[int]
+) -> dict[str, Any]:
+    """ModernBERT: block 0 and every n-th block after it see the whole text."""
+    key = "global_attn_every_n_layers"
+    if not all(type(config.get(key)) is int for config in configs):
+        return {}
+    wanted = [old % configs[i][key] == 0 for i, old in _origins(pieces)]
+    for n in (configs[0][key], *range(1, len(wanted) + 1)):
+        if wanted == [i % n == 0 for i in range(len(wanted))]:
+            return {key: n}
+    raise FamilyError(
+        f"stack: {key} cannot say which blocks see the whole text in this order; take pieces that "
+        "repeat the pattern"
+    )
+
+
+def _attention_types(
+    pieces: Sequence[Piece], configs: Sequence[Mapping[str, Any]], counts: Sequence[int]
+) -> dict[str, Any]:
+    """GPT-Neo: kinds of attention, each list of them repeated; here one entry for each block."""
+    key = "attention_types"
+    if not all(isinstance(config.get(key), list) for config in configs):
+        return {}
+    try:
+        kinds = [[k for of, times in c[key] for _ in range(times) for k in of] for c in configs]
+        return {key: [[[kinds[i][old]], 1] for i, old in _origins(pieces)]}
+    except (TypeError, ValueError, IndexError):
+        raise FamilyError(
+            f"stack: {key} must be lists of kinds with how often each repeats; got "
+            f"{str(configs[0][key])[:80]}"
+        ) from None
+
+
 _RULES: Final[tuple[Rule, ...]] = (
+    _global_every,
+    _attention_types,
     _periodic("attn_layer_period", "attn_layer_offset"),
     _periodic("expert_layer_period", "expert_layer_offset"),
     _dense_first,

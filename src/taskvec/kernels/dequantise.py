@@ -89,7 +89,7 @@ def scaled_bytes(
             scale = scales[line, place]
             zero = zeros[line, place] if zeros.shape[0] else np.float32(0)
             at = position - start
-            into, code = out[at : at + count], codes[at : at + count]
+            into, code = out[at : at + count], codes[at : at + count]  # slices: vectorised
             if how == E4M3:
                 for i in range(count):
                     into[i] = (widen_e4m3(np.uint32(code[i])) - zero) * scale
@@ -173,10 +173,11 @@ def microscaled_columns(
     Args:
         blocks: Shape (columns of the result, groups, 16), uint8; the first code in the lower half.
         scales: Shape (columns of the result, groups), uint8, index into `powers`.
-        codebook: Shape (16,); empty for the values of E2M1, which are computed.
+        codebook: Shape (16,).
         powers: Shape (256,).
         first: Row of the result that comes first.
-        out: Shape (rows, columns), float32.
+        out: Shape (rows, columns); float32, or bits of bfloat16, which holds values of E2M1 times
+            a power of two exactly and is half as large: those are computed, not looked up.
     """
     rows, columns = out.shape
     turned, power = np.zeros((16, WIDE), np.uint8), np.zeros(WIDE, np.float32)
@@ -191,13 +192,14 @@ def microscaled_columns(
                     turned[b, c] = line[b]
             for i in range(low, high):
                 codes, shift = turned[(i - 32 * group) // 2], np.uint32(4 * (i % 2))
-                row = out[i - first, left : left + width]
-                if codebook.shape[0]:
+                into = out[i - first, left : left + width]
+                if out.itemsize == 2:
                     for c in range(width):
-                        row[c] = codebook[(codes[c] >> shift) & np.uint32(15)] * power[c]
+                        value = widen_e2m1(np.uint32(codes[c]) >> shift) * power[c]
+                        into[c] = np.uint16(bits_from_float(value) >> np.uint32(16))
                 else:
                     for c in range(width):
-                        row[c] = widen_e2m1(np.uint32(codes[c]) >> shift) * power[c]
+                        into[c] = codebook[(codes[c] >> shift) & np.uint32(15)] * power[c]
 
 
 @jit

@@ -25,7 +25,7 @@ from taskvec.methods.selection import Selection
 from taskvec.tables import frame, html_table
 
 Array = np.ndarray[Any, Any]
-_LIMITS = replace(documents.MEASURED, names_files=False)
+_LIMITS = replace(documents.MEASURED, names_files=False, non_finite=True)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def load_table(path: str | Path) -> Table:
     """
     path = Path(path)
     if path.suffix == ".json":
-        data = documents.read_json(path, _LIMITS, UsageError, non_finite=True)
+        data = documents.read_json(path, _LIMITS, UsageError)
         return replace(table_from_json(data, str(path)), origin=f"table {path.name}")
     text = documents.read_text(path, _LIMITS, UsageError)
     try:

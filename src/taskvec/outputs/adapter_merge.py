@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from taskvec.checkpoints.adapters import difference, open_adapter
+from taskvec.checkpoints.adapter_changes import difference
+from taskvec.checkpoints.adapters import open_adapter
 from taskvec.checkpoints.factored import FactorStack
 from taskvec.checkpoints.naming import display_name
 from taskvec.checkpoints.source import Derived, Source, widened

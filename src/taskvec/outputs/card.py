@@ -14,6 +14,7 @@ from taskvec.checkpoints.naming import display_name, hub_id
 from taskvec.checkpoints.source import Source
 from taskvec.errors import CheckpointError
 from taskvec.files import write_text
+from taskvec.recipes.recipe import Recipe
 from taskvec.recipes.replay import MANIFEST_FILE
 
 NOT_STATED = "not stated"
@@ -63,14 +64,7 @@ def _licences(members: Mapping[str, Source]) -> tuple[dict[str, str], list[str]]
 
 
 def model_card(
-    name: str,
-    members: Mapping[str, Source],
-    *,
-    method: str,
-    formula: str,
-    scales: Mapping[str, float | Mapping[str, Any]],
-    published: Mapping[str, str],
-    is_adapter: bool = False,
+    name: str, members: Mapping[str, Source], recipe: Recipe, decided_by: str
 ) -> tuple[bytes, list[str]]:
     """README.md with the hub's metadata; and warnings about what is left out.
 
@@ -79,21 +73,19 @@ def model_card(
     Args:
         name: Title.
         members: Model by role, in words.
-        method: Name of the method.
-        formula: The merged model in symbols.
-        scales: λ by task; a mapping where it differs by layer.
-        published: Names on the hub of local models, by path; metadata names no other local model.
-        is_adapter: Whether it is one, over the target.
+        recipe: Whose names of local models on the hub the metadata has; it names no others.
+        decided_by: Where the table is from, in words.
     """
     import yaml
 
+    method, published, is_adapter = recipe.method, recipe.published, recipe.out.form == "lora"
     licences, warnings = _licences(members)
     agreed = set(licences.values())
     over = [members["target"]] if is_adapter else members.values()
     origins = set[str]().union(*(_origins(model, published) for model in over))
     metadata: dict[str, Any] = {
         "library_name": "peft" if is_adapter else "transformers",
-        "tags": ["task-arithmetic", "merge", "taskvec", method],
+        "tags": ["task-arithmetic", "merge", "taskvec", method.name],
     }
     if origins := origins - {""}:
         metadata["base_model"] = sorted({documents.plain(name) for name in origins})
@@ -106,8 +98,8 @@ def model_card(
         "---",
         f"# {escaped(name)}",
         "",
-        f"Made by [taskvec](https://pypi.org/project/taskvec/) with `{method}`: "
-        f"{documents.plain(formula)}.",
+        f"Made by [taskvec](https://pypi.org/project/taskvec/) with `{method.name}`: "
+        f"{documents.plain(method.formula)} ({documents.plain(decided_by)}).",
         "",
         *_table(
             ("member", "model", "licence"),
@@ -120,8 +112,8 @@ def model_card(
         *_table(
             ("task", "scale λ"),
             [
-                (task, "by layer" if isinstance(scale, Mapping) else f"{scale:g}")
-                for task, scale in scales.items()
+                (name, "by layer" if task.profile is not None else f"{task.scale:g}")
+                for name, task in recipe.tasks.items()
             ],
         ),
         "",
@@ -164,7 +156,7 @@ def add_scores(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
     except (yaml.YAMLError, ValueError) as error:
         raise CheckpointError(f"{path}: {documents.one_line(error)}; correct its head") from error
     if match is None or not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: does not begin with metadata; merge again to write it anew")
+        raise CheckpointError(f"{path}: does not begin with metadata; merge again")
     known = [each for each in scores if math.isfinite(each["value"])]
     results = [
         {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from taskvec.errors import OutputError
+from taskvec.files import hold, open_lock
 
 
 @contextlib.contextmanager
@@ -26,9 +27,9 @@ def locked(out: Path) -> Iterator[None]:
     lock = out.parent / f".{out.name}.taskvec-lock"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_lock(lock)
         try:
-            if not _take(fd, lock):
+            if not (_hold(fd) and _is(lock, fd)):  # its holder removed it just now
                 raise OutputError(f"{out}: another run is writing there; wait for it")
             try:
                 yield
@@ -44,14 +45,18 @@ def locked(out: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _take(fd: int, lock: Path) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _is(lock, fd)  # not if its holder removed it just now
-    except (BlockingIOError, FileNotFoundError):
-        return False
+def _hold(fd: int) -> bool:
+    """Take the lock; `leftovers` holds it for a moment, to see whether somebody does."""
+    for _ in range(5):
+        if hold(fd, waits=False):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def _is(lock: Path, fd: int) -> bool:
     """Whether the lock file is still the one that was opened."""
-    return os.path.samestat(os.fstat(fd), lock.stat())
+    try:
+        return os.path.samestat(os.fstat(fd), lock.stat())
+    except FileNotFoundError:
+        return False

@@ -32,6 +32,7 @@ from taskvec.methods.table import Table
 from taskvec.outputs.adapter import Factored, Written, tied_warning, write_adapter
 from taskvec.outputs.adapter_merge import adapter_shape, change_of, plan_adapter
 from taskvec.outputs.card import model_card
+from taskvec.outputs.leftovers import notes_on_leftovers
 from taskvec.outputs.manifest import RECIPE_FILE, make_manifest
 from taskvec.outputs.place import check_place
 from taskvec.outputs.staging import staged
@@ -58,7 +59,7 @@ class Merged:
         fingerprint: Identity of its weights by content.
         table: Weights that were used.
         warnings: What a user should know.
-        factored: Of an adapter, what became of each tensor that differs, in name order.
+        factored: Of an adapter, what became of each tensor that differs, in the order of the model.
         lost: Of an adapter, the share of ‖τ‖² of the whole model that it lacks.
     """
 
@@ -107,17 +108,14 @@ def run(
     """
     prepared = prepare(recipe, options)
     if recipe.out.form == "lora":
-        return _run_adapter(prepared, out)
+        return _run_adapter(prepared, out, takes_zeros=takes_zeros)
     check_place(prepared.members, prepared.estimate.write_bytes, out, force=options.force)
     out = Path(os.path.realpath(out))
     files, warnings = _companions(prepared)
     _check_stacks(prepared.recipe, prepared.members, prepared.stages)
     decided = decide(prepared)
-    if not takes_zeros and recipe.tasks and not decided.table.weights.any():
-        raise NothingToDoError(
-            f"{out}: not written: every layer has weight 0, so nothing would change; give a higher "
-            "--threshold or another --scheme, or --force to write the unchanged model"
-        )
+    if not takes_zeros:
+        _refuse_zeros(decided, out)
     about, more = _about(decided, out, warnings)
     with staged(out, prepared.shards, _job(decided), force=options.force) as staging:
         for name, content in {**files, **about}.items():
@@ -127,16 +125,28 @@ def run(
         staging.add(MANIFEST_FILE, json.dumps(manifest).encode() + b"\n")
         staging.publish()
     found = [*warnings_of(decided, records, manifest["members"]), *warnings, *more]
+    found += notes_on_leftovers(out, staging.left)
     return Merged(
         out, manifest["output"]["fingerprint"], decided.table, tuple(dict.fromkeys(found))
     )
 
 
-def _run_adapter(prepared: Prepared, out: Path) -> Merged:
+def _refuse_zeros(decided: Decided, out: Path) -> None:
+    """Raise `NothingToDoError` if a table is zero everywhere."""
+    if decided.prepared.recipe.tasks and not decided.table.weights.any():
+        raise NothingToDoError(
+            f"{out}: not written: every layer has weight 0, so nothing would change; give a higher "
+            "--threshold or another --scheme, or --force to write the unchanged model"
+        )
+
+
+def _run_adapter(prepared: Prepared, out: Path, *, takes_zeros: bool) -> Merged:
     """The same, where the result is an adapter over the target."""
     check_place(prepared.members, plan_adapter(prepared).nbytes, out, force=prepared.options.force)
     out = Path(os.path.realpath(out))
     decided = decide(prepared)
+    if not takes_zeros:
+        _refuse_zeros(decided, out)
     with prepared.members.at_rest():
         change = change_of(decided)
     about, warnings = _about(decided, out, ())
@@ -235,11 +245,8 @@ def _about(
     card, more = model_card(
         out.name,
         {describe(role): members.sources[role] for role in roles},
-        method=recipe.method.name,
-        formula=f"{recipe.method.formula} ({decided.table.origin})",
-        scales={name: task.scale_to_dict() for name, task in recipe.tasks.items()},
-        published=recipe.published,
-        is_adapter=recipe.out.form == "lora",
+        recipe,
+        decided.table.origin,
     )
     card += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in warnings).encode()
     return {"README.md": card, RECIPE_FILE: f"{_RECIPE_HEAD}{text}".encode()}, more

@@ -47,6 +47,7 @@ class Staging:
     Attributes:
         done: Record by name of the tensors that an earlier, interrupted run says it has written.
         placed: Whether the result has its name.
+        left: The old output, where it could not be removed.
         tensors: In the numbering of `write` and `complete`.
     """
 
@@ -62,6 +63,7 @@ class Staging:
         self.out = out
         self.force = force
         self.placed = False
+        self.left: Path | None = None
         self.folder = staging_folder(out)
         self.shards = shards
         self.tensors = [t for shard in shards for t in shard.tensors]
@@ -214,6 +216,7 @@ class Staging:
                 f"({error.strerror or error}); check it with taskvec verify"
             ) from error
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.left = self.folder if self.folder.exists() else None
 
     def publish_file(self, header: bytes) -> None:
         """Give the only file the name of `out`, with its final header of the same length."""

@@ -23,21 +23,21 @@ FORMAT: Final = 1
 OF_METHOD: Final = "method "  # begins the version of a method that another distribution brings
 
 
-class ModelEntry(Foreign):
+class ModelRecord(Foreign):
     """A model in a manifest: what identifies it."""
 
     fingerprint: str
     digests: dict[str, str]
 
 
-class MemberEntry(ModelEntry):
+class MemberRecord(ModelRecord):
     """A member in a manifest."""
 
     path: str
     derived: bool = False
 
 
-class OutputEntry(ModelEntry):
+class OutputRecord(ModelRecord):
     """The result in a manifest; files beside the weights with their digests."""
 
     files: dict[str, str] | None = None
@@ -52,8 +52,8 @@ class Manifest(Foreign):
     decided_by: str = "table"
     table: dict[str, Any]
     stages: dict[str, dict[str, Any]] = Field(default={})
-    members: dict[str, MemberEntry]
-    output: OutputEntry
+    members: dict[str, MemberRecord]
+    output: OutputRecord
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

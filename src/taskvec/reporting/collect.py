@@ -122,7 +122,7 @@ def _read(path: Path, found: _Found) -> bool:
         found.add("tables", _table(load_table(path), path.stem, path))
         found.files.append(path)
         return True
-    data = documents.read_object(path, documents.MEASURED, UsageError, non_finite=True)
+    data = documents.read_object(path, documents.MEASURED, UsageError)
     for keys, read in _READERS:
         if keys <= data.keys():
             with_errors(path, lambda chosen=read: chosen(path, data, found))  # type: ignore[misc]

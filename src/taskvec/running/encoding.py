@@ -176,7 +176,7 @@ def open_tokenizer(folder: Path, where: str) -> Any:
 
 def _json(path: Path, where: str) -> dict[str, Any]:
     where = f"{where}: {path.name}"
-    return documents.read_object(path, documents.CONFIG, where=where, non_finite=True)
+    return documents.read_object(path, documents.CONFIG, where=where)
 
 
 def make_encoder(

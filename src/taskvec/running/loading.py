@@ -111,4 +111,4 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
     """The config of a model folder."""
     where = f"{where}: config.json"
     path = folder / "config.json"
-    return documents.read_object(path, documents.CONFIG, where=where, non_finite=True)
+    return documents.read_object(path, documents.CONFIG, where=where)

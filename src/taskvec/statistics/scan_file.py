@@ -21,7 +21,7 @@ class TensorEntry(Entry):
     support: list[Count]
 
 
-class ModelEntry(Entry):
+class ScannedEntry(Entry):
     """One member as it was read."""
 
     path: str
@@ -35,7 +35,7 @@ class ScanFile(Entry):
     format: Literal[1]
     tasks: list[str]
     has_base: bool
-    members: dict[str, ModelEntry]
+    members: dict[str, ScannedEntry]
     tensors: dict[str, TensorEntry]
 
     @model_validator(mode="after")

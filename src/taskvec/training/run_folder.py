@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ METRICS = "metrics.jsonl"
 STATE = "state.safetensors"
 VECTOR = "vector.safetensors"
 MODEL = "model"
+_LIMITS = replace(documents.MEASURED, non_finite=True)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -106,7 +108,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     try:
-        return documents.read_object(path, documents.MEASURED, OutputError, non_finite=True)
+        return documents.read_object(path, _LIMITS, OutputError)
     except OutputError as error:
         raise OutputError(f"{error}; --force starts again") from error
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from taskvec.checkpoints.adapters import Adapter, find_tensor
+from taskvec.checkpoints.adapters import Adapter
 from taskvec.checkpoints.folder import open_stored
 from taskvec.checkpoints.memory import described
-from taskvec.checkpoints.names import Names
+from taskvec.checkpoints.names import Names, find_tensor
 from taskvec.checkpoints.source import Source, derived
 from taskvec.errors import FamilyError, UsageError
 from taskvec.family.opening import open_model

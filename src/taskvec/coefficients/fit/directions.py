@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from taskvec.checkpoints.adapters import find_tensor
 from taskvec.checkpoints.folder import open_stored
+from taskvec.checkpoints.names import find_tensor
 from taskvec.checkpoints.source import widened
 from taskvec.checkpoints.views import View, size
 from taskvec.errors import UsageError
