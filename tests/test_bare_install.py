@@ -73,6 +73,6 @@ def test_verbs_say_in_one_line_what_they_need(tmp_path: Path, words: list[str], 
 
 def test_plot_says_what_it_needs(tmp_path: Path) -> None:
     task = f"--task=math={zoo.path('math')}"
-    done = taskvec("scan", f"--instruct={zoo.path('instruct')}", task, "--plot=a.png", cwd=tmp_path)
+    done = taskvec("scan", f"--instruct={zoo.path('instruct')}", task, "--plot=a.svg", cwd=tmp_path)
     assert done.returncode == 1
-    assert "matplotlib is not installed; this needs: pip install 'taskvec[report]'" in done.stderr
+    assert "altair is not installed; this needs: pip install 'taskvec[report]'" in done.stderr

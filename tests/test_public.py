@@ -91,4 +91,11 @@ assert tv.verify(out)[0].outcome == "same"
     loaded = loaded_after(code, *map(str, members))
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert {"numpy", "numba"} <= loaded
-    assert not loaded & {"torch", "transformers", "safetensors", "matplotlib", "huggingface_hub"}
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "safetensors",
+        "altair",
+        "vl_convert",
+        "huggingface_hub",
+    }

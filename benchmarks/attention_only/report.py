@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from taskvec.reporting.figures import new_figure, save_figure
+from taskvec.reporting import charts
+from taskvec.reporting.figures import save_charts
+from taskvec.reporting.sections import Chart
+from taskvec.reporting.studies import error_spec
 
 MODES = ("full", "attention", "linearised")
 
@@ -125,50 +128,41 @@ def errors(out: Path) -> str:
 
 def curves(out: Path, path: Path) -> None:
     """Validation accuracy of the merge, normalised, against λ: a line a mode, a band of seeds."""
-    figure, made = new_figure(6, 4)
-    axes = made[0, 0]
-    for mode, by_seed in kept(out, "add").items():
+    rows, found = [], kept(out, "add")
+    for mode, by_seed in found.items():
         scales = [next(iter(t["scales"].values())) for t in next(iter(by_seed.values()))["tried"]]
-        values = np.array([[t["normalised"] for t in found["tried"]] for found in by_seed.values()])
-        (line,) = axes.plot(scales, values.mean(0), marker="o", markersize=3, label=mode)
-        axes.fill_between(scales, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
-    axes.set_xlabel("λ of all tasks")
-    axes.set_ylabel("accuracy over the single-task models', validation")
-    axes.legend(title="band: least to most of the seeds")
-    save_figure(figure, path)
+        values = np.array([[t["normalised"] for t in told["tried"]] for told in by_seed.values()])
+        columns = zip(scales, values.mean(0), values.min(0), values.max(0), strict=True)
+        rows += [
+            {"name": mode, "x": x, "y": float(y), "low": float(low), "high": float(high)}
+            for x, y, low, high in columns
+        ]
+    chart = charts.lines(
+        rows, x="λ of all tasks", y="accuracy over the single-task models'", names=list(found)
+    )
+    save_charts([Chart("band: least to most of the seeds", charts.spec_of(chart))], path, 1)
 
 
 def heat_maps(out: Path, path: Path) -> None:
-    """The disentanglement error of the first seed, a map a mode, one colour scale."""
+    """The disentanglement error of the first seed, a map a mode."""
     found = {mode: next(iter(by_seed.values())) for mode, by_seed in kept(out, "error").items()}
-    if not found:
-        return
-    figure, made = new_figure(4 * len(found), 3.6, columns=len(found))
-    all_axes = made[0].tolist()
-    for axes, (mode, told) in zip(all_axes, found.items(), strict=True):
-        alphas, (one, other) = told["alphas"], told["tasks"]
-        values = np.array([c["error"]["value"] for c in told["cells"]])
-        image = axes.pcolormesh(
-            alphas, alphas, values.reshape(len(alphas), -1).T, vmin=0, vmax=2, shading="nearest"
-        )
-        axes.set(title=mode, xlabel=f"α of {one}", ylabel=f"α of {other}")
-        axes.set_aspect("equal")
-    figure.colorbar(image, ax=all_axes, label="ξ")
-    save_figure(figure, path)
+    if found:
+        panels = [Chart(mode, error_spec(told)) for mode, told in found.items()]
+        save_charts(panels, path, len(panels))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_only.report")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--figures", type=Path, help="folder for PNG files")
+    parser.add_argument("--figures", type=Path, help="folder for SVG files")
     options = parser.parse_args()
     print(f"## Addition\n\n{addition(options.out)}")
     print(f"## Negation\n\n{negation(options.out)}")
     print(f"## Disentanglement error\n\n{errors(options.out)}")
     if options.figures:
         options.figures.mkdir(parents=True, exist_ok=True)
-        curves(options.out, options.figures / f"{options.out.name}-curves.png")
-        heat_maps(options.out, options.figures / f"{options.out.name}-error.png")
+        curves(options.out, options.figures / f"{options.out.name}-curves.svg")
+        heat_maps(options.out, options.figures / f"{options.out.name}-error.svg")
 
 
 if __name__ == "__main__":

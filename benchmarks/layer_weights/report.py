@@ -23,7 +23,9 @@ from benchmarks.layer_weights.bench import Answers, from_json, value
 from taskvec.evaluation.intervals import Bootstrap, percentiles
 from taskvec.layers import classify
 from taskvec.methods.lata import spearman
-from taskvec.reporting.figures import new_figure, save_figure
+from taskvec.reporting import charts
+from taskvec.reporting.figures import save_charts
+from taskvec.reporting.sections import Chart
 
 Array = np.ndarray[Any, Any]
 Row = Mapping[str, Any]
@@ -394,8 +396,8 @@ def explained(rows: Sequence[Row], cell: tuple[str, int] = ("tensor", 128)) -> s
 
 def draw_methods(rows: Sequence[Row], families: Sequence[str], path: Path) -> None:
     """Scores of methods with intervals, a panel a family."""
-    figure, axes = new_figure(3.1 * len(families) + 2, 4.6, len(families), 1)
-    for axis, family in zip(axes[0], families, strict=True):
+    panels = []
+    for family in families:
         found = tests(rows, family)
         forms = [n for n in found if n.startswith("lata")]
         best = max(forms, key=lambda n: _validation(rows, family, n))
@@ -407,23 +409,22 @@ def draw_methods(rows: Sequence[Row], families: Sequence[str], path: Path) -> No
         bars = {label: found[n] for label, n in names.items() if n in found}
         if set(goal(family)) <= {t for each in ceiling(family, found).values() for t in each}:
             bars["fine-tunes"] = ceiling(family, found)
-        for place, (label, mine) in enumerate(bars.items()):
+        marks = []
+        for label, mine in bars.items():
             values = np.mean([drawn(family, each) for each in mine.values()], 0)
             low, high = percentiles(values[1:])
-            axis.barh(place, values[0], color="C2" if label.startswith("fit") else "C0")
-            axis.plot([low, high], [place, place], color="black", linewidth=1)
-        axis.set_yticks(range(len(bars)), list(bars), fontsize=7)
-        axis.invert_yaxis()
-        axis.set_title(family, fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_xlabel("mean score on test data, 95 % interval", fontsize=8)
-    save_figure(figure, path)
+            shown = f"{values[0]:.3f} [{low:.3f}, {high:.3f}]"
+            marks.append({"name": label, "value": float(values[0]), "low": float(low),
+                          "high": float(high), "label": shown})  # fmt: skip
+        chart = charts.intervals(marks, list(bars), "mean score on test data, 95 % interval")
+        panels.append(Chart(family, charts.spec_of(chart)))
+    save_charts(panels, path, 2)
 
 
 def draw_depth(rows: Sequence[Row], families: Sequence[str], path: Path) -> None:
     """Fitted weights by block, mean over seeds and tensors of a module, a panel a family."""
-    figure, axes = new_figure(3.6 * len(families), 3.2, len(families), 1)
-    for axis, family in zip(axes[0], families, strict=True):
+    panels = []
+    for family in families:
         fits = [r for r in rows if (r["family"], r["stage"]) == (family, "fit")
                 and (r["granularity"], r["prompts"]) == ("tensor", 128)]  # fmt: skip
         points: dict[tuple[str, str], dict[int, list[float]]] = {}
@@ -434,17 +435,14 @@ def draw_depth(rows: Sequence[Row], families: Sequence[str], path: Path) -> None
                     if key.block is not None and key.module in ("attention", "mlp"):
                         mine = points.setdefault((task, key.module), {})
                         mine.setdefault(key.block, []).append(weight)
-        for (task, module), by_block in sorted(points.items()):
-            blocks = sorted(by_block)
-            style = "-" if module == "attention" else "--"
-            color = f"C{sorted({t for t, _ in points}).index(task)}"
-            axis.plot(blocks, [np.mean(by_block[b]) for b in blocks], style, color=color,
-                      label=f"{task}, {module}", linewidth=1.2)  # fmt: skip
-        axis.set(title=family, xlabel="block")
-        axis.legend(fontsize=6, frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("fitted weight")
-    save_figure(figure, path)
+        rows_of_lines = [
+            {"name": f"{task}, {module}", "x": block, "y": float(np.mean(by_block[block]))}
+            for (task, module), by_block in sorted(points.items()) for block in sorted(by_block)
+        ]  # fmt: skip
+        names = list(dict.fromkeys(str(row["name"]) for row in rows_of_lines))
+        chart = charts.lines(rows_of_lines, x="block", y="fitted weight", names=names)
+        panels.append(Chart(family, charts.spec_of(chart)))
+    save_charts(panels, path, 2)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskvec.outputs.verify import Check, verify
     from taskvec.recipes.reading import load_recipe
     from taskvec.recipes.recipe import Family, Recipe, TaskSpec
+    from taskvec.reporting.api import Report, report
     from taskvec.statistics.scan import Scan
     from taskvec.vectors.extract import extract
     from taskvec.vectors.inspection import Inspection, inspect
@@ -36,6 +37,7 @@ _HOMES = {
     "MethodChoice": "taskvec.methods.choice",
     "Prepared": "taskvec.merging.steps",
     "Recipe": "taskvec.recipes.recipe",
+    "Report": "taskvec.reporting.api",
     "Result": "taskvec.evaluation.evaluate",
     "Results": "taskvec.evaluation.evaluate",
     "Scan": "taskvec.statistics.scan",
@@ -55,6 +57,7 @@ _HOMES = {
     "merge": "taskvec.outputs.merge",
     "method": "taskvec.methods.choice",
     "plan": "taskvec.merging.preview",
+    "report": "taskvec.reporting.api",
     "scan": "taskvec.merging.preview",
     "verify": "taskvec.outputs.verify",
 }
@@ -68,6 +71,7 @@ __all__ = [
     "MethodChoice",
     "Prepared",
     "Recipe",
+    "Report",
     "Result",
     "Results",
     "Scan",
@@ -87,6 +91,7 @@ __all__ = [
     "merge",
     "method",
     "plan",
+    "report",
     "scan",
     "verify",
 ]

@@ -56,7 +56,7 @@ def test_error_is_that_of_the_function_and_goes_on(cli, data, tmp_path):
     assert told["error"] == json.loads(json.dumps(found.to_json()))
     assert found.values.max() > 0.1
     assert (tmp_path / "out" / "error.csv").read_text() == found.to_csv()
-    assert (tmp_path / "out" / "error.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "error.svg").read_text().startswith("<svg")
     (records,) = (tmp_path / "out").glob("cells.*.jsonl")
     before = records.stat()
     code, out, err = cli(*arguments, *THREE, "--out", tmp_path / "out")

@@ -155,7 +155,7 @@ def test_save_scan(tmp_path, cli, flags):
 
 
 @pytest.mark.parametrize(("name", "begin"), [
-    ("plot.png", b"\x89PNG\r\n"), ("plot.svg", b"<?xml"), ("plot.pdf", b"%PDF"),
+    ("plot.png", b"\x89PNG\r\n"), ("plot.svg", b"<svg"), ("plot.pdf", b"%PDF"),
 ])  # fmt: skip
 def test_plot(tmp_path, cli, flags, name, begin):
     code, _, err = cli("scan", *flags, "--plot", tmp_path / name)

@@ -48,7 +48,7 @@ def test_a_table_and_a_recipe(tmp_path, recipe):
     assert lines[10].startswith("keep zoo:say")
     assert lines[10].endswith("yes")
     assert "the best of 3 and therefore too good" in text
-    assert lines[-1] == (f"{out}/: recipe.yaml, trials.csv, trials.json, scores.png, trade-off.png")
+    assert lines[-1] == (f"{out}/: recipe.yaml, trials.csv, trials.json, candidates.svg")
     for name in lines[-1].partition(": ")[2].split(", "):
         assert (out / name).stat().st_size > 0
     code, again, _ = run_cli(*command, HF_HUB_OFFLINE="1")

@@ -42,8 +42,8 @@ def test_a_sweep_prints_writes_and_draws(cli, recipe, tmp_path):
     assert "kept: shares of layers, of parameters and of ‖τ‖²" in text
     assert "Safe range of threshold: 1, 1 of 3 values. In it no measure is worse than" in text
     assert "It reaches the end of the sweep at 1." in text.replace("\n", " ")
-    assert text.endswith("out/: sweep-threshold.json, sweep-threshold.csv, sweep-threshold.png\n")
-    assert (out / "sweep-threshold.png").read_bytes().startswith(b"\x89PNG")
+    assert text.endswith("out/: sweep-threshold.json, sweep-threshold.csv, sweep-threshold.svg\n")
+    assert (out / "sweep-threshold.svg").read_text().startswith("<svg")
 
     told = json.loads((out / "sweep-threshold.json").read_text())
     assert told["recipe"]["method"] == {"name": "lata"}
@@ -81,7 +81,7 @@ def test_a_sweep_where_low_is_wanted_and_a_value_fails(cli, recipe, tmp_path):
     assert "zoo:math: accuracy, low is wanted" in text
     assert "kept: share of parameters" in text
     assert (out / "sweep-density.math.csv").is_file()
-    assert (out / "sweep-density.math.png").is_file()
+    assert (out / "sweep-density.math.svg").is_file()
     recipe.write_text(
         recipe.read_text().replace(
             "method: {name: dare}",
@@ -120,7 +120,7 @@ def test_pairs_print_write_and_draw(cli, recipe, tmp_path):
     assert "task  with  merged" in text
     assert "pair        cosine  of pure vectors  sign conflict  rank correlation" in text
     assert "Of 2 effects: synergy in " in text
-    assert (out / "pairs.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "pairs.svg").read_text().startswith("<svg")
     told = json.loads((out / "pairs.json").read_text())
     table = table_of(out / "pairs.csv")
     assert [(row["task"], row["with"]) for row in table] == [("math", "code"), ("code", "math")]

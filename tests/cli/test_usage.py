@@ -21,7 +21,7 @@ import contextlib, io, sys
 from taskvec.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     main(sys.argv[1:])
-heavy = {"numpy", "numba", "torch", "transformers", "yaml", "matplotlib", "pydantic", "rich"}
+heavy = {"numpy", "numba", "torch", "transformers", "yaml", "altair", "pydantic", "rich"}
 verbs = {m for m in sys.modules if m.startswith("taskvec.cli.")}
 light = {"taskvec.cli." + m for m in ("main", "commands", "streams", "stopping", "verbs")}
 print(sorted(heavy & set(sys.modules)), sorted(verbs - light))

@@ -34,7 +34,7 @@ from taskvec.disentanglement import error as error_module
 from taskvec.disentanglement.tasks import rows_of
 from taskvec.errors import DataError, UsageError
 from taskvec.evaluation.intervals import wilson
-from taskvec.reporting.heat_map import draw_heat_map
+from taskvec.reporting.figures import draw_heat_map
 
 ALPHAS = coefficients(5, -1, 1)
 BATCHES = {"one": batches(1), "two": batches(2, (5, 4))}
@@ -302,20 +302,20 @@ def test_csv_has_a_line_for_each_cell() -> None:
         assert low <= value <= high
 
 
-def test_heat_map_is_drawn_with_the_first_task_along_x(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib")
-    from taskvec.reporting import heat_map
+def test_heat_map_is_drawn_with_the_first_task_along_x(tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    pytest.importorskip("vl_convert")
+    from taskvec.reporting.studies import error_spec
 
-    shown: list[Any] = []
-    monkeypatch.setattr(heat_map, "save_figure", lambda figure, path: shown.append(figure))
     found = measured()
-    draw_heat_map(found.to_json(), tmp_path / "xi.png")
-    axis = shown[0].axes[0]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("α of one", "α of two")
-    np.testing.assert_allclose(axis.collections[0].get_array(), found.values.T)
-    monkeypatch.undo()
+    spec = error_spec(found.to_json())
+    (rows,) = spec["datasets"].values()
+    across, up = (spec["layer"][0]["encoding"][axis] for axis in "xy")
+    assert (across["title"], up["title"]) == ("α of one", "α of two")
+    by_place = {(row[across["field"]], row[up["field"]]): row["value"] for row in rows}
+    for i, one in enumerate(ALPHAS):
+        for j, two in enumerate(ALPHAS):
+            assert by_place[one, two] == found.values[i][j]
     draw_heat_map(found.to_json(), tmp_path / "xi.png")
     assert (tmp_path / "xi.png").read_bytes().startswith(b"\x89PNG")
 

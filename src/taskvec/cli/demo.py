@@ -29,7 +29,7 @@ TITLES = {
 
 def run(args: Arguments) -> int:
     """Run this verb."""
-    for module in ("torch", "transformers", "matplotlib"):
+    for module in ("torch", "transformers", "altair", "vl_convert"):
         require(module, "demo")
     from taskvec.reporting.figures import draw_demo
     from taskvec.zoo import demo

@@ -141,16 +141,16 @@ def _error(args: Any, module: Any, vectors: Any, tasks: Any, chosen_on: Any) -> 
     )
     record, folder = found.to_json(), Path(args.out)
     write_text(folder / "error.csv", found.to_csv())
-    _draw(record, folder / "error.png")
+    _draw(record, folder / "error.svg")
     if not args.json:
         tables.print_error(found)
     return record
 
 
 def _draw(record: Mapping[str, Any], path: Path) -> None:
-    """The heat map, where matplotlib is installed."""
+    """The heat map, where the extra is installed."""
     from taskvec.errors import MissingExtraError
-    from taskvec.reporting.heat_map import draw_heat_map
+    from taskvec.reporting.figures import draw_heat_map
 
     try:
         draw_heat_map(record, path)

@@ -65,6 +65,7 @@ def run(args: Arguments) -> int:
     successes = find_successes(results, reference=reference, expected=expected)
     record = {
         "reference": reference,
+        "singles": singles,
         "tasks": finite(compared),
         "expected": {name: expected[name] for name in models if expected.get(name)},
         "as_expected": finite(successes),

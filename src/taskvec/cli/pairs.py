@@ -16,7 +16,6 @@ from taskvec.cli.recipe import recipe_only
 from taskvec.cli.search import OUT, PLOT
 from taskvec.cli.streams import warn
 from taskvec.cli.sweep import MEASURE_HEAD, figure_columns, files, write
-from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.pairs import Effect, Pair, Pairs
@@ -32,7 +31,9 @@ def run(args: Arguments) -> int:
     from taskvec.coefficients.pairs import measure_pairs
 
     if args.plot:
-        require("matplotlib", "report")
+        from taskvec.reporting.figures import check_figure
+
+        check_figure(Path("pairs.svg"))
     measure = pairs_of(args.measure, "--measure", "TASK=MEASURE")
     asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
@@ -40,9 +41,9 @@ def run(args: Arguments) -> int:
     record = found.to_json()
     write(Path(args.out) / "pairs", record, rows(record), recipe)
     if args.plot:
-        from taskvec.reporting.coefficients import draw_pairs
+        from taskvec.reporting.figures import draw_pairs
 
-        draw_pairs(record, Path(args.out) / "pairs.png")
+        draw_pairs(record, Path(args.out) / "pairs.svg")
     if args.json:
         answer(record)
     else:

@@ -69,7 +69,7 @@ def run(args: Arguments) -> int:
     if args.plot:
         from taskvec.reporting.figures import draw_similarity
 
-        draw_similarity(result, Path(args.plot))
+        draw_similarity(result, Path(args.plot), _scheme(recipe))
     warn([*members.warnings, *result["warnings"]])
     if args.json:
         answer(result)
@@ -110,6 +110,12 @@ def _result(recipe: Recipe, scan: Scan, warnings: Sequence[str]) -> dict[str, An
         },
         "warnings": [*warnings, *([] if scan.has_base else [none])],
     }
+
+
+def _scheme(recipe: Recipe) -> str:
+    """The scheme whose weights are drawn: that of the first task."""
+    first = next(iter(recipe.parameters.values()))
+    return str(first.get("scheme", "logarithmic"))
 
 
 def _by_task(rows: list[Row], tasks: Sequence[str]) -> list[Row]:
@@ -254,7 +260,8 @@ VERB = Verb(
         Option("--csv", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,
                help="write the rows as CSV; - prints them instead of the tables"),
         Option("--plot", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,
-               help="draw similarity against depth (PNG, SVG or PDF); needs the extra report"),
+               help="draw similarity and weights against depth (SVG, PNG or PDF); needs the extra "
+               "report"),
         Option("--save-table", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,
                help="write the method's table (CSV, or JSON by its name)"),
         Option("--save-scan", metavar="FILE", type=click.Path(), heading=SHOW_HEAD,

@@ -19,7 +19,6 @@ from taskvec.cli.progress import Bars
 from taskvec.cli.recipe import recipe_only
 from taskvec.cli.streams import warn
 from taskvec.errors import UsageError
-from taskvec.extras import require
 
 if TYPE_CHECKING:
     from taskvec.coefficients.api import SearchResult
@@ -36,10 +35,10 @@ def run(args: Arguments) -> int:
     recipe = recipe_only(args, args.recipe, needs_scales=False)
 
     from taskvec.coefficients.api import SearchKeywords, search
-    from taskvec.reporting.search import draw_search
+    from taskvec.reporting.figures import check_figure, draw_search
 
     if args.plot:
-        require("matplotlib", "report")
+        check_figure(Path("candidates.svg"))
     own = {key: getattr(args, key) for key in SearchKeywords.__annotations__} | {
         "single": pairs_of(args.single, "--single", "GOAL=TASK"),
         "test_data": evaluating.places(args.test_data, "--test-data") if args.test_data else None,
@@ -233,7 +232,7 @@ VARY = Option(
     help="NAME=LOW:HIGH[:STEP] or NAME=ONE,OTHER,…, where NAME is scale, method or a parameter "
     "(NAME.TASK for one task); repeatable",
 )  # fmt: skip
-PLOT = Option("--plot", is_flag=True, heading="Output", help="draw figures there too (PNG)")
+PLOT = Option("--plot", is_flag=True, heading="Output", help="draw figures there too (SVG)")
 
 VERB = Verb(
     "search", run, [

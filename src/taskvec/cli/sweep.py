@@ -15,7 +15,6 @@ from taskvec.cli.printing import announce_compiling, answer, show
 from taskvec.cli.recipe import recipe_only
 from taskvec.cli.search import OUT, PLOT, SEARCH_HEAD
 from taskvec.cli.streams import warn
-from taskvec.extras import require
 from taskvec.tables import csv_text
 
 if TYPE_CHECKING:
@@ -33,7 +32,9 @@ def run(args: Arguments) -> int:
     from taskvec.coefficients.sweeps import parse_sweep
 
     if args.plot:
-        require("matplotlib", "report")
+        from taskvec.reporting.figures import check_figure
+
+        check_figure(Path("sweep.svg"))
     sweep = parse_sweep(args.vary[0])
     asking = evaluating.keywords_from(args, recipe.seed, limit=args.limit)
     announce_compiling()
@@ -41,9 +42,10 @@ def run(args: Arguments) -> int:
     record, name = found.to_json(), f"sweep-{sweep.label}"
     write(Path(args.out) / name, record, rows(record), recipe)
     if args.plot:
-        from taskvec.reporting.coefficients import draw_sensitivity
+        from taskvec.reporting.figures import draw_sensitivity
 
-        draw_sensitivity(record, Path(args.out) / f"{name}.png")
+        about = {**record, "recipe": recipe.to_dict()}
+        draw_sensitivity(about, Path(args.out) / f"{name}.svg")
     if args.json:
         answer(record)
     else:
@@ -54,7 +56,7 @@ def run(args: Arguments) -> int:
 
 def files(args: Arguments, name: str) -> str:
     """Where what was found lies, in words."""
-    drawn = [f"{name}.png"] if args.plot else []
+    drawn = [f"{name}.svg"] if args.plot else []
     return f"{args.out}/: {', '.join([f'{name}.json', f'{name}.csv', *drawn])}"
 
 

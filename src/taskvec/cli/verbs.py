@@ -21,6 +21,7 @@ VERBS = {
     "fit": "fit the weight of every layer to a few prompts",
     "finetune": "train part of a model; the change is a task vector",
     "disentangle": "measure how task vectors interact, add up and can be subtracted",
+    "report": "put everything that was measured on one page that opens anywhere",
     "methods": "list the methods and their parameters",
     "zoo": "list or copy the tiny models that ship with taskvec",
     "schema": "print the JSON schema of recipes, for editors",

@@ -174,6 +174,7 @@ class Result:
             "version": self.version,
             "model": self.model,
             "main": self.metrics[0].name,
+            "higher_is_better": self.metrics[0].higher_is_better,
             "figures": finite(self.figures),
             **self.about,
         }

@@ -65,14 +65,10 @@ def scan_members(members: Members, options: RunOptions = RunOptions()) -> Scan:
     """
     with_base = "base" in members.sources
     roles = roles_of(members.tasks, with_base)
-    folder = cache_folder() if options.cache != "off" and not _is_in_memory(members) else None
-    kept = folder and folder / f"scan-{_identity(members, roles)}.json"
+    kept = None if options.cache == "off" else _place(members)
+    if options.cache == "use" and (known := cached_scan(members)) is not None:
+        return known
     keys = [members.keys[name] for name in members.merged]
-    if kept is not None and options.cache == "use":
-        with contextlib.suppress(CheckpointError):
-            scan = Scan.from_json(read_scan(kept), keys)
-            if (scan.tasks, scan.names) == (members.tasks, members.merged):
-                return scan
     sources = [Sources(name, members.views(name, roles)) for name in members.merged]
     with members.at_rest():
         collected = collect(
@@ -103,6 +99,24 @@ def scan_members(members: Members, options: RunOptions = RunOptions()) -> Scan:
     if kept is not None:
         _keep(kept, scan)
     return scan
+
+
+def _place(members: Members) -> Path | None:
+    """Where the scan of a family is cached; None if it is not."""
+    folder = None if _is_in_memory(members) else cache_folder()
+    roles = roles_of(members.tasks, "base" in members.sources)
+    return folder and folder / f"scan-{_identity(members, roles)}.json"
+
+
+def cached_scan(members: Members) -> Scan | None:
+    """The scan of an opened family, if it is in the cache; no weights are read."""
+    place = _place(members)
+    keys = [members.keys[name] for name in members.merged]
+    with contextlib.suppress(CheckpointError):
+        scan = Scan.from_json(read_scan(place), keys) if place is not None else None
+        if scan is not None and (scan.tasks, scan.names) == (members.tasks, members.merged):
+            return scan
+    return None
 
 
 def describe_tensors(

@@ -1,8 +1,8 @@
-"""Figures drawn with matplotlib, without a display."""
+"""Figures as files: SVG, PNG and PDF, from the charts that the report shows."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,33 @@ from taskvec.errors import UsageError
 from taskvec.extras import require
 from taskvec.files import write_whole, writing
 from taskvec.layers import module_order
+from taskvec.reporting import charts
+from taskvec.reporting.charts import Spec
+from taskvec.reporting.layers import interference_chart, matrix_spec
+from taskvec.reporting.sections import Chart
+from taskvec.reporting.studies import error_spec, place_of, search_specs, sweep_charts
 
-FORMATS = (".png", ".svg", ".pdf")
-MARKERS = "osD^vPX*"
+Told = Mapping[str, Any]
+FORMATS = (".svg", ".png", ".pdf")
+INK = "#222"
+FONT = "DejaVu Sans, Helvetica, Arial, sans-serif"  # what a file's reader may have
 
 
 def check_figure(path: Path) -> None:
     """Refuse a figure that could not be drawn, before the work that leads to it.
 
     Raises:
-        UsageError: another format than PNG, SVG or PDF.
-        MissingExtraError: matplotlib is not installed.
+        UsageError: another format than SVG, PNG or PDF.
+        MissingExtraError: Altair or vl-convert is not installed.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path}: a figure's name must end in {', '.join(FORMATS)}")
-    require("matplotlib", "report")
+    require("altair", "report")
+    require("vl_convert", "report")
 
 
-def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes, shape (rows, columns)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure in the format that its name says.
+def save_figure(spec: Spec, path: Path) -> None:
+    """Write a chart in the format that the name says, on white.
 
     Raises:
         UsageError, MissingExtraError: see `check_figure`.
@@ -46,121 +44,266 @@ def save_figure(figure: Any, path: Path) -> None:
     """
     check_figure(path)
     with writing(path):
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=150, format=path.suffix.removeprefix("."))
-        write_whole(path, drawn.getvalue())
+        write_whole(path, drawn(spec, path.suffix.lower()))
 
 
-def draw_similarity(scan: dict[str, Any], path: Path) -> None:
-    """Similarity against depth by module kind, a panel a task; rank correlation between tasks.
+def drawn(spec: Spec, suffix: str = ".svg") -> bytes:
+    """A chart as the content of a file."""
+    convert: Any = require("vl_convert", "report")
+    config = charts.theme(INK) | {"background": "white", "font": FONT, "padding": 12}
+    whole = {"$schema": charts.SCHEMA, **spec, "config": config}
+    if suffix == ".svg":
+        return str(convert.vegalite_to_svg(whole)).encode()
+    if suffix == ".png":
+        return bytes(convert.vegalite_to_png(whole, scale=2))
+    return bytes(convert.vegalite_to_pdf(whole))
+
+
+def save_charts(panels: Sequence[Chart], path: Path, columns: int, title: str = "") -> None:
+    """Write several charts as one figure.
+
+    Args:
+        panels: In their order.
+        path: File to write.
+        columns: In a row.
+        title: Above all.
+
+    Raises:
+        UsageError, MissingExtraError, OutputError: see `save_figure`.
+    """
+    check_figure(path)
+    save_figure(composed(panels, columns, title), path)
+
+
+def composed(panels: Sequence[Chart], columns: int, title: str = "") -> Spec:
+    """Several charts as one spec of fixed widths."""
+    views = []
+    for panel in panels:
+        spec = charts.inlined(panel.spec)
+        spec.pop("$schema", None)
+        spec.setdefault("width", charts.WIDTH)
+        views.append(spec | {"title": panel.title})
+    whole: Spec = {
+        "concat": views,
+        "columns": columns,
+        "spacing": 34,
+        "resolve": {"scale": {"color": "independent", "size": "independent"}},
+    }
+    return {"title": {"text": title, "anchor": "start", "offset": 14}, **whole} if title else whole
+
+
+def draw_similarity(scan: Told, path: Path, scheme: str = "logarithmic") -> None:
+    """Similarity and weight of every layer against depth; rank correlation between tasks.
 
     After figure 5 of LATA, arXiv:2502.20186.
 
     Args:
         scan: What `taskvec scan --json` prints.
         path: File to write.
+        scheme: Whose weights are drawn.
     """
+    check_figure(path)
     tasks = list(scan["summary"]["tasks"])
-    found = {row["tower"] for row in scan["layers"] if row["block"] is not None}
+    rows = scan["layers"]
+    found = {row["tower"] for row in rows if row["block"] is not None}
     towers = sorted(found, key=lambda tower: module_order(tower, "block")) or ["model"]
-    extra = 1 if len(tasks) > 1 else 0
-    figure, axes = new_figure(
-        4.6 * len(tasks) + 3.6 * extra, 3.8 * len(towers), len(tasks) + extra, len(towers)
+    has_base = any(row["similarity"] is not None for row in rows)
+    values = {"similarity": "similarity to instruction tuning", scheme: f"weight, {scheme}"}
+    values = values if has_base else {"task_norm": "‖τ‖"}
+    panels = []
+    for tower in towers:
+        mine = [row for row in rows if row["tower"] == tower]
+        for key, title in values.items():
+            for task in tasks:
+                name = f"{task} ({tower})" if len(towers) > 1 else task
+                points = [row for row in mine if row["task"] == task]
+                panels.append(Chart(f"{name}: {title}", _depth(points, key, title, scan)))
+    if len(tasks) > 1 and has_base:
+        matrix = scan["summary"]["rank_correlation"]
+        cells = [[matrix[a][b] for b in tasks] for a in tasks]
+        title = "rank correlation of similarity (Spearman)"
+        panels.append(Chart(title, matrix_spec(tasks, cells, "Spearman")))
+    anchor = Path(scan["members"]["anchor"]["path"]).name
+    granularity = scan["granularity"]
+    save_charts(panels, path, max(len(tasks), 1), f"{anchor}: {', '.join(tasks)}, by {granularity}")
+
+
+def _depth(rows: Sequence[Told], key: str, title: str, scan: Told) -> Spec:
+    """One value of a task's layers against depth, the same range of values for all tasks."""
+    everywhere = [row for row in scan["layers"] if row[key] is not None]
+    blocks = [row["block"] for row in everywhere if row["block"] is not None]
+    last = max(blocks, default=0)
+    modules = {row["module"] or "block" for row in everywhere}
+    points = [
+        {"layer": row["layer"], "place": place_of(row["block"], row["module"] or "block", last),
+         "value": row[key], "module": row["module"] or "block", "norm": row["task_norm"]}
+        for row in rows if row[key] is not None
+    ]  # fmt: skip
+    values = [row[key] for row in everywhere]
+    chart = charts.depth_points(
+        title=title,
+        modules=sorted(modules, key=lambda kind: module_order("", kind)),
+        last=last,
+        domain=(min(values, default=0), max(values, default=1)),
     )
-    for j, tower in enumerate(towers):
-        for i, task in enumerate(tasks):
-            rows = [r for r in scan["layers"] if r["task"] == task and r["tower"] == tower]
-            _panel(axes[j][i], rows, scan["threshold"])
-            axes[j][i].set_title(f"{task} ({tower})" if len(towers) > 1 else task)
-        if extra:
-            axes[j][-1].set_visible(j == 0)
-    axes[0][0].set_ylabel("cos(τ_comp, τ_instr)")
-    if extra:
-        _correlation(figure, axes[0][-1], tasks, scan["summary"]["rank_correlation"])
-    save_figure(figure, path)
+    if key == "similarity":
+        chart = charts.altair().layer(chart, charts.horizontal(scan["threshold"]))
+    return charts.spec_of(chart.properties(height=charts.HEIGHT), points=points)
 
 
-def _panel(axis: Any, rows: list[dict[str, Any]], threshold: float) -> None:
-    found = {row["module"] or "block" for row in rows if row["block"] is not None}
-    kinds = sorted(found, key=lambda kind: module_order("", kind))
-    for kind, marker in zip(kinds, MARKERS, strict=False):
-        points = [
-            (row["block"], row["similarity"])
-            for row in rows
-            if (row["module"] or "block") == kind
-            and row["block"] is not None
-            and row["similarity"] is not None
-        ]
-        axis.scatter(
-            *zip(*points, strict=True), s=18, marker=marker, alpha=0.75, label=kind
-        ) if points else None
-        depths = sorted({block for block, _ in points})
-        means = [
-            sum(s for b, s in points if b == d) / sum(b == d for b, _ in points) for d in depths
-        ]
-        axis.plot(depths, means, linewidth=1, alpha=0.6)
-    axis.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"σ = {threshold:g}")
-    axis.set_xlabel("block")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize=7, loc="best")
-
-
-def _correlation(
-    figure: Any, axis: Any, tasks: list[str], matrix: dict[str, dict[str, float | None]]
-) -> None:
-    values = [[_number(matrix[a][b]) for b in tasks] for a in tasks]
-    image = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu")
-    axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
-    axis.set_yticks(range(len(tasks)), tasks)
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            axis.text(
-                j,
-                i,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                color="white" if abs(value) > 0.6 else "black",
-            )
-    axis.set_title("rank correlation\nof similarity (Spearman)", fontsize=9)
-    figure.colorbar(image, ax=axis, shrink=0.7)
-
-
-def draw_demo(models: list[dict[str, Any]], path: Path) -> None:
-    """Bars of every skill by model, a panel each for merging and the two ways of forgetting.
+def draw_sensitivity(told: Told, path: Path) -> None:
+    """What is kept and what is scored against the value; the safe ranges shaded.
 
     Args:
-        models: As `taskvec demo --json` prints them.
+        told: What `taskvec sweep --json` prints.
         path: File to write.
     """
-    panels = (
-        ("two skills added: math + code", ("parents", "merged")),
-        ("one skill removed: unsafe", ("forgotten",)),
-        ("… in another language", ("forgotten-zor",)),
+    check_figure(path)
+    save_charts(sweep_charts(told), path, 2, f"Sweep of {told['sweep']}{_counted(told)}")
+
+
+def _counted(told: Told) -> str:
+    """How many samples, and which seed."""
+    for about in told["measures"].values():
+        return f" (n = {about['n']:,}, seed {about['seed']})"
+    return ""
+
+
+def draw_pairs(told: Told, path: Path) -> None:
+    """What tasks of a pair do to each other, beside cosine and rank correlation, as matrices.
+
+    Args:
+        told: What `taskvec pairs --json` prints.
+        path: File to write.
+    """
+    check_figure(path)
+    tasks = list(told["tasks"])
+    panels = [interference_chart(told)]
+    for name, title in (
+        ("cosine", "cosine of task vectors"),
+        ("rank_correlation", "rank correlation of similarity (Spearman)"),
+    ):
+        known = {frozenset(pair["tasks"]): pair[name] for pair in told["pairs"]}
+        cells = [[1.0 if a == b else known.get(frozenset((a, b))) for b in tasks] for a in tasks]
+        panels.append(Chart(title, matrix_spec(tasks, cells, name.replace("_", " "))))
+    first = next(iter(told["tasks"].values()))
+    title = f"Pairs of tasks (n = {first['n']:,}, seed {first['seed']}); ▲ synergy, ▼ interference"
+    save_charts(panels, path, 3, title)
+
+
+def draw_heat_map(told: Told, path: Path) -> None:
+    """The disentanglement error by coefficient; coefficients from 0 to 1 are framed.
+
+    After figure 3 of arXiv:2305.12827.
+
+    Args:
+        told: As `Disentanglement.to_json` gives it.
+        path: File to write.
+    """
+    check_figure(path)
+    n = ", ".join(f"{task} n = {count:,}" for task, count in told["examples"].items())
+    save_figure(error_spec(told) | {"title": f"disentanglement error; {n}"}, path)
+
+
+def draw_search(told: Told, folder: Path) -> list[Path]:
+    """Draw what a search tried, as SVG.
+
+    Args:
+        told: What `trials.json` holds.
+        folder: Where figures go.
+
+    Returns:
+        The files: `candidates.svg`; `importance.svg` where there were enough candidates.
+
+    Raises:
+        MissingExtraError: Altair or vl-convert is not installed.
+        OutputError: a file cannot be written.
+    """
+    paths = []
+    for name, spec in search_specs(told).items():
+        paths.append(folder / f"{name}.svg")
+        save_figure(spec, paths[-1])
+    return paths
+
+
+def draw_demo(models: Sequence[Told], path: Path) -> None:
+    """Before and after: every skill of the models that the demo merges and forgets.
+
+    Args:
+        models: As `taskvec demo --json` prints them; any number of merges of a part, whose names
+            end in what made them, such as `math + code, LATA`.
+        path: File to write.
+    """
+    check_figure(path)
+    save_figure(demo_spec(models), path)
+
+
+PARTS = (
+    ("parents", "merged", "Two skills added: math + code"),
+    ("forgotten", "forgotten", "One skill removed: unsafe"),
+    ("forgotten-zor", "forgotten-zor", "The same, in another language"),
+)
+BEFORE = "#9aa3ad"
+
+
+def demo_spec(models: Sequence[Told]) -> Spec:
+    """A panel for each part of the demo: from the gray dot before to the colored one after."""
+    ways = list(dict.fromkeys(_way(m) for m in models if ", " in m["name"]))
+    panels = [_demo_panel(models, part, ways) for part in PARTS]
+    subtitle = (
+        f"Accuracy on {models[0]['n']} held-out questions a skill; thin bars: 95 % intervals; "
+        "gray: before. One color a method."
     )
-    figure, axes = new_figure(9.5, 8.4, 1, len(panels))
-    for axis, (title, parts) in zip(axes[:, 0], panels, strict=True):
-        chosen = [model for model in models if model["part"] in parts]
-        skills = list(chosen[0]["rate"])
-        width = 0.84 / len(chosen)
-        for i, model in enumerate(chosen):
-            rates = [model["rate"][skill] for skill in skills]
-            ends = [model["interval"][skill] for skill in skills]
-            low = [max(0.0, r - a) for r, (a, _) in zip(rates, ends, strict=True)]
-            high = [max(0.0, b - r) for r, (_, b) in zip(rates, ends, strict=True)]
-            places = [j + (i - (len(chosen) - 1) / 2) * width for j in range(len(skills))]
-            axis.bar(places, rates, width * 0.92, label=model["name"])
-            axis.errorbar(
-                places, rates, [low, high], fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5
-            )
-        axis.set_xticks(range(len(skills)), [skill.removesuffix("-zor") for skill in skills])
-        axis.set_ylim(0, 1.08)
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[1][0].set_ylabel(f"right answers (n = {models[0]['n']} a skill, 95 % interval)")
-    save_figure(figure, path)
+    return {
+        "title": {"text": "taskvec demo: skills before and after", "subtitle": subtitle,
+                  "anchor": "start", "fontSize": 16, "subtitleFontSize": 12, "offset": 14,
+                  "subtitlePadding": 5},
+        "hconcat": panels, "spacing": 30,
+    }  # fmt: skip
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _way(model: Told) -> str:
+    return str(model["name"]).rpartition(", ")[2]
+
+
+def _demo_panel(models: Sequence[Told], part: tuple[str, str, str], ways: Sequence[str]) -> Spec:
+    alt = charts.altair()
+    source, merged, title = part
+    before = next(m for m in models if m["part"] == source)
+    after = [m for m in models if m["part"] == merged and ", " in m["name"]]
+    skills = sorted(before["rate"], key=lambda skill: -_largest_change(before, after, skill))
+    # Skills that no model has are left out.
+    skills = [s for s in skills if any(m["rate"][s] for m in (before, *after))]
+    rows = [
+        {"skill": skill.removesuffix("-zor"), "way": _way(m), "from": before["rate"][skill],
+         "to": m["rate"][skill], "low": m["interval"][skill][0], "high": m["interval"][skill][1],
+         "shown": f"{m['rate'][skill]:.2f}"}
+        for m in after for skill in skills
+    ]  # fmt: skip
+    order = [skill.removesuffix("-zor") for skill in skills]
+    base = alt.Chart(charts.data(rows)).encode(
+        y=alt.Y("skill:N", sort=order, title=None, scale=alt.Scale(paddingInner=0.35),
+                axis=alt.Axis(labelFontSize=13, ticks=False, domain=False)),
+        yOffset=alt.YOffset("way:N", sort=list(ways)),
+        color=alt.Color("way:N", scale=charts.colors(ways),
+                        legend=alt.Legend(title=None, orient="bottom", labelFontSize=12)),
+    )  # fmt: skip
+    scale = alt.Scale(domain=[0, 1.12], nice=False)
+    axis = alt.Axis(values=[0, 0.5, 1], format=".1f")
+    x = alt.X("to:Q", scale=scale, axis=axis, title="accuracy")
+    change = base.mark_rule(strokeWidth=4, opacity=0.35).encode(x=alt.X("from:Q"), x2="to:Q")
+    spread = base.mark_rule(strokeWidth=1).encode(x=alt.X("low:Q"), x2="high:Q")
+    start = base.mark_circle(size=55, opacity=1).encode(x=alt.X("from:Q"), color=alt.value(BEFORE))
+    end = base.mark_circle(size=95, opacity=1).encode(x=x)
+    words = base.transform_calculate(at="max(datum.high, datum.from)").mark_text(
+        align="left", dx=7, fontSize=11
+    ).encode(x=alt.X("at:Q"), text="shown:N")  # fmt: skip
+    chart = alt.layer(change, spread, start, end, words).properties(
+        width=230, height={"step": 17}, title=alt.TitleParams(
+            title, subtitle=f"before: {before['name']}", anchor="start", fontSize=13)
+    )  # fmt: skip
+    return dict(charts.inlined(charts.spec_of(chart)))
+
+
+def _largest_change(before: Told, after: Sequence[Told], skill: str) -> float:
+    return max((abs(m["rate"][skill] - before["rate"][skill]) for m in after), default=0.0)
