@@ -75,10 +75,10 @@ def loss_of(module: Any, asked: dict[str, Any]) -> Any:
     )
 
 
-def fit_step(module: Any, asked: dict[str, Any], it: TaskDirections, *, hold: bool) -> Any:
+def fit_step(module: Any, asked: dict[str, Any], it: TaskDirections, *, hold: bool | None) -> Any:
     """A function that goes down one step, and the module's context."""
     names = live_names(it, module)
-    packs = {names[n]: it.pack(n, "cpu", hold=hold) for n in reversed(it.names)}
+    packs = it.packs(names, module, hold=hold)
     steered = Steered(module, packs, len(it.tasks))
     columns = {name: i for i, name in enumerate(packs)}
     layers = Layers(columns, np.ones((len(it.tasks), len(columns)), bool))
@@ -105,7 +105,7 @@ def times(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     module: Any = backbone(options.model, "sdpa").eval()
     asked = batch(options, module.config.vocab_size)
     it = directions(folder, options.tasks)
-    steered, down = fit_step(module, asked, it, hold=not options.read)
+    steered, down = fit_step(module, asked, it, hold=False if options.read else None)
     plain = plain_step(module, asked)
     seconds: dict[str, list[float]] = {"plain": [], "fit": []}
     for _ in range(options.runs + 1):
@@ -165,7 +165,7 @@ def memory_of(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 loss_of(module, asked).backward()
         else:
             it = directions(folder, options.tasks)
-            steered, down = fit_step(module, asked, it, hold=not options.read)
+            steered, down = fit_step(module, asked, it, hold=False if options.read else None)
             with steered.steering():
                 for _ in range(2):
                     down()

@@ -19,7 +19,7 @@ from tests.coefficients.fit_models import PROMPTS, Made, weight  # noqa: E402
 from tests.evaluation import tiny  # noqa: E402
 
 import taskvec as tv  # noqa: E402
-from taskvec.coefficients.fit import api, objective  # noqa: E402
+from taskvec.coefficients.fit import api, directions, objective  # noqa: E402
 from taskvec.errors import DataError, OutputError, TaskvecError, UsageError  # noqa: E402
 
 QUICK = {"max_new_tokens": 6, "batch_size": 8, "seeds": 1, "held_out": 0.4}
@@ -151,6 +151,29 @@ def test_how_a_step_is_worked_out_does_not_matter(made, change):
     other = fitted(made, tasks=("a",), settings={"steps": 5} | change)
     np.testing.assert_allclose(other.seeds[0].weights, base.seeds[0].weights, atol=2e-3)
     np.testing.assert_allclose(other.curves[-1].losses, base.curves[-1].losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 100.0])
+def test_task_vectors_are_held_as_far_as_memory_allows(made, monkeypatch, share):
+    held, read, rooms = [], [], []
+    pack, most = directions.TaskDirections.pack, directions.most_held
+
+    def record(self, name, device, *, hold):
+        (held if hold else read).append(self.held_bytes(name))
+        return pack(self, name, device, hold=hold)
+
+    def room(device, parameter_bytes):
+        rooms.append(most(device, parameter_bytes))
+        assert rooms[-1] == share * parameter_bytes
+        return rooms[-1]
+
+    monkeypatch.setattr(directions.TaskDirections, "pack", record)
+    monkeypatch.setattr(directions, "HELD_SHARE", share)
+    monkeypatch.setattr(directions, "most_held", room)
+    fitted(made, tasks=("a",), settings={"steps": 1})
+    assert sum(held) <= rooms[0]
+    assert bool(held) == (share > 0)
+    assert bool(read) == (share < 100)
 
 
 @pytest.mark.parametrize("granularity", ["block", "module", "projection"])

@@ -96,9 +96,8 @@ def minimize_entropy(
         directions = open_directions(vectors)
         own = live_names(directions, module)
         check_is_target(directions, module, own)
-        device = next(module.parameters()).device
         tasks, own = list(directions.tasks), {name: own[name] for name in directions.names}
-        packs = {own[n]: directions.pack(n, device, hold=True) for n in reversed(directions.names)}
+        packs = directions.packs(own, module)
     else:
         tasks, own = sorted(vectors), _own_names(module, vectors)
         packs = _packs(module, vectors, tasks, own)

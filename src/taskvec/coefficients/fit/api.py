@@ -17,7 +17,6 @@ from taskvec.coefficients.fit.asking import LanguageAsker, checkpointing
 from taskvec.coefficients.fit.descent import Descended, Layers, descend
 from taskvec.coefficients.fit.directions import (
     TaskDirections,
-    can_hold,
     check_is_target,
     content_of,
     live_names,
@@ -160,12 +159,7 @@ def fit(
 
 def _steer(run: _Run, directions: TaskDirections, module: Any, names: Mapping[str, str]) -> Steered:
     """The module with its task vectors, in memory or on the disk."""
-    device = next(module.parameters()).device
-    hold = can_hold(directions, device) if run.settings.hold is None else run.settings.hold
-    packs = {}
-    for name in directions.names:
-        if name in names and names[name] not in packs:
-            packs[names[name]] = directions.pack(name, device, hold=hold)
+    packs = directions.packs(names, module, hold=run.settings.hold)
     return Steered(module, packs, len(directions.tasks))
 
 

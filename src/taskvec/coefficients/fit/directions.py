@@ -40,6 +40,7 @@ Read = Callable[[int, int], Any]  # elements [start, stop) as a tensor of torch
 
 CHUNK = 1 << 18  # elements worked on at once: in float32, the caches hold a few such
 FREE_SHARE = 0.5  # of free memory that held task vectors may take
+HELD_SHARE = 2.5  # of the size of the parameters, likewise; a fit stays below 3 of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +160,9 @@ class TaskDirections:
         keys: Any = tuple(_Named(layer) for layer in layers)
         return layer_statistics(replace(self.scan, keys=keys), task, "fit")
 
-    def held_bytes(self) -> int:
-        """Bytes that the target and task vectors need in memory."""
-        views = [
-            view
-            for name in self.names
-            for role, view in self._views(name).items()
-            if role != "anchor"
-        ]
+    def held_bytes(self, name: str) -> int:
+        """Bytes that the target and task vectors of one tensor need in memory."""
+        views = [view for role, view in self._views(name).items() if role != "anchor"]
         return sum(size(view) * view.dtype.itemsize for view in views)
 
     def pack(self, name: str, device: Any, *, hold: bool) -> Pack:
@@ -193,6 +189,29 @@ class TaskDirections:
             ]
 
         return Pack(rows, elements, target, taus)
+
+    def packs(
+        self, names: Mapping[str, str], module: Any, *, hold: bool | None = None
+    ) -> dict[str, Pack]:
+        """Target and task vectors of all tensors, by parameter of a module.
+
+        Args:
+            names: Of parameters by tensor; tensors that the module lacks are left out.
+            module: Where they are put.
+            hold: Whether they are held in memory, or read in every step; None: as many as
+                `most_held` says are held, and the others read.
+        """
+        parameters = list(module.parameters())
+        device = parameters[0].device
+        room = most_held(device, sum(parameter.nbytes for parameter in parameters))
+        found: dict[str, Pack] = {}
+        for name in self.names:
+            if name in names and names[name] not in found:
+                needed = self.held_bytes(name)
+                is_held = needed <= room if hold is None else hold
+                room -= needed if is_held else 0
+                found[names[name]] = self.pack(name, device, hold=is_held)
+        return found
 
     def _difference(self, torch: Any, views: Mapping[str, View], view: View, device: Any) -> Any:
         """τ of one task in memory, in the type that the task is stored in.
@@ -349,13 +368,18 @@ def check_is_target(directions: TaskDirections, module: Any, names: Mapping[str,
             )
 
 
-def can_hold(directions: TaskDirections, device: Any) -> bool:
-    """Whether task vectors fit into the memory that is free on a device."""
+def most_held(device: Any, parameter_bytes: int) -> float:
+    """Bytes of task vectors that are held unless the settings say otherwise; the rest is read.
+
+    Args:
+        device: Where the module is.
+        parameter_bytes: Size of its parameters.
+    """
     if device.type == "cuda":
         free = require("torch", "eval").cuda.mem_get_info(device)[0]
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return bool(directions.held_bytes() < FREE_SHARE * free)
+    return min(FREE_SHARE * float(free), HELD_SHARE * parameter_bytes)
 
 
 def content_of(state: Mapping[str, Any]) -> str:

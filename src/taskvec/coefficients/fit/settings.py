@@ -82,8 +82,8 @@ class FitSettings(Descent):
         max_new_tokens: Longest answer that a teacher generates.
         context: Most tokens of a prompt with its answer; None: what the model reads.
         checkpointing: Whether activations are computed anew in the backward pass.
-        hold: Whether task vectors are held in memory; None: if they need less than half of the
-            memory that is free.
+        hold: Whether task vectors are held in memory; None: as many tensors as fit into half of
+            the free memory, and into 2.5 times the parameters.
         device: Such as `cpu` or `cuda:1`; `auto`: the accelerator, if there is one.
         dtype: `auto` (as stored on an accelerator, float32 on the CPU), `float32`, `bfloat16`, or
             `float16`.
