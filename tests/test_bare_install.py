@@ -63,6 +63,7 @@ def test_scans_merges_forgets_and_verifies(tmp_path: Path) -> None:
 def test_verbs_say_in_one_line_what_they_need(tmp_path: Path, words: list[str], extra: str) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("instruct: i\nmethod: task_arithmetic\ntasks: {math: {model: m}}\n")
+    (tmp_path / "m").mkdir()
     done = taskvec(*words, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("taskvec: error: ")

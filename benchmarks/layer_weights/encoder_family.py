@@ -248,7 +248,7 @@ def make(kind: Kind, model: Path, folder: Path, work: Path, seed: int) -> Path:
     from transformers import AutoModel
 
     if not base.exists():
-        core = AutoModel.from_pretrained(model, dtype=torch.float32)
+        core = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False)
         core.save_pretrained(base)
         for file in model.glob("*token*"):
             (base / file.name).write_bytes(file.read_bytes())

@@ -181,8 +181,10 @@ def _endless(rows: Sequence[Row], seed: str) -> Iterator[Row]:
 def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return module.eval(), AutoTokenizer.from_pretrained(folder)
+    module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    return module.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _save(module: Any, tokenizer: Any, folder: Path) -> None:

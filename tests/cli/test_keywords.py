@@ -57,6 +57,7 @@ ELSEWHERE = {
     **dict.fromkeys(("no_cache", "rescan"), "values of `cache`"),
     "faithful": "about mergekit's configurations, which Python converts by itself",
     "model_dtype": "`dtype`; the name is that of outputs in recipes",
+    **{f"out_{key}": f"`{key}`; `extract` has one of its own" for key in ("form", "rank", "rest")},
     **dict.fromkeys(("task", "teacher", "weight", "template"), PLURAL),
     **dict.fromkeys(("expect", "reference"), "compare models; Python has one model at a time"),
     **dict.fromkeys(("ray_address", "ray_workers"), "arguments of `RayExecutor`"),
@@ -118,5 +119,15 @@ def test_a_flag_is_a_keyword_with_the_same_default(verb):
 def test_every_exception_is_needed():
     used = {o.name for verb in IN_PYTHON for o in options(verb) if o.name not in keywords(verb)}
     assert set(ELSEWHERE) - used == set()
-    no_python = {"demo", "import", "methods", "zoo", "schema", "completion", "help"}
+    no_python = {
+        "clean",
+        "report",
+        "demo",
+        "import",
+        "methods",
+        "zoo",
+        "schema",
+        "completion",
+        "help",
+    }
     assert set(VERBS) - set(IN_PYTHON) == no_python

@@ -137,8 +137,8 @@ def test_every_formula_is_told_with_its_source():
         ({"a": [E[0]], "b": [E[1]]}, [[1], [0]],
          "table made.csv: the weights remove or reverse task 'b' (share 0), so "
          "no λ can be proposed; give another scheme, threshold or table"),
-        ({"a": [E[0]]}, [[-1]], "table made.csv: the weights leave nothing of task 'a' or turn it "
-         "round (share -1), so no λ can be proposed; give another scheme, threshold or table"),
+        ({"a": [E[0]]}, [[-1]], "table made.csv: the weights remove or reverse task 'a' "
+         "(share -1), so no λ can be proposed; give another scheme, threshold or table"),
     ],
 )  # fmt: skip
 def test_vectors_without_length_are_refused(tasks, weights, text):

@@ -190,7 +190,7 @@ def test_a_scale_is_refused_where_it_is_not_known_what_a_block_adds(tmp_path):
     folder = model(tmp_path / "m", {"num_hidden_layers": N})
     tensors = {f"model.layers.{i}.strange.weight": np.ones((3, 3)) for i in range(N)}
     write_checkpoint(folder, tensors, config={"num_hidden_layers": N})
-    with pytest.raises(FamilyError, match="leave scale out"):
+    with pytest.raises(FamilyError, match="remove scale"):
         stacked(folder, (0, 2), scale=0.5)
 
 

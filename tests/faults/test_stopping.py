@@ -220,13 +220,13 @@ def test_two_runs_into_one_folder(tmp_path, family, kind, trials):
 def test_lock_file_that_its_holder_removes_just_then(tmp_path, monkeypatch):
     """A lock on a file that nobody can find any more keeps nobody out, so it is none."""
     out = tmp_path / "out"
-    real = locking.fcntl.flock
+    real = exchange.fcntl.flock
 
     def flock(fd: int, how: int) -> None:
         (tmp_path / ".out.taskvec-lock").unlink()
         real(fd, how)
 
-    monkeypatch.setattr(locking.fcntl, "flock", flock)
+    monkeypatch.setattr(exchange.fcntl, "flock", flock)
     with pytest.raises(OutputError, match=BUSY), locking.locked(out):
         pass
 

@@ -173,7 +173,7 @@ WRONG = {
                  parameters=(replace(POWER, by_layer=True),)), "decide gave 1.0, not a Table"),
     ],
     "test_seed": [
-        (replace(PLAIN, combine=drawn), "say draws = True if it draws"),
+        (replace(PLAIN, combine=drawn), "set draws = True if it draws"),
     ],
 }  # fmt: skip
 

@@ -200,6 +200,6 @@ def test_other_members_are_refused(family):
     other = as_recipe(fewer, {"method": "task_arithmetic", "scale": {"math": 1.0}})
     with (
         candidates(recipe, target_of(family)) as bench,
-        pytest.raises(UsageError, match="must have the members of the recipe that it began with"),
+        pytest.raises(UsageError, match="must have the members of its first recipe"),
     ):
         bench.put(other)

@@ -258,10 +258,9 @@ def test_settings_out_of_range(settings, text):
 
 
 def test_nothing_to_train_on():
-    assert refusal(DataError, data=[]) == "there are no examples for training; look at the data"
+    assert refusal(DataError, data=[]) == "there are no examples for training; check the data"
     assert (
-        refusal(DataError, validation=[])
-        == "there are no examples for validation; look at the data"
+        refusal(DataError, validation=[]) == "there are no examples for validation; check the data"
     )
 
 

@@ -64,8 +64,8 @@ def integers(bits: int, offset: int = 0) -> Array:
 def spreads(codebook: Array) -> Array:
     """Root mean square of the rounding error at each code, in units of the scale.
 
-    >>> spreads(integers(2)).round(3).tolist()
-    [0.289, 0.289, 0.289, 0.289]
+    >>> [f"{spread:.3f}" for spread in spreads(integers(2))]
+    ['0.289', '0.289', '0.289', '0.289']
     """
     values = np.unique(codebook[np.isfinite(codebook)]).astype(np.float64)
     if len(values) < 2:

@@ -102,7 +102,7 @@ def notes_on_leftovers(out: Path, old: Path | None) -> list[str]:
         notes.append(f"the old output could not be removed and is in {old}; remove it by hand")
     found = []
     with contextlib.suppress(OutputError):  # a folder that may be written and not listed
-        found = [left for left in leftovers(out.parent) if left.path != old]
+        found = [left for left in leftovers(out.parent) if left.of != out.name]
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         listed = "; ".join(map(str, found[:3]))
