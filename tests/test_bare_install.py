@@ -69,7 +69,7 @@ def test_verbs_say_in_one_line_what_they_need(tmp_path: Path, words: list[str], 
     assert done.stderr.startswith("taskvec: error: ")
     assert done.stderr.endswith(f" is not installed; this needs: pip install 'taskvec[{extra}]'\n")
     assert done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["m", "r.yaml"]
 
 
 def test_plot_says_what_it_needs(tmp_path: Path) -> None:
