@@ -55,7 +55,7 @@ def test_scans_merges_forgets_and_verifies(tmp_path: Path) -> None:
     ("words", "extra"),
     [
         (["demo"], "demo"), (["finetune", "m", "--data", "d", "--out", "o"], "train"),
-        (["eval", "m", "--tasks", "zoo:math"], "eval"),
+        (["eval", str(zoo.path("instruct")), "--tasks", "zoo:math"], "eval"),
         (["fit", "r.yaml", "--prompts", "math=p", "--out", "o"], "train"),
         (["search", "r.yaml", "--maximize", "zoo:math"], "search"),
     ],
@@ -63,13 +63,12 @@ def test_scans_merges_forgets_and_verifies(tmp_path: Path) -> None:
 def test_verbs_say_in_one_line_what_they_need(tmp_path: Path, words: list[str], extra: str) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("instruct: i\nmethod: task_arithmetic\ntasks: {math: {model: m}}\n")
-    (tmp_path / "m").mkdir()
     done = taskvec(*words, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("taskvec: error: ")
     assert done.stderr.endswith(f" is not installed; this needs: pip install 'taskvec[{extra}]'\n")
     assert done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["m", "r.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
 def test_plot_says_what_it_needs(tmp_path: Path) -> None:
