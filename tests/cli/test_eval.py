@@ -149,6 +149,17 @@ def test_a_manifest_is_a_candidate(cli, tmp_path, recipe):
     assert folder["figures"] == again["figures"]
 
 
+def test_a_manifest_has_the_name_of_its_folder(cli, tmp_path, recipe):
+    """Each is called taskvec-manifest.json, so that name would tell no two of them apart."""
+    merged = [tmp_path / "one", tmp_path / "two"]
+    for out in merged:
+        assert cli("merge", recipe, out)[0] == 0
+    manifests = [out / "taskvec-manifest.json" for out in merged]
+    code, text, err = cli("eval", *manifests, *MATHS, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert [row["model"] for row in json.loads(text)["tasks"]["zoo:math"]] == ["one", "two"]
+
+
 def test_models_that_have_other_metrics(cli, tmp_path, monkeypatch):
     """The difference is of the main metric, and is not told under the name of another."""
     from taskvec.evaluation import evaluate

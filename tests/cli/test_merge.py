@@ -122,3 +122,21 @@ def test_a_folder_whose_name_ends_in_nan_is_a_folder(tmp_path, family, cli):
     flags = ["--instruct", family["instruct"], "--method", "task_arithmetic"]
     plan = planned(cli, *flags, "--task", f"m={tmp_path}/run:nan")
     assert plan["inputs"]["task 'm'"]["path"] == f"{tmp_path}/run:nan"
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "consensus", "iso_c", "ram"])
+def test_a_method_without_layer_weights_is_named_by_itself(tmp_path, cli, flags, method):
+    """Not "ties of table": no table was given."""
+    density = ["--set", "density=0.5"] if method in ("ties", "dare") else []
+    code, out, err = cli("merge", tmp_path / "out", *flags, "--method", method, *density, "--json")
+    assert code == 0, err
+    assert strict(out)["decided_by"] == method
+
+
+@pytest.mark.parametrize("verb", ["merge", "forget", "plan", "scan"])
+def test_a_model_in_place_of_the_recipe(tmp_path, cli, family, verb):
+    out = [tmp_path / "out"] if verb in ("merge", "forget") else []
+    code, _, err = cli(verb, family["math"], *out)
+    assert code == 2
+    assert f"{family['math']}: is a folder" in err
+    assert "--task NAME=MODEL" in err

@@ -110,15 +110,12 @@ def test_every_verb_that_takes_a_recipe_takes_settings_and_a_seed(name):
     assert {"--set", "--seed"} <= flags
 
 
-# `--form` of extract is about vectors; the flags of outputs have the names of recipes, `out: {…}`.
-OTHER_NAMES = ("settings", "model_dtype", "out_form", "out_rank", "out_rest")
-
-
 def test_a_flag_is_a_keyword_of_the_same_name():
     for name in VERBS:
         for param in verb(name).params:
             words = [flag.strip("-").replace("-", "_") for flag in param.opts]
-            assert param.name in words or param.name in OTHER_NAMES
+            keyword = param.name.removeprefix("out_")  # of a recipe's `out`
+            assert keyword in words or keyword in ("settings", "model_dtype")
 
 
 # --- usage ---------------------------------------------------------------------------------------
@@ -143,7 +140,10 @@ def test_a_flag_is_a_keyword_of_the_same_name():
             ["merge", "out", "--threads", "0"],
             "Invalid value for '--threads': 0 is not",
         ),
-        (["merge", "out", "--threads", "two"], "Invalid value for '--threads': 'two' is not"),
+        (["merge", "out", "--threads", "two"], "'--threads': 'two' is not a valid whole number"),
+        (["scan", "--seed", "x"], "'--seed': 'x' is not a valid whole number"),
+        (["eval", "m", "--seed", "x"], "'--seed': 'x' is not a valid whole number"),
+        (["demo", "--n", "x"], "'--n': 'x' is not a valid whole number"),
         (["merge", "out", "--treads", "2"], "No such option '--treads'"),
         (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     ],

@@ -76,7 +76,11 @@ def test_what_the_user_says_goes_first_and_holds_for_all_models():
 
 @pytest.mark.parametrize(
     ("given", "remedy"),
-    [({"unsafe": "lower"}, "up, down, keep"), ({"math": "down"}, "zoo:unsafe, harm")],
+    [
+        ({"unsafe": "lower"}, "up, down, keep"),
+        ({"math": "down"}, "known: .*harm.*zoo:unsafe"),
+        ({"unsaf": "down"}, "--expect unsaf=down: .*did you mean 'unsafe'"),
+    ],
 )
 def test_unknown_directions_and_tasks(given, remedy):
     with pytest.raises(UsageError, match=remedy):

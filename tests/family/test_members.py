@@ -401,11 +401,21 @@ def test_many_tiny_tensors_and_one_of_several_blocks(tmp_path):
 # --- what looks odd ------------------------------------------------------------------------------
 
 
+def test_task_that_is_the_anchor_itself_is_said_once(tmp_path, cli):
+    folders = write_family(tmp_path)
+    code, _, err = cli(
+        "merge", tmp_path / "out", "--base", folders["base"], "--instruct", folders["instruct"],
+        "--task", f"math={folders['instruct']}:1", "--method", "lata",
+    )  # fmt: skip
+    assert code == 0
+    assert err.count("task 'math'") == 1
+
+
 def test_task_that_is_the_anchor_itself(tmp_path):
     folders = write_family(tmp_path)
     family = tv.Family(instruct=folders["instruct"], tasks={"same": folders["instruct"]})
     merged = merge(family, tmp_path / "out")
-    assert merged.warnings == ("task 'same' is the anchor itself: its task vector is zero",)
+    assert merged.warnings == ("task 'same' is identical to the anchor: its task vector is zero",)
     assert read_raw(tmp_path / "out") == read_raw(folders["instruct"])
 
 

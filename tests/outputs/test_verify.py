@@ -200,6 +200,13 @@ def test_folder_without_manifest(family, cli):
     assert cli("verify", "/no/such/folder")[0] == 1
 
 
+def test_folder_that_does_not_exist(tmp_path, cli):
+    """A misspelled folder is not one that another program wrote."""
+    code, _, err = cli("verify", tmp_path / "mergd")
+    assert code == 1
+    assert f"{tmp_path / 'mergd'}: no such file or folder" in err
+
+
 def test_folder_without_weights(made, cli):
     (made / "model.safetensors").unlink()
     code, out, err = cli("verify", made)

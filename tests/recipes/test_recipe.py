@@ -405,7 +405,7 @@ def test_file_that_cannot_be_read(tmp_path):
         RecipeError, match=r"absent\.yaml: cannot be read: No such file or directory"
     ):
         load_recipe(tmp_path / "absent.yaml")
-    with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
+    with pytest.raises(RecipeError, match="is a folder"):
         load_recipe(tmp_path)
 
 

@@ -135,6 +135,23 @@ def test_the_verdict_says_what_is_kept_and_what_changes(tmp_path: Path) -> None:
     assert text.endswith("compared with instruct.")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "words"), [("up", "as expected"), ("down", "against what was expected")]
+)
+def test_the_verdict_knows_which_way_a_score_should_move(
+    tmp_path: Path, wanted: str, words: str
+) -> None:
+    path = write_evaluation(tmp_path)
+    results = json.loads(path.read_text())
+    model = results["tasks"]["text"][2]["model"]
+    results["expected"] = {model: {"text": wanted}}
+    path.write_text(json.dumps(results))
+    (evaluation,) = collect([tmp_path]).evaluations
+    (text,) = verdicts(evaluation)
+    assert f"text rises {words}: perplexity +5.0%" in text  # for a forgotten skill, not worse
+    assert "worsens" not in text
+
+
 def test_the_verdict_names_what_did_not_change(tmp_path: Path) -> None:
     path = write_evaluation(tmp_path)
     told = json.loads(path.read_text())

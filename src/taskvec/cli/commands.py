@@ -28,6 +28,12 @@ GENERAL = "General"
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within bounds; Click would call it an "integer range" in messages."""
+
+    name = "whole number"
+
+
 class Option(click.Option):
     """A flag with the heading it is listed under.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskvec.cli.commands import JSON, Arguments, Option, Verb
+from taskvec.cli.commands import JSON, Arguments, Option, Verb, WholeNumber
 from taskvec.cli.printing import announce_compiling, answer, show
 from taskvec.cli.progress import Bars
 from taskvec.errors import OutputError
@@ -89,7 +89,7 @@ VERB = Verb(
     "demo", run, [
         Option("-o", "--out", type=click.Path(), metavar="DIR", default="taskvec-demo",
                help="folder for the models, demo.png and results.json"),
-        Option("--n", type=click.IntRange(10, 150), default=100, metavar="N",
+        Option("--n", type=WholeNumber(10, 150), default=100, metavar="N",
                help="questions for each skill, 10 to 150"),
         JSON,
     ],

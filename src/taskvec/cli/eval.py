@@ -121,9 +121,9 @@ def _name_models(models: Sequence[str]) -> dict[str, str]:
     for text in models:
         name, equals, path = text.partition("=")
         if not equals or "/" in name or Path(text).exists():
-            name, path = Path(text).name, text
-            if name in ("", ".."):
-                name = Path(text).resolve().name
+            path = text
+            named = Path(text).parent if Path(text).name == MANIFEST_FILE else Path(text)
+            name = named.name if named.name not in ("", "..") else named.resolve().name
         if not name or not path:
             raise UsageError(f"a model must be MODEL or NAME=MODEL; got {text!r}")
         if name in found:

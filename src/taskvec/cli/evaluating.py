@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskvec.cli.commands import Arguments, Option
+from taskvec.cli.commands import Arguments, Option, WholeNumber
 from taskvec.cli.progress import Bars
 from taskvec.errors import UsageError
 
@@ -29,7 +29,7 @@ DATA = (
            help="your task files for harness:… tasks", more="[how](../how-to/use-the-harness.md)"),
 )  # fmt: skip
 SEED = Option(
-    "--seed", type=click.IntRange(min=0), metavar="N", heading=DATA_HEAD, show_default="0",
+    "--seed", type=WholeNumber(min=0), metavar="N", heading=DATA_HEAD, show_default="0",
     help="seed of samples, draws and intervals, and of recipes among the models",
 )  # fmt: skip
 LIMIT = Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskvec.cli.commands import Argument, Arguments, Option, pairs_of
+from taskvec.cli.commands import Argument, Arguments, Option, WholeNumber, pairs_of
 
 FAMILY_HEAD, OUTPUT_HEAD, RUNNING_HEAD = "Family", "Output", "Running"
 
@@ -51,7 +51,7 @@ FAMILY = (
     Option("--set", "settings", metavar="NAME=VALUE", multiple=True, heading=FAMILY_HEAD,
            help="any parameter of the method (density=0.3), one of a task (math.density=0.2), or "
            "any key of a recipe (out.dtype=bf16); repeatable"),
-    Option("--seed", type=click.IntRange(min=0), metavar="N", heading=FAMILY_HEAD,
+    Option("--seed", type=WholeNumber(min=0), metavar="N", heading=FAMILY_HEAD,
            show_default="the recipe's, or 0", help="seed of everything that is random"),
     Option("--include", metavar="PATTERN", multiple=True, heading=FAMILY_HEAD,
            help="names of tensors to edit, as a shell pattern; repeatable"),
@@ -110,7 +110,7 @@ ADAPTER = (
 OUTPUT = (OUT, OUT_DTYPE, SHARD_SIZE, PRECISION, *ADAPTER, FORCE, COPY_CODE, TABLE, FAITHFUL)
 
 THREADS = Option(
-    "--threads", type=click.IntRange(min=1), metavar="N", heading=RUNNING_HEAD,
+    "--threads", type=WholeNumber(min=1), metavar="N", heading=RUNNING_HEAD,
     show_default="the processors, at most 8", help="worker threads; changes no bit of the result",
 )  # fmt: skip
 RUNNING = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import CheckpointError, UsageError
+from taskvec.errors import CheckpointError, UsageError, nearest
 from taskvec.evaluation.loading import Spec
 from taskvec.evaluation.task import Task
 from taskvec.recipes.recipe import Recipe
@@ -92,13 +92,13 @@ def expect(
     for name, direction in given.items():
         if direction not in DIRECTIONS:
             raise UsageError(
-                f"expect {name}={direction}: unknown direction; use {', '.join(DIRECTIONS)}"
+                f"--expect {name}={direction}: unknown direction; use {', '.join(DIRECTIONS)}"
             )
         named = [task.name for task in tasks if _is_called(task, name)]
         if not named:
             raise UsageError(
-                f"expect {name}={direction}: no such task; the tasks are "
-                f"{', '.join(task.name for task in tasks)}"
+                f"--expect {name}={direction}: no such task among --tasks; "
+                f"{nearest(name, [n for t in tasks for n in _names(t)])}"
             )
         wanted |= dict.fromkeys(named, direction)
     found = {model: dict(wanted) for model in others}
@@ -129,4 +129,9 @@ def _is_same(target: str, reference: Spec) -> bool:
 
 
 def _is_called(task: Task, name: str) -> bool:
-    return name in (task.name, task.name.rpartition(":")[2])
+    return name in _names(task)
+
+
+def _names(task: Task) -> list[str]:
+    """The whole name and, of `zoo:math`, `math`."""
+    return list(dict.fromkeys((task.name, task.name.rpartition(":")[2])))

@@ -320,6 +320,6 @@ def _odd(sources: Mapping[str, Source], tasks: Sequence[str]) -> Iterable[str]:
     anchor = sources.get("anchor")
     for task in tasks:
         if sources[f"task:{task}"] is anchor:
-            yield f"task {task!r} is the anchor itself: its task vector is zero"
+            yield f"task {task!r} is identical to the anchor: its task vector is zero"
     if anchor is not None and sources.get("base") is anchor:
         yield "base and instruct are one folder: the instruction vector is zero"

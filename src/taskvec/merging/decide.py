@@ -91,7 +91,7 @@ def decide_table(
             inputs_of(recipe, members, scan=seen, table=given, passes=passes)
         )
         if isinstance(outcome, Table):
-            return outcome
+            return outcome if outcome.origin else replace(outcome, origin=recipe.method.name)
         if len(passes) == MAX_PASSES:
             raise TaskvecError(
                 f"method {recipe.method.name} asks for more than {MAX_PASSES} passes"

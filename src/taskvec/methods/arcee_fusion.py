@@ -35,7 +35,7 @@ def decide(inputs: Inputs) -> Table:
             "result as the target of the next"
         )
     table = inputs.layer_weights()
-    return replace(table, origin=f"arcee_fusion of {table.origin}")
+    return replace(table, origin=table.used_by("arcee_fusion"))
 
 
 def combine(block: Block) -> Array:

@@ -53,7 +53,7 @@ def decide(inputs: Inputs) -> Table | Need:
         election=inputs.common("elect"),
         merge=inputs.common("merge"),
     )
-    return replace(table, selection=selection, origin=f"breadcrumbs of {table.origin}")
+    return replace(table, selection=selection, origin=table.used_by("breadcrumbs"))
 
 
 def _sum(dropped: float, kept: float) -> float:

@@ -50,7 +50,7 @@ def decide(inputs: Inputs) -> Table:
             f"{', '.join(inputs.tasks)}: nothing would be added; lower it or name more"
         )
     table = inputs.layer_weights()
-    return replace(table, origin=f"consensus of {table.origin}")
+    return replace(table, origin=table.used_by("consensus"))
 
 
 def combine(block: Block) -> Array:

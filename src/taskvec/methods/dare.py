@@ -65,7 +65,7 @@ def decide(inputs: Inputs) -> Table | Need:
     if need := to_collect(inputs, table):
         return need
     selection = selection_of(inputs, "none", "sum")
-    return replace(table, selection=selection, origin=f"dare of {table.origin}")
+    return replace(table, selection=selection, origin=table.used_by("dare"))
 
 
 METHOD = Method(

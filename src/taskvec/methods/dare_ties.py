@@ -27,7 +27,7 @@ def decide(inputs: Inputs) -> Table | Need:
     if need := dare.to_collect(inputs, table):
         return need
     selection = dare.selection_of(inputs, inputs.common("elect"), inputs.common("merge"))
-    return replace(table, selection=selection, origin=f"dare_ties of {table.origin}")
+    return replace(table, selection=selection, origin=table.used_by("dare_ties"))
 
 
 METHOD = Method(

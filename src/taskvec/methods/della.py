@@ -60,7 +60,7 @@ def decide(inputs: Inputs) -> Table | Need:
     for name in ("elect", "merge"):
         inputs.common(name)  # refused where tasks differ
     table = inputs.layer_weights()
-    origin = f"della of {table.origin}"
+    origin = table.used_by("della")
     rescaled = {t: p for t, p in inputs.parameters.items() if p["rescale"] == "l1"}
     if not rescaled:
         return replace(table, origin=origin)

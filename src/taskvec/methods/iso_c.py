@@ -21,7 +21,7 @@ from taskvec.methods.table import Table
 def decide(inputs: Inputs) -> Table:
     """The layer weights."""
     table = inputs.layer_weights()
-    return replace(table, origin=f"iso_c of {table.origin}")
+    return replace(table, origin=table.used_by("iso_c"))
 
 
 def combine(block: Block) -> Array:

@@ -40,7 +40,7 @@ def decide(inputs: Inputs) -> Table:
     """The layer weights."""
     inputs.common("common_share")
     table = inputs.layer_weights()
-    return replace(table, origin=f"iso_cts of {table.origin}")
+    return replace(table, origin=table.used_by("iso_cts"))
 
 
 def sizes(rank: int, share: float, tasks: int) -> tuple[int, int]:

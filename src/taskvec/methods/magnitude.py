@@ -30,7 +30,7 @@ def decide(inputs: Inputs) -> Table | Need:
         return Need("thresholds", table, shares(inputs, "density"), inputs.common("scope"))
     thresholds = cast(dict, inputs.passes[0])  # type: ignore[type-arg]
     selection = Selection(thresholds=thresholds)
-    return replace(table, selection=selection, origin=f"magnitude of {table.origin}")
+    return replace(table, selection=selection, origin=table.used_by("magnitude"))
 
 
 METHOD = Method(

@@ -69,7 +69,8 @@ class Inputs:
         """The given table, or weight 1 for every task and tensor."""
         if self.table is not None:
             return self.table
-        return Table(self.tasks, self.names, np.ones((len(self.tasks), len(self.names))))
+        ones = np.ones((len(self.tasks), len(self.names)))
+        return Table(self.tasks, self.names, ones, origin="")
 
 
 # Statistics that `decide` may ask for, and how often anchor and tasks are read for each.

@@ -25,7 +25,7 @@ PARAMETERS = (Parameter("t", 0.0001, STEP, low=0, by_layer=True),)
 def decide(inputs: Inputs) -> Table:
     """The layer weights."""
     table = inputs.layer_weights()
-    return replace(table, origin=f"nearswap of {table.origin}")
+    return replace(table, origin=table.used_by("nearswap"))
 
 
 def combine(block: Block) -> Array:

@@ -52,7 +52,7 @@ def decide(inputs: Inputs) -> Table | Need:
         return Need("competition", replace(table, weights=signs * table.weights), densities)
     limits = cast(dict[str, dict[str, float]], inputs.passes[0]) if competing else {}
     selection = Selection(limits=limits)
-    return replace(table, selection=selection, origin=f"pcb of {table.origin}")
+    return replace(table, selection=selection, origin=table.used_by("pcb"))
 
 
 def combine(block: Block) -> Array:

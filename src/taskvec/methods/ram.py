@@ -26,7 +26,7 @@ PARAMETERS = (EPSILON,)
 def decide(inputs: Inputs) -> Table:
     """The layer weights."""
     table = inputs.layer_weights()
-    return replace(table, origin=f"ram of {table.origin}")
+    return replace(table, origin=table.used_by("ram"))
 
 
 def combine(block: Block) -> Array:

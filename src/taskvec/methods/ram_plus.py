@@ -32,7 +32,7 @@ PARAMETERS = (
 def decide(inputs: Inputs) -> Table:
     """The layer weights."""
     table = inputs.layer_weights()
-    return replace(table, origin=f"ram_plus of {table.origin}")
+    return replace(table, origin=table.used_by("ram_plus"))
 
 
 def combine(block: Block) -> Array:

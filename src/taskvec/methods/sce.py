@@ -50,7 +50,7 @@ def decide(inputs: Inputs) -> Table:
     lowest = min(density.values(), default=1.0) if isinstance(density, Mapping) else density
     check([t for t in inputs.tasks if inputs.scales[t] != 0], lowest, "")
     table = inputs.layer_weights()
-    return replace(table, origin=f"sce of {table.origin}")
+    return replace(table, origin=table.used_by("sce"))
 
 
 def check(tasks: Sequence[str], density: float, where: str) -> None:

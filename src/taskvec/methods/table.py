@@ -40,7 +40,7 @@ class Table:
         digests: By role and tensor, the digests of the weights from which the table was computed;
             empty if no weights were read. A merge compares them with what it reads.
         warnings: What a user should know before relying on this table.
-        origin: How it was made, in words for cards and manifests.
+        origin: How it was made, in words for cards and manifests; empty for weights of 1.
         selection: Kept entries of each pure vector, and how tasks are combined; None: all entries
             are kept and tasks are added.
         is_final: Whether the table is used as it is, such as one from a manifest; if not, a method
@@ -60,6 +60,10 @@ class Table:
     def of(self, task: str) -> dict[str, float]:
         """Weight by tensor name of one task."""
         return dict(zip(self.names, self.weights[self.tasks.index(task)].tolist(), strict=True))
+
+    def used_by(self, method: str) -> str:
+        """Origin of the table that a method makes of these layer weights."""
+        return f"{method} of {self.origin}" if self.origin else method
 
     def __repr__(self) -> str:
         return f"<Table of {', '.join(self.tasks)}: {len(self.names)} tensors, {self.origin}>"

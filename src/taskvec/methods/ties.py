@@ -45,7 +45,7 @@ def decide(inputs: Inputs) -> Table | Need:
         election=inputs.common("elect"),
         merge=inputs.common("merge"),
     )
-    return replace(table, selection=selection, origin=f"ties of {table.origin}")
+    return replace(table, selection=selection, origin=table.used_by("ties"))
 
 
 def shares(inputs: Inputs, name: str) -> dict[str, Values]:

@@ -33,7 +33,7 @@ from taskvec.methods.table import Table
 def decide(inputs: Inputs) -> Table:
     """The layer weights."""
     table = inputs.layer_weights()
-    return replace(table, origin=f"tsv of {table.origin}")
+    return replace(table, origin=table.used_by("tsv"))
 
 
 def combine(block: Block) -> Array:

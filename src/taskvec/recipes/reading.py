@@ -102,6 +102,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         RecipeError: it cannot be read.
     """
+    if Path(path).is_dir():
+        raise RecipeError(
+            f"{path}: is a folder, not a recipe file; models are given in a recipe, or by flags "
+            "such as --task NAME=MODEL:SCALE"
+        )
     return documents.read_text(path, documents.RECIPE, RecipeError)
 
 

@@ -63,6 +63,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, or has another format.
     """
     file = path / MANIFEST_FILE if path.is_dir() else path
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; give a folder that taskvec wrote")
     if not file.exists():
         raise CheckpointError(f"{path}: holds no {MANIFEST_FILE}; it was not written by taskvec")
     data = documents.read_object(file, documents.MEASURED)

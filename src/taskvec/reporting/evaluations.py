@@ -74,7 +74,8 @@ def _verdict(evaluation: EvaluationData, model: str) -> str:
         elif _is_same(score):
             same.append(task)
         else:
-            changed.append(_change(task, score, reference))
+            wanted = evaluation.expected.get(model, {}).get(task)
+            changed.append(_change(task, score, reference, wanted))
     parts = []
     if kept:
         parts.append(f"keeps {listed(kept)}")
@@ -107,12 +108,16 @@ def _is_same(score: ScoreData) -> bool:
     return low is not None and high is not None and low <= 0 <= high
 
 
-def _change(task: str, score: ScoreData, reference: ScoreData) -> str:
+def _change(task: str, score: ScoreData, reference: ScoreData, wanted: str | None) -> str:
+    """How a score moved, and whether that is what was wanted of a skill to add or to forget."""
     assert score.difference is not None
     difference, start = figure_of(score.difference), figure_of(reference.figure).value
     good = score.higher_is_better
     rises = difference.value > 0
     word = "changes" if good is None else "improves" if rises == good else "worsens"
+    if wanted in ("up", "down"):
+        as_wanted = "as expected" if rises == (wanted == "up") else "against what was expected"
+        word = f"{'rises' if rises else 'falls'} {as_wanted}"
     if "perplexity" in score.metric and start:
         share = [x / start for x in (difference.value, difference.low, difference.high)]
         return f"{task} {word}: perplexity {share[0]:+.1%} [{share[1]:+.1%}, {share[2]:+.1%}]"
