@@ -341,8 +341,8 @@ def _grid(
 ) -> tuple[int, int, int, int] | None:
     """Rows and columns of a matrix, and of the rectangles with one scale; None if that is unclear.
 
-    Three scales over 300 rows are of 128 each, the last of 44, or of 100. So a size that config.json
-    does not say is a power of two and fits, or is one row or all.
+    Three scales over 300 rows are of 128 each, the last of 44, or of 100. So a size that
+    config.json does not say is a power of two and fits, or is one row or all.
 
     >>> _grid((300, 256), (3, 2), [(128, 128)]), _grid((300, 256), (3, 2), [])
     ((300, 256, 128, 128), None)
