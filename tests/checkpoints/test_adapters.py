@@ -115,6 +115,21 @@ def test_layers_stored_the_other_way_round(tmp_path: Path) -> None:
     assert_close(read(source, "h.0.c_proj.weight"), expected["h.0.c_proj.weight"])
 
 
+@pytest.mark.parametrize(
+    ("config", "is_turned"),
+    [({"model_type": "llama"}, False), ({"model_type": "own", "auto_map": {}}, True)],
+)
+def test_a_flag_does_not_turn_square_linear_layers(tmp_path, config, is_turned) -> None:
+    """PEFT ignores fan_in_fan_out on linear layers, and leaves it in the config of QLoRA."""
+    tensors = pair("layers.0.self_attn.q_proj", 6, 6)
+    name = "layers.0.self_attn.q_proj.weight"
+    stored = {name: np.ones((6, 6), "f4")}
+    over = open_checkpoint(write_checkpoint(tmp_path / "over", stored, "F32", config=config))
+    source = put(tmp_path / "lora", over, tensors, fan_in_fan_out=True)
+    expected = deltas(tensors)[name]
+    assert_close(read(source, name), expected.T if is_turned else expected)
+
+
 @pytest.mark.parametrize("rows", [20, 6])
 def test_embeddings(tmp_path: Path, rows: int) -> None:
     """Stored as (in, out), which the shape of six tokens does not say."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.quantisers import FORMATS, awq, gptq, mxfp4, write_quantised
+from tests.quantisers import FORMATS, awq, fp8, gptq, mxfp4, write_quantised
 
 from taskvec.checkpoints import quantised_views
 from taskvec.checkpoints.codebooks import BYTES, E2M1, spreads
@@ -137,6 +137,71 @@ def test_a_part_that_is_missing_is_named(tmp_path, lost):
     found = damaged(tmp_path / "m", lambda stored: stored.pop(name))
     assert repr(name) in found
     assert found.endswith("download the model again")
+
+
+def wrong(
+    suffix: str, dtype: str | None = None, shape: tuple[int, ...] | None = None, add: int = 0
+) -> Any:
+    """Changes one stored tensor: its dtype, its shape, or its elements."""
+
+    def change(stored: dict[str, Any]) -> None:
+        name = next(each for each in stored if each.endswith(suffix))
+        kind, array = stored[name]
+        array = array if shape is None else np.zeros(shape, array.dtype)
+        if dtype is not None:
+            array = array.astype({"I64": "<i8", "F32": "<f4"}[dtype])
+        stored[name] = dtype or kind, array + array.dtype.type(add)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("format_", "change"),
+    [
+        ("int8 channel", wrong("zero_point", shape=(1, 1))),
+        ("packed 4 bits, zero points", wrong("zero_point", shape=(3, 5))),
+        ("packed 4 bits, shuffled", wrong("g_idx", shape=(32,))),
+        ("packed 4 bits, shuffled", wrong("g_idx", dtype="F32")),
+        ("gptq 4", wrong("qzeros", dtype="I64")),
+        ("gptq 4", wrong("g_idx", dtype="F32")),
+        ("nf4 nested", wrong("nested_absmax", shape=(0,))),
+        ("nf4 nested", wrong("nested_quant_map", shape=(16,))),
+        ("nf4 nested", wrong("nested_absmax", dtype="I64")),
+    ],
+)
+def test_parts_that_do_not_fit_their_weight_are_refused(tmp_path, format_, change):
+    """Else what lies behind them in the file, or in memory, would be taken for them."""
+    found = damaged(tmp_path / "m", change, format_=FORMATS[format_])
+    assert found.endswith("give the model as it was before quantisation")
+
+
+@pytest.mark.parametrize(
+    ("format_", "add"),
+    [("gptq 4 shuffled", 1), ("gptq 4 shuffled", -1), ("packed 4 bits, shuffled", 1)],
+)
+def test_groups_that_do_not_exist_are_an_error(tmp_path, format_, add):
+    """Kernels do not check bounds: a group that is not there would be any memory."""
+    stored, values, said = FORMATS[format_](np.random.default_rng(3), NAME, SHAPE)
+    wrong("g_idx", add=add)(stored)
+    folder = write_quantised(tmp_path / "m", stored, {"quantization_config": said})
+    with pytest.raises(CheckpointError, match="g_idx") as caught:
+        open_checkpoint(folder).view(NAME).read(0, values.size)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [192, 300])
+def test_sizes_of_blocks_are_not_guessed(tmp_path, rows):
+    """2 or 3 blocks over so many rows are of 128, or of 96 or 100: nothing here says which."""
+    format_ = fp8(lambda r, c: (-(-r // 128), 1), "weight_scale_inv", {}, (128, 160))
+    stored, values, _ = format_(np.random.default_rng(3), NAME, (rows, 160))
+    for said in ({}, {"quant_method": "fp8", "weight_block_size": [64, 160]}):
+        folder = write_quantised(tmp_path / "m", stored, {"quantization_config": said})
+        with pytest.raises(CheckpointError, match="weight_scale_inv"):
+            open_checkpoint(folder)
+    said = {"quant_method": "fp8", "weight_block_size": [128, 160]}
+    folder = write_quantised(tmp_path / "m", stored, {"quantization_config": said})
+    got = open_checkpoint(folder).view(NAME).read(0, values.size)
+    np.testing.assert_allclose(got, values.reshape(-1), rtol=4e-7)
 
 
 def test_layers_that_store_in_and_out_the_other_way_are_refused(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tests.adapters import PREFIX, deltas, pair, write_adapter
 from tests.conftest import CONFIG, Arrays, run_cli, write_checkpoint
+from tests.quantisers import FORMATS, write_quantised
 
 import taskvec as tv
 from taskvec.errors import TaskvecError, UsageError
@@ -124,7 +125,7 @@ def test_scale_zero_and_equal_members_leave_nothing(family, tmp_path):
     tv.merge(members, tmp_path / "out", method="task_arithmetic", form="lora",
              scale={"code": 0, "math": 1})  # fmt: skip
     close(products(tmp_path / "out"), taus["math"])
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="changes nothing"):  # which no --rest helps
         tv.merge(members, tmp_path / "none", method="task_arithmetic", scale=0, form="lora")
     assert not (tmp_path / "none").exists()
 
@@ -312,3 +313,34 @@ def test_recipes_of_models_take_no_rank(tmp_path):
     with pytest.raises(TaskvecError, match="rank"):
         tv.merge({"anchor": "x", "tasks": {"a": {"model": "y", "scale": 1}}, "method": "ties",
                   "out": {"rank": 4}}, tmp_path / "out")  # fmt: skip
+
+
+@pytest.mark.parametrize("format_", ["nf4", "fp8 blocks", "gptq 4"])
+def test_adapters_over_a_quantised_target_are_stacked(tmp_path, format_):
+    """QLoRA: codes are stored in other shapes than the weight has, which is not said to grow."""
+    stored, _, said = FORMATS[format_](np.random.default_rng(0), f"{Q}.weight", (64, 64))
+    config = {**CONFIG, "quantization_config": said}
+    write_quantised(tmp_path / "anchor", stored, config)
+    factors = pair(Q, 64, 64, rank=3)
+    write_adapter(tmp_path / "math", factors, r=3, lora_alpha=4.5)
+    members = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
+    how = {"method": "task_arithmetic", "scale": 0.5, "form": "lora"}
+    done = tv.merge(members, tmp_path / "out", **how)
+    assert [(row.name, row.kept, row.rank) for row in done.factored] == [
+        (f"{Q}.weight", "stacked", 3)
+    ]
+    close(products(tmp_path / "out"), summed({"math": deltas(factors)}, {"math": 0.5}))
+
+
+def test_a_saved_embedding_that_is_tied_is_replayed(tmp_path):
+    """The adapter holds the head that PEFT asks for, the target does not."""
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    for name, seed in (("anchor", 0), ("math", 1)):
+        kept = {n: x for n, x in weights(seed).items() if n in (EMBED, f"{Q}.weight")}
+        write_checkpoint(tmp_path / name, kept, "F32", config=tied)
+    members = tv.Family(anchor=tmp_path / "anchor", tasks={"math": tmp_path / "math"})
+    how = {"method": "task_arithmetic", "form": "lora", "rank": 4, "rest": "save"}
+    tv.merge(members, tmp_path / "out", scale=0.5, **how)
+    assert f"{PREFIX}lm_head.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
+    checks = tv.verify(tmp_path / "out", replay=True)
+    assert [check for check in checks if check.outcome != "same"] == []

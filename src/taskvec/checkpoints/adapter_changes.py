@@ -38,7 +38,7 @@ from taskvec.errors import CheckpointError, FamilyError
 _NOT_GATHERED = (
     "shards were not gathered when it was saved; save it again (DeepSpeed ZeRO-3, FSDP: gathered)"
 )
-# Models whose linear layers are stored as (in, out); elsewhere `fan_in_fan_out` is set.
+# Models whose linear layers are stored as (in, out).
 _STORED_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 # Models whose experts are stored as (experts, in, out).
 _EXPERTS_TRANSPOSED = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
@@ -377,9 +377,10 @@ def _is_transposed(
         _misfit(adapter, over, b.name, (outs, *ins), name)
     if fits and fits_transposed and len(weight.shape) == 2:  # square: the shape does not say
         kind = over.config.get("model_type")
-        return bool(adapter.config.get("fan_in_fan_out")) or (
-            is_embedding or kind in _STORED_TRANSPOSED
-        )
+        # PEFT goes by the layer's class; over linear layers its flag may be set for nothing.
+        is_own = kind is None or "auto_map" in over.config
+        is_said = is_own and bool(adapter.config.get("fan_in_fan_out"))
+        return is_embedding or kind in _STORED_TRANSPOSED or is_said
     return not fits
 
 

@@ -283,12 +283,11 @@ def _linear(source: Source, said: Mapping[str, Any], name: str) -> None:
 def _scaled(source: Source, said: Mapping[str, Any], name: str, scale: str) -> _Weight:
     info, scales = _need(source, said, name, name, scale)
     zero = _if_there(source, f"{name}_zero_point")
-    blocks = said.get("weight_block_size")
-    for group in _groups(said):
-        blocks = blocks or group.get("block_structure")
-    grid = _grid(info.shape, scales.shape, blocks)
+    grid = _grid(info.shape, scales.shape, _blocks(said))
     allowed = scales.dtype.is_float or scales.dtype.name in ("F8_E8M0", "U8")
-    if grid is None or not allowed or (zero and source.tensors[zero[0]].dtype.name != "I8"):
+    for each in zero:
+        _check_part(source, said, each, ("I8",), scales.shape)
+    if grid is None or not allowed:
         _refuse(source.where, said, f"{scale!r}, {scales.dtype.name} {list(scales.shape)} beside "
                 f"{list(info.shape)}")  # fmt: skip
 
@@ -302,13 +301,53 @@ def _scaled(source: Source, said: Mapping[str, Any], name: str, scale: str) -> _
     return _Weight(name, info.shape, (name, scale, *zero), kind, BYTES[info.dtype.name], view)
 
 
+def _check_part(
+    source: Source, said: Mapping[str, Any], name: str, dtypes: Sequence[str], shape: Sequence[int]
+) -> None:
+    """Refuse a tensor of a weight that has another dtype or shape than its others ask for."""
+    info = source.tensors[name]
+    if info.dtype.name not in dtypes or info.shape != tuple(shape):
+        _refuse(source.where, said, f"{name!r}, {info.dtype.name} {list(info.shape)}, where "
+                f"{' or '.join(dtypes)} {list(shape)} belongs")  # fmt: skip
+
+
+def _order(source: Source, name: str, groups: int) -> View:
+    """Groups of the columns of a weight, each of which there is."""
+    view = source.view(name)
+    found = view.read(0, size(view))
+    if ((found < 0) | (found >= groups)).any():
+        raise CheckpointError(
+            f"{source.where}: {name!r} puts columns into groups {found.min()} to {found.max()}, "
+            f"but there are scales for 0 to {groups - 1}; download the model again"
+        )
+    return view
+
+
+def _blocks(said: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns with one scale, by config.json; several where groups of layers differ."""
+    groups = _groups(said)
+    found = [said.get("weight_block_size"), *(group.get("block_structure") for group in groups)]
+    found += [(1, group.get("group_size")) for group in groups]
+    return [
+        (each[0], each[1])
+        for each in found
+        if isinstance(each, (list, tuple)) and len(each) == 2
+        and all(type(n) is int and n > 0 for n in each)
+    ]  # fmt: skip
+
+
 def _grid(
-    shape: Sequence[int], scales: Sequence[int], said: object
+    shape: Sequence[int], scales: Sequence[int], blocks: Sequence[tuple[int, int]]
 ) -> tuple[int, int, int, int] | None:
     """Rows and columns of a matrix, and of the rectangles with one scale; None if that is unclear.
 
-    >>> _grid((300, 256), (3, 2), [128, 128]), _grid((6, 4), (6, 1), None), _grid((6, 4), (), None)
-    ((300, 256, 128, 128), (6, 4, 1, 4), (6, 4, 6, 4))
+    Three scales over 300 rows are of 128 each, the last of 44, or of 100. So a size that
+    config.json does not say is a power of two and fits, or is one row or all.
+
+    >>> _grid((300, 256), (3, 2), [(128, 128)]), _grid((300, 256), (3, 2), [])
+    ((300, 256, 128, 128), None)
+    >>> _grid((6, 4), (6, 1), []), _grid((6, 4), (), []), _grid((6, 4), (3, 1), [])
+    ((6, 4, 1, 4), (6, 4, 6, 4), (6, 4, 2, 4))
     """
     if len(shape) < 2 or 0 in shape:
         return None
@@ -320,16 +359,19 @@ def _grid(
         return rows, columns, rows, columns
     if len(scales) == 1 and not outer and scales[0] == rows:
         scales = (rows, 1)
-    if len(scales) != len(shape) or list(scales[:-2]) != outer:
+    if len(scales) != len(shape) or list(scales[:-2]) != outer or 0 in scales:
         return None
-    across, down = scales[-1], scales[-2]
-    if isinstance(said, (list, tuple)) and len(said) == 2 and all(type(n) is int for n in said):
-        high, wide = said
-        if high > 0 < wide and -(-rows // high) == down and -(-columns // wide) == across:
+    counts = (scales[-2], scales[-1])
+    for high, wide in blocks:
+        if (-(-rows // high), -(-columns // wide)) == counts:
             return rows, columns, high, wide
-    if not down or not across or rows % down or columns % across:
-        return None
-    return rows, columns, rows // down, columns // across
+    is_whole = all(n in (1, of) for n, of in zip(counts, (rows, columns), strict=True))
+    high, wide = rows // counts[0], columns // counts[1]
+    fits = (high * counts[0], wide * counts[1]) == (rows, columns)
+    powers = all(
+        n == 1 or each & (each - 1) == 0 for n, each in zip(counts, (high, wide), strict=True)
+    )
+    return (rows, columns, high, wide) if fits and (is_whole or (powers and not blocks)) else None
 
 
 def _groups(said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -382,19 +424,19 @@ def _packed(source: Source, said: Mapping[str, Any], name: str) -> _Weight:
     sizes = [group.get("group_size") for group in _groups(said)]
     fit = [n for n in sizes if isinstance(n, int) and n > 0 and -(-columns // n) == across]
     group = fit[0] if fit else -(-columns // across)
-    if zero and source.tensors[zero[0]].dtype.name != "I32":
-        _refuse(source.where, said, f"{zero[0]!r}, {source.tensors[zero[0]].dtype.name}")
+    for each in zero:
+        _check_part(source, said, each, ("I32",), (-(-rows // (32 // bits)), across))
+    for each in order:
+        _check_part(source, said, each, ("I32", "I64"), (columns,))
     codebook = integers(bits, 1 << (bits - 1))
 
     def view() -> Quantised:
-        groups = source.view(order[0]) if order else None
-        if groups is not None and (groups.read(0, columns) < 0).any():  # not in use
-            groups = None
+        used = order and not (source.view(order[0]).read(0, columns) < 0).any()
         return PackedRows(
             words=source.view(words.name),
             scales=source.view(scales.name),
             zeros=source.view(zero[0]) if zero else None,
-            order=groups,
+            order=_order(source, order[0], across) if used else None,
             bits=bits,
             codebook=codebook,
             shape=(rows, columns),
@@ -426,6 +468,9 @@ def _nibbles(source: Source, said: Mapping[str, Any], name: str, state: str) -> 
     fits = fits and absmax.size == -(-count // block) and book.size == 16 and inner > 0
     if not fits or not (is_nested or absmax.dtype.name == "F32"):
         _refuse(source.where, said, f"{name!r}, {list(codes.shape)} for {list(shape)}")
+    if is_nested:
+        _check_part(source, said, more[0], ("F32",), (-(-absmax.size // inner),))
+        _check_part(source, said, more[1], ("F32",), (256,))
     codebook = floats(source.view(book.name).read(0, 16), book.dtype)
 
     def view() -> Quantised:
@@ -504,10 +549,11 @@ def _columns(source: Source, said: Mapping[str, Any], module: str, slabs: Slabs)
     columns = words.shape[0] if is_awq else words.shape[0] * 32 // bits
     packed = -(-rows * bits // 32)
     expected = (columns, packed) if is_awq else (columns * bits // 32, rows)
-    if words.shape != expected or zeros.shape != (groups, packed) or rows % 8 or not groups:
+    if words.shape != expected or rows % 8 or not groups:
         _refuse(source.where, said, f"{words.name!r}, {list(words.shape)} for {rows} rows")
-    if order and source.tensors[order[0]].shape != (columns,):
-        _refuse(source.where, said, f"{order[0]!r}, {list(source.tensors[order[0]].shape)}")
+    _check_part(source, said, zeros.name, ("I32",), (groups, packed))
+    for each in order:
+        _check_part(source, said, each, ("I32", "I64"), (columns,))
     group = said.get("group_size", said.get("q_group_size"))
     if type(group) is not int or group <= 0 or -(-columns // group) != groups:
         group = -(-columns // groups)
@@ -518,7 +564,7 @@ def _columns(source: Source, said: Mapping[str, Any], module: str, slabs: Slabs)
             words=source.view(words.name),
             scales=source.view(scales.name),
             zeros=source.view(zeros.name),
-            order=source.view(order[0]) if order else None,
+            order=_order(source, order[0], groups) if order else None,
             bits=bits,
             shape=(rows, columns),
             group=group,

@@ -24,9 +24,10 @@ import numpy as np
 from taskvec.checkpoints.factored import FactorStack, stack
 from taskvec.checkpoints.fingerprint import chunk_digests, fingerprint, tensor_digest
 from taskvec.checkpoints.naming import hub_id
+from taskvec.checkpoints.quantised import DEQUANTISED
 from taskvec.checkpoints.safetensors import write_header
 from taskvec.checkpoints.shards import OutputTensor, Shard
-from taskvec.checkpoints.source import Source, widened
+from taskvec.checkpoints.source import Derived, Source, widened
 from taskvec.checkpoints.views import size
 from taskvec.dtypes import DTYPES, DType
 from taskvec.errors import OutputError, ParameterError, UsageError
@@ -236,8 +237,8 @@ def kinds_of(change: Change, shape: AdapterShape, *, reads: bool = True) -> Kind
             found = None
         kinds[edit.name] = found or _linear(edit, keys[edit.name])
     original = change.model
-    while original.parts:
-        original = original.parts[0]
+    while original.parts and not (isinstance(original, Derived) and original.how == DEQUANTISED):
+        original = original.parts[0]  # shapes of codes say nothing of the weight's
     grown = token_metadata(change.model)[1]  # rows that the model lacks as it is stored
     for name, info in change.model.tensors.items():
         is_other = name in original.tensors and original.tensors[name].shape != info.shape
@@ -261,6 +262,8 @@ def _linear(edit: Edit, key: LayerKey) -> str | None:
 
 
 def _check_kinds(change: Change, kinds: Kinds, shape: AdapterShape) -> None:
+    if not change.edits:
+        raise UsageError(f"the {change.name} changes nothing; an adapter would be empty")
     _refuse_rest(kinds, shape.rest)
     if not any(kinds.values()):
         raise UsageError(
