@@ -102,7 +102,7 @@ class Adapter:
 
 
 def open_loose_adapter(path: Path) -> Adapter | None:
-    """A LoRA file of another tool than PEFT; None if it is none. See `open_loose`."""
+    """A LoRA file of another tool than PEFT; None if it is not one. See `open_loose`."""
     loose = open_loose(path)
     if loose is None:
         return None

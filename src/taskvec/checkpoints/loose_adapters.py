@@ -1,4 +1,4 @@
-"""LoRA files of other tools than PEFT, told by the names of their tensors.
+"""LoRA files of other tools than PEFT, recognized by the names of their tensors.
 
 ```text
 kohya      lora_unet_down_blocks_0_attn_to_q.lora_down.weight, .lora_up.weight, .alpha
@@ -10,7 +10,7 @@ diffusers  unet.down_blocks.0.attn.to_q.lora_A.weight, .lora_B.weight         (�
 The change is (α / r) · up down, as in PEFT. A file without α is read where the tool that writes
 such names has a rule for it (kohya's scripts and diffusers: α = r); PEFT's names without PEFT's
 config say nothing of α, so they need it beside them. Underscores of kohya's names stand for dots or
-for themselves: which, is told by the names of the model, and never guessed.
+for themselves: the names of the model decide which, and nothing is guessed.
 
 Source: kohya-ss/sd-scripts, `networks/lora.py`; diffusers, `loaders/lora_conversion_utils.py`.
 """
@@ -86,7 +86,7 @@ def open_loose(path: Path) -> LooseAdapter | None:
     """The LoRA factors of a file, or of a folder with one such file; None if it holds no such.
 
     Raises:
-        CheckpointError: factors without their counterpart, or whose scale is told by nothing.
+        CheckpointError: factors without their counterpart, or no scale.
     """
     file = _file(path)
     if file is None:
@@ -103,7 +103,7 @@ def open_loose(path: Path) -> LooseAdapter | None:
         _file_of=dict.fromkeys(infos, file.name),
         single=file.name,
     )
-    told = _told(file)
+    alpha_of = _alpha_without_tensor(file)
     modules: dict[str, dict[str, str]] = {}
     scalings, roots, underscored = {}, {}, set()
     for module, parts in found.items():
@@ -116,7 +116,7 @@ def open_loose(path: Path) -> LooseAdapter | None:
         rank = infos[parts["lora_A"]].shape[0] if infos[parts["lora_A"]].shape else 0
         if rank < 1:
             raise CheckpointError(f"{file}: tensor {parts['lora_A']!r} has no rank; save it again")
-        alpha = _alpha(stored, parts["alpha"]) if "alpha" in parts else told(module, rank)
+        alpha = _alpha(stored, parts["alpha"]) if "alpha" in parts else alpha_of(module, rank)
         modules[module] = {part: name for part, name in parts.items() if part != "alpha"}
         scalings[module] = alpha / rank, rank
         for pattern in (_KOHYA, _COMPONENT):
@@ -180,7 +180,7 @@ def _alpha(stored: Checkpoint, name: str) -> float:
     return alpha
 
 
-def _told(file: Path) -> Callable[[str, int], float]:
+def _alpha_without_tensor(file: Path) -> Callable[[str, int], float]:
     """What says α of a module that has no tensor for it: the file's metadata, or α = r."""
     where = f"{file}: {_METADATA}"
     text = read_metadata(file).get(_METADATA) or "{}"
@@ -191,7 +191,7 @@ def _told(file: Path) -> Callable[[str, int], float]:
         mine = {k.removeprefix(root): v for k, v in about.items() if k.startswith(root)}
         return read_as(AdapterConfig, mine, where, "save the file again")
 
-    def told(module: str, rank: int) -> float:
+    def alpha_of(module: str, rank: int) -> float:
         match = _COMPONENT.fullmatch(module)
         root = match["root"] if match is not None else ""
         config, rest = config_of(root), module.removeprefix(root)
@@ -201,7 +201,7 @@ def _told(file: Path) -> Callable[[str, int], float]:
                 return alpha
         return config.lora_alpha if "lora_alpha" in config.model_fields_set else rank
 
-    return told
+    return alpha_of
 
 
 def resolve(called: str, root: str, names: Mapping[str, list[str]]) -> list[str]:

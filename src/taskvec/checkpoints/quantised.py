@@ -453,10 +453,10 @@ def _nibbles(source: Source, said: Mapping[str, Any], name: str, state: str) -> 
     _linear(source, said, name)
     more = _if_there(source, f"{name}.nested_absmax", f"{name}.nested_quant_map")
     try:
-        told = json.loads(source.view(state).read(0, source.tensors[state].size).tobytes())
-        shape = tuple(int(n) for n in told["shape"])
-        block = int(told["blocksize"])
-        inner, offset = int(told.get("nested_blocksize", 1)), float(told.get("nested_offset", 0))
+        found = json.loads(source.view(state).read(0, source.tensors[state].size).tobytes())
+        shape = tuple(int(n) for n in found["shape"])
+        block = int(found["blocksize"])
+        inner, offset = int(found.get("nested_blocksize", 1)), float(found.get("nested_offset", 0))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{source.where}: {state!r} does not say how {name!r} is quantised ({error!r}); "

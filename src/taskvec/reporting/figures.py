@@ -16,7 +16,7 @@ from taskvec.reporting.layers import interference_chart, matrix_spec
 from taskvec.reporting.sections import Chart
 from taskvec.reporting.studies import error_spec, place_of, search_specs, sweep_charts
 
-Told = Mapping[str, Any]
+Saved = Mapping[str, Any]
 FORMATS = (".svg", ".png", ".pdf")
 INK = "#222"
 FONT = "DejaVu Sans, Helvetica, Arial, sans-serif"  # what a file's reader may have
@@ -92,7 +92,7 @@ def composed(panels: Sequence[Chart], columns: int, title: str = "") -> Spec:
     return {"title": {"text": title, "anchor": "start", "offset": 14}, **whole} if title else whole
 
 
-def draw_similarity(scan: Told, path: Path, scheme: str = "logarithmic") -> None:
+def draw_similarity(scan: Saved, path: Path, scheme: str = "logarithmic") -> None:
     """Similarity and weight of every layer against depth; rank correlation between tasks.
 
     After figure 5 of LATA, arXiv:2502.20186.
@@ -128,7 +128,7 @@ def draw_similarity(scan: Told, path: Path, scheme: str = "logarithmic") -> None
     save_charts(panels, path, max(len(tasks), 1), f"{anchor}: {', '.join(tasks)}, by {granularity}")
 
 
-def _depth(rows: Sequence[Told], key: str, title: str, scan: Told) -> Spec:
+def _depth(rows: Sequence[Saved], key: str, title: str, scan: Saved) -> Spec:
     """One value of a task's layers against depth, the same range of values for all tasks."""
     everywhere = [row for row in scan["layers"] if row[key] is not None]
     blocks = [row["block"] for row in everywhere if row["block"] is not None]
@@ -151,65 +151,65 @@ def _depth(rows: Sequence[Told], key: str, title: str, scan: Told) -> Spec:
     return charts.spec_of(chart.properties(height=charts.HEIGHT), points=points)
 
 
-def draw_sensitivity(told: Told, path: Path) -> None:
+def draw_sensitivity(saved: Saved, path: Path) -> None:
     """What is kept and what is scored against the value; the safe ranges shaded.
 
     Args:
-        told: What `taskvec sweep --json` prints.
+        saved: What `taskvec sweep --json` prints.
         path: File to write.
     """
     check_figure(path)
-    save_charts(sweep_charts(told), path, 2, f"Sweep of {told['sweep']}{_counted(told)}")
+    save_charts(sweep_charts(saved), path, 2, f"Sweep of {saved['sweep']}{_counted(saved)}")
 
 
-def _counted(told: Told) -> str:
+def _counted(saved: Saved) -> str:
     """How many samples, and which seed."""
-    for about in told["measures"].values():
+    for about in saved["measures"].values():
         return f" (n = {about['n']:,}, seed {about['seed']})"
     return ""
 
 
-def draw_pairs(told: Told, path: Path) -> None:
+def draw_pairs(saved: Saved, path: Path) -> None:
     """What tasks of a pair do to each other, beside cosine and rank correlation, as matrices.
 
     Args:
-        told: What `taskvec pairs --json` prints.
+        saved: What `taskvec pairs --json` prints.
         path: File to write.
     """
     check_figure(path)
-    tasks = list(told["tasks"])
-    panels = [interference_chart(told)]
+    tasks = list(saved["tasks"])
+    panels = [interference_chart(saved)]
     for name, title in (
         ("cosine", "cosine of task vectors"),
         ("rank_correlation", "rank correlation of similarity (Spearman)"),
     ):
-        known = {frozenset(pair["tasks"]): pair[name] for pair in told["pairs"]}
+        known = {frozenset(pair["tasks"]): pair[name] for pair in saved["pairs"]}
         cells = [[1.0 if a == b else known.get(frozenset((a, b))) for b in tasks] for a in tasks]
         panels.append(Chart(title, matrix_spec(tasks, cells, name.replace("_", " "))))
-    first = next(iter(told["tasks"].values()))
+    first = next(iter(saved["tasks"].values()))
     title = f"Pairs of tasks (n = {first['n']:,}, seed {first['seed']}); ▲ synergy, ▼ interference"
     save_charts(panels, path, 3, title)
 
 
-def draw_heat_map(told: Told, path: Path) -> None:
+def draw_heat_map(saved: Saved, path: Path) -> None:
     """The disentanglement error by coefficient; coefficients from 0 to 1 are framed.
 
     After figure 3 of arXiv:2305.12827.
 
     Args:
-        told: As `Disentanglement.to_json` gives it.
+        saved: As `Disentanglement.to_json` gives it.
         path: File to write.
     """
     check_figure(path)
-    n = ", ".join(f"{task} n = {count:,}" for task, count in told["examples"].items())
-    save_figure(error_spec(told) | {"title": f"disentanglement error; {n}"}, path)
+    n = ", ".join(f"{task} n = {count:,}" for task, count in saved["examples"].items())
+    save_figure(error_spec(saved) | {"title": f"disentanglement error; {n}"}, path)
 
 
-def draw_search(told: Told, folder: Path) -> list[Path]:
+def draw_search(saved: Saved, folder: Path) -> list[Path]:
     """Draw what a search tried, as SVG.
 
     Args:
-        told: What `trials.json` holds.
+        saved: What `trials.json` holds.
         folder: Where figures go.
 
     Returns:
@@ -220,13 +220,13 @@ def draw_search(told: Told, folder: Path) -> list[Path]:
         OutputError: a file cannot be written.
     """
     paths = []
-    for name, spec in search_specs(told).items():
+    for name, spec in search_specs(saved).items():
         paths.append(folder / f"{name}.svg")
         save_figure(spec, paths[-1])
     return paths
 
 
-def draw_demo(models: Sequence[Told], path: Path) -> None:
+def draw_demo(models: Sequence[Saved], path: Path) -> None:
     """Before and after: every skill of the models that the demo merges and forgets.
 
     Args:
@@ -246,7 +246,7 @@ PARTS = (
 BEFORE = "#9aa3ad"
 
 
-def demo_spec(models: Sequence[Told]) -> Spec:
+def demo_spec(models: Sequence[Saved]) -> Spec:
     """A panel for each part of the demo: from the gray dot before to the colored one after."""
     ways = list(dict.fromkeys(_way(m) for m in models if ", " in m["name"]))
     panels = [_demo_panel(models, part, ways) for part in PARTS]
@@ -262,11 +262,11 @@ def demo_spec(models: Sequence[Told]) -> Spec:
     }  # fmt: skip
 
 
-def _way(model: Told) -> str:
+def _way(model: Saved) -> str:
     return str(model["name"]).rpartition(", ")[2]
 
 
-def _demo_panel(models: Sequence[Told], part: tuple[str, str, str], ways: Sequence[str]) -> Spec:
+def _demo_panel(models: Sequence[Saved], part: tuple[str, str, str], ways: Sequence[str]) -> Spec:
     alt = charts.altair()
     source, merged, title = part
     before = next(m for m in models if m["part"] == source)
@@ -305,5 +305,5 @@ def _demo_panel(models: Sequence[Told], part: tuple[str, str, str], ways: Sequen
     return dict(charts.inlined(charts.spec_of(chart)))
 
 
-def _largest_change(before: Told, after: Sequence[Told], skill: str) -> float:
+def _largest_change(before: Saved, after: Sequence[Saved], skill: str) -> float:
     return max((abs(m["rate"][skill] - before["rate"][skill]) for m in after), default=0.0)

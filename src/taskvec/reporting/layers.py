@@ -371,24 +371,24 @@ def _pair_depth(family: FamilyData) -> Any:
 OUTCOMES = {"synergy": "▲", "interference": "▼", "neither": ""}
 
 
-def interference_chart(told: Mapping[str, Any]) -> Chart:
+def interference_chart(saved: Mapping[str, Any]) -> Chart:
     """What merging with another task does to each, by the data of `taskvec pairs`."""
-    tasks = list(told["tasks"])
+    tasks = list(saved["tasks"])
     rows = []
-    for pair in told["pairs"]:
+    for pair in saved["pairs"]:
         for task in pair["tasks"]:
             (other,) = set(pair["tasks"]) - {task}
             effect = pair["effects"].get(task)
             if not effect or not effect["less_single"] or effect["less_single"]["value"] is None:
                 continue
             value = effect["less_single"]["value"]
-            sign = 1 if told["tasks"][task]["higher_is_better"] else -1
+            sign = 1 if saved["tasks"][task]["higher_is_better"] else -1
             mark = OUTCOMES.get(effect["outcome"] or "", "")
             rows.append(
                 {"a": task, "b": other, "value": sign * value, "text": f"{value:+.2f}{mark}"}
             )
     limit = max((abs(row["value"]) for row in rows), default=1.0) or 1.0
-    first = next(iter(told["tasks"].values()))
+    first = next(iter(saved["tasks"].values()))
     return Chart(
         "Measured interference",
         charts.spec_of(charts.matrix(rows, tasks, limit=limit, legend="Δ vs alone")),

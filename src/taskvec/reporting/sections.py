@@ -115,9 +115,9 @@ class ReportSection:
     blocks: Sequence[Block]
 
 
-def figure_data(told: Mapping[str, Any]) -> FigureData:
+def figure_data(saved: Mapping[str, Any]) -> FigureData:
     """A figure of a JSON object, which may say more."""
-    return FigureData(**{key: told[key] for key in ("value", "interval", "n")})
+    return FigureData(**{key: saved[key] for key in ("value", "interval", "n")})
 
 
 def figure_of(data: FigureData | Mapping[str, Any]) -> Figure:

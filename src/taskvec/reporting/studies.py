@@ -23,7 +23,7 @@ from taskvec.reporting.sections import (
     shown,
 )
 
-Told = Mapping[str, Any]
+Saved = Mapping[str, Any]
 LOG_FROM = 50.0  # values that span more than this ratio are drawn over a logarithmic axis
 SHARES = ("layers", "parameters", "energy")
 UNITS = {"prediction": "ξ", "symmetric_kl": "ξ, symmetric KL in nats"}
@@ -34,7 +34,7 @@ MOST_PAIRS = 6  # of goals that are drawn against each other
 # Search.
 
 
-def goal_key(goal: Told) -> str:
+def goal_key(goal: Saved) -> str:
     """A goal as it is given on the command line."""
     return f"{goal['task']}@{goal['metric']}" if goal["metric"] else str(goal["task"])
 
@@ -43,22 +43,22 @@ def search_section(document: ReportData) -> ReportSection:
     """Candidates of every search, linked by brushing; the winner on test data."""
     blocks: list[Block] = []
     for search in document.searches:
-        told = search.data
-        winner = told["winner"]
+        saved = search.data
+        winner = saved["winner"]
         point = "none" if winner is None else ", ".join(
             f"{key} {_short(value)}" for key, value in winner["point"].items()
         )  # fmt: skip
-        samples = next(iter(told["samples"].values()))
+        samples = next(iter(saved["samples"].values()))
         blocks += [
             Words(
-                f"{place_name(search.path)}: {told['tried']} candidates by {told['sampler']}, "
-                f"n = {samples['select']['n']:,} for selection, seed {told['seed']}; "
+                f"{place_name(search.path)}: {saved['tried']} candidates by {saved['sampler']}, "
+                f"n = {samples['select']['n']:,} for selection, seed {saved['seed']}; "
                 f"winner: {point}. Drag over an area to mark its candidates everywhere."
             ),
-            Charts([Chart(name.capitalize(), spec) for name, spec in search_specs(told).items()]),
+            Charts([Chart(name.capitalize(), spec) for name, spec in search_specs(saved).items()]),
         ]
-        if told["test"] is not None:
-            blocks += _tested(told)
+        if saved["test"] is not None:
+            blocks += _tested(saved)
     return ReportSection("search", "Search", blocks)
 
 
@@ -66,13 +66,13 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def trial_rows(told: Told) -> list[dict[str, Any]]:
+def trial_rows(saved: Saved) -> list[dict[str, Any]]:
     """A row for each scored candidate; axes and goals under neutral field names."""
-    axes = axes_of(told)
-    goals = [goal_key(goal) for goal in told["goals"]["goals"]]
-    winner = told["winner"] and told["winner"]["number"]
+    axes = axes_of(saved)
+    goals = [goal_key(goal) for goal in saved["goals"]["goals"]]
+    winner = saved["winner"] and saved["winner"]["number"]
     rows = []
-    for trial in told["trials"]:
+    for trial in saved["trials"]:
         if trial["error"] or trial["same_as"] is not None:
             continue
         lost = any(violation > 0 for violation in trial["violations"].values())
@@ -80,7 +80,7 @@ def trial_rows(told: Told) -> list[dict[str, Any]]:
             "number": trial["number"],
             "what": "winner" if trial["number"] == winner
             else "loses what is kept" if lost else "candidate",
-            "front": "Pareto front" if trial["number"] in told["front"] else "dominated",
+            "front": "Pareto front" if trial["number"] in saved["front"] else "dominated",
             "best": trial["objectives"][0],
         }  # fmt: skip
         row |= {f"p{i}": trial["point"].get(axis) for i, axis in enumerate(axes)}
@@ -88,33 +88,33 @@ def trial_rows(told: Told) -> list[dict[str, Any]]:
     return rows
 
 
-def axes_of(told: Told) -> list[str]:
+def axes_of(saved: Saved) -> list[str]:
     """Names of what is varied."""
-    return [axis.partition("=")[0] for axis in told["axes"]]
+    return [axis.partition("=")[0] for axis in saved["axes"]]
 
 
-def search_specs(told: Told) -> dict[str, Spec]:
+def search_specs(saved: Saved) -> dict[str, Spec]:
     """Charts by name: the candidates; the importance of axes, where it is known."""
-    specs = {"candidates": _candidates(told)}
-    if told["importance"]:
-        rows = [{"name": name, "value": value} for name, value in told["importance"].items()]
+    specs = {"candidates": _candidates(saved)}
+    if saved["importance"]:
+        rows = [{"name": name, "value": value} for name, value in saved["importance"].items()]
         title = "share of the spread explained (PED-ANOVA)"
         specs["importance"] = charts.spec_of(charts.bars(rows, title))
     return specs
 
 
-def _candidates(told: Told) -> Spec:
+def _candidates(saved: Saved) -> Spec:
     """Parallel coordinates, axes against scores and each other, goals against each other."""
     alt = charts.altair()
-    axes, rows = axes_of(told), trial_rows(told)
-    goals = [goal_key(goal) for goal in told["goals"]["goals"]]
+    axes, rows = axes_of(saved), trial_rows(saved)
+    goals = [goal_key(goal) for goal in saved["goals"]["goals"]]
     brushes = []
     panels = []
     numeric = [
         i for i in range(len(axes)) if all(isinstance(row[f"p{i}"], (int, float)) for row in rows)
     ]
-    named = _titles(told)
-    first = "first objective" if told["goals"]["trade_off"] or len(goals) > 1 else named[goals[0]]
+    named = _titles(saved)
+    first = "first objective" if saved["goals"]["trade_off"] or len(goals) > 1 else named[goals[0]]
     pairs = [(f"p{i}", "best", axes[i], first) for i in numeric[:MOST_AXES]]
     pairs += [(f"p{i}", f"p{j}", axes[i], axes[j]) for i, j in pairwise(numeric)][:MOST_AXES]
     pairs += [
@@ -135,10 +135,10 @@ def _candidates(told: Told) -> Spec:
     return spec
 
 
-def _titles(told: Told) -> dict[str, str]:
+def _titles(saved: Saved) -> dict[str, str]:
     return {
-        goal_key(goal): f"{goal_key(goal)}: {told['metrics'][goal_key(goal)]} ({goal['way']})"
-        for goal in told["goals"]["goals"]
+        goal_key(goal): f"{goal_key(goal)}: {saved['metrics'][goal_key(goal)]} ({goal['way']})"
+        for goal in saved["goals"]["goals"]
     }
 
 
@@ -146,7 +146,7 @@ WHAT = ("candidate", "loses what is kept", "winner")
 
 
 def _scatter(
-    rows: Sequence[Told], fields: tuple[str, str], titles: tuple[str, str], brush: Any, chosen: Any
+    rows: Sequence[Saved], fields: tuple[str, str], titles: tuple[str, str], brush: Any, chosen: Any
 ) -> Any:
     alt = charts.altair()
     x, y = fields
@@ -180,7 +180,7 @@ def _scatter(
     )  # fmt: skip
 
 
-def _parallel(rows: Sequence[Told], axes: Sequence[str], goals: Sequence[str], chosen: Any) -> Any:
+def _parallel(rows: Sequence[Saved], axes: Sequence[str], goals: Sequence[str], chosen: Any) -> Any:
     """A line for each candidate over all axes and goals, each from its lowest to its highest."""
     alt = charts.altair()
     fields = {**{f"p{i}": axis for i, axis in enumerate(axes)},
@@ -225,14 +225,14 @@ def _places(values: Sequence[Any]) -> Any:
     return lambda value: None if value is None else (value - low) / ((high - low) or 1)
 
 
-def _tested(told: Told) -> list[Block]:
+def _tested(saved: Saved) -> list[Block]:
     """The winner on test data beside its selection score."""
-    test, rows, panels = told["test"], [], []
+    test, rows, panels = saved["test"], [], []
     names = [name for name in ("winner", "given", "target") if name in test["figures"]]
     labels = {"winner": "winner, test", "given": "recipe as given", "target": "target"}
-    for goal in told["goals"]["goals"]:
+    for goal in saved["goals"]["goals"]:
         key = goal_key(goal)
-        selected = told["winner"]["values"].get(key)
+        selected = saved["winner"]["values"].get(key)
         marks = [
             interval_row(labels[name], test["figures"][name][key])
             for name in names if key in test["figures"][name]
@@ -242,7 +242,7 @@ def _tested(told: Told) -> list[Block]:
         order = [*labels.values(), "winner, selection"]
         panels.append(
             Chart(f"{goal['way']} {key}",
-                  charts.spec_of(charts.intervals(marks, order, told["metrics"][key])))
+                  charts.spec_of(charts.intervals(marks, order, saved["metrics"][key])))
         )  # fmt: skip
         rows.append(
             [f"{goal['way']} {key}", _short(selected),
@@ -319,7 +319,7 @@ def place_of(block: int | None, module: str, last: int) -> int:
     return -1 if charts.depth_of(block, module) == charts.INSIDE else last + 1
 
 
-def _descents(descents: Sequence[Told]) -> Chart:
+def _descents(descents: Sequence[Saved]) -> Chart:
     rows = [
         {"name": each["name"], "x": step, "y": loss}
         for each in descents for step, loss in each["measured"]
@@ -332,9 +332,9 @@ def _descents(descents: Sequence[Told]) -> Chart:
 # Sweeps, ξ maps, addition, negation, linearity, training.
 
 
-def sweep_charts(told: Told) -> list[Chart]:
+def sweep_charts(saved: Saved) -> list[Chart]:
     """What is kept and what is scored against the value; safe ranges are shaded."""
-    points = sorted(told["points"], key=lambda point: point["value"])
+    points = sorted(saved["points"], key=lambda point: point["value"])
     panels = []
     kept = [
         {"name": f"{task}: {'‖τ‖²' if share == 'energy' else share}", "x": point["value"],
@@ -342,12 +342,12 @@ def sweep_charts(told: Told) -> list[Chart]:
         for point in points for task, shares in point["kept"].items() for share in SHARES
         if shares[share] is not None
     ]  # fmt: skip
-    label = told["sweep"]
+    label = saved["sweep"]
     if kept:
         names = list(dict.fromkeys(row["name"] for row in kept))
         chart = charts.lines(kept, x=label, y="share kept", names=names)
-        panels.append(Chart(f"{label}: what is kept", _swept(chart, told, points)))
-    for key, measure in told["measures"].items():
+        panels.append(Chart(f"{label}: what is kept", _swept(chart, saved, points)))
+    for key, measure in saved["measures"].items():
         rows = [
             {"name": key, "x": point["value"], "y": score["value"],
              "low": score["interval"][0], "high": score["interval"][1]}
@@ -355,7 +355,7 @@ def sweep_charts(told: Told) -> list[Chart]:
         ]  # fmt: skip
         y = f"{measure['metric']} ({measure['wanted']} is wanted)"
         chart = charts.lines(rows, x=label, y=y, names=[key])
-        recipe, own = measure["recipe"]["value"], own_value(told)
+        recipe, own = measure["recipe"]["value"], own_value(saved)
         alt = charts.altair()
         if recipe is not None:
             chart = alt.layer(chart, charts.horizontal(recipe))
@@ -365,14 +365,14 @@ def sweep_charts(told: Told) -> list[Chart]:
             f"Band: 95 % interval; n = {measure['n']:,}, seed {measure['seed']}; green: safe; "
             "dashed, with a diamond at its place: the recipe as it is."
         )
-        panels.append(Chart(f"{label}: {key}", _swept(chart, told, points), about))
+        panels.append(Chart(f"{label}: {key}", _swept(chart, saved, points), about))
     return panels
 
 
-def own_value(told: Told) -> float | None:
+def own_value(saved: Saved) -> float | None:
     """The recipe's own value of what is swept; None where tasks differ or it is not a number."""
-    recipe = told.get("recipe") or {}
-    name, _, task = str(told["sweep"]).partition(".")
+    recipe = saved.get("recipe") or {}
+    name, _, task = str(saved["sweep"]).partition(".")
     tasks = recipe.get("tasks") or {}
     chosen = [tasks[task]] if task in tasks else list(tasks.values())
     values = {each.get(name) for each in chosen if isinstance(each, dict)}
@@ -381,10 +381,10 @@ def own_value(told: Told) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _swept(chart: Any, told: Told, points: Sequence[Told]) -> Spec:
+def _swept(chart: Any, saved: Saved, points: Sequence[Saved]) -> Spec:
     alt = charts.altair()
-    if told["safe_ranges"]:
-        chart = alt.layer(charts.shaded(told["safe_ranges"]), chart)
+    if saved["safe_ranges"]:
+        chart = alt.layer(charts.shaded(saved["safe_ranges"]), chart)
     spec = charts.spec_of(chart.properties(height=charts.HEIGHT))
     values = [point["value"] for point in points]
     if min(values) > 0 and max(values) / min(values) > LOG_FROM:
@@ -413,17 +413,17 @@ def sweeps_section(document: ReportData) -> ReportSection:
     return ReportSection("sweeps", "Sweeps", [words, Charts(panels)])
 
 
-def error_spec(told: Told) -> Spec:
+def error_spec(saved: Saved) -> Spec:
     """The disentanglement error by coefficient; a square marks 0 to 1.
 
     After figure 3 of arXiv:2305.12827.
     """
     alt = charts.altair()
-    one, two = told["tasks"]
+    one, two = saved["tasks"]
     rows = [
         {"one": cell["alphas"][one], "two": cell["alphas"][two], "value": cell["error"]["value"],
          "shown": shown(cell["error"])}
-        for cell in told["cells"]
+        for cell in saved["cells"]
     ]  # fmt: skip
     order = sorted({row["one"] for row in rows})
     axis = alt.Axis(format=".2~f", labelAngle=0, labelOverlap=True, grid=False)
@@ -432,11 +432,11 @@ def error_spec(told: Told) -> Spec:
         y=alt.Y("two:O", title=f"α of {two}", sort="descending", axis=axis),
         tooltip=[alt.Tooltip("one:Q", title=f"α of {one}", format=".3~g"),
                  alt.Tooltip("two:Q", title=f"α of {two}", format=".3~g"),
-                 alt.Tooltip("shown:N", title=UNITS[told["distance"]])],
+                 alt.Tooltip("shown:N", title=UNITS[saved["distance"]])],
     )  # fmt: skip
     cells = base.mark_rect().encode(
         color=alt.Color("value:Q", scale=alt.Scale(scheme="magma", reverse=True, domainMin=0),
-                        title=UNITS[told["distance"]])
+                        title=UNITS[saved["distance"]])
     )  # fmt: skip
     inside = base.transform_filter(
         "datum.one >= 0 && datum.one <= 1 && datum.two >= 0 && datum.two <= 1"
@@ -449,59 +449,59 @@ def disentanglement_section(document: ReportData) -> ReportSection:
     """ξ maps, addition, negation and linearity."""
     blocks: list[Block] = []
     for record in document.disentanglements:
-        told = record.data
+        saved = record.data
         panels: list[Chart] = []
         blocks.append(
-            Words(f"{place_name(record.path)}: how vectors from {told['model']} interact.")
+            Words(f"{place_name(record.path)}: how vectors from {saved['model']} interact.")
         )
-        if told.get("error"):
-            error = told["error"]
+        if saved.get("error"):
+            error = saved["error"]
             panels.append(Chart(
                 f"Error of {error['tasks'][0]} and {error['tasks'][1]}", error_spec(error),
-                f"{told['model']}. Framed: coefficients from 0 to 1. Near 0, the tasks do not "
+                f"{saved['model']}. Framed: coefficients from 0 to 1. Near 0, the tasks do not "
                 "interact.",
             ))  # fmt: skip
-        for each in told.get("addition") or []:
+        for each in saved.get("addition") or []:
             panels.append(_added(each))
-        for name, tried in (told.get("negation") or {}).items():
+        for name, tried in (saved.get("negation") or {}).items():
             panels += [_negated(name, each) for each in tried]
-        if told.get("linearity"):
-            panels += _linear(told["linearity"])
+        if saved.get("linearity"):
+            panels += _linear(saved["linearity"])
         blocks.append(Charts(panels))
     return ReportSection("disentanglement", "Disentanglement", blocks)
 
 
-def _added(told: Told) -> Chart:
-    marks = [interval_row(task, figure) for task, figure in told["normalised"].items()]
-    marks.append(interval_row("mean", told["mean_normalised"]))
+def _added(saved: Saved) -> Chart:
+    marks = [interval_row(task, figure) for task, figure in saved["normalised"].items()]
+    marks.append(interval_row("mean", saved["mean_normalised"]))
     names = [mark["name"] for mark in marks]
-    scales = ", ".join(f"{task} {scale:g}" for task, scale in told["scales"].items())
+    scales = ", ".join(f"{task} {scale:g}" for task, scale in saved["scales"].items())
     return Chart(
-        f"Addition by {told['method']}",
+        f"Addition by {saved['method']}",
         charts.spec_of(charts.intervals(marks, names, "accuracy ÷ that of the task's own model")),
         f"λ: {scales}; chosen on validation data.",
     )
 
 
-def _negated(name: str, told: Told) -> Chart:
+def _negated(name: str, saved: Saved) -> Chart:
     rows = [
         {"name": what, "x": each["scale"], "y": each[what]}
-        for each in told["tried"] for what in ("target", "control")
+        for each in saved["tried"] for what in ("target", "control")
     ]  # fmt: skip
-    chosen = "nothing is subtracted" if told["scale"] is None else f"chosen λ {told['scale']:g}"
+    chosen = "nothing is subtracted" if saved["scale"] is None else f"chosen λ {saved['scale']:g}"
     return Chart(
-        f"Negation of {name} by {told['method']}",
+        f"Negation of {name} by {saved['method']}",
         charts.spec_of(
             charts.lines(rows, x="λ", y="accuracy on validation data", names=["target", "control"])
         ),
-        f"{chosen}; the control must keep {told['keep']:.0%}. {told['note']}",
+        f"{chosen}; the control must keep {saved['keep']:.0%}. {saved['note']}",
     )
 
 
-def _linear(told: Sequence[Told]) -> list[Chart]:
+def _linear(saved: Sequence[Saved]) -> list[Chart]:
     panels = []
-    for task in dict.fromkeys(each["task"] for each in told):
-        mine = [each for each in told if each["task"] == task]
+    for task in dict.fromkeys(each["task"] for each in saved):
+        mine = [each for each in saved if each["task"] == task]
         rows = [
             {"name": each["part"], "x": each["alpha"], "y": each["departure"]["value"],
              "low": each["departure"]["interval"][0], "high": each["departure"]["interval"][1]}
@@ -524,7 +524,7 @@ def training_section(document: ReportData) -> ReportSection:
     return ReportSection("training", "Training", blocks)
 
 
-def _settings(settings: Told) -> str:
+def _settings(settings: Saved) -> str:
     names = ("steps", "batch_size", "learning_rate", "weight_decay", "seed")
     return ", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in names
                      if name in settings)  # fmt: skip

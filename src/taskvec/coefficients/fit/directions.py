@@ -40,7 +40,7 @@ Read = Callable[[int, int], Any]  # elements [start, stop) as a tensor of torch
 
 CHUNK = 1 << 18  # elements worked on at once: in float32, the caches hold a few such
 FREE_SHARE = 0.5  # of free memory that held task vectors may take
-HELD_SHARE = 2.5  # of the size of the parameters, likewise; a fit stays below 3 of them
+HELD_SHARE = 2.5  # of the size of the parameters, too; a fit stays below 3 of them
 
 
 @dataclass(frozen=True, slots=True)
