@@ -200,6 +200,12 @@ def test_folder_without_manifest(family, cli):
     assert cli("verify", "/no/such/folder")[0] == 1
 
 
+def test_tasks_are_in_the_order_of_the_recipe(made):
+    """`made` names math before code."""
+    roles = [check.what for check in tv.verify(made) if check.what.startswith("task:")]
+    assert roles == ["task:math", "task:code"]
+
+
 def test_folder_that_does_not_exist(tmp_path, cli):
     """A misspelled folder is not one that another program wrote."""
     code, _, err = cli("verify", tmp_path / "mergd")

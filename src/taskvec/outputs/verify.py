@@ -104,14 +104,20 @@ def _compare_files(folder: Path, expected: Mapping[str, str]) -> Check:
 
 
 def _members(manifest: Mapping[str, Any], path: Path, options: RunOptions) -> list[Check]:
-    """Every member that can be opened, against what the manifest says of it."""
+    """Every member that can be opened, against what the manifest says of it.
+
+    Tasks are in the order of the recipe.
+    """
     members = manifest["members"]
     allow_pickle = manifest["recipe"].get("allow_pickle") is True
     made: Mapping[str, Source] | str = {}
     if any(member.get("derived") for member in members.values()):
         made = _family(manifest, path)
     checks = []
-    for role, member in members.items():
+    order = [f"task:{task}" for task in manifest["recipe"].get("tasks") or ()]
+    roles = [role for role in members if role not in order]
+    for role in [*roles, *(role for role in order if role in members)]:
+        member = members[role]
         source: Source | Adapter | str | None = None
         if member.get("derived"):
             source = made if isinstance(made, str) else made.get(role)
