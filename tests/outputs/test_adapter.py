@@ -344,3 +344,18 @@ def test_a_saved_embedding_that_is_tied_is_replayed(tmp_path):
     assert f"{PREFIX}lm_head.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
     checks = tv.verify(tmp_path / "out", replay=True)
     assert [check for check in checks if check.outcome != "same"] == []
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "model._fsdp_wrapped_module."])
+def test_an_adapter_over_names_of_a_trainer_is_refused(family, tmp_path, wrapper):
+    """PEFT would not find them in the model, and load nothing without an error."""
+    members, _ = family
+    write_checkpoint(
+        tmp_path / "wrapped",
+        {wrapper + n.removeprefix("model."): x for n, x in weights().items()},
+        "F32",
+    )
+    over = tv.Family(anchor=tmp_path / "wrapped", tasks=members.tasks)
+    with pytest.raises(UsageError, match=r"trainer's wrapper.*whole model"):
+        tv.merge(over, tmp_path / "out", method="task_arithmetic", scale=0.5, form="lora")
+    assert not (tmp_path / "out").exists()

@@ -21,10 +21,13 @@ from typing import Final, NamedTuple
 
 from taskvec.checkpoints.safetensors import TensorInfo
 
+# What trainers put around a model or a module; transformers and PEFT do not know such names.
+TRAINERS: Final = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
 # What trainers and adapters put around a model or a module, anywhere in a name.
-_WRAPPERS: Final = frozenset(
-    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-    | {"pretrained_model", "base_model", "base_layer", "auto_model", "_fpw_module", "ddp"}
+_WRAPPERS: Final = TRAINERS | frozenset(
+    {"module", "pretrained_model", "base_model", "base_layer", "auto_model", "_fpw_module", "ddp"}
 )
 # What a model inside another class is called, at the beginning of a name; only in this order.
 _ROOTS: Final = frozenset(

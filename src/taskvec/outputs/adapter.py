@@ -23,6 +23,7 @@ import numpy as np
 
 from taskvec.checkpoints.factored import FactorStack, stack
 from taskvec.checkpoints.fingerprint import chunk_digests, fingerprint, tensor_digest
+from taskvec.checkpoints.names import TRAINERS
 from taskvec.checkpoints.naming import hub_id
 from taskvec.checkpoints.quantised import DEQUANTISED
 from taskvec.checkpoints.safetensors import write_header
@@ -178,6 +179,10 @@ class Written:
 Kinds = dict[str, FactorStack | str | None]
 
 
+def _is_wrapped(name: str) -> bool:
+    return name.startswith("module.") or not TRAINERS.isdisjoint(name.split("."))
+
+
 def write_adapter(
     change: Change,
     shape: AdapterShape,
@@ -198,6 +203,13 @@ def write_adapter(
         UsageError: tensors that differ have no place, or need a rank.
         OutputError: the folder cannot be written there, or a factor overflows the dtype.
     """
+    wrapped = [edit.name for edit in change.edits if _is_wrapped(edit.name)]
+    if wrapped:
+        raise UsageError(
+            f"{change.model.where}: its tensors have the names of a trainer's wrapper, such as "
+            f"{wrapped[0]!r}, under which PEFT would not find them; write a whole model, or save "
+            "this one again with transformers"
+        )
     kinds = kinds_of(change, shape)
     modules = _modules_to_save(kinds) if shape.rest == "save" else []
     _check_kinds(change, kinds, shape)
