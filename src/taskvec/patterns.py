@@ -26,8 +26,11 @@ _SECONDS = 5  # of processor time, for all names; a million simple names take tw
 _MEMORY_BYTES = 2**29
 _CHILD = """
 import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]),) * 2)
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]),) * 2)
+for kind, limit in ((resource.RLIMIT_CPU, sys.argv[2]), (resource.RLIMIT_AS, sys.argv[3])):
+    try:
+        resource.setrlimit(kind, (int(limit),) * 2)
+    except (OSError, ValueError):
+        pass  # a system without this limit
 search = re.compile(sys.argv[1]).search
 for line in sys.stdin:
     found = search(json.loads(line))

@@ -104,11 +104,30 @@ def test_the_command_lists_and_removes(tmp_path, cli):
     assert (code, out) == (0, f"{tmp_path}: nothing is left of earlier runs\n")
 
 
-def test_a_merge_names_leftovers_of_others(tmp_path, cli, family):
+LORA = ["--form", "lora", "--rank", "2", "--rest", "drop"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["merge"], "mine"), (["merge", *LORA], "mine"),
+        (["extract"], "mine.safetensors"), (["extract", *LORA], "mine"),
+    ],
+)  # fmt: skip
+def test_leftovers_of_others_are_named(tmp_path, cli, family, words, name):
     leave(tmp_path / "outputs")
     roles = ("--base", family["base"], "--instruct", family["instruct"])
-    out = tmp_path / "outputs" / "mine"
-    code, _, err = cli("merge", *roles, "--task", f"math={family['math']}:0.5", out)
+    out = tmp_path / "outputs" / name
+    code, _, err = cli(*words, *roles, "--task", f"math={family['math']}:0.5", out)
     assert code == 0, err
     assert "half-written output .a.taskvec" in err
     assert f"taskvec clean {tmp_path / 'outputs'}" in err
+
+
+def test_a_draft_of_a_process_of_another_user_is_left_alone(tmp_path, monkeypatch):
+    def refuse(process, number):
+        raise PermissionError
+
+    leave(tmp_path)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert "draft" not in {left.kind for left in leftovers(tmp_path)}

@@ -29,7 +29,7 @@ from taskvec.checkpoints.low_rank import (
     ScaledChange,
     expert_changes,
 )
-from taskvec.checkpoints.names import Names, find_tensor
+from taskvec.checkpoints.names import CONV1D_MODELS, Names, find_tensor
 from taskvec.checkpoints.safetensors import TensorInfo
 from taskvec.checkpoints.source import Derived, Source, Sum
 from taskvec.checkpoints.views import View
@@ -38,8 +38,6 @@ from taskvec.errors import CheckpointError, FamilyError
 _NOT_GATHERED = (
     "shards were not gathered when it was saved; save it again (DeepSpeed ZeRO-3, FSDP: gathered)"
 )
-# Models whose linear layers are stored as (in, out).
-_STORED_TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 # Models whose experts are stored as (experts, in, out).
 _EXPERTS_TRANSPOSED = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
 # Inside a block, what transformers 5 calls modules in memory, and files still do: ViT and its kin
@@ -380,7 +378,7 @@ def _is_transposed(
         # PEFT goes by the layer's class; over linear layers its flag may be set for nothing.
         is_own = kind is None or "auto_map" in over.config
         is_said = is_own and bool(adapter.config.get("fan_in_fan_out"))
-        return is_embedding or kind in _STORED_TRANSPOSED or is_said
+        return is_embedding or kind in CONV1D_MODELS or is_said
     return not fits
 
 

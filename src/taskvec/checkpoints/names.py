@@ -21,6 +21,8 @@ from typing import Final, NamedTuple
 
 from taskvec.checkpoints.safetensors import TensorInfo
 
+# Model types whose `c_attn`, `c_proj`, `c_fc` and `q_attn` are Conv1D: stored as (in, out).
+CONV1D_MODELS: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 # What trainers put around a model or a module; transformers and PEFT do not know such names.
 TRAINERS: Final = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}

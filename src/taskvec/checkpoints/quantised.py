@@ -30,6 +30,7 @@ import numpy as np
 
 from taskvec import documents
 from taskvec.checkpoints.codebooks import BYTES, E2M1, integers
+from taskvec.checkpoints.names import CONV1D_MODELS
 from taskvec.checkpoints.quantised_views import (
     FlatNibbles,
     MicroscaledColumns,
@@ -63,8 +64,6 @@ _LEFT: Final = re.compile(
 )
 _MXFP4_NAME: Final = re.compile(r".*_(blocks|scales)")
 _BITSANDBYTES: Final = re.compile(r"(?P<name>.+)\.quant_state\.bitsandbytes__(?P<kind>nf4|fp4)")
-# Models whose linear layers store (in, out); quantisers turn them, some back and some not.
-_CONV1D: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _INT8_FACTOR: Final = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies by it
 
 Array = np.ndarray[Any, Any]
@@ -276,7 +275,7 @@ def _if_there(source: Source, *names: str) -> tuple[str, ...]:
 
 def _linear(source: Source, said: Mapping[str, Any], name: str) -> None:
     """Refuse layers that store (in, out), which quantisers turn."""
-    if any(place.get("model_type") in _CONV1D for place in _places(source.config)):
+    if any(place.get("model_type") in CONV1D_MODELS for place in _places(source.config)):
         _refuse(source.where, said, f"{name!r} of a model that stores weights as (in, out)")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from taskvec.checkpoints.factored import FactorStack, stack
 from taskvec.checkpoints.fingerprint import chunk_digests, fingerprint, tensor_digest
-from taskvec.checkpoints.names import TRAINERS
+from taskvec.checkpoints.names import CONV1D_MODELS, TRAINERS
 from taskvec.checkpoints.naming import hub_id
 from taskvec.checkpoints.quantised import DEQUANTISED
 from taskvec.checkpoints.safetensors import write_header
@@ -48,8 +48,6 @@ from taskvec.streaming import RunOptions, silent
 FILE = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
-# Models whose `c_attn`, `c_proj`, `c_fc` and `q_attn` are Conv1D: stored as (in, out).
-_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
 _TASK_TYPES = {
     "ForCausalLM": "CAUSAL_LM",
@@ -431,7 +429,7 @@ class _Work:
             )
         else:
             model = self.change.model.config.get("model_type")
-            is_conv1d = model in _CONV1D_MODELS and module.rpartition(".")[2] in _CONV1D
+            is_conv1d = model in CONV1D_MODELS and module.rpartition(".")[2] in _CONV1D
             layout = _Layout(is_conv1d, shape[:1] if is_conv1d else shape[1:], is_embedding=False)
         if layout.is_transposed and not layout.is_embedding:
             self.transposed.append(module)

@@ -115,7 +115,7 @@ def notes_on_leftovers(out: Path, old: Path | None) -> list[str]:
 
 def _is_used(folder: Path, name: re.Match[str]) -> bool:
     if name["process"] is not None:
-        return Path(f"/proc/{name['process']}").exists()
+        return _is_alive(int(name["process"]))
     try:
         fd = os.open(folder / f".{name['of']}.taskvec-lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -124,6 +124,16 @@ def _is_used(folder: Path, name: re.Match[str]) -> bool:
         return not hold(fd, waits=False)
     finally:
         os.close(fd)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # of another user
+    return True
 
 
 def _size(path: Path) -> int:

@@ -162,6 +162,7 @@ def _run_adapter(prepared: Prepared, out: Path, *, takes_zeros: bool) -> Merged:
     shape = adapter_shape(prepared.recipe)
     written = write_adapter(change, shape, out, prepared.options, more)
     known = [*warnings_of(decided, written.records, found[0]), *warnings]
+    known += notes_on_leftovers(out, None)
     return Merged(
         out,
         written.fingerprint,

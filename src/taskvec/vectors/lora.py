@@ -10,6 +10,7 @@ from typing import Any
 from taskvec.errors import UsageError
 from taskvec.merging.edits import Edit
 from taskvec.outputs.adapter import AdapterShape, Change, tied_warning, write_adapter
+from taskvec.outputs.leftovers import notes_on_leftovers
 from taskvec.outputs.place import check_place
 from taskvec.recipes.recipe import Recipe
 from taskvec.streaming import RunOptions
@@ -69,7 +70,11 @@ def extract_lora(
         bytes=written.nbytes,
         fingerprint=None,
         anchor_fingerprint=written.start,
-        warnings=(*found.warnings, *tied_warning(change, written)),
+        warnings=(
+            *found.warnings,
+            *tied_warning(change, written),
+            *notes_on_leftovers(out, None),
+        ),
         factored=written.rows,
         lost=written.lost,
     )

@@ -24,6 +24,7 @@ from taskvec.family.vocabulary import token_metadata
 from taskvec.merging.apply import Record, apply_edits
 from taskvec.merging.edits import Edit
 from taskvec.outputs.adapter import Factored
+from taskvec.outputs.leftovers import notes_on_leftovers
 from taskvec.outputs.place import check_place
 from taskvec.outputs.staging import staged
 from taskvec.recipes.recipe import Recipe
@@ -114,7 +115,7 @@ def extract_vector(recipe: Recipe, out: Path, wanted: Wanted, options: RunOption
         bytes=shard.nbytes,
         fingerprint=fingerprint({n: r["output"] for n, r in records.items()}, described),
         anchor_fingerprint=start,
-        warnings=found.warnings,
+        warnings=(*found.warnings, *notes_on_leftovers(out, None)),
     )
 
 
